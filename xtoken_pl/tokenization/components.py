@@ -1,0 +1,118 @@
+"""What a fast tokenizer is made of, read from its own components.
+
+Only two kinds write every token as exact bytes: byte-level BPE, and SentencePiece (metaspace) with byte fallback.
+Every other kind is refused by name, because its tokens do not concatenate to the bytes of the text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["byte_level", "metaspace"]
+
+
+class InexactTokenizerError(ValueError):
+    """The tokenizer is of a kind whose tokens are not exact bytes of the text."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """How a tokenizer writes bytes.
+
+    Attributes:
+        kind: ``byte_level`` (GPT-2's byte-to-unicode table) or ``metaspace`` (``▁`` is a space, ``<0xHH>`` a byte).
+        dummy_prefix: The tokenizer puts a space before a text that is not part of the text (Llama 2).
+    """
+
+    kind: Kind
+    dummy_prefix: bool
+
+
+def read_components(tokenizer: PreTrainedTokenizerBase) -> Components:
+    """Reads the kind of ``tokenizer`` from its decoder, model, pre-tokenizer and normalizer.
+
+    Raises:
+        InexactTokenizerError: If it has no fast backend, or is of a kind that is not exact (WordPiece, WordLevel,
+            BPE with word-end suffixes, SentencePiece without byte fallback).
+    """
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InexactTokenizerError(
+            f"tokenizer {name!r} ({type(tokenizer).__name__}) has no fast backend to read its components from; "
+            "use its fast version (tokenizer.json)"
+        )
+    model = backend.model
+    model_kind = type(model).__name__
+    if model_kind not in ("BPE", "Unigram"):
+        raise _inexact(name, f"its model is {model_kind}")
+    decoders = {part["type"] for part in _parts(backend.decoder)}
+    suffix = getattr(model, "end_of_word_suffix", None) or getattr(model, "continuing_subword_prefix", None)
+    if suffix:
+        raise _inexact(name, f"its {model_kind} model marks word pieces with {suffix!r}")
+    dummy_prefix = _has_dummy_prefix(backend)
+    if "ByteLevel" in decoders:
+        return Components("byte_level", dummy_prefix)
+    if "Metaspace" in decoders or "ByteFallback" in decoders:
+        if not getattr(model, "byte_fallback", False):
+            raise _inexact(name, f"its {model_kind} model has no byte fallback, so unknown characters vanish")
+        return Components("metaspace", dummy_prefix)
+    raise _inexact(name, f"its {model_kind} model has the decoder {sorted(decoders) or 'None'}")
+
+
+def _inexact(name: str, reason: str) -> InexactTokenizerError:
+    return InexactTokenizerError(
+        f"tokenizer {name!r} cannot be treated exactly: {reason}. "
+        "Use a byte-level BPE tokenizer, or a SentencePiece tokenizer with byte fallback"
+    )
+
+
+def _has_dummy_prefix(backend: Any) -> bool:
+    if any(part["type"] == "Prepend" for part in _parts(backend.normalizer)):
+        return True
+    return any(
+        (part["type"] == "Metaspace" and part.get("prepend_scheme", "never") != "never")
+        or (part["type"] == "ByteLevel" and part.get("add_prefix_space", False))
+        for part in _parts(backend.pre_tokenizer)
+    )
+
+
+def _parts(component: Any) -> list[dict[str, Any]]:
+    """The flat list of a component's parts, sequences unrolled."""
+    if component is None:
+        return []
+    return list(_flatten(json.loads(component.__getstate__())))
+
+
+def _flatten(state: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = state.get("decoders") or state.get("normalizers") or state.get("pretokenizers")
+    if state["type"] != "Sequence":
+        return [state]
+    return [leaf for part in inner or [] for leaf in _flatten(part)]
+
+
+def without_dummy_prefix(backend: Any) -> Any:
+    """A copy of ``backend`` that encodes a text as it would stand in the middle of a longer one."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(backend.to_str())
+    state["normalizer"] = _strip_prefix(state["normalizer"], "normalizers")
+    state["pre_tokenizer"] = _strip_prefix(state["pre_tokenizer"], "pretokenizers")
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _strip_prefix(state: dict[str, Any] | None, inner: str) -> dict[str, Any] | None:
+    if state is None or state["type"] == "Prepend":
+        return None
+    if state["type"] == "Sequence":
+        parts = [part for part in (_strip_prefix(part, inner) for part in state[inner]) if part is not None]
+        return {**state, inner: parts}
+    if state["type"] == "Metaspace":
+        return {**state, "prepend_scheme": "never"}
+    if state["type"] == "ByteLevel":
+        return {**state, "add_prefix_space": False}
+    return state

@@ -1,0 +1,222 @@
+"""A tokenizer's vocabulary as canonical bytes: the tokens of a text concatenate to its UTF-8 bytes.
+
+Stands at the start of the flow: alignment, projection and the vocabulary checks all read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import weakref
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from xtoken_pl.tokenization.components import Components, read_components, without_dummy_prefix
+from xtoken_pl.tokenization.roles import special_roles
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+# The same vocabulary can be cut differently (merges, split pattern, normalizer). The ids of this text are part of
+# the fingerprint, so that two such tokenizers are told apart.
+_PROBE = (
+    "The 1st of 1234567 tests: I'll pay $3.14\n\n\tdef f(x):\r\n    return x**2  # naïve café Å e\u0301\n"
+    "数字１２３ — Привет, мир! שלום 👩‍👩‍👧 \u00a0 \u200b a_b-c/d\\e <|endoftext|> ▁ABCdef   \n"
+)
+
+
+@dataclass(frozen=True)
+class CanonicalVocabulary:
+    """Canonical bytes and special roles of every token id.
+
+    - byte-level BPE: GPT-2's byte-to-unicode table is undone;
+    - metaspace: every ``▁`` is a space, ``<0xHH>`` is that byte;
+    - special tokens and unused ids have no bytes; special tokens are known by their role.
+
+    Attributes:
+        token_bytes: ``[V]``, the bytes of each id, empty for special tokens and unused ids.
+        is_special: ``[V]`` bool.
+        exists: ``[V]`` bool, False for ids that no token has (holes).
+        is_byte_piece: ``[V]`` bool, True for the ``<0xHH>`` pieces of a metaspace tokenizer.
+        roles: Role name -> id (see :mod:`xtoken_pl.tokenization.roles`).
+        prefix_ids: Special ids that the tokenizer puts before a text (bos, or none).
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699 (canonicalization of strings; bytes are ours).
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    components: Components
+    token_bytes: list[bytes]
+    is_special: NDArray[np.bool_]
+    exists: NDArray[np.bool_]
+    is_byte_piece: NDArray[np.bool_]
+    roles: dict[str, int]
+    prefix_ids: tuple[int, ...]
+    _flat: NDArray[np.uint8] = field(repr=False)
+    _offsets: NDArray[np.int64] = field(repr=False)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> CanonicalVocabulary:
+        """Reads the vocabulary of a fast tokenizer; built once per tokenizer object.
+
+        Raises:
+            InexactTokenizerError: If the tokenizer is of a kind whose tokens are not exact bytes.
+        """
+        known = _BUILT.get(tokenizer)
+        if known is None:
+            known = _BUILT[tokenizer] = cls._read(tokenizer)
+        return known
+
+    @classmethod
+    def _read(cls, tokenizer: PreTrainedTokenizerBase) -> CanonicalVocabulary:
+        components = read_components(tokenizer)
+        vocabulary = tokenizer.get_vocab()
+        size = max(vocabulary.values()) + 1
+        added = tokenizer.added_tokens_decoder
+        special = {token_id for token_id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        token_bytes = [b""] * size
+        exists = np.zeros(size, dtype=bool)
+        is_byte_piece = np.zeros(size, dtype=bool)
+        for token, token_id in vocabulary.items():
+            exists[token_id] = True
+            if token_id in special:
+                continue
+            if components.kind == "byte_level":
+                token_bytes[token_id] = token.encode() if token_id in added else _undo_byte_level(token)
+            elif match := _BYTE_PIECE.fullmatch(token):
+                token_bytes[token_id] = bytes([int(match[1], 16)])
+                is_byte_piece[token_id] = True
+            else:
+                token_bytes[token_id] = token.replace("▁", " ").encode()
+        is_special = np.zeros(size, dtype=bool)
+        is_special[sorted(special)] = True
+        lengths = np.fromiter(map(len, token_bytes), dtype=np.int64, count=size)
+        return cls(
+            tokenizer=tokenizer,
+            components=components,
+            token_bytes=token_bytes,
+            is_special=is_special,
+            exists=exists,
+            is_byte_piece=is_byte_piece,
+            roles=special_roles(tokenizer),
+            prefix_ids=_prefix_ids(tokenizer, special),
+            _flat=np.frombuffer(b"".join(token_bytes), dtype=np.uint8),
+            _offsets=np.concatenate(([0], np.cumsum(lengths))),
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_bytes)
+
+    @property
+    def num_bytes(self) -> NDArray[np.int64]:
+        """``[V]``, the number of bytes of each token; 0 for special tokens."""
+        return np.diff(self._offsets)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of whole texts, without special tokens; text that spells a special token is text."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def byte_stream(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of a token sequence and each token's length in bytes.
+
+        Args:
+            ids: ``[n]`` token ids.
+
+        Returns:
+            The concatenated bytes and ``[n]`` lengths.
+
+        Raises:
+            ValueError: If an id is outside the vocabulary.
+        """
+        if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
+            raise ValueError(
+                f"token ids must be in [0, {len(self)}), the vocabulary of {self.name!r}, "
+                f"got {ids.min()} to {ids.max()}; were they made by another tokenizer?"
+            )
+        starts = self._offsets[ids]
+        lengths = self._offsets[ids + 1] - starts
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if ids.size else 0
+        gather = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+        return self._flat[gather], lengths
+
+    @property
+    def name(self) -> str:
+        """What to call this tokenizer in messages."""
+        return self.tokenizer.name_or_path or type(self.tokenizer).__name__
+
+    @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """Hash of id -> bytes and of the special tokens' names: equal where two models share their token ids."""
+        digest = hashlib.sha256()
+        digest.update(self._offsets.tobytes())
+        digest.update(self._flat.tobytes())
+        special = self.tokenizer.convert_ids_to_tokens(np.flatnonzero(self.is_special).tolist())
+        digest.update(json.dumps([self.components.kind, special, np.flatnonzero(~self.exists).tolist()]).encode())
+        return digest.hexdigest()[:32]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary, the special roles and the way a text is cut; W and caches are checked against it."""
+        digest = hashlib.sha256(self.vocabulary_fingerprint.encode())
+        described = [self.components.dummy_prefix, self.roles, self.prefix_ids, self.encode([_PROBE])[0]]
+        digest.update(json.dumps(described).encode())
+        return digest.hexdigest()[:32]
+
+    @cached_property
+    def mid_text_backend(self) -> Any:
+        """The backend tokenizer that encodes a text as it stands inside a longer one (no dummy prefix)."""
+        backend = self.tokenizer.backend_tokenizer
+        if self.components.dummy_prefix:
+            backend = without_dummy_prefix(backend)
+        backend.encode_special_tokens = True
+        return backend
+
+
+_BUILT: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, CanonicalVocabulary] = weakref.WeakKeyDictionary()
+
+
+def byte_to_unicode() -> dict[int, str]:
+    """GPT-2's table: printable bytes stand for themselves, the others for the code points from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in table)
+    table.update({byte: chr(256 + index) for index, byte in enumerate(others)})
+    return table
+
+
+BYTE_TO_UNICODE = byte_to_unicode()
+# Characters outside the table become one that latin-1 cannot encode, so that they are noticed.
+_UNDO = dict.fromkeys(range(256), "\uffff") | {ord(char): chr(byte) for byte, char in BYTE_TO_UNICODE.items()}
+
+
+def _undo_byte_level(token: str) -> bytes:
+    try:
+        return token.translate(_UNDO).encode("latin-1")
+    except UnicodeEncodeError:
+        # A character that is no byte's stand-in: such a token is written as it is (the ByteLevel decoder does so too).
+        return token.encode()
+
+
+def _prefix_ids(tokenizer: PreTrainedTokenizerBase, special: set[int]) -> tuple[int, ...]:
+    """The special ids before the text in what the tokenizer makes of a text."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    count = next((index for index, token_id in enumerate(ids) if token_id not in special), 0)
+    return tuple(ids[:count])
