@@ -1,0 +1,136 @@
+"""Aligns two tokenizations of the same text into spans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from xtoken_pl.alignment.byte_merge import anchors, equal_runs
+from xtoken_pl.alignment.dynamic_programme import align_stretch
+from xtoken_pl.alignment.spans import Spans
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+_FIRST_ROLE_SYMBOL = 256
+_ONLY_STUDENT, _ONLY_TEACHER = 510, 511
+
+
+TokenIds = Sequence[int] | NDArray[np.int64]
+
+
+class SpanAligner:
+    """Cuts two tokenizations of the same text into the smallest spans that cover the same bytes.
+
+    Where both tokenizers reproduce the text the spans are a linear merge of the token ends. Where a normalizer
+    rewrote it, or a token is unknown, the stretch between the nearest agreeing token boundaries goes through the
+    paper's dynamic programme. Special tokens match by role; one that only one side has is a gap.
+
+    Args:
+        student_tokenizer: The student's fast tokenizer.
+        teacher_tokenizer: The teacher's fast tokenizer.
+
+    Raises:
+        InexactTokenizerError: If a tokenizer's tokens are not exact bytes.
+    """
+
+    def __init__(self, student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
+        self.student = CanonicalVocabulary.from_tokenizer(student_tokenizer)
+        self.teacher = CanonicalVocabulary.from_tokenizer(teacher_tokenizer)
+        self._student_symbols, self._teacher_symbols = _special_symbols(self.student, self.teacher)
+
+    def align(self, student_ids: TokenIds, teacher_ids: TokenIds, *, mid_text: bool = False) -> Spans:
+        """Aligns two token sequences of one text.
+
+        Args:
+            student_ids: ``[n]`` token ids, special tokens included or not.
+            teacher_ids: ``[m]`` token ids.
+            mid_text: The sequences start inside a longer text, so that a leading space is text and not the space
+                that some SentencePiece tokenizers put before a text.
+
+        Returns:
+            The spans. Every token that has bytes is in exactly one, except where the two byte streams differ.
+
+        Raises:
+            ValueError: If an id is outside its vocabulary.
+        """
+        # n, m: tokens that have bytes or a role; the index arrays lead back to the sequences as given
+        student, student_ends, student_index = _stream(self.student, self._student_symbols, student_ids, mid_text)
+        teacher, teacher_ends, teacher_index = _stream(self.teacher, self._teacher_symbols, teacher_ids, mid_text)
+        student_anchor, teacher_anchor, run = anchors(equal_runs(student, teacher), student_ends, teacher_ends)
+        spans = np.stack((student_anchor[:-1], student_anchor[1:], teacher_anchor[:-1], teacher_anchor[1:]), axis=1)
+        is_rewritten = run[:-1] != run[1:]
+        if is_rewritten.any():
+            pieces = [spans[~is_rewritten]]
+            for start, end, other_start, other_end in spans[is_rewritten]:
+                found = align_stretch(
+                    _tokens(student, student_ends, start, end), _tokens(teacher, teacher_ends, other_start, other_end)
+                )
+                pieces.append(found + (start, start, other_start, other_start))
+            spans = np.concatenate(pieces)
+            spans = spans[np.argsort(spans[:, 0], kind="stable")]
+        return Spans(
+            student_start=student_index[spans[:, 0]],
+            student_end=student_index[spans[:, 1] - 1] + 1,
+            teacher_start=teacher_index[spans[:, 2]],
+            teacher_end=teacher_index[spans[:, 3] - 1] + 1,
+        )
+
+
+def _stream(
+    vocabulary: CanonicalVocabulary, special_symbols: dict[int, int], ids: TokenIds, mid_text: bool
+) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
+    """A token sequence as symbols: bytes, and one symbol for each special token.
+
+    Returns:
+        The symbols, the ends ``[n]`` of the tokens that have any, and their indices ``[n]`` in ``ids``.
+    """
+    array = np.asarray(ids, dtype=np.int64)
+    stream, lengths = vocabulary.byte_stream(array)
+    symbols = stream.astype(np.uint16)
+    special = np.flatnonzero(vocabulary.is_special[array])
+    if vocabulary.components.dummy_prefix and not mid_text:
+        first = int(np.argmin(vocabulary.is_special[array])) if len(array) else 0
+        if len(symbols) and symbols[0] == ord(" ") and lengths[first]:
+            symbols, lengths[first] = symbols[1:], lengths[first] - 1
+    if len(special):
+        starts = np.cumsum(lengths) - lengths
+        symbols = np.insert(symbols, starts[special], [special_symbols[int(array[index])] for index in special])
+        lengths[special] = 1
+    index = np.flatnonzero(lengths)
+    return symbols, np.cumsum(lengths[index]), index
+
+
+def _tokens(symbols: NDArray[np.uint16], ends: NDArray[np.int64], start: int, end: int) -> list[bytes]:
+    bounds = [int(ends[start - 1]) if start else 0, *ends[start:end].tolist()]
+    return [symbols[low:high].tobytes() for low, high in pairwise(bounds)]
+
+
+def _special_symbols(
+    student: CanonicalVocabulary, teacher: CanonicalVocabulary
+) -> tuple[dict[int, int], dict[int, int]]:
+    """One symbol for every special id of both sides: the same where they play the same role.
+
+    An id with several roles (eos that is pad too) ties these roles together, on both sides.
+    """
+    group = {role: role for vocabulary in (student, teacher) for role in vocabulary.roles}
+
+    def root(role: str) -> str:
+        while group[role] != role:
+            role = group[role]
+        return role
+
+    for vocabulary in (student, teacher):
+        first_role: dict[int, str] = {}
+        for role, token_id in vocabulary.roles.items():
+            group[root(role)] = root(first_role.setdefault(token_id, role))
+    symbol = {role: _FIRST_ROLE_SYMBOL + index for index, role in enumerate(group)}
+
+    def symbols(vocabulary: CanonicalVocabulary, other: int) -> dict[int, int]:
+        roles = {token_id: role for role, token_id in vocabulary.roles.items()}
+        special: list[int] = np.flatnonzero(vocabulary.is_special).tolist()
+        return {token_id: symbol[root(roles[token_id])] if token_id in roles else other for token_id in special}
+
+    return symbols(student, _ONLY_STUDENT), symbols(teacher, _ONLY_TEACHER)

@@ -1,0 +1,114 @@
+"""The linear merge of two token sequences over the bytes that they share.
+
+Two byte streams are cut into *runs* of equal bytes (one run where a text was not rewritten, which is nearly always).
+Inside a run the places where both sides end a token are *anchors*; between two neighbouring anchors of one run lies
+exactly one span. Between anchors of different runs lies a rewritten *stretch*.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Symbols (bytes, or special roles from 256 on) that must agree in a row before two streams count as in step again.
+# Seven 9-bit symbols fit one 64-bit integer exactly, so that windows are compared without collisions.
+NUM_ANCHOR_SYMBOLS = 7
+_SYMBOL_BITS = 9
+
+Run = tuple[int, int, int]  # first symbol on the student's side, first on the teacher's, number of equal symbols
+
+
+def equal_runs(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> list[Run]:
+    """Cuts two symbol streams into runs that agree, in order; what lies between two runs was rewritten.
+
+    The first run starts at (0, 0) and the last one ends at the ends of both streams; either may be empty.
+    """
+    if np.array_equal(student, teacher):
+        return [(0, 0, len(student))]
+    runs: list[Run] = []
+    i = j = 0
+    while True:
+        length = _num_agreeing(student[i:], teacher[j:])
+        runs.append((i, j, length))
+        i, j = i + length, j + length
+        if i == len(student) and j == len(teacher):
+            return runs
+        skip_student, skip_teacher = _resynchronize(student[i:], teacher[j:])
+        i, j = i + skip_student, j + skip_teacher
+
+
+def anchors(
+    runs: list[Run], student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The token boundaries that both sides share.
+
+    Args:
+        runs: Of :func:`equal_runs`.
+        student_ends: ``[n]`` increasing, the symbol at which each student token ends.
+        teacher_ends: ``[m]`` likewise.
+
+    Returns:
+        ``[A]`` student token index, ``[A]`` teacher token index (a span starts at these tokens, or ends before
+        them) and ``[A]`` the run of each anchor. The first is (0, 0), the last (n, m).
+    """
+    student_bounds = np.concatenate(([0], student_ends))
+    teacher_bounds = np.concatenate(([0], teacher_ends))
+    is_teacher_bound = np.zeros(int(teacher_bounds[-1]) + 1, dtype=bool)
+    is_teacher_bound[teacher_bounds] = True
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for start, other_start, length in runs:
+        low, high = np.searchsorted(student_bounds, (start, start + length + 1))
+        shifted = student_bounds[low:high] - start + other_start
+        is_shared = is_teacher_bound[shifted]
+        student_index = np.flatnonzero(is_shared) + low
+        parts.append((student_index, np.searchsorted(teacher_bounds, shifted[is_shared])))
+    run_index = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    student_index = np.concatenate([part[0] for part in parts])
+    teacher_index = np.concatenate([part[1] for part in parts])
+    return student_index, teacher_index, run_index
+
+
+def _num_agreeing(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> int:
+    """How many symbols agree from the start on; looks at growing pieces, since a difference is often near."""
+    limit = min(len(student), len(teacher))
+    done, piece = 0, 256
+    while done < limit:
+        upper = min(done + piece, limit)
+        differs = student[done:upper] != teacher[done:upper]
+        first = int(differs.argmax())
+        if differs[first]:
+            return done + first
+        done, piece = upper, piece * 4
+    return limit
+
+
+def _resynchronize(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> tuple[int, int]:
+    """How many symbols to skip on each side until both agree again, the fewest in sum.
+
+    They agree again where `NUM_ANCHOR_SYMBOLS` symbols are equal, or all symbols up to the end of both streams.
+    """
+    window = 64
+    while True:
+        codes, other_codes = _codes(student[:window]), _codes(teacher[:window])
+        _, first, other_first = np.intersect1d(codes, other_codes, return_indices=True)
+        if len(first):
+            best = int((first + other_first).argmin())
+            skip, other_skip = int(first[best]), int(other_first[best])
+            # A better place cannot begin outside the window, since it would cost more than the window is long.
+            if skip + other_skip <= window or window >= max(len(student), len(teacher)):
+                return skip, other_skip
+        if window >= max(len(student), len(teacher)):
+            same = _num_agreeing(student[::-1], teacher[::-1])
+            return len(student) - same, len(teacher) - same
+        window *= 8
+
+
+def _codes(symbols: NDArray[np.uint16]) -> NDArray[np.uint64]:
+    """Every window of `NUM_ANCHOR_SYMBOLS` symbols packed into one integer."""
+    count = len(symbols) - NUM_ANCHOR_SYMBOLS + 1
+    if count <= 0:
+        return np.empty(0, dtype=np.uint64)
+    codes = np.zeros(count, dtype=np.uint64)
+    for offset in range(NUM_ANCHOR_SYMBOLS):
+        codes = (codes << np.uint64(_SYMBOL_BITS)) | symbols[offset : offset + count].astype(np.uint64)
+    return codes
