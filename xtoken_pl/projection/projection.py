@@ -1,0 +1,160 @@
+"""W as data: four teacher tokens and weights for every student token, and their application to rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from xtoken_pl.tokenization import CanonicalVocabulary
+
+# V_s/V_t vocabulary sizes (student/teacher), E non-zero entries of W
+
+
+@dataclass(frozen=True)
+class ProjectionCounts:
+    """How the student's tokens are mapped."""
+
+    exact: int
+    multi_token: int
+    zero: int
+
+    @property
+    def total(self) -> int:
+        return self.exact + self.multi_token + self.zero
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A sparse, row-stochastic matrix W [V_s, V_t].
+
+    Row ``s`` holds at most ``K`` (4) teacher tokens. A row sums to 1, or is zero where the student's token cannot be
+    written in at most ``K`` teacher tokens. Unused places have weight 0 and index 0.
+
+    Attributes:
+        indices: ``[V_s, K]`` int64 teacher ids.
+        weights: ``[V_s, K]`` float32.
+        is_exact: ``[V_s]`` bool, rows of pass 1 (equal bytes or equal role).
+        num_teacher: V_t.
+        student_fingerprint: Of the tokenizer that the rows belong to.
+        teacher_fingerprint: Of the tokenizer that the columns belong to.
+        parameters: How it was built (``beta``, ``gamma``, ``max_tokens``, ``top``), kept in the file's header.
+
+    Raises:
+        ValueError: If shapes disagree, a weight is NaN, infinite or negative, an index is outside the teacher's
+            vocabulary, or a row sums to neither 0 nor 1.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, projection matrix.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    is_exact: Tensor
+    num_teacher: int
+    student_fingerprint: str
+    teacher_fingerprint: str
+    parameters: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.indices.shape != self.weights.shape or self.indices.ndim != 2:
+            raise ValueError(
+                "indices and weights of a projection must both be [V_s, K], "
+                f"got {list(self.indices.shape)} and {list(self.weights.shape)}; rebuild it with `project`"
+            )
+        if self.is_exact.shape != self.indices.shape[:1]:
+            raise ValueError(f"is_exact must be [{len(self.indices)}], got {list(self.is_exact.shape)}")
+        if not torch.isfinite(self.weights).all():
+            bad = int((~torch.isfinite(self.weights)).any(dim=1).sum())
+            raise ValueError(f"projection weights must be finite, got NaN or infinity in {bad} rows; rebuild it")
+        if (self.weights < 0).any():
+            raise ValueError(f"projection weights must be >= 0, got {self.weights.min().item():.4g}; rebuild it")
+        if self.indices.numel() and (self.indices.min() < 0 or self.indices.max() >= self.num_teacher):
+            raise ValueError(
+                f"projection indices must be in [0, {self.num_teacher}), the teacher's vocabulary, "
+                f"got {self.indices.min().item()} to {self.indices.max().item()}"
+            )
+        sums = self.weights.double().sum(dim=1)
+        off = (sums - (sums > 0).double()).abs()
+        if self.weights.numel() and off.max() > 1e-4:
+            row = int(off.argmax())
+            raise ValueError(f"every row of a projection must sum to 1 or be zero, row {row} sums to {sums[row]:.6g}")
+
+    @property
+    def num_student(self) -> int:
+        """V_s."""
+        return len(self.indices)
+
+    @property
+    def counts(self) -> ProjectionCounts:
+        """How many rows are exact, multi-token, zero."""
+        exact = int(self.is_exact.sum())
+        zero = int((self.weights.sum(dim=1) == 0).sum())
+        return ProjectionCounts(exact=exact, multi_token=self.num_student - exact - zero, zero=zero)
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The non-zero entries: student ids ``[E]``, teacher ids ``[E]``, weights ``[E]``."""
+        row, column = torch.nonzero(self.weights, as_tuple=True)
+        return row, self.indices[row, column], self.weights[row, column]
+
+    def to_teacher(self, student_rows: Tensor) -> Tensor:
+        """Applies Wᵀ: ``[..., V_s] -> [..., V_t]``; takes the student's probabilities to the teacher's vocabulary."""
+        student_ids, teacher_ids, weights = self._entries_like(student_rows, self.num_student)
+        return apply_entries(student_rows, student_ids, teacher_ids, weights, self.num_teacher)
+
+    def to_student(self, teacher_rows: Tensor) -> Tensor:
+        """Applies W: ``[..., V_t] -> [..., V_s]``; the transpose of :meth:`to_teacher`."""
+        student_ids, teacher_ids, weights = self._entries_like(teacher_rows, self.num_teacher)
+        return apply_entries(teacher_rows, teacher_ids, student_ids, weights, self.num_student)
+
+    def _entries_like(self, rows: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        if rows.shape[-1] != size:
+            raise ValueError(f"rows must have {size} columns to be projected, got {rows.shape[-1]}")
+        student_ids, teacher_ids, weights = (tensor.to(rows.device) for tensor in self.entries())
+        return student_ids, teacher_ids, weights.to(rows.dtype)
+
+    def check_belongs_to(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
+        """Refuses a projection that was built for other tokenizers.
+
+        Raises:
+            ValueError: Naming the side and both fingerprints.
+        """
+        for side, vocabulary, fingerprint, size in (
+            ("student", student, self.student_fingerprint, self.num_student),
+            ("teacher", teacher, self.teacher_fingerprint, self.num_teacher),
+        ):
+            if fingerprint != vocabulary.fingerprint or size != len(vocabulary):
+                raise ValueError(
+                    f"a projection must belong to the tokenizers that it is used with: its {side} tokenizer has "
+                    f"{size} tokens and fingerprint {fingerprint}, but {vocabulary.name!r} has {len(vocabulary)} and "
+                    f"{vocabulary.fingerprint}. Rebuild it with `python -m xtoken_pl project`, or leave the path out"
+                )
+
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes a safetensors file; see :func:`save_projection`."""
+        from xtoken_pl.projection.storage import save_projection
+
+        save_projection(self, path, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Projection:
+        """Reads a file of :meth:`save`; see :func:`load_projection`."""
+        from xtoken_pl.projection.storage import load_projection
+
+        return load_projection(path)
+
+
+def apply_entries(rows: Tensor, source: Tensor, target: Tensor, weights: Tensor, size: int) -> Tensor:
+    """``out[..., target[e]] += weights[e] * rows[..., source[e]]`` for every entry e of a sparse matrix.
+
+    Shape:
+        rows: ``[..., V]``; source, target, weights: ``[E]``; returns: ``[..., size]``.
+    """
+    # The vocabulary comes first while adding: rows of memory are added, not scattered elements (3 x faster on a CPU).
+    flat = rows.reshape(-1, rows.shape[-1]).t()  # [V, N]
+    out = flat.new_zeros(size, flat.shape[1]).index_add(0, target, flat[source] * weights[:, None])
+    return out.t().reshape(*rows.shape[:-1], size)
