@@ -1,0 +1,160 @@
+"""What a training step gets: token sequences, the rows that predict their tokens, and how spans relate them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtoken_pl.segments import greedy_segments
+
+# B sequences, T padded length, N/Q student/teacher rows, S spans
+
+
+class _Movable:
+    """A dataclass whose tensors, those of nested ones and of dicts included, move together."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """A copy on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory, for a DataLoader with ``pin_memory``."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, _Movable):
+                return value._map(function)
+            if isinstance(value, dict):
+                return {key: apply(item) for key, item in value.items()}
+            return value
+
+        return replace(
+            cast(Any, self), **{item.name: apply(getattr(self, item.name)) for item in fields(cast(Any, self))}
+        )
+
+
+@dataclass(frozen=True)
+class TokenBatch(_Movable):
+    """Padded sequences and the rows of interest.
+
+    Row ``r`` is the position, in the flattened ``[B * T]`` sequences, whose hidden state predicts ``labels[r]``.
+
+    Attributes:
+        input_ids: ``[B, T]``.
+        attention_mask: ``[B, T]``, 1 for tokens, 0 for padding (on the right).
+        rows: ``[N]`` positions, increasing.
+        labels: ``[N]`` the tokens that they predict.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class SpanBatch(_Movable):
+    """How the rows of both sides relate, for one teacher. All spans of the batch, in the order of the rows.
+
+    Attributes:
+        student_first, teacher_first: ``[S]`` the first row of each span.
+        student_length, teacher_length: ``[S]`` the number of its rows, which follow one another.
+        student_span: ``[N]``, teacher_span: ``[Q]``, the span of each row, S for a row of no span.
+    """
+
+    student_first: Tensor
+    student_length: Tensor
+    teacher_first: Tensor
+    teacher_length: Tensor
+    student_span: Tensor
+    teacher_span: Tensor
+
+    def __len__(self) -> int:
+        return self.student_first.shape[0]
+
+
+@dataclass(frozen=True)
+class TeacherBatch(_Movable):
+    """One teacher's view of the batch: its tokens of the same text, and the spans."""
+
+    tokens: TokenBatch
+    spans: SpanBatch
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows."""
+
+    student_rows: slice
+    spans: dict[str, slice]
+    teacher_rows: dict[str, slice]
+
+
+@dataclass(frozen=True)
+class RowCuts:
+    """Where the rows of a batch may be cut without cutting a span of any teacher.
+
+    Kept as numpy arrays beside the batch, so that blocks are planned without asking the device.
+
+    Attributes:
+        student: ``[C]`` student rows before each cut, from 0 to N.
+        spans: By teacher, ``[C]`` spans before each cut.
+        teacher: By teacher, ``[C]`` teacher rows before each cut.
+    """
+
+    student: NDArray[np.int64]
+    spans: dict[str, NDArray[np.int64]]
+    teacher: dict[str, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, num_rows: int, spans: Mapping[str, SpanBatch]) -> RowCuts:
+        """Finds the cuts of ``num_rows`` student rows."""
+        cuts_span = np.zeros(num_rows + 1, dtype=bool)
+        for batch in spans.values():
+            span = batch.student_span.numpy(force=True)
+            cuts_span[1:-1] |= (span[1:] == span[:-1]) & (span[1:] < len(batch))
+        cuts = np.flatnonzero(~cuts_span)
+        before = {n: np.searchsorted(batch.student_first.numpy(force=True), cuts) for n, batch in spans.items()}
+        ends = {n: (batch.teacher_first + batch.teacher_length).numpy(force=True) for n, batch in spans.items()}
+        rows_before = {name: np.concatenate(([0], ends[name]))[before[name]] for name in spans}
+        return cls(cuts, before, rows_before)
+
+    def blocks(self, max_rows: int) -> list[Block]:
+        """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block."""
+        bounds = np.stack([self.student, *self.teacher.values()], axis=1)
+        return [
+            Block(
+                student_rows=_between(self.student, start, end),
+                spans={name: _between(before, start, end) for name, before in self.spans.items()},
+                teacher_rows={name: _between(before, start, end) for name, before in self.teacher.items()},
+            )
+            for start, end in greedy_segments(bounds, [max_rows] * bounds.shape[1])
+        ]
+
+
+def _between(before: NDArray[np.int64], start: int, end: int) -> slice:
+    return slice(int(before[start]), int(before[end]))
+
+
+@dataclass(frozen=True)
+class DistillBatch(_Movable):
+    """The student's sequences, each teacher's, and how their rows may be cut into blocks.
+
+    Attributes:
+        student: The rows cover every token that the loss mask keeps and that has a predecessor.
+        teachers: By teacher name.
+        cuts: Of the rows.
+    """
+
+    student: TokenBatch
+    teachers: dict[str, TeacherBatch]
+    cuts: RowCuts

@@ -1,0 +1,140 @@
+"""The interface of every loss: a block of rows and how they relate, in; a number per span, out.
+
+A loss knows nothing of batches, models, padding or temperature. Most losses reduce to a pure function of matched
+rows (:class:`MatchedRowLoss`); one that needs several teacher rows for a student row reads the block itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from xtoken_pl.projection import Projection
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+# P student rows, Q teacher rows, S spans, V_s/V_t vocabulary sizes (student/teacher)
+
+Merge = Literal["chain_rule", "mean"]
+
+
+@dataclass(frozen=True)
+class SideRows:
+    """One side's rows of a block. Row ``i`` is the distribution that predicts token ``labels[i]``.
+
+    Attributes:
+        log_probs: ``[N, V]`` log-probabilities, -inf for ids that do not exist.
+        labels: ``[N]`` the observed tokens.
+        first: ``[S]`` each span's first row.
+        length: ``[S]`` the number of rows of each span; they follow one another.
+        span: ``[N]`` the span of each row, S for a row of no span.
+    """
+
+    log_probs: Tensor
+    labels: Tensor
+    first: Tensor
+    length: Tensor
+    span: Tensor
+
+    def first_rows(self) -> Tensor:
+        """``[S, V]``: the distribution at the start of each span."""
+        return self.log_probs.index_select(0, self.first)
+
+    def log_continuation(self) -> Tensor:
+        r"""``[S]``: :math:`\log c = \sum_{k>i} \log p(x_k | x_{<k})` over a span's tokens after the first."""
+        token_log_probs = self.log_probs.gather(1, self.labels[:, None]).squeeze(1)
+        is_first = torch.zeros_like(self.labels, dtype=torch.bool).index_fill(0, self.first, value=True)
+        return self._sum_by_span(token_log_probs.masked_fill(is_first, 0.0))
+
+    def mean_rows(self, rows: Tensor) -> Tensor:
+        """``[N, V] -> [S, V]``: the average over each span's rows."""
+        return self._sum_by_span(rows) / self.length[:, None]
+
+    def _sum_by_span(self, values: Tensor) -> Tensor:
+        num_spans = self.first.shape[0]
+        # One more place takes the rows of no span, and is cut off.
+        out = values.new_zeros(num_spans + 1, *values.shape[1:]).index_add(0, self.span, values)
+        return out[:num_spans]
+
+
+@dataclass(frozen=True)
+class SpanBlock:
+    """All rows of some consecutive spans, of both sides."""
+
+    student: SideRows
+    teacher: SideRows
+
+
+class SpanScores(NamedTuple):
+    """What a loss says of each span.
+
+    Attributes:
+        loss: ``[S]`` nats.
+        unmapped_mass: ``[S]`` the student's probability that W has no place for, in [0, 1], detached.
+        agreement: ``[S]`` 1 where both sides' most probable token is the same, detached; None during training.
+    """
+
+    loss: Tensor
+    unmapped_mass: Tensor
+    agreement: Tensor | None
+
+
+class SpanLoss(nn.Module, ABC):
+    """Base of all losses. Subclass it, or :class:`MatchedRowLoss`, anywhere importable to add one.
+
+    A loss is configured without data (``__init__``) and then bound once to a pair of vocabularies (:meth:`bind`).
+    """
+
+    #: Whether :meth:`bind` needs W.
+    needs_projection: ClassVar[bool] = False
+
+    def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
+        """Takes what the loss needs of the two vocabularies. Called once, before training."""
+
+    @abstractmethod
+    def forward(self, block: SpanBlock) -> SpanScores:
+        """Scores every span of a block."""
+
+
+class MatchedRowLoss(SpanLoss):
+    """A loss that compares one student row with one teacher row per span.
+
+    Args:
+        merge: How a span of several tokens becomes one row. ``chain_rule``: the first token's distribution and the
+            probability c of the observed continuation, so that the row's entry for the observed token is the
+            probability of the whole span's text. ``mean``: what other implementations do, the rows averaged.
+    """
+
+    def __init__(self, *, merge: Merge = "chain_rule") -> None:
+        super().__init__()
+        if merge not in get_args(Merge):
+            raise ValueError(f"merge must be one of {', '.join(get_args(Merge))}, got {merge!r}")
+        self.merge = merge
+
+    def forward(self, block: SpanBlock) -> SpanScores:
+        if self.merge == "mean":
+            return self.score_mean(block)
+        return self.score_rows(
+            block.student.first_rows(),
+            block.teacher.first_rows(),
+            block.student.log_continuation(),
+            block.teacher.log_continuation(),
+        )
+
+    @abstractmethod
+    def score_rows(
+        self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
+    ) -> SpanScores:
+        """Scores matched rows: ``[S, V_s], [S, V_t], [S], [S] -> [S]``."""
+
+    @abstractmethod
+    def score_mean(self, block: SpanBlock) -> SpanScores:
+        """Scores the rows averaged over each span."""
+
+
+def same_token(student_tokens: Tensor, teacher_tokens: Tensor) -> Tensor:
+    """``[S], [S] -> [S]``: 1 where both sides prefer the same token, else 0."""
+    return (student_tokens == teacher_tokens).float()

@@ -1,0 +1,107 @@
+"""P-KL: the student's probabilities are projected to the teacher's vocabulary by W and compared there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores, same_token
+from xtoken_pl.losses.divergence import generalized_kl, log_clamped
+from xtoken_pl.projection import Projection
+from xtoken_pl.projection.projection import apply_entries
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+
+def projection_kl(
+    projected_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
+) -> Tensor:
+    r"""Projected KL (P-KL) of a span between a teacher and a student of another vocabulary.
+
+    .. math:: D(\hat p_T \| \tilde p_S), \quad \tilde p_S = W^\top \hat p_S, \quad \hat p = c\,p
+
+    with the generalized KL :math:`D(p \| q) = \sum_v p_v \log(p_v / q_v) - \sum_v p_v + \sum_v q_v`. All sums run
+    over the R teacher tokens that W reaches: for the others the student's probability is zero whatever it learns,
+    and the divergence would be infinite by a constant.
+
+    Args:
+        projected_probs: :math:`W^\top p_S` of the tokens that W reaches.
+        teacher_log_probs: The teacher's of the same tokens, not renormalized.
+
+    Shape:
+        projected_probs, teacher_log_probs: ``[S, R]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, P-KL. The generalized KL and the support are ours.
+    """
+    student_mass = projected_probs.sum(-1)
+    return generalized_kl(teacher_log_probs, log_clamped(projected_probs), teacher_log_c, student_log_c, student_mass)
+
+
+class ProjectionKL(MatchedRowLoss):
+    r"""P-KL, :math:`D(\hat p_T \| W^\top \hat p_S)` over the teacher's vocabulary; see :func:`projection_kl`.
+
+    With ``merge="mean"`` the teacher's log-probabilities and the student's projected probabilities are averaged over
+    the span, both are renormalized over the teacher tokens that W reaches, and the plain KL is taken.
+
+    Args:
+        merge: How a span of several tokens becomes one row.
+    """
+
+    needs_projection = True
+
+    # E non-zero entries of W, R teacher tokens that W reaches
+    student_ids: Tensor  # [E]
+    columns: Tensor  # [E], the place of each entry's teacher token in `reached`
+    weights: Tensor  # [E]
+    reached: Tensor  # [R], teacher ids
+
+    def __init__(self, *, merge: Merge = "chain_rule") -> None:
+        super().__init__(merge=merge)
+
+    def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
+        """Takes W.
+
+        Raises:
+            ValueError: If W is missing, or reaches no teacher token.
+        """
+        if projection is None:
+            raise ValueError("ProjectionKL needs a projection; build one with build_projection")
+        student_ids, teacher_ids, weights = projection.entries()
+        if len(weights) == 0:
+            raise ValueError("a projection must map at least one token, got only zero rows")
+        reached, columns = teacher_ids.unique(return_inverse=True)
+        buffers = {"student_ids": student_ids, "columns": columns, "weights": weights, "reached": reached}
+        for name, tensor in buffers.items():
+            # W is no state: it is built from the tokenizers, or read from its own file.
+            self.register_buffer(name, tensor, persistent=False)
+
+    def project(self, probs: Tensor) -> Tensor:
+        """``[S, V_s] -> [S, R]``: Wᵀ applied to rows, the teacher tokens that it reaches."""
+        weights = self.weights.to(probs.dtype)
+        return apply_entries(probs, self.student_ids, self.columns, weights, len(self.reached))
+
+    def score_rows(
+        self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
+    ) -> SpanScores:
+        projected = self.project(student_log_probs.exp())
+        reached = teacher_log_probs.index_select(1, self.reached)
+        loss = projection_kl(projected, reached, student_log_c, teacher_log_c)
+        return self._scores(loss, projected, teacher_log_probs)
+
+    def score_mean(self, block: SpanBlock) -> SpanScores:
+        # W is linear, so that the average is projected once instead of every row.
+        projected = self.project(block.student.mean_rows(block.student.log_probs.exp()))
+        student = log_clamped(projected / projected.sum(-1, keepdim=True))
+        teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
+        teacher = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
+        no_continuation = teacher.new_zeros(len(teacher))
+        loss = generalized_kl(teacher, student, no_continuation, no_continuation)
+        return self._scores(loss, projected, teacher_log_probs)
+
+    def _scores(self, loss: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:
+        with torch.no_grad():
+            unmapped_mass = (1 - projected.sum(-1)).clamp(0, 1)
+            agreement = None
+            if not self.training:
+                agreement = same_token(self.reached[projected.argmax(-1)], teacher_log_probs.argmax(-1))
+        return SpanScores(loss, unmapped_mass, agreement)

@@ -1,0 +1,71 @@
+"""Metrics that compare models across tokenizers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class BitsPerByte(Metric):
+    r"""Negative log-likelihood of a text in bits, per byte of the text.
+
+    .. math:: \frac{\sum_i -\log p(x_i | x_{<i})}{\ln 2 \cdot \text{bytes}}
+
+    Unlike perplexity per token it is comparable between models of different tokenizers. Tokens without bytes (eos)
+    are left out by the caller.
+
+    Shape:
+        nats: any; num_bytes: the same; the result is a scalar, NaN before the first update.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+
+    total_nats: Tensor
+    total_bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total_nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, num_bytes: Tensor) -> None:
+        """Adds tokens: their negative log-likelihoods in nats, and their lengths in bytes."""
+        self.total_nats += nats.sum().to(self.total_nats.dtype)
+        self.total_bytes += num_bytes.sum()
+
+    def compute(self) -> Tensor:
+        return (self.total_nats / (math.log(2) * self.total_bytes)).float()
+
+
+class CountedMean(Metric):
+    """Sum over count of all values seen, over all batches and processes; NaN before the first value."""
+
+    full_state_update = False
+    is_differentiable = False
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Adds values of any shape."""
+        self.total += values.sum().to(self.total.dtype)
+        self.count += values.numel()
+
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
+
+
+class TopOneAgreement(CountedMean):
+    """Share of spans at which student and teacher find the same token most probable, after projection, in [0, 1]."""
+
+    higher_is_better = True

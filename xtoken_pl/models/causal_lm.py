@@ -1,0 +1,95 @@
+"""Load a causal language model, and run it up to its head."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from xtoken_pl.models.head import Head
+from xtoken_pl.teacher import ModelSource, Student
+
+# B batch, T tokens, H hidden size
+
+_NUM_CHECKED_TOKENS = 8
+#: Largest difference between the head path and the model's own logits, relative to the largest logit.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+
+
+def load_causal_lm(source: ModelSource, *, role: str) -> PreTrainedModel:
+    """Loads the model of ``source`` on the CPU, in evaluation mode.
+
+    A :class:`Student` with ``weights="random"`` is built from its configuration alone.
+
+    Args:
+        role: What the model is, for messages: ``student``, or ``teacher 'NAME'``.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    common = {
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+        "dtype": source.dtype if source.dtype == "auto" else getattr(torch, source.dtype),
+    }
+    if source.attn_implementation is not None:
+        common["attn_implementation"] = source.attn_implementation
+    try:
+        if isinstance(source, Student) and source.weights == "random":
+            config = AutoConfig.from_pretrained(
+                source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
+            )
+            if common["dtype"] == "auto":
+                common["dtype"] = config.dtype or torch.float32
+            common.pop("revision")
+            model = AutoModelForCausalLM.from_config(config, **common)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source.model, **common)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the model of the {role} must be a folder or a hub id of a causal language model; {source.model!r} could "
+            f"not be loaded. Check the path (relative paths start at the working folder) or the id. Reason: {error}"
+        ) from error
+    return cast(PreTrainedModel, model).eval()
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """``[B, T] -> [B, T, H]``: the states that the head is applied to."""
+    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return cast(Tensor, output.last_hidden_state)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
+    """Compares the logits of the head path with the model's own on a short input.
+
+    Some architectures transform their logits after the head (soft-capping, a logit scale); for them the blockwise
+    evaluation would train on wrong numbers.
+
+    Raises:
+        ValueError: If they differ, with the largest difference.
+    """
+    device = head.layer.weight.device
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(head.vocabulary_size, (1, _NUM_CHECKED_TOKENS), generator=generator).to(device)
+    mask = torch.ones_like(input_ids)
+    was_training = model.training
+    model.eval()
+    own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0, :, : head.vocabulary_size]
+    ours = head.log_probs(hidden_states(model, input_ids, mask)[0])
+    model.train(was_training)
+    own = own.to(ours.dtype)
+    if head.holes is not None:
+        own = own.masked_fill(head.holes.to(device), -torch.inf)
+        ours = ours.masked_fill(head.holes.to(device), 0.0)
+    expected = own.log_softmax(-1).masked_fill(own.isneginf(), 0.0)
+    difference = (expected - ours).abs().max().item()
+    bound = _TOLERANCE[model.dtype] * max(1.0, expected.abs().max().item())
+    if not difference <= bound:
+        raise ValueError(
+            f"a model's logits must be its head applied to its last hidden states, but for the {role} "
+            f"({type(model).__name__}) the log-probabilities differ by {difference:.4g} (allowed {bound:.2g}). Models "
+            "that transform their logits after the head (soft-capping, logit scale) cannot be used yet"
+        )

@@ -1,0 +1,79 @@
+"""The student and the teachers as plain specifications; weights are loaded when training starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from xtoken_pl.losses import SpanLoss
+from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
+
+DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(kw_only=True)
+class ModelSource:
+    """Where a causal language model and its tokenizer come from.
+
+    Attributes:
+        model: A folder, or a hub id.
+        revision: Branch, tag or commit on the hub.
+        dtype: Of the weights; ``auto`` takes the checkpoint's own.
+        attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ...; None lets transformers choose.
+        trust_remote_code: Run code that comes with the model. Off unless asked for.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: DType = "float32"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+def load_vocabulary(source: ModelSource) -> CanonicalVocabulary:
+    """The canonical vocabulary of a model's own tokenizer."""
+    tokenizer = load_tokenizer(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    return CanonicalVocabulary.from_tokenizer(tokenizer)
+
+
+@dataclass(kw_only=True)
+class Student(ModelSource):
+    """The model that learns.
+
+    Attributes:
+        weights: ``pretrained`` loads them; ``random`` builds the model from its configuration, under the run's seed.
+    """
+
+    weights: Literal["pretrained", "random"] = "pretrained"
+
+
+@dataclass(kw_only=True)
+class Teacher(ModelSource):
+    r"""One teacher and how the student learns from it.
+
+    Attributes:
+        loss: The loss per span.
+        alpha: Static weight :math:`\alpha_m >= 0` of this teacher in :math:`L_{KD} = \sum_m \alpha_m L_m`.
+        temperature: Softmax temperature > 0 on both sides; the loss is multiplied by its square.
+        projection: A file of ``python -m xtoken_pl project``; None builds W from the two tokenizers.
+
+    Raises:
+        ValueError: If alpha is negative or no number, or temperature is not > 0.
+    """
+
+    loss: SpanLoss
+    alpha: float = 1.0
+    temperature: float = 1.0
+    projection: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+            raise ValueError(f"alpha must be a finite number >= 0, got {self.alpha}; 0 switches a teacher off")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions as they are")
+        if self.projection is not None and not self.loss.needs_projection:
+            raise ValueError(
+                f"a projection was given, but {type(self.loss).__name__} uses none; leave `projection` out, "
+                "or use a loss that projects (ProjectionKL)"
+            )
