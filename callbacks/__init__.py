@@ -1,0 +1,7 @@
+"""Lightning callbacks, one behaviour each. They import the package; the package never imports them."""
+
+from xtoken_pl.callbacks.dynamic_loss_scaling import DynamicLossScaling
+from xtoken_pl.callbacks.hf_export import HFExport
+from xtoken_pl.callbacks.teacher_monitor import TeacherMonitor
+
+__all__ = ["DynamicLossScaling", "HFExport", "TeacherMonitor"]

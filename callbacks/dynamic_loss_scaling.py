@@ -1,0 +1,51 @@
+"""Scales the distillation loss to the size of the cross-entropy."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.module import KDScale
+
+
+class DynamicLossScaling(pl.Callback):
+    r"""Makes the distillation loss count as much as the cross-entropy at every step.
+
+    .. math:: L = \mathrm{sg}(L_{CE} / L_{KD}) \, L_{KD} + L_{CE}
+
+    with sg, the stop-gradient. Both losses are means over all processes, so that every process uses the same factor.
+    Without the callback the module's fixed ``kd_weight`` applies. A step whose distillation loss is zero (no span)
+    has the factor 0.
+
+    Raises:
+        ValueError: At the start of training, if the module's fixed weights are not 1.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, dynamic scaling.
+    """
+
+    def __init__(self) -> None:
+        self._before: KDScale | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module = distill_module(pl_module, self)
+        if module.ce_weight != 1.0 or module.kd_weight != 1.0:
+            raise ValueError(
+                "DynamicLossScaling and fixed weights exclude each other, got "
+                f"ce_weight={module.ce_weight} and kd_weight={module.kd_weight}; remove the callback, or the weights"
+            )
+        self._before = module.kd_scale
+        module.kd_scale = self.scale
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._before is not None:
+            distill_module(pl_module, self).kd_scale = self._before
+            self._before = None
+
+    @staticmethod
+    def scale(ce: Tensor, kd: Tensor) -> Tensor:
+        """:math:`L_{CE} / L_{KD}`, or 0 where the distillation loss is zero; two scalars in, one out, detached."""
+        is_zero = kd <= torch.finfo(kd.dtype).tiny
+        return torch.where(is_zero, 0.0, ce / kd.masked_fill(is_zero, 1.0)).detach()

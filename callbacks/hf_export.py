@@ -1,0 +1,62 @@
+"""Writes the student as a plain Hugging Face folder when training ends."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.files import atomic_path, refuse_existing
+from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.teacher import DType
+
+logger = logging.getLogger(__name__)
+
+
+class HFExport(pl.Callback):
+    """Exports the student with its tokenizer at the end of ``fit``; ``AutoModelForCausalLM`` loads the folder.
+
+    Args:
+        dirpath: Where to; None for ``export`` in the run's log folder.
+        dtype: Of the exported weights; ``auto`` keeps the trained ones.
+        overwrite: Replace a folder that exists.
+
+    Raises:
+        FileExistsError: Before training, if the folder exists and ``overwrite`` is False.
+    """
+
+    def __init__(self, dirpath: str | None = None, *, dtype: DType = "auto", overwrite: bool = False) -> None:
+        self.dirpath = dirpath
+        self.dtype = dtype
+        self.overwrite = overwrite
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        distill_module(pl_module, self)
+        if trainer.is_global_zero:
+            refuse_existing(self._target(trainer), overwrite=self.overwrite)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            target = self._target(trainer)
+            export_student(distill_module(pl_module, self), target, dtype=self.dtype, overwrite=self.overwrite)
+            logger.info("exported the student to %s", target)
+
+    def _target(self, trainer: pl.Trainer) -> Path:
+        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "export")
+
+
+def export_student(
+    module: MultiTeacherDistillModule, target: Path, *, dtype: DType = "auto", overwrite: bool = False
+) -> None:
+    """Writes weights (safetensors), configuration, generation configuration and tokenizer; whole or not at all."""
+    student = module.student
+    state = student.state_dict()
+    if dtype != "auto":
+        wanted = getattr(torch, dtype)
+        state = {name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    with atomic_path(target, overwrite=overwrite) as folder:
+        student.save_pretrained(folder, state_dict=state)
+        module.student_vocabulary.tokenizer.save_pretrained(folder)

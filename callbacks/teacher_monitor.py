@@ -1,0 +1,82 @@
+"""Logs what every teacher contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from xtoken_pl.callbacks.checks import distill_module
+
+
+class TeacherMonitor(pl.Callback):
+    """Logs the losses of every step, in sum and by teacher.
+
+    Tags: ``train/loss``, ``train/ce``, ``train/kd``, ``train/kd_scale``; for each teacher ``train/kd/NAME`` (its mean
+    loss per span, nats), ``train/alpha/NAME``, ``train/scale/NAME`` (alpha times scale: what the loss is multiplied
+    by), ``train/span_coverage/NAME`` (share of the tokens that lie in a span), ``train/unmapped_mass/NAME`` (the
+    student's probability that W has no place for). In TensorBoard a custom-scalars page groups them.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = distill_module(pl_module, self)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_custom_scalars(custom_scalars_layout(list(module.teachers)))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.loggers:
+            return
+        scale = outputs["kd_scale"]
+        scalars: dict[str, Tensor] = {
+            "train/ce": outputs["ce"],
+            "train/kd": outputs["kd"],
+            "train/kd_scale": scale,
+        }
+        for tag, by_teacher in _by_teacher(outputs).items():
+            scalars |= {f"train/{tag}/{name}": value for name, value in by_teacher.items()}
+        scalars |= {f"train/scale/{name}": scale * alpha for name, alpha in outputs["alpha"].items()}
+        pl_module.log("train/loss", outputs["total"], prog_bar=True)
+        pl_module.log_dict(scalars)
+
+
+def _by_teacher(outputs: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    return {
+        "kd": outputs["teacher_kd"],
+        "alpha": outputs["alpha"],
+        "span_coverage": outputs["span_coverage"],
+        "unmapped_mass": outputs["unmapped_mass"],
+    }
+
+
+def custom_scalars_layout(teachers: list[str]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's layout: category -> chart -> (kind, tags)."""
+
+    def each(tag: str) -> list[Any]:
+        return ["Multiline", [f"{tag}/{name}" for name in teachers]]
+
+    return {
+        "Losses": {
+            "loss, CE and KD": ["Multiline", ["train/loss", "train/ce", "train/kd"]],
+            "KD scale": ["Multiline", ["train/kd_scale"]],
+        },
+        "Teachers": {
+            "KD by teacher": each("train/kd"),
+            "alpha by teacher": each("train/alpha"),
+            "alpha x scale by teacher": each("train/scale"),
+        },
+        "Alignment": {
+            "tokens in spans": each("train/span_coverage"),
+            "student mass outside W": each("train/unmapped_mass"),
+        },
+        "Validation": {
+            "bits per byte": ["Multiline", ["val/bits_per_byte"]],
+            "KD by teacher": each("val/kd"),
+            "same top token": each("val/top1_agreement"),
+        },
+    }

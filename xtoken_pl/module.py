@@ -1,0 +1,281 @@
+"""The training step, readable from top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import Metric
+from transformers import PreTrainedModel
+
+from xtoken_pl.batch import DistillBatch, TokenBatch
+from xtoken_pl.losses import SpanLoss
+from xtoken_pl.losses.blockwise import HiddenRows, RowScores, TeacherTask, evaluate_rows
+from xtoken_pl.metrics import BitsPerByte, CountedMean, TopOneAgreement
+from xtoken_pl.models import Head, check_head, hidden_states, load_causal_lm
+from xtoken_pl.optimization import OptimizerRecipe
+from xtoken_pl.projection import Projection, build_projection
+from xtoken_pl.teacher import Student, Teacher, load_vocabulary
+from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.totals import StepTotals
+from xtoken_pl.weighting import StaticWeighting, TeacherScores, Weighting
+
+#: Gives the factor of L_KD from the batch's mean L_CE and L_KD over all processes (both detached scalars).
+KDScale = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher's weights. Kept outside the module tree: never trained, never in a checkpoint."""
+
+    model: PreTrainedModel
+    head: Head
+
+
+class MultiTeacherDistillModule(pl.LightningModule):
+    r"""Distils one or several teachers into a student whose tokenizer may differ from theirs.
+
+    .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
+              L_{KD} = \sum_m \alpha_m \frac{1}{|K_m|} \sum_{k \in K_m} L_m^{(k)}
+
+    with the spans :math:`K_m` that the student and teacher m share. The factor s is ``kd_weight``, or what
+    :class:`xtoken_pl.callbacks.DynamicLossScaling` puts into :attr:`kd_scale`. Means are taken over all processes, so
+    that the gradient does not depend on how a batch is spread.
+
+    Tokenizers and projections are made in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
+    override :meth:`configure_teachers` to fix a set of teachers in code.
+
+    Args:
+        student: The model that learns.
+        teachers: By name: the name is the tag in the logs and the handle on the command line
+            (``--model.teachers.NAME.alpha 0.8``).
+        weighting: Weights between teachers; static by default.
+        optimizer: AdamW, warm-up, cosine.
+        ce_weight: Fixed weight of the cross-entropy.
+        kd_weight: Fixed weight of the distillation loss.
+        block_rows: Rows of the student, and of each teacher, whose logits exist at the same time.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699
+    """
+
+    student: PreTrainedModel
+    student_num_bytes: Tensor
+
+    def __init__(
+        self,
+        student: Student,
+        teachers: dict[str, Teacher] | None = None,
+        weighting: Weighting | None = None,
+        optimizer: OptimizerRecipe | None = None,
+        *,
+        ce_weight: float = 1.0,
+        kd_weight: float = 1.0,
+        block_rows: int = 128,
+    ) -> None:
+        super().__init__()
+        for name, weight in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
+        if block_rows < 1:
+            raise ValueError(f"block_rows must be >= 1, got {block_rows}")
+        self.student_source = student
+        self._given_teachers = teachers
+        self.weighting = weighting or StaticWeighting()
+        self.optimizer_recipe = optimizer or OptimizerRecipe()
+        self.ce_weight = ce_weight
+        self.kd_weight = kd_weight
+        self.block_rows = block_rows
+        self.kd_scale: KDScale = self.fixed_kd_scale
+        self.losses = nn.ModuleDict()
+        self._loaded_teachers: dict[str, LoadedTeacher] = {}
+
+    # What to subclass --------------------------------------------------------------------------------------------
+
+    def configure_teachers(self) -> dict[str, Teacher]:
+        """The teachers by name. Override it to fix them in code; by default those given to ``__init__``."""
+        return self._given_teachers or {}
+
+    # Set-up: tokenizers, W, weights -------------------------------------------------------------------------------
+
+    @cached_property
+    def teachers(self) -> dict[str, Teacher]:
+        """The checked result of :meth:`configure_teachers`."""
+        teachers = self.configure_teachers()
+        if not teachers:
+            raise ValueError(
+                "at least one teacher is needed, got none; add one under model.teachers "
+                "(NAME: {model: ..., loss: ...}) or return one from configure_teachers"
+            )
+        for name in teachers:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"a teacher's name must be letters, digits, _ or -, got {name!r}; it becomes a tag")
+        self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
+        return dict(teachers)
+
+    @cached_property
+    def student_vocabulary(self) -> CanonicalVocabulary:
+        """Of the student's tokenizer."""
+        return load_vocabulary(self.student_source)
+
+    @cached_property
+    def teacher_vocabularies(self) -> dict[str, CanonicalVocabulary]:
+        """Of each teacher's tokenizer."""
+        return {name: load_vocabulary(teacher) for name, teacher in self.teachers.items()}
+
+    def setup(self, stage: str) -> None:
+        """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
+        if len(self.losses):
+            return
+        for name, teacher in self.teachers.items():
+            loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given
+            loss.bind(self.student_vocabulary, self.teacher_vocabularies[name], self._projection(name))
+            self.losses[name] = loss
+        num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
+        self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
+        self.validation_metrics = self._metrics()
+        self.test_metrics = self._metrics()
+
+    def _projection(self, name: str) -> Projection | None:
+        teacher = self.teachers[name]
+        if not teacher.loss.needs_projection:
+            return None
+        student, other = self.student_vocabulary, self.teacher_vocabularies[name]
+        if teacher.projection is None:
+            return build_projection(student.tokenizer, other.tokenizer)
+        projection = Projection.load(teacher.projection)
+        projection.check_belongs_to(student, other)
+        return projection
+
+    def _metrics(self) -> nn.ModuleDict:
+        metrics: dict[str, Metric] = {"bits_per_byte": BitsPerByte(), "ce": CountedMean()}
+        for name in self.teachers:
+            metrics |= {f"kd/{name}": CountedMean(), f"top1_agreement/{name}": TopOneAgreement()}
+        return nn.ModuleDict(metrics)
+
+    def configure_model(self) -> None:
+        """Loads the weights and checks every head; does nothing the second time."""
+        if "student" in self._modules:
+            return
+        student = load_causal_lm(self.student_source, role="student")
+        self.student_head = Head.of(student, self.student_vocabulary)
+        check_head(student, self.student_head, role="student")
+        loaded: dict[str, LoadedTeacher] = {}
+        for name, teacher in self.teachers.items():
+            role = f"teacher {name!r}"
+            model = load_causal_lm(teacher, role=role).requires_grad_(False)
+            head = Head.of(model, self.teacher_vocabularies[name])
+            check_head(model, head, role=role)
+            loaded[name] = LoadedTeacher(model, head)
+        self._loaded_teachers = loaded
+        self.student = student.train()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """On resume a checkpoint brings back the old learning rate; the values given now win."""
+        if self.trainer.ckpt_path is not None:
+            for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+                self.optimizer_recipe.apply_to_restored(optimizer, cast(Any, config.scheduler))
+
+    # One step ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: DistillBatch, batch_idx: int) -> STEP_OUTPUT:
+        """The loss for the backward pass, and detached scalars for the log.
+
+        Returns:
+            ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``, means over all processes; and by teacher ``alpha``,
+            ``teacher_kd``, ``span_coverage``, ``unmapped_mass``.
+        """
+        for name, view in batch.teachers.items():
+            if len(view.spans) == 0:
+                rank_zero_warn(f"a batch has no span in common with teacher {name!r}; its distillation loss is 0 there")
+        scores = self.score(batch)
+        totals = StepTotals.of(scores, batch, self._sum_over_processes)
+        alpha = self.weighting(
+            {name: TeacherScores(self.teachers[name].alpha, spans) for name, spans in scores.spans.items()}
+        )
+        kd = torch.stack([alpha[name] * totals.kd[name] for name in alpha]).sum()
+        scale = self.kd_scale(totals.ce, kd)
+
+        loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
+        for name, spans in scores.spans.items():
+            loss = loss + spans.loss.sum() * (scale * alpha[name] / totals.num_spans[name].clamp_min(1))
+        return {
+            # Gradients are averaged over processes, and each of them holds only its own share of the sums.
+            "loss": loss * self._num_processes,
+            "total": self.ce_weight * totals.ce + scale * kd,
+            "ce": totals.ce,
+            "kd": kd,
+            "kd_scale": scale,
+            "alpha": alpha,
+            "teacher_kd": totals.kd,
+            "span_coverage": totals.span_coverage,
+            "unmapped_mass": totals.mean_unmapped_mass,
+        }
+
+    def score(self, batch: DistillBatch) -> RowScores:
+        """Cross-entropy of every kept token, and each teacher's loss of every span."""
+        student = self._rows(self.student, self.student_head, batch.student)
+        tasks: dict[str, TeacherTask] = {}
+        for name, teacher in self.teachers.items():
+            view, loaded = batch.teachers[name], self._loaded_teachers[name]
+            with torch.no_grad():
+                rows = self._rows(self._placed(loaded.model), loaded.head, view.tokens)
+            tasks[name] = TeacherTask(rows, view.spans, cast(SpanLoss, self.losses[name]), teacher.temperature)
+        return evaluate_rows(student, tasks, batch.cuts.blocks(self.block_rows))
+
+    def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
+        """Without a callback the distillation loss keeps its fixed weight."""
+        return torch.full_like(kd, self.kd_weight)
+
+    @staticmethod
+    def _rows(model: PreTrainedModel, head: Head, tokens: TokenBatch) -> HiddenRows:
+        hidden = hidden_states(model, tokens.input_ids, tokens.attention_mask)  # [B, T, H]
+        return HiddenRows(hidden.flatten(0, 1).index_select(0, tokens.rows), tokens.labels, head)
+
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Lightning moves only what is in the module tree; a teacher follows at its first use."""
+        return model if model.device == self.device else cast(Any, model).to(self.device)
+
+    @property
+    def _num_processes(self) -> int:
+        return self._trainer.world_size if self._trainer is not None else 1
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        if self._trainer is None:
+            return values
+        return cast(Tensor, self._trainer.strategy.reduce(values, reduce_op="sum"))
+
+    # Validation and test -------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: DistillBatch, batch_idx: int) -> None:
+        """Logs ``val/bits_per_byte``, ``val/ce``, ``val/kd/<teacher>``, ``val/top1_agreement/<teacher>``."""
+        self._evaluate(batch, "val", self.validation_metrics)
+
+    def test_step(self, batch: DistillBatch, batch_idx: int) -> None:
+        """Logs the same as validation, under ``test/``."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: DistillBatch, stage: str, metrics: nn.ModuleDict) -> None:
+        scores = self.score(batch)
+        num_bytes = self.student_num_bytes[batch.student.labels]
+        cast(BitsPerByte, metrics["bits_per_byte"]).update(scores.token_nats * (num_bytes > 0), num_bytes)
+        cast(CountedMean, metrics["ce"]).update(scores.token_nats)
+        for name, spans in scores.spans.items():
+            cast(CountedMean, metrics[f"kd/{name}"]).update(spans.loss)
+            if spans.agreement is not None:
+                cast(TopOneAgreement, metrics[f"top1_agreement/{name}"]).update(spans.agreement)
+        for tag, metric in metrics.items():
+            self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)
