@@ -1,0 +1,8 @@
+"""Text -> windows that every model sees whole -> batches."""
+
+from xtoken_pl.data.collate import collate
+from xtoken_pl.data.module import DistillDataModule
+from xtoken_pl.data.sources import TextSource, load_source
+from xtoken_pl.data.windows import Windower
+
+__all__ = ["DistillDataModule", "TextSource", "Windower", "collate", "load_source"]

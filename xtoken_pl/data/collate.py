@@ -1,0 +1,93 @@
+"""Windows -> a batch of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xtoken_pl.batch import DistillBatch, RowCuts, SpanBatch, TeacherBatch, TokenBatch
+from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
+
+# B windows, T padded length, N/Q student/teacher rows, S spans
+
+Window = dict[str, Any]
+
+
+def collate(windows: Sequence[Window], teachers: Sequence[str]) -> DistillBatch:
+    """Pads windows on the right, and lists the rows to score.
+
+    A token takes part if the loss mask keeps it and a token stands before it. A span takes part if all its student
+    tokens do, and a token stands before it on the teacher's side.
+
+    Args:
+        windows: Rows of :class:`xtoken_pl.data.Windower`.
+        teachers: Their names.
+    """
+    ids = [np.asarray(window[STUDENT_IDS], dtype=np.int64) for window in windows]
+    masks = [np.asarray(window[LOSS_MASK], dtype=bool) for window in windows]
+    width = max(map(len, ids))
+    student_rows: list[NDArray[np.int64]] = []
+    row_of_token: list[NDArray[np.int64]] = []  # row that predicts each token, -1 for none
+    num_rows = 0
+    for index, mask in enumerate(masks):
+        tokens = np.flatnonzero(mask[1:]) + 1
+        rows = np.full(len(mask), -1, dtype=np.int64)
+        rows[tokens] = num_rows + np.arange(len(tokens))
+        row_of_token.append(rows)
+        student_rows.append(index * width + tokens - 1)
+        num_rows += len(tokens)
+    student = _tokens(ids, np.concatenate(student_rows))
+    views = {name: _teacher(windows, name, row_of_token, num_rows) for name in teachers}
+    return DistillBatch(student, views, RowCuts.of(num_rows, {name: view.spans for name, view in views.items()}))
+
+
+def _teacher(
+    windows: Sequence[Window], name: str, row_of_token: list[NDArray[np.int64]], num_rows: int
+) -> TeacherBatch:
+    ids_column, spans_column = teacher_columns(name)
+    ids = [np.asarray(window[ids_column], dtype=np.int64) for window in windows]
+    width = max(1, *map(len, ids))
+    kept = [_kept_spans(window[spans_column], rows) for window, rows in zip(windows, row_of_token, strict=True)]
+    student_first = np.concatenate([rows[s[:, 0]] for s, rows in zip(kept, row_of_token, strict=True)])
+    spans = np.concatenate(kept)
+    window_index = np.repeat(np.arange(len(kept)), [len(s) for s in kept])
+    student_length, teacher_length = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
+    teacher_first = np.cumsum(teacher_length) - teacher_length
+    teacher_rows = _ranges(window_index * width + spans[:, 2] - 1, teacher_length)
+    student_span = np.full(num_rows, len(spans), dtype=np.int64)
+    student_span[_ranges(student_first, student_length)] = np.repeat(np.arange(len(spans)), student_length)
+    teacher_span = np.repeat(np.arange(len(spans)), teacher_length)
+    columns = (student_first, student_length, teacher_first, teacher_length, student_span, teacher_span)
+    return TeacherBatch(_tokens(ids, teacher_rows), SpanBatch(*map(torch.from_numpy, columns)))
+
+
+def _kept_spans(flat: Any, row_of_token: NDArray[np.int64]) -> NDArray[np.int64]:
+    spans = np.asarray(flat, dtype=np.int64).reshape(-1, 4)
+    masked = np.concatenate(([0], np.cumsum(row_of_token < 0)))
+    takes_part = (masked[spans[:, 1]] == masked[spans[:, 0]]) & (spans[:, 2] >= 1)
+    return spans[takes_part]
+
+
+def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """starts[0], starts[0] + 1, ... for every start, each as long as its length says."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def _tokens(ids: list[NDArray[np.int64]], rows: NDArray[np.int64]) -> TokenBatch:
+    width = max(1, *map(len, ids))
+    # Padding is masked on every side, so that any id will do.
+    input_ids = np.zeros((len(ids), width), dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for index, sequence in enumerate(ids):
+        input_ids[index, : len(sequence)] = sequence
+        attention_mask[index, : len(sequence)] = 1
+    # A window without any token of this side still needs one position to attend to.
+    attention_mask[:, 0] = 1
+    labels = input_ids.ravel()[rows + 1]
+    return TokenBatch(*map(torch.from_numpy, (input_ids, attention_mask, rows, labels)))

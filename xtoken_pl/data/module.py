@@ -1,0 +1,166 @@
+"""The Lightning data module: sources, windows, loaders."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from datasets.fingerprint import Hasher
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from xtoken_pl.data.collate import collate
+from xtoken_pl.data.sources import TextSource, load_source
+from xtoken_pl.data.windows import Windower
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+_NUM_CHECKED_WINDOWS = 1000
+_DOCUMENTS_PER_CALL = 100
+
+
+class DistillDataModule(pl.LightningDataModule):
+    """Texts as batches for a student and its teachers.
+
+    The tokenizers come from the module that is trained (or from :meth:`connect`), so that they are named once.
+    Tokenization and alignment are done once and cached by `datasets`, except when streaming.
+
+    Args:
+        train: Texts to learn from.
+        val: Texts to validate on.
+        test: Texts to test on.
+        sequence_length: Most tokens of a window, on the student's and on every teacher's side.
+        batch_size: Windows of a batch, on each process.
+        streaming: Read, tokenize and align while training, without a copy on disk.
+        shuffle_buffer: Windows to shuffle among when streaming.
+        num_workers: Loader processes.
+        num_proc: Processes that tokenize and align; None for this one.
+        seed: Of the shuffling when streaming (otherwise ``seed_everything`` decides).
+    """
+
+    def __init__(
+        self,
+        train: TextSource,
+        val: TextSource | None = None,
+        test: TextSource | None = None,
+        *,
+        sequence_length: int = 512,
+        batch_size: int = 8,
+        streaming: bool = False,
+        shuffle_buffer: int = 10_000,
+        num_workers: int = 2,
+        num_proc: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        self.sources = {"train": train, "val": val, "test": test}
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
+        self.num_workers = num_workers
+        self.num_proc = num_proc
+        self.seed = seed
+        self.datasets: dict[str, Dataset | IterableDataset] = {}
+        self._windower: Windower | None = None
+
+    def connect(self, student: CanonicalVocabulary, teachers: dict[str, CanonicalVocabulary]) -> None:
+        """Sets the tokenizers. The Trainer's module is asked where this was not called."""
+        self._windower = Windower(student, teachers, self.sequence_length)
+
+    @property
+    def windower(self) -> Windower:
+        """Makes the windows."""
+        if self._windower is None:
+            if self.trainer is None or self.trainer.lightning_module is None:
+                raise RuntimeError("a data module without a Trainer must be told its tokenizers; call connect() first")
+            module = cast(Any, self.trainer.lightning_module)
+            self.connect(module.student_vocabulary, module.teacher_vocabularies)
+        assert self._windower is not None
+        return self._windower
+
+    def prepare_data(self) -> None:
+        """Tokenizes and aligns in one process, so that the others find the result in the cache."""
+        if not self.streaming:
+            for source in self.sources.values():
+                if source is not None:
+                    self._windows(source)
+
+    def setup(self, stage: str) -> None:
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ())
+        for split in wanted:
+            source = self.sources[split]
+            if source is not None and split not in self.datasets:
+                self.datasets[split] = self._windows(source)
+                self._check_spans(split)
+
+    def _windows(self, source: TextSource) -> Dataset | IterableDataset:
+        texts = load_source(source, streaming=self.streaming)
+        windower = self.windower
+        options: dict[str, Any] = {
+            "function": windower,
+            "batched": True,
+            "batch_size": _DOCUMENTS_PER_CALL,
+            "input_columns": [source.text_field],
+            "remove_columns": texts.column_names or list(next(iter(texts))),
+        }
+        if isinstance(texts, IterableDataset):
+            return texts.map(**options)
+        windows = texts.map(
+            **options,
+            num_proc=self.num_proc,
+            desc=f"tokenize and align {source.path}",
+            new_fingerprint=Hasher.hash([texts._fingerprint, windower.fingerprint, source.text_field]),
+        )
+        if len(windows) == 0:
+            raise ValueError(f"a data set must hold some text, every text of {source.path!r} is empty")
+        return windows.with_format("numpy")
+
+    def _check_spans(self, split: str) -> None:
+        windows = self.datasets[split]
+        if isinstance(windows, IterableDataset):
+            return
+        rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
+        first = windows.select(range(min(_NUM_CHECKED_WINDOWS, len(windows))))
+        for name in self.windower.teachers:
+            batch = collate(list(first), [name])
+            if len(batch.teachers[name].spans) == 0:
+                raise ValueError(
+                    f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
+                    f"Raise sequence_length (now {self.sequence_length}), or check that both tokenizers write this "
+                    "text unchanged"
+                )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self._loader("val") if "val" in self.datasets else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        if "test" not in self.datasets:
+            raise ValueError("testing needs texts; set data.test.path")
+        return self._loader("test")
+
+    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Any]:
+        windows = self.datasets[split]
+        if isinstance(windows, IterableDataset):
+            if shuffle:
+                windows = windows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+                shuffle = False
+            if self.trainer is not None and self.trainer.world_size > 1:
+                windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(
+            cast(Any, windows),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=partial(collate, teachers=list(self.windower.teachers)),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )

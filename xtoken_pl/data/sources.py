@@ -1,0 +1,127 @@
+"""Where texts come from: local files, folders, globs, or a data set of the `datasets` library."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset, load_dataset
+
+# Ending -> builder of `datasets` and its options. A .txt file is one text, whatever lines it has.
+_BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
+    ".txt": ("text", {"sample_by": "document"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+_COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+
+
+@dataclass(kw_only=True)
+class TextSource:
+    """One split of texts.
+
+    Attributes:
+        path: A .txt, .jsonl, .json or .parquet file, a folder or glob of such files (of one kind), or the id of a
+            data set or builder that `datasets` loads without a script.
+        name: The data set's configuration.
+        data_files: Files for a builder or data set that takes them.
+        split: Split of the data set; local files have only ``train`` (slices such as ``train[:1%]`` included).
+        text_field: The column that holds the text.
+        revision: Branch, tag or commit of the data set.
+    """
+
+    path: str
+    name: str | None = None
+    data_files: str | list[str] | None = None
+    split: str = "train"
+    text_field: str = "text"
+    revision: str | None = None
+
+
+def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | IterableDataset:
+    """Loads the texts and checks that there are any.
+
+    Raises:
+        FileNotFoundError: If a local path does not exist.
+        ValueError: If the data set cannot be loaded, is empty, or has no such text field.
+    """
+    files = _local_files(source.path)
+    if files is not None:
+        builder, options = _builder_of(files, source.path)
+        dataset = load_dataset(builder, data_files=files, split=source.split, streaming=streaming, **options)
+    else:
+        try:
+            dataset = load_dataset(
+                source.path,
+                source.name,
+                data_files=source.data_files,
+                split=source.split,
+                revision=source.revision,
+                streaming=streaming,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{source.path!r} is no file here, and as a data set it could not be loaded "
+                f"(name {source.name!r}, split {source.split!r}). Check the path (relative paths start at the working "
+                f"folder), the id, and the split. Reason: {error}"
+            ) from error
+    _check(dataset, source)
+    return dataset
+
+
+def _local_files(path: str) -> list[str] | None:
+    """The files that a local path stands for; None if it is the id of a data set."""
+    local = Path(path)
+    if local.is_file():
+        return [path]
+    if local.is_dir():
+        files = sorted(str(file) for file in local.rglob("*") if _ending(file) in _BUILDERS)
+        if not files:
+            raise FileNotFoundError(f"a folder of texts must hold {_endings()} files; {path!r} has none")
+        return files
+    if glob.has_magic(path):
+        files = sorted(glob.glob(path, recursive=True))
+        if not files:
+            raise FileNotFoundError(f"no file matches {path!r}; relative paths start at the working folder")
+        return files
+    if _ending(local) in _BUILDERS or local.is_absolute() or path.startswith("."):
+        raise FileNotFoundError(
+            f"there is no file or folder {path!r}; check the path (relative paths start at the working folder)"
+        )
+    return None
+
+
+def _builder_of(files: list[str], path: str) -> tuple[str, dict[str, str]]:
+    endings = {_ending(Path(file)) for file in files}
+    builders = {_BUILDERS[ending][0] for ending in endings if ending in _BUILDERS}
+    if len(builders) != 1 or not endings <= _BUILDERS.keys():
+        raise ValueError(
+            f"the files of a source must be of one kind, {_endings()}; {path!r} has {sorted(endings)}. "
+            "Name one kind with a glob such as 'folder/*.jsonl'"
+        )
+    return _BUILDERS[endings.pop()]
+
+
+def _ending(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
+
+
+def _endings() -> str:
+    return ", ".join(_BUILDERS)
+
+
+def _check(dataset: Dataset | IterableDataset, source: TextSource) -> None:
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"a data set must hold at least one text, {source.path!r} (split {source.split!r}) is empty")
+    if source.text_field not in first:
+        raise ValueError(
+            f"text_field must be a column of the data, got {source.text_field!r}; {source.path!r} has {sorted(first)}"
+        )
+    if not isinstance(first[source.text_field], str):
+        raise ValueError(
+            f"text_field must hold strings, but {source.text_field!r} of {source.path!r} holds "
+            f"{type(first[source.text_field]).__name__}"
+        )
