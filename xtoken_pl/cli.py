@@ -1,0 +1,82 @@
+"""The command line: ``fit``, ``validate`` and ``test`` on LightningCLI, and verbs that need no module.
+
+``python -m xtoken_pl fit --config configs/quickstart.yaml --model.teachers.smollm2.alpha 0.8``
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from xtoken_pl.config_files import merge_config_arguments
+from xtoken_pl.data import DistillDataModule
+from xtoken_pl.files import refuse_existing
+from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.projection import ProjectionParameters, build_projection
+from xtoken_pl.quickstart import prepare
+from xtoken_pl.tokenization import load_tokenizer
+
+
+class DistillCLI(LightningCLI):
+    """LightningCLI with the defaults of the paper's recipe."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"trainer.gradient_clip_val": 1.0})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """fit, validate and test; the module predicts nothing."""
+        verbs = LightningCLI.subcommands()
+        return {name: verbs[name] for name in ("fit", "validate", "test")}
+
+
+def project(student: str, teacher: str, output: str, beta: float = 0.9, gamma: float = 0.1) -> None:
+    """Build the projection matrix W between two tokenizers and store it.
+
+    Args:
+        student: Folder or hub id of the student's tokenizer.
+        teacher: Folder or hub id of the teacher's tokenizer.
+        output: The safetensors file to write; an existing one is kept.
+        beta: Weight of the first teacher token that writes a student token.
+        gamma: Factor from one teacher token to the next.
+    """
+    parameters = ProjectionParameters(beta=beta, gamma=gamma)
+    refuse_existing(Path(output), overwrite=False)
+    projection = build_projection(load_tokenizer(student), load_tokenizer(teacher), parameters)
+    projection.save(output)
+    counts = projection.counts
+    print(f"W [{projection.num_student:,}, {projection.num_teacher:,}] of {student} -> {teacher}")
+    for label, count in (("exact", counts.exact), ("multi-token", counts.multi_token), ("zero", counts.zero)):
+        print(f"  {label:<12}{count:>9,} rows  {count / counts.total:7.2%}")
+    print(f"written to {output}")
+
+
+#: Verbs that run without a module and a trainer.
+VERBS: dict[str, Callable[..., None]] = {"project": project, "prepare": prepare}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one verb."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in VERBS:
+        auto_cli(
+            VERBS[arguments[0]], args=arguments[1:], prog=f"python -m xtoken_pl {arguments[0]}", as_positional=False
+        )
+        return
+    options: dict[str, Any] = {"subclass_mode_model": True, "subclass_mode_data": True}
+    DistillCLI(
+        MultiTeacherDistillModule,
+        DistillDataModule,
+        args=merge_config_arguments(arguments),
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": False},
+        parser_kwargs={"prog": "python -m xtoken_pl"},
+        **options,
+    )

@@ -1,0 +1,57 @@
+"""Several ``--config`` files become one.
+
+jsonargparse lets the second file's ``teachers`` replace the first's as a whole; here dictionaries are merged key by
+key, so that a file may add a teacher, or change one value of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def merge_config_arguments(arguments: list[str]) -> list[str]:
+    """Replaces two or more ``--config FILE`` by one with the merged content; the later file wins.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file is no YAML mapping.
+    """
+    paths: list[str] = []
+    others: list[str] = []
+    position: int | None = None
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--config", "-c") or argument.startswith("--config="):
+            position = len(others) if position is None else position
+            paths.append(argument.partition("=")[2] if "=" in argument else next(rest, ""))
+        else:
+            others.append(argument)
+    if position is None or len(paths) < 2:
+        return arguments
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = merge(merged, _read(path))
+    return [*others[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *others[position:]]
+
+
+def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """``other`` over ``base``: mappings key by key, everything else replaced. Another ``class_path`` starts afresh."""
+    if "class_path" in other and other["class_path"] != base.get("class_path"):
+        return other
+    merged = dict(base)
+    for key, value in other.items():
+        before = base.get(key)
+        merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config must be a YAML file, there is none at {path!r}; check the path")
+    content = yaml.safe_load(Path(path).read_text()) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"a config file must be a YAML mapping, {path!r} holds {type(content).__name__}")
+    return content
