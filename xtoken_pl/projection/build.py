@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,9 @@ def build_projection(
 
     others = [s for s in np.flatnonzero(~is_exact).tolist() if student.token_bytes[s]]
     decay = parameters.beta * parameters.gamma ** np.arange(parameters.max_tokens)
-    for s, tokens in zip(others, _rewrite(student, teacher, others), strict=True):
+    with teacher.mid_text_backend() as backend:
+        rewritten = list(_rewrite(student, teacher, others, backend))
+    for s, tokens in zip(others, rewritten, strict=True):
         if 1 <= len(tokens) <= parameters.max_tokens:
             row: dict[int, float] = {}
             for token, weight in zip(tokens, decay.tolist(), strict=False):
@@ -110,16 +113,17 @@ def _exact_matches(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -
     return exact
 
 
-def _rewrite(student: CanonicalVocabulary, teacher: CanonicalVocabulary, ids: list[int]) -> Iterator[list[int]]:
+def _rewrite(
+    student: CanonicalVocabulary, teacher: CanonicalVocabulary, ids: list[int], backend: Any
+) -> Iterator[list[int]]:
     """How the teacher writes the bytes of each student token; [] where it cannot."""
-    backend = teacher.mid_text_backend
     byte_ids = _single_byte_ids(teacher)
     texts = [_decode(student.token_bytes[s]) for s in ids]
     encodings = iter(backend.encode_batch_fast([text for text in texts if text is not None], add_special_tokens=False))
     normalizer = backend.normalizer
     for s, text in zip(ids, texts, strict=True):
         wanted = student.token_bytes[s]
-        tokens = _write_bytes(teacher, wanted, byte_ids) if text is None else next(encodings).ids
+        tokens = _write_bytes(backend, teacher, wanted, byte_ids) if text is None else next(encodings).ids
         written = b"".join(teacher.token_bytes[token] for token in tokens)
         if written == wanted or (text is not None and written == _normalized(normalizer, text)):
             yield tokens
@@ -149,19 +153,18 @@ def _single_byte_ids(vocabulary: CanonicalVocabulary) -> dict[int, int]:
     return {}
 
 
-def _write_bytes(vocabulary: CanonicalVocabulary, text: bytes, byte_ids: dict[int, int]) -> list[int]:
+def _write_bytes(backend: Any, vocabulary: CanonicalVocabulary, text: bytes, byte_ids: dict[int, int]) -> list[int]:
     """Writes bytes that are not whole characters.
 
     A byte-level BPE merges them like any bytes. A SentencePiece tokenizer writes whole characters as it always does,
     and the bytes of a part of one as ``<0xHH>`` pieces.
     """
     if vocabulary.components.kind == "byte_level":
-        model = vocabulary.mid_text_backend.model
-        return [token.id for token in model.tokenize("".join(BYTE_TO_UNICODE[byte] for byte in text))]
+        return [token.id for token in backend.model.tokenize("".join(BYTE_TO_UNICODE[byte] for byte in text))]
     tokens: list[int] = []
     for part in _whole_and_partial(text):
         if isinstance(part, str):
-            tokens += vocabulary.mid_text_backend.encode(part, add_special_tokens=False).ids
+            tokens += backend.encode(part, add_special_tokens=False).ids
         elif all(byte in byte_ids for byte in part):
             tokens += [byte_ids[byte] for byte in part]
     return tokens

@@ -58,7 +58,7 @@ def read_components(tokenizer: PreTrainedTokenizerBase) -> Components:
     if "ByteLevel" in decoders:
         return Components("byte_level", dummy_prefix)
     if "Metaspace" in decoders or "ByteFallback" in decoders:
-        if not getattr(model, "byte_fallback", False):
+        if not _has_byte_fallback(backend):
             raise _inexact(name, f"its {model_kind} model has no byte fallback, so unknown characters vanish")
         return Components("metaspace", dummy_prefix)
     raise _inexact(name, f"its {model_kind} model has the decoder {sorted(decoders) or 'None'}")
@@ -69,6 +69,13 @@ def _inexact(name: str, reason: str) -> InexactTokenizerError:
         f"tokenizer {name!r} cannot be treated exactly: {reason}. "
         "Use a byte-level BPE tokenizer, or a SentencePiece tokenizer with byte fallback"
     )
+
+
+def _has_byte_fallback(backend: Any) -> bool:
+    if hasattr(backend.model, "byte_fallback"):
+        return bool(backend.model.byte_fallback)
+    # A Unigram model does not show the setting; it works only with a piece for every byte.
+    return all(backend.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
 
 
 def _has_dummy_prefix(backend: Any) -> bool:

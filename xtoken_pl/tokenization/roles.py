@@ -17,12 +17,15 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
     "fim_suffix": ("<|fim_suffix|>", "<fim_suffix>"),
 }
 
-#: Every role, the ones that decide first in front: a token that is both eos and pad is matched as eos.
-ROLES: tuple[str, ...] = ("bos", "eos", *_SPELLINGS, "unk", "pad")
+#: Every role, the ones that decide first in front: a token that is eos and also bos or pad is predicted as eos.
+ROLES: tuple[str, ...] = ("eos", "bos", *_SPELLINGS, "unk", "pad")
 
 
 def special_roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Role -> token id, in the order of :data:`ROLES`. One id may play several roles."""
+    """Role -> token id, in the order of :data:`ROLES`. One id may play several roles.
+
+    A marker may be an ordinary token of this tokenizer (Qwen's ``<|fim_prefix|>``); the caller leaves those out.
+    """
     vocabulary = tokenizer.get_added_vocab()
     roles: dict[str, int | None] = {
         "bos": tokenizer.bos_token_id,

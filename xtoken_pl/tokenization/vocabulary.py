@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,9 @@ from xtoken_pl.tokenization.roles import special_roles
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
+# Where a tokenizer object keeps its vocabulary, so that both are freed together.
+_CACHE = "_xtoken_pl_vocabulary"
+
 # The same vocabulary can be cut differently (merges, split pattern, normalizer). The ids of this text are part of
 # the fingerprint, so that two such tokenizers are told apart.
 _PROBE = (
@@ -30,7 +34,7 @@ _PROBE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CanonicalVocabulary:
     """Canonical bytes and special roles of every token id.
 
@@ -50,12 +54,12 @@ class CanonicalVocabulary:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699 (canonicalization of strings; bytes are ours).
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     components: Components
-    token_bytes: list[bytes]
-    is_special: NDArray[np.bool_]
-    exists: NDArray[np.bool_]
-    is_byte_piece: NDArray[np.bool_]
+    token_bytes: list[bytes] = field(repr=False)
+    is_special: NDArray[np.bool_] = field(repr=False)
+    exists: NDArray[np.bool_] = field(repr=False)
+    is_byte_piece: NDArray[np.bool_] = field(repr=False)
     roles: dict[str, int]
     prefix_ids: tuple[int, ...]
     _flat: NDArray[np.uint8] = field(repr=False)
@@ -63,15 +67,17 @@ class CanonicalVocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> CanonicalVocabulary:
-        """Reads the vocabulary of a fast tokenizer; built once per tokenizer object.
+        """Reads the vocabulary of a fast tokenizer; built once per tokenizer object, and again when that has changed.
 
         Raises:
             InexactTokenizerError: If the tokenizer is of a kind whose tokens are not exact bytes.
         """
-        known = _BUILT.get(tokenizer)
-        if known is None:
-            known = _BUILT[tokenizer] = cls._read(tokenizer)
-        return known
+        # A copy of a tokenizer takes the cache along, hence the id.
+        state = (id(tokenizer), len(tokenizer), special_roles(tokenizer))
+        known: tuple[Any, CanonicalVocabulary] | None = tokenizer.__dict__.get(_CACHE)
+        if known is None or known[0] != state:
+            known = tokenizer.__dict__[_CACHE] = (state, cls._read(tokenizer))
+        return known[1]
 
     @classmethod
     def _read(cls, tokenizer: PreTrainedTokenizerBase) -> CanonicalVocabulary:
@@ -104,7 +110,7 @@ class CanonicalVocabulary:
             is_special=is_special,
             exists=exists,
             is_byte_piece=is_byte_piece,
-            roles=special_roles(tokenizer),
+            roles={role: token_id for role, token_id in special_roles(tokenizer).items() if token_id in special},
             prefix_ids=_prefix_ids(tokenizer, special),
             _flat=np.frombuffer(b"".join(token_bytes), dtype=np.uint8),
             _offsets=np.concatenate(([0], np.cumsum(lengths))),
@@ -178,19 +184,25 @@ class CanonicalVocabulary:
         digest = hashlib.sha256(self.vocabulary_fingerprint.encode())
         described = [self.components.dummy_prefix, self.roles, self.prefix_ids, self.encode([_PROBE])[0]]
         digest.update(json.dumps(described).encode())
+        backend = self.tokenizer.backend_tokenizer
+        for part in (backend.normalizer, backend.pre_tokenizer, backend.model):  # split pattern and merges, whole
+            digest.update(part.__getstate__() if part is not None else b"None")
         return digest.hexdigest()[:32]
 
-    @cached_property
-    def mid_text_backend(self) -> Any:
-        """The backend tokenizer that encodes a text as it stands inside a longer one (no dummy prefix)."""
-        backend = self.tokenizer.backend_tokenizer
-        if self.components.dummy_prefix:
-            backend = without_dummy_prefix(backend)
+    @contextmanager
+    def mid_text_backend(self) -> Iterator[Any]:
+        """The backend tokenizer, set to encode a piece of a longer text: no dummy prefix, no special tokens."""
+        backend = self._without_dummy_prefix if self.components.dummy_prefix else self.tokenizer.backend_tokenizer
+        before = backend.encode_special_tokens
         backend.encode_special_tokens = True
-        return backend
+        try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = before
 
-
-_BUILT: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, CanonicalVocabulary] = weakref.WeakKeyDictionary()
+    @cached_property
+    def _without_dummy_prefix(self) -> Any:
+        return without_dummy_prefix(self.tokenizer.backend_tokenizer)
 
 
 def byte_to_unicode() -> dict[int, str]:
