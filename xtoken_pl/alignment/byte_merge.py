@@ -87,20 +87,45 @@ def _resynchronize(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> 
 
     They agree again where `NUM_ANCHOR_SYMBOLS` symbols are equal, or all symbols up to the end of both streams.
     """
+    longest = max(len(student), len(teacher))
     window = 64
     while True:
         codes, other_codes = _codes(student[:window]), _codes(teacher[:window])
         _, first, other_first = np.intersect1d(codes, other_codes, return_indices=True)
         if len(first):
-            best = int((first + other_first).argmin())
-            skip, other_skip = int(first[best]), int(other_first[best])
-            # A better place cannot begin outside the window, since it would cost more than the window is long.
-            if skip + other_skip <= window or window >= max(len(student), len(teacher)):
+            skip, other_skip, _ = _best_run(_runs_from(student, teacher, first, other_first))
+            # A better place cannot begin behind those looked at, since reaching it would cost more.
+            if skip + other_skip <= window - NUM_ANCHOR_SYMBOLS or window >= longest:
                 return skip, other_skip
-        if window >= max(len(student), len(teacher)):
+        if window >= longest:
             same = _num_agreeing(student[::-1], teacher[::-1])
             return len(student) - same, len(teacher) - same
         window *= 8
+
+
+def _runs_from(
+    student: NDArray[np.uint16], teacher: NDArray[np.uint16], places: NDArray[np.int64], other_places: NDArray[np.int64]
+) -> list[Run]:
+    """The whole runs that pass through places where both streams agree, one for each distance between the places."""
+    _, one_of_each = np.unique(places - other_places, return_index=True)
+    runs: list[Run] = []
+    for i, j in zip(places[one_of_each].tolist(), other_places[one_of_each].tolist(), strict=True):
+        before = _num_agreeing(student[:i][::-1], teacher[:j][::-1])
+        runs.append((i - before, j - before, before + _num_agreeing(student[i:], teacher[j:])))
+    return runs
+
+
+def _best_run(runs: list[Run]) -> Run:
+    """The run that is reached by skipping least; of two that claim the same symbols, the longer one.
+
+    Text that repeats itself agrees with itself at a distance, too, but not for as long.
+    """
+    best, *others = sorted(runs, key=lambda run: (run[0] + run[1], -run[2]))
+    for run in others:
+        overlaps = run[0] < best[0] + best[2] or run[1] < best[1] + best[2]
+        if overlaps and run[2] > best[2]:
+            best = run
+    return best
 
 
 def _codes(symbols: NDArray[np.uint16]) -> NDArray[np.uint64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,6 @@ class Spans:
     student_end: NDArray[np.int64]
     teacher_start: NDArray[np.int64]
     teacher_end: NDArray[np.int64]
-
-    @classmethod
-    def from_array(cls, array: ArrayLike) -> Spans:
-        """From ``[S, 4]`` columns student_start, student_end, teacher_start, teacher_end (or the same, flat)."""
-        columns = np.asarray(array, dtype=np.int64).reshape(-1, 4)
-        return cls(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3])
 
     def to_array(self) -> NDArray[np.int64]:
         """``[S, 4]``: student_start, student_end, teacher_start, teacher_end."""
