@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.sources import TextSource, load_source
+from xtoken_pl.data.streams import EndlessStream
 from xtoken_pl.data.windows import Windower
 from xtoken_pl.tokenization import CanonicalVocabulary
 
-_NUM_CHECKED_WINDOWS = 1000
+_NUM_CHECKED_WINDOWS = 100
 _DOCUMENTS_PER_CALL = 100
 
 
@@ -33,7 +34,8 @@ class DistillDataModule(pl.LightningDataModule):
         test: Texts to test on.
         sequence_length: Most tokens of a window, on the student's and on every teacher's side.
         batch_size: Windows of a batch, on each process.
-        streaming: Read, tokenize and align while training, without a copy on disk.
+        streaming: Read, tokenize and align while training, without a copy on disk. Training then has no epochs: set
+            ``trainer.max_steps``, and ``trainer.val_check_interval`` to a number of steps.
         shuffle_buffer: Windows to shuffle among when streaming.
         num_workers: Loader processes.
         num_proc: Processes that tokenize and align; None for this one.
@@ -86,18 +88,24 @@ class DistillDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenizes and aligns in one process, so that the others find the result in the cache."""
+        stage = "fit" if self.trainer is None else self.trainer.state.fn or "fit"
         if not self.streaming:
-            for source in self.sources.values():
-                if source is not None:
-                    self._windows(source)
+            for source in self._wanted(stage).values():
+                self._windows(source)
 
     def setup(self, stage: str) -> None:
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ())
-        for split in wanted:
-            source = self.sources[split]
-            if source is not None and split not in self.datasets:
+        """Makes the windows that a stage needs: ``fit``, ``validate`` or ``test``."""
+        for split, source in self._wanted(stage).items():
+            if split not in self.datasets:
                 self.datasets[split] = self._windows(source)
                 self._check_spans(split)
+
+    def _wanted(self, stage: str) -> dict[str, TextSource]:
+        required = {"fit": "train", "validate": "val", "test": "test"}[stage]
+        if self.sources[required] is None:
+            raise ValueError(f"{stage} needs texts; set data.{required}.path")
+        splits = (required, "val") if stage == "fit" else (required,)
+        return {split: source for split in splits if (source := self.sources[split]) is not None}
 
     def _windows(self, source: TextSource) -> Dataset | IterableDataset:
         texts = load_source(source, streaming=self.streaming)
@@ -117,18 +125,17 @@ class DistillDataModule(pl.LightningDataModule):
             desc=f"tokenize and align {source.path}",
             new_fingerprint=Hasher.hash([texts._fingerprint, windower.fingerprint, source.text_field]),
         )
-        if len(windows) == 0:
-            raise ValueError(f"a data set must hold some text, every text of {source.path!r} is empty")
         return windows.with_format("numpy")
 
     def _check_spans(self, split: str) -> None:
         windows = self.datasets[split]
-        if isinstance(windows, IterableDataset):
-            return
-        rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
-        first = windows.select(range(min(_NUM_CHECKED_WINDOWS, len(windows))))
+        first = list(windows.take(_NUM_CHECKED_WINDOWS))
+        if not first:
+            raise ValueError(f"a data set must hold some text, every text of {self.sources[split]} is empty")
+        if isinstance(windows, Dataset):
+            rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
         for name in self.windower.teachers:
-            batch = collate(list(first), [name])
+            batch = collate(first, [name])
             if len(batch.teachers[name].spans) == 0:
                 raise ValueError(
                     f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
@@ -143,20 +150,18 @@ class DistillDataModule(pl.LightningDataModule):
         return self._loader("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        if "test" not in self.datasets:
-            raise ValueError("testing needs texts; set data.test.path")
         return self._loader("test")
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Any]:
-        windows = self.datasets[split]
+        windows: Any = self.datasets[split]
         if isinstance(windows, IterableDataset):
-            if shuffle:
-                windows = windows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
-                shuffle = False
             if self.trainer is not None and self.trainer.world_size > 1:
                 windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
+            if shuffle:
+                windows = EndlessStream(windows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer))
+                shuffle = False
         return DataLoader(
-            cast(Any, windows),
+            windows,
             batch_size=self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetsError
 
-# Ending -> builder of `datasets` and its options. A .txt file is one text, whatever lines it has.
+# Ending -> builder of `datasets` and its options. A .txt file is one text, whatever lines it has; line ends become \n.
 _BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
     ".txt": ("text", {"sample_by": "document"}),
     ".json": ("json", {}),
@@ -48,25 +50,27 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
         ValueError: If the data set cannot be loaded, is empty, or has no such text field.
     """
     files = _local_files(source.path)
+    options: dict[str, Any] = {"split": source.split, "streaming": streaming}
     if files is not None:
-        builder, options = _builder_of(files, source.path)
-        dataset = load_dataset(builder, data_files=files, split=source.split, streaming=streaming, **options)
+        for option in ("name", "data_files", "revision"):
+            if getattr(source, option) is not None:
+                raise ValueError(
+                    f"{option} belongs to a data set, but {source.path!r} is a local path; leave it out, or give an id"
+                )
+        builder, builder_options = _builder_of(files, source.path)
+        options |= {"path": builder, "data_files": files, **builder_options}
     else:
-        try:
-            dataset = load_dataset(
-                source.path,
-                source.name,
-                data_files=source.data_files,
-                split=source.split,
-                revision=source.revision,
-                streaming=streaming,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{source.path!r} is no file here, and as a data set it could not be loaded "
-                f"(name {source.name!r}, split {source.split!r}). Check the path (relative paths start at the working "
-                f"folder), the id, and the split. Reason: {error}"
-            ) from error
+        options |= {"path": source.path, "name": source.name, "revision": source.revision}
+        options["data_files"] = source.data_files
+    try:
+        dataset = load_dataset(**options)
+    except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:  # StopIteration: an empty file
+        what = "could not be read" if files else "is no file or folder here, and as a data set it could not be loaded"
+        reason = error.__cause__ or error
+        raise ValueError(
+            f"{source.path!r} {what} (name {source.name!r}, split {source.split!r}). Check that it holds texts, the "
+            f"path (relative paths start at the working folder), or the id and the split. Reason: {reason!r}"
+        ) from error
     _check(dataset, source)
     return dataset
 

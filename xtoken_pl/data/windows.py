@@ -80,6 +80,12 @@ class Windower:
         for name in self.teachers:
             columns |= {column: [] for column in teacher_columns(name)}
         texts = list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"every text must be a string, got {type(text).__name__} at place {index} of {len(texts)}; "
+                    "remove such rows, or name another text_field"
+                )
         encoded = {"": _with_eos(self.student, self.student.encode(texts))}
         for name, teacher in self.teachers.items():
             encoded[name] = _with_eos(teacher, teacher.encode(texts))
