@@ -13,6 +13,8 @@ from torch import Tensor
 
 from xtoken_pl.segments import greedy_segments
 
+# The dataclasses of a batch are not frozen: Lightning's half precisions set their fields.
+
 # B sequences, T padded length, N/Q student/teacher rows, S spans
 
 
@@ -42,7 +44,7 @@ class _Movable:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenBatch(_Movable):
     """Padded sequences and the rows of interest.
 
@@ -61,7 +63,7 @@ class TokenBatch(_Movable):
     labels: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class SpanBatch(_Movable):
     """How the rows of both sides relate, for one teacher. All spans of the batch, in the order of the rows.
 
@@ -82,7 +84,7 @@ class SpanBatch(_Movable):
         return self.student_first.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass
 class TeacherBatch(_Movable):
     """One teacher's view of the batch: its tokens of the same text, and the spans."""
 
@@ -90,7 +92,7 @@ class TeacherBatch(_Movable):
     spans: SpanBatch
 
 
-@dataclass(frozen=True)
+@dataclass
 class Block:
     """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows."""
 
@@ -99,7 +101,7 @@ class Block:
     teacher_rows: dict[str, slice]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowCuts:
     """Where the rows of a batch may be cut without cutting a span of any teacher.
 
@@ -145,7 +147,7 @@ def _between(before: NDArray[np.int64], start: int, end: int) -> slice:
     return slice(int(before[start]), int(before[end]))
 
 
-@dataclass(frozen=True)
+@dataclass
 class DistillBatch(_Movable):
     """The student's sequences, each teacher's, and how their rows may be cut into blocks.
 

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
+from xtoken_pl.precision import keep_dtype
 
-class BitsPerByte(Metric):
+
+class _Sums(Metric):
+    """Sums over batches and processes, in double precision whatever the module's."""
+
+    full_state_update = False
+    is_differentiable = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        return super()._apply(keep_dtype(fn), exclude_state)
+
+
+class BitsPerByte(_Sums):
     r"""Negative log-likelihood of a text in bits, per byte of the text.
 
     .. math:: \frac{\sum_i -\log p(x_i | x_{<i})}{\ln 2 \cdot \text{bytes}}
@@ -21,8 +35,6 @@ class BitsPerByte(Metric):
         nats: any; num_bytes: the same; the result is a scalar, NaN before the first update.
     """
 
-    full_state_update = False
-    is_differentiable = False
     higher_is_better = False
 
     total_nats: Tensor
@@ -42,11 +54,8 @@ class BitsPerByte(Metric):
         return (self.total_nats / (math.log(2) * self.total_bytes)).float()
 
 
-class CountedMean(Metric):
+class CountedMean(_Sums):
     """Sum over count of all values seen, over all batches and processes; NaN before the first value."""
-
-    full_state_update = False
-    is_differentiable = False
 
     total: Tensor
     count: Tensor

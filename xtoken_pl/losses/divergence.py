@@ -34,14 +34,17 @@ def generalized_kl(
     teacher_probs = teacher_log_probs.exp()
     teacher_mass = teacher_probs.sum(-1)
     # 0 log 0 = 0: ids that do not exist are -inf, and 0 times the lowest number is 0.
-    lowest = torch.finfo(teacher_log_probs.dtype).min
-    teacher_term = (teacher_probs * teacher_log_probs.clamp_min(lowest)).sum(-1)
-    student_term = (teacher_probs * student_log_probs.clamp_min(lowest)).sum(-1)
+    teacher_term = (teacher_probs * _finite(teacher_log_probs)).sum(-1)
+    student_term = (teacher_probs * _finite(student_log_probs)).sum(-1)
     cross = teacher_term - student_term
     return (
         teacher_log_c.exp() * (cross + teacher_mass * (teacher_log_c - student_log_c) - teacher_mass)
         + student_log_c.exp() * student_mass
     )
+
+
+def _finite(log_probs: Tensor) -> Tensor:
+    return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
 
 def log_clamped(probs: Tensor) -> Tensor:

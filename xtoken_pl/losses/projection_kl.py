@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores, same_token
+from xtoken_pl.losses.base import MatchedRowLoss, SpanBlock, SpanScores, same_token
 from xtoken_pl.losses.divergence import generalized_kl, log_clamped
+from xtoken_pl.precision import keep_dtype
 from xtoken_pl.projection import Projection
 from xtoken_pl.projection.projection import apply_entries
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -55,9 +59,6 @@ class ProjectionKL(MatchedRowLoss):
     weights: Tensor  # [E]
     reached: Tensor  # [R], teacher ids
 
-    def __init__(self, *, merge: Merge = "chain_rule") -> None:
-        super().__init__(merge=merge)
-
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Takes W.
 
@@ -74,6 +75,9 @@ class ProjectionKL(MatchedRowLoss):
         for name, tensor in buffers.items():
             # W is no state: it is built from the tokenizers, or read from its own file.
             self.register_buffer(name, tensor, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keep_dtype(fn), recurse)
 
     def project(self, probs: Tensor) -> Tensor:
         """``[S, V_s] -> [S, R]``: Wᵀ applied to rows, the teacher tokens that it reaches."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores, same_token
+from xtoken_pl.losses.base import MatchedRowLoss, SpanBlock, SpanScores, same_token
 from xtoken_pl.losses.divergence import generalized_kl
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -32,9 +32,6 @@ class TokenKL(MatchedRowLoss):
     Args:
         merge: How a span of several tokens becomes one row; without effect where both sides cut the text alike.
     """
-
-    def __init__(self, *, merge: Merge = "chain_rule") -> None:
-        super().__init__(merge=merge)
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Checks that both sides share their token ids.
