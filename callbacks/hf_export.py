@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
@@ -35,16 +36,18 @@ class HFExport(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         distill_module(pl_module, self)
+        target = self._target(trainer)
         if trainer.is_global_zero:
-            refuse_existing(self._target(trainer), overwrite=self.overwrite)
+            refuse_existing(target, overwrite=self.overwrite)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        target = self._target(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            target = self._target(trainer)
             export_student(distill_module(pl_module, self), target, dtype=self.dtype, overwrite=self.overwrite)
             logger.info("exported the student to %s", target)
 
     def _target(self, trainer: pl.Trainer) -> Path:
+        # Lightning broadcasts log_dir: every process has to ask for it.
         return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "export")
 
 
@@ -53,10 +56,8 @@ def export_student(
 ) -> None:
     """Writes weights (safetensors), configuration, generation configuration and tokenizer; whole or not at all."""
     student = module.student
-    state = student.state_dict()
     if dtype != "auto":
-        wanted = getattr(torch, dtype)
-        state = {name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        student = copy.deepcopy(student).to(getattr(torch, dtype))  # ties are kept
     with atomic_path(target, overwrite=overwrite) as folder:
-        student.save_pretrained(folder, state_dict=state)
+        student.save_pretrained(folder)
         module.student_vocabulary.tokenizer.save_pretrained(folder)

@@ -30,8 +30,6 @@ class TeacherMonitor(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.loggers:
-            return
         scale = outputs["kd_scale"]
         scalars: dict[str, Tensor] = {
             "train/ce": outputs["ce"],
