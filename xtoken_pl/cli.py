@@ -9,9 +9,9 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from xtoken_pl.config_files import merge_config_arguments
@@ -29,6 +29,24 @@ class DistillCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"trainer.gradient_clip_val": 1.0})
 
+    def before_fit(self) -> None:
+        """Refuses ``--ckpt_path last`` where Lightning would start from scratch without a word."""
+        if self.config["fit"].get("ckpt_path") != "last":
+            return
+        folders = [
+            callback.dirpath for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+        ]
+        if not any(
+            folder and (Path(folder) / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt").exists() for folder in folders
+        ):
+            raise FileNotFoundError(
+                "--ckpt_path last needs a last.ckpt in the dirpath of a ModelCheckpoint, and there is none "
+                f"(dirpath: {folders or 'no ModelCheckpoint'}). Give the path of the checkpoint, or set dirpath"
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """On resume the command line wins over hyperparameters that a checkpoint may hold."""
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """fit, validate and test; the module predicts nothing."""
@@ -36,20 +54,23 @@ class DistillCLI(LightningCLI):
         return {name: verbs[name] for name in ("fit", "validate", "test")}
 
 
-def project(student: str, teacher: str, output: str, beta: float = 0.9, gamma: float = 0.1) -> None:
+def project(
+    student: str, teacher: str, output: str, *, beta: float = 0.9, gamma: float = 0.1, overwrite: bool = False
+) -> None:
     """Build the projection matrix W between two tokenizers and store it.
 
     Args:
         student: Folder or hub id of the student's tokenizer.
         teacher: Folder or hub id of the teacher's tokenizer.
-        output: The safetensors file to write; an existing one is kept.
+        output: The safetensors file to write.
         beta: Weight of the first teacher token that writes a student token.
         gamma: Factor from one teacher token to the next.
+        overwrite: Replace a file that exists.
     """
     parameters = ProjectionParameters(beta=beta, gamma=gamma)
-    refuse_existing(Path(output), overwrite=False)
+    refuse_existing(Path(output), overwrite=overwrite)
     projection = build_projection(load_tokenizer(student), load_tokenizer(teacher), parameters)
-    projection.save(output)
+    projection.save(output, overwrite=overwrite)
     counts = projection.counts
     print(f"W [{projection.num_student:,}, {projection.num_teacher:,}] of {student} -> {teacher}")
     for label, count in (("exact", counts.exact), ("multi-token", counts.multi_token), ("zero", counts.zero)):
@@ -62,21 +83,26 @@ VERBS: dict[str, Callable[..., None]] = {"project": project, "prepare": prepare}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one verb."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in VERBS:
-        auto_cli(
-            VERBS[arguments[0]], args=arguments[1:], prog=f"python -m xtoken_pl {arguments[0]}", as_positional=False
-        )
+    """Runs one verb; ``arguments`` default to the command line's."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("xtoken_pl").setLevel(logging.INFO)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in VERBS:
+        auto_cli(VERBS[given[0]], args=given[1:], prog=f"python -m xtoken_pl {given[0]}", as_positional=False)
         return
-    options: dict[str, Any] = {"subclass_mode_model": True, "subclass_mode_data": True}
+    merged = merge_config_arguments(given)
+    if arguments is None:
+        # Processes that Lightning starts on this machine are given sys.argv.
+        sys.argv[1:] = merged
     DistillCLI(
         MultiTeacherDistillModule,
         DistillDataModule,
-        args=merge_config_arguments(arguments),
+        args=None if arguments is None else merged,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": False},
-        parser_kwargs={"prog": "python -m xtoken_pl"},
-        **options,
+        parser_kwargs={
+            "prog": "python -m xtoken_pl",
+            "epilog": f"further verbs, each with its own --help: {', '.join(VERBS)}",
+        },
     )

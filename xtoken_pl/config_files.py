@@ -38,14 +38,23 @@ def merge_config_arguments(arguments: list[str]) -> list[str]:
 
 
 def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """``other`` over ``base``: mappings key by key, everything else replaced. Another ``class_path`` starts afresh."""
-    if "class_path" in other and other["class_path"] != base.get("class_path"):
+    """``other`` over ``base``: mappings key by key, everything else replaced. Another ``class_path`` starts afresh.
+
+    A class may be written with ``class_path`` and ``init_args``, or short, as its arguments alone; both mix.
+    """
+    if _names_a_class(base) != _names_a_class(other):
+        base, other = (side if _names_a_class(side) else {"init_args": side} for side in (base, other))
+    if {"class_path"} <= base.keys() & other.keys() and base["class_path"] != other["class_path"]:
         return other
     merged = dict(base)
     for key, value in other.items():
         before = base.get(key)
         merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _names_a_class(mapping: dict[str, Any]) -> bool:
+    return "class_path" in mapping or "init_args" in mapping
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -37,4 +37,6 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raises FileExistsError if ``path`` exists and may not be overwritten."""
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists and is not overwritten unasked; choose another path or set overwrite")
+        raise FileExistsError(
+            f"{path} exists and is not overwritten unasked; choose another path, or allow it with overwrite"
+        )

