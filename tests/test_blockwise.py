@@ -1,0 +1,217 @@
+"""The whole path from hidden states to a gradient does not depend on how rows are cut, padded or ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from test_losses import dense
+from torch import Tensor
+
+from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TokenKL, build_projection
+from xtoken_pl.batch import DistillBatch
+from xtoken_pl.data import Windower, collate
+from xtoken_pl.data.windows import teacher_columns
+from xtoken_pl.losses import Merge
+from xtoken_pl.segments import greedy_segments
+
+NAMES = ["other", "same"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        # Heads padded beyond the tokenizer, as real ones are.
+        "student": write_model(
+            root / "student", packing_tokenizer(), seed=1, num_head_rows=len(packing_tokenizer()) + 7
+        ),
+        "other": write_model(
+            root / "other", splitting_tokenizer(), seed=2, num_head_rows=len(splitting_tokenizer()) + 4
+        ),
+        "same": write_model(root / "same", packing_tokenizer(), seed=3),
+    }
+
+
+def make_module(
+    folders: dict[str, str], *, block_rows: int = 16, merge: Merge = "chain_rule", temperature: float = 1.0
+) -> MultiTeacherDistillModule:
+    teachers = {
+        "other": Teacher(
+            model=folders["other"], loss=ProjectionKL(merge=merge), dtype="float64", alpha=0.7, temperature=temperature
+        ),
+        "same": Teacher(model=folders["same"], loss=TokenKL(merge=merge), dtype="float64", alpha=0.3),
+    }
+    module = MultiTeacherDistillModule(
+        Student(model=folders["student"], dtype="float64"),
+        teachers,
+        kd_weight=0.6,
+        ce_weight=0.9,
+        block_rows=block_rows,
+    )
+    module.setup("fit")
+    module.configure_model()
+    return module
+
+
+@pytest.fixture(scope="module")
+def windows(folders: dict[str, str]) -> list[dict[str, Any]]:
+    module = make_module(folders)
+    columns = Windower(module.student_vocabulary, module.teacher_vocabularies, 40)([text[:300] for text in TEXTS[:3]])
+    rows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["student_ids"]))]
+    # Windows of different lengths, so that there is something to pad.
+    return sorted(rows, key=lambda row: len(row["student_ids"]))[:3] + rows[:3]
+
+
+def gradients(module: MultiTeacherDistillModule, batch: DistillBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    module.zero_grad()
+    step: Any = module.training_step(batch, 0)
+    step["loss"].backward()
+    grads = {name: p.grad.clone() for name, p in module.student.named_parameters() if p.grad is not None}
+    return step["loss"].detach(), grads
+
+
+def assert_same(ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str, Tensor]]) -> None:
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-10)
+    assert ours[1].keys() == theirs[1].keys()
+    for name, gradient in ours[1].items():
+        torch.testing.assert_close(gradient, theirs[1][name], rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 10_000])
+def test_block_size_does_not_change_loss_or_gradient(
+    folders: dict[str, str], windows: list[dict[str, Any]], block_rows: int
+) -> None:
+    batch = collate(windows, NAMES)
+    assert_same(
+        gradients(make_module(folders, block_rows=block_rows), batch),
+        gradients(make_module(folders, block_rows=16), batch),
+    )
+
+
+def test_batch_order_does_not_change_loss_or_gradient(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:
+    module = make_module(folders)
+    assert_same(gradients(module, collate(windows, NAMES)), gradients(module, collate(windows[::-1], NAMES)))
+
+
+def test_padding_does_not_change_loss_or_gradient(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:
+    module = make_module(folders)
+    batch = collate(windows, NAMES)
+    assert_same(gradients(module, batch), gradients(module, _padded(batch, 5)))
+
+
+def _padded(batch: DistillBatch, extra: int) -> DistillBatch:
+    """The same batch with more columns of padding, holding other ids."""
+    from dataclasses import replace
+
+    def pad(tokens: Any) -> Any:
+        old, new = tokens.input_ids.shape[1], tokens.input_ids.shape[1] + extra
+        rows = tokens.rows // old * new + tokens.rows % old
+        ids = torch.nn.functional.pad(tokens.input_ids, (0, extra), value=3)
+        mask = torch.nn.functional.pad(tokens.attention_mask, (0, extra))
+        return replace(tokens, input_ids=ids, attention_mask=mask, rows=rows)
+
+    views = {name: replace(view, tokens=pad(view.tokens)) for name, view in batch.teachers.items()}
+    return replace(batch, student=pad(batch.student), teachers=views)
+
+
+@pytest.mark.parametrize(("merge", "temperature"), [("chain_rule", 1.0), ("chain_rule", 2.5), ("mean", 1.0)])
+def test_step_agrees_with_full_logits_and_slow_losses(
+    folders: dict[str, str], windows: list[dict[str, Any]], merge: Merge, temperature: float
+) -> None:
+    module = make_module(folders, merge=merge, temperature=temperature)
+    ours = gradients(module, collate(windows, NAMES))
+    module.zero_grad()
+    loss = _slow_loss(module, windows, merge, temperature)
+    loss.backward()
+    theirs = {name: p.grad.clone() for name, p in module.student.named_parameters() if p.grad is not None}
+    assert_same(ours, (loss.detach(), theirs))
+
+
+def _slow_loss(
+    module: MultiTeacherDistillModule, windows: Sequence[dict[str, Any]], merge: Merge, temperature: float
+) -> Tensor:
+    """Window by window, the models' own logits, loops over tokens: nothing of the package but the windows."""
+    size = len(module.student_vocabulary)
+    other = module.teacher_vocabularies["other"]
+    matrix = dense(build_projection(module.student_vocabulary.tokenizer, other.tokenizer))
+    nats, p_kl, kl = [], [], []
+    for window in windows:
+        ids = torch.as_tensor(np.asarray(window["student_ids"]))
+        logits = module.student(ids[None]).logits[0, :-1, :size]
+        nats.append(reference.cross_entropy(logits.log_softmax(-1), ids[1:]))
+        for name, losses in (("other", p_kl), ("same", kl)):
+            ids_column, spans_column = teacher_columns(name)
+            teacher_ids = torch.as_tensor(np.asarray(window[ids_column]))
+            with torch.no_grad():
+                teacher = module._loaded_teachers[name].model(teacher_ids[None]).logits[0, :-1]
+            teacher = teacher[:, : len(module.teacher_vocabularies[name])]
+            # Rows predict the next token: token i belongs to row i - 1.
+            spans = [
+                (a - 1, b - 1, c - 1, d - 1)
+                for a, b, c, d in np.asarray(window[spans_column]).reshape(-1, 4).tolist()
+                if a >= 1 and c >= 1
+            ]
+            if name == "same":
+                rows = torch.tensor([[a, c] for a, _, c, _ in spans])
+                assert all(b - a == d - c == 1 for a, b, c, d in spans)
+                losses.append(
+                    reference.token_kl(logits[rows[:, 0]].log_softmax(-1), teacher[rows[:, 1]].log_softmax(-1))
+                )
+            else:
+                student_log_probs = (logits / temperature).log_softmax(-1)
+                teacher_log_probs = (teacher / temperature).log_softmax(-1)
+                loss = reference.projection_kl(
+                    student_log_probs, teacher_log_probs, ids[1:], teacher_ids[1:], spans, matrix, merge=merge
+                )
+                losses.append(loss * temperature**2)
+    return 0.9 * torch.cat(nats).mean() + 0.6 * (0.7 * torch.cat(p_kl).mean() + 0.3 * torch.cat(kl).mean())
+
+
+def test_blocks_hold_whole_spans_and_every_row_once(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:
+    batch = collate(windows, NAMES)
+    for max_rows in (1, 5, 64):
+        blocks = batch.cuts.blocks(max_rows)
+        assert [row for block in blocks for row in range(len(batch.student.rows))[block.student_rows]] == list(
+            range(len(batch.student.rows))
+        )
+        for name, view in batch.teachers.items():
+            spans = view.spans
+            assert [k for block in blocks for k in range(len(spans))[block.spans[name]]] == list(range(len(spans)))
+            for block in blocks:
+                own = range(len(spans))[block.spans[name]]
+                for k in own:
+                    first, last = int(spans.student_first[k]), int(spans.student_first[k] + spans.student_length[k])
+                    assert block.student_rows.start <= first < last <= block.student_rows.stop
+                    first, last = int(spans.teacher_first[k]), int(spans.teacher_first[k] + spans.teacher_length[k])
+                    assert block.teacher_rows[name].start <= first < last <= block.teacher_rows[name].stop
+                if len(own) > 1:
+                    assert block.teacher_rows[name].stop - block.teacher_rows[name].start <= max_rows
+
+
+def test_no_full_logits_are_held(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:
+    """Between forward and backward no saved tensor is as large as the rows' logits."""
+    module = make_module(folders, block_rows=8)
+    batch = collate(windows, NAMES)
+    largest = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal largest
+        if tensor.grad_fn is not None:  # results, not parameters
+            largest = max(largest, tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module.training_step(batch, 0)
+    assert 0 < largest < len(batch.student.rows) * len(module.student_vocabulary) / 4
+
+
+def test_greedy_segments_respect_every_limit_and_skip_nothing() -> None:
+    bounds = np.array([[0, 0], [3, 1], [4, 9], [6, 10], [20, 11], [21, 12]])
+    segments = greedy_segments(bounds, [6, 9])
+    assert segments == [(0, 2), (2, 3), (3, 4), (4, 5)]  # the fourth piece is longer than the limit, and stands alone
