@@ -134,9 +134,8 @@ class DistillDataModule(pl.LightningDataModule):
             raise ValueError(f"a data set must hold some text, every text of {self.sources[split]} is empty")
         if isinstance(windows, Dataset):
             rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
-        for name in self.windower.teachers:
-            batch = collate(first, [name])
-            if len(batch.teachers[name].spans) == 0:
+        for name, view in collate(first, list(self.windower.teachers)).teachers.items():
+            if len(view.spans) == 0:
                 raise ValueError(
                     f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
                     f"Raise sequence_length (now {self.sequence_length}), or check that both tokenizers write this "

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from xtoken_pl.tokenization.components import Components, read_components, without_dummy_prefix
 from xtoken_pl.tokenization.roles import special_roles
@@ -205,16 +206,8 @@ class CanonicalVocabulary:
         return without_dummy_prefix(self.tokenizer.backend_tokenizer)
 
 
-def byte_to_unicode() -> dict[int, str]:
-    """GPT-2's table: printable bytes stand for themselves, the others for the code points from 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in table)
-    table.update({byte: chr(256 + index) for index, byte in enumerate(others)})
-    return table
-
-
-BYTE_TO_UNICODE = byte_to_unicode()
+#: GPT-2's table: byte -> the printable character that stands for it.
+BYTE_TO_UNICODE: dict[int, str] = bytes_to_unicode()
 # Characters outside the table become one that latin-1 cannot encode, so that they are noticed.
 _UNDO = dict.fromkeys(range(256), "\uffff") | {ord(char): chr(byte) for byte, char in BYTE_TO_UNICODE.items()}
 
