@@ -2,6 +2,7 @@
 
 from xtoken_pl.callbacks.dynamic_loss_scaling import DynamicLossScaling
 from xtoken_pl.callbacks.hf_export import HFExport
+from xtoken_pl.callbacks.projection_export import ProjectionExport
 from xtoken_pl.callbacks.teacher_monitor import TeacherMonitor
 
-__all__ = ["DynamicLossScaling", "HFExport", "TeacherMonitor"]
+__all__ = ["DynamicLossScaling", "HFExport", "ProjectionExport", "TeacherMonitor"]

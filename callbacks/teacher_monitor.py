@@ -16,9 +16,10 @@ class TeacherMonitor(pl.Callback):
     """Logs the losses of every step, in sum and by teacher.
 
     Tags: ``train/loss``, ``train/ce``, ``train/kd``, ``train/kd_scale``; for each teacher ``train/kd/NAME`` (its mean
-    loss per span, nats), ``train/alpha/NAME``, ``train/scale/NAME`` (alpha times scale: what the loss is multiplied
-    by), ``train/span_coverage/NAME`` (share of the tokens that lie in a span), ``train/unmapped_mass/NAME`` (the
-    student's probability that W has no place for). In TensorBoard a custom-scalars page groups them.
+    loss per span, nats), ``train/alpha/NAME`` (where it varies within a batch, averaged over the student tokens in
+    spans), ``train/scale/NAME`` (alpha times scale: what the loss is multiplied by), ``train/span_coverage/NAME``
+    (share of the tokens that lie in a span), ``train/unmapped_mass/NAME`` (the student's probability that the loss
+    compares with no token of the teacher). In TensorBoard a custom-scalars page groups them.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,7 +71,7 @@ def custom_scalars_layout(teachers: list[str]) -> dict[str, dict[str, list[Any]]
         },
         "Alignment": {
             "tokens in spans": each("train/span_coverage"),
-            "student mass outside W": each("train/unmapped_mass"),
+            "student mass without a counterpart": each("train/unmapped_mass"),
         },
         "Validation": {
             "bits per byte": ["Multiline", ["val/bits_per_byte"]],

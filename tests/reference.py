@@ -9,8 +9,8 @@ References:
 
 # N_s/N_t rows (tokens), S spans, V_s/V_t vocabulary sizes (student/teacher)
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -157,116 +157,50 @@ def dense_projection(rows: dict[int, dict[int, float]], num_student: int, num_te
     return projection
 
 
-def generalized_kl(p_hat: Tensor, q_hat: Tensor, support: Tensor | None = None) -> Tensor:
-    """Generalized KL of two non-negative vectors, in nats.
+def common_pairs(
+    student_tokens: Sequence[bytes | None],
+    teacher_tokens: Sequence[bytes | None],
+    student_roles: dict[int, str],
+    teacher_roles: dict[int, str],
+    rows: dict[int, dict[int, float]] | None = None,
+    student_byte_pieces: AbstractSet[int] = frozenset(),
+    teacher_byte_pieces: AbstractSet[int] = frozenset(),
+) -> list[tuple[int, int]]:
+    """The common set C as (student id, teacher id), one-to-one, sorted by student id.
 
-    Section 3: "D(p̂_T ‖ p̂_S) = Σ_v p̂_T[v]·log(p̂_T[v]/p̂_S[v]) - Σ p̂_T + Σ p̂_S
-    = c_T·KL(p_T ‖ p_S) + c_T·log(c_T/c_S) - c_T + c_S."
+    Section 5: "common set C = pairs with equal text", and for H-KL "C enlarged by (s, argmax_t W[s,t]) (a teacher
+    token keeps the student token of the highest weight, then of the lowest id; exact pairs always stay)".
 
-    0 log 0 = 0. Infinite where q_hat is 0 and p_hat is not, unless `support` leaves that entry out: then all three
-    sums, those of the two masses too, run over the support only.
+    Every student token wants one teacher token at most. Exact: the teacher token of equal bytes (no byte piece if it
+    can be helped, then the lowest id) or the lowest one of the same role. Not exact, and only with `rows`: the
+    heaviest teacher token of its row, the lowest id on a tie. A teacher token then keeps, of all student tokens that
+    want it, an exact one first, then the highest weight, then no byte piece, then the lowest id. The others are not
+    common: they do not turn to their second choice.
 
-    Shape:
-        p_hat: [V]; q_hat: [V]; support: [V], bool; returns: [].
+    Args:
+        student_tokens: Canonical bytes by student id; None for a special token or an id that does not exist.
+        teacher_tokens: Canonical bytes by teacher id, likewise.
+        student_roles: Role by id of the special student tokens that have one.
+        teacher_roles: Role by id of the special teacher tokens that have one.
+        rows: The projection as {student id: {teacher id: weight}}, for the enlarged set; None for the strict one.
+        student_byte_pieces: Student ids that spell a raw byte, such as <0x41>.
+        teacher_byte_pieces: Teacher ids that spell a raw byte.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    for v in range(len(p_hat)):
-        if support is not None and not support[v]:
-            continue
-        p, q = p_hat[v].double(), q_hat[v].double()
-        if p > 0:
-            total = total + p * (p.log() - q.log())
-        total = total - p + q
-    return total
-
-
-def continuation_probability(log_probs: Tensor, labels: Tensor, start: int, end: int) -> Tensor:
-    """Probability of the span's tokens after its first, given the first.
-
-    Section 3: "the continuation probability c = p(x_{i+1} | x_≤i)···p(x_j | x_<j) (c = 1 for one token)."
-
-    Shape:
-        log_probs: [N, V], row i predicts labels[i]; labels: [N]; returns: [].
-    """
-    probability = torch.ones((), dtype=torch.float64)
-    for row in range(start + 1, end):
-        probability = probability * log_probs[row, int(labels[row])].double().exp()
-    return probability
-
-
-def projection_kl(
-    student_log_probs: Tensor,
-    teacher_log_probs: Tensor,
-    student_labels: Tensor,
-    teacher_labels: Tensor,
-    spans: Sequence[Span],
-    projection: Tensor,
-    merge: Literal["chain_rule", "mean"] = "chain_rule",
-) -> Tensor:
-    """P-KL of every span, in nats.
-
-    Section 5: "P-KL: p̃_S = Wᵀ p̂_S over V_T; L = D(p̂_T ‖ p̃_S). No partition."
-    Section 3, chain_rule: "Its merged distribution is p̂[v] = c · p(v | x_<i)"; D is summed over the support, the
-    teacher tokens whose column of W has a non-zero entry, with nothing renormalized.
-    Section 3, mean: "teacher log-probabilities averaged over the span's tokens, student *projected probabilities*
-    averaged, P-KL renormalized within the vocabulary subset"; plain KL(teacher ‖ student) over the support.
-
-    Shape:
-        student_log_probs: [N_s, V_s], row i predicts student_labels[i]; teacher_log_probs: [N_t, V_t], likewise;
-        labels: [N_s], [N_t]; spans over those rows; projection: [V_s, V_t]; returns: [S], float64.
-    """
-    support = (projection != 0).any(dim=0)  # [V_t]
-    assert support.any(), "the projection must have a non-zero entry"
-    projection = projection.double()
-    losses: list[Tensor] = []
-    for student_start, student_end, teacher_start, teacher_end in spans:
-        if merge == "chain_rule":
-            c_student = continuation_probability(student_log_probs, student_labels, student_start, student_end)
-            c_teacher = continuation_probability(teacher_log_probs, teacher_labels, teacher_start, teacher_end)
-            projected = projection.T @ (c_student * student_log_probs[student_start].double().exp())  # [V_t]
-            losses.append(
-                generalized_kl(c_teacher * teacher_log_probs[teacher_start].double().exp(), projected, support)
-            )
+    assert all(student_tokens[s] is None for s in student_roles), "a student token with a role must carry no bytes"
+    assert all(teacher_tokens[t] is None for t in teacher_roles), "a teacher token with a role must carry no bytes"
+    wanted_by: dict[int, list[tuple[bool, float, bool, int]]] = {}  # teacher id -> student tokens, the best sorts first
+    for s, student_bytes in enumerate(student_tokens):
+        same_bytes = [t for t, b in enumerate(teacher_tokens) if student_bytes is not None and b == student_bytes]
+        same_role = [t for t, role in teacher_roles.items() if s in student_roles and role == student_roles[s]]
+        row = {} if rows is None else rows.get(s, {})
+        if same_bytes:
+            is_exact, weight, t = True, 1.0, min(same_bytes, key=lambda t: (t in teacher_byte_pieces, t))
+        elif same_role:
+            is_exact, weight, t = True, 1.0, min(same_role)
+        elif row:
+            weight = max(row.values())
+            is_exact, t = False, min(t for t in row if row[t] == weight)
         else:
-            assert merge == "mean", f"merge must be chain_rule or mean, got {merge}"
-            teacher_rows = [teacher_log_probs[row].double() for row in range(teacher_start, teacher_end)]
-            student_rows = [
-                projection.T @ student_log_probs[row].double().exp() for row in range(student_start, student_end)
-            ]
-            p = torch.stack(teacher_rows).mean(dim=0).exp()[support]
-            q = torch.stack(student_rows).mean(dim=0)[support]
-            losses.append(kl_divergence(p / p.sum(), q / q.sum()))
-    return torch.stack(losses) if losses else torch.zeros(0, dtype=torch.float64)
-
-
-def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ_v p[v]·log(p[v]/q[v]) of two distributions, in nats, with 0 log 0 = 0. Shape: [V], [V] -> []."""
-    total = torch.zeros((), dtype=torch.float64)
-    for v in range(len(p)):
-        if p[v] > 0:
-            total = total + p[v].double() * (p[v].double().log() - q[v].double().log())
-    return total
-
-
-def token_kl(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of every token, in nats. Section 5: "KL: same tokenizer, token by token."
-
-    Shape:
-        student_log_probs: [N, V]; teacher_log_probs: [N, V]; returns: [N], float64.
-    """
-    losses = torch.zeros(len(student_log_probs), dtype=torch.float64)
-    for n in range(len(student_log_probs)):
-        losses[n] = kl_divergence(teacher_log_probs[n].double().exp(), student_log_probs[n].double().exp())
-    return losses
-
-
-def cross_entropy(student_log_probs: Tensor, labels: Tensor) -> Tensor:
-    """-log p(label) of every token, in nats: the L_CE of section 6, "L = sg(L_CE / L_KD)·L_KD + L_CE", not averaged.
-
-    Shape:
-        student_log_probs: [N, V], row i predicts labels[i]; labels: [N]; returns: [N], float64.
-    """
-    losses = torch.zeros(len(labels), dtype=torch.float64)
-    for n in range(len(labels)):
-        losses[n] = -student_log_probs[n, int(labels[n])].double()
-    return losses
+            continue
+        wanted_by.setdefault(t, []).append((not is_exact, -weight, s in student_byte_pieces, s))
+    return sorted((min(candidates)[-1], t) for t, candidates in wanted_by.items())

@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast, get_args
 
+import numpy as np
 import pytest
-import reference
+import reference_losses as reference
 import torch
 from torch import Tensor
 
-from xtoken_pl import MatchedRowLoss, Projection, ProjectionKL, TokenKL
-from xtoken_pl.losses import Merge, SpanBlock
+from xtoken_pl import GOLD, ULD, HybridKL, MatchedRowLoss, Projection, ProjectionKL, TokenKL
+from xtoken_pl.losses import Divergence, Merge, SpanBlock
 from xtoken_pl.losses.base import SideRows
+from xtoken_pl.losses.partitioned import PartitionedLoss
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 # One-to-one, one-to-many, many-to-one and many-to-many spans, with gaps between them.
 SPANS = [(0, 1, 0, 1), (1, 2, 1, 4), (3, 6, 4, 5), (6, 8, 5, 8), (9, 10, 8, 9)]
 NUM_STUDENT_ROWS, NUM_TEACHER_ROWS = 10, 9
 V_S, V_T = 13, 11
-MERGES: list[Merge] = ["chain_rule", "mean"]
+MERGES: tuple[Merge, ...] = get_args(Merge)
+DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
+
+
+class FakeVocabulary:
+    """As much of a vocabulary as losses and partitions look at. None is a special token; ``holes`` do not exist."""
+
+    name = "fake"
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes | None],
+        *,
+        roles: dict[str, int] | None = None,
+        byte_pieces: Sequence[int] = (),
+        holes: Sequence[int] = (),
+        fingerprint: str = "same",
+    ) -> None:
+        self.token_bytes = [token or b"" for token in tokens]
+        self.roles = roles or {}
+        self.vocabulary_fingerprint = fingerprint
+        self.is_byte_piece = np.isin(np.arange(len(tokens)), byte_pieces)
+        self.exists = ~np.isin(np.arange(len(tokens)), holes)
+
+    def __len__(self) -> int:
+        return len(self.token_bytes)
+
+
+def letters(text: str) -> CanonicalVocabulary:
+    return cast(CanonicalVocabulary, FakeVocabulary([letter.encode() for letter in text]))
+
+
+STUDENT, TEACHER = letters("abcdefghijklm"), letters("zydcxbwavgu")  # a, b, c, d and g are common
 
 
 def random_projection(seed: int = 0) -> Projection:
@@ -72,12 +107,13 @@ def block_of(
     )
 
 
-def bound(loss: MatchedRowLoss, projection: Projection | None = None) -> MatchedRowLoss:
-    class _Any:
-        vocabulary_fingerprint = "same"
-
-    vocabulary = cast(CanonicalVocabulary, _Any())
-    loss.bind(vocabulary, vocabulary, projection)
+def bound(
+    loss: MatchedRowLoss,
+    projection: Projection | None = None,
+    student: CanonicalVocabulary = STUDENT,
+    teacher: CanonicalVocabulary = TEACHER,
+) -> MatchedRowLoss:
+    loss.bind(student, STUDENT if isinstance(loss, TokenKL) else teacher, projection)
     return loss
 
 
@@ -85,8 +121,14 @@ def cases() -> list[tuple[str, MatchedRowLoss, int]]:
     """Name, loss, teacher's vocabulary size."""
     made: list[tuple[str, MatchedRowLoss, int]] = []
     for merge in MERGES:
-        made.append((f"p-kl-{merge}", bound(ProjectionKL(merge=merge), random_projection()), V_T))
-        made.append((f"kl-{merge}", bound(TokenKL(merge=merge)), V_S))
+        made.append((f"uld-{merge}", bound(ULD(merge=merge)), V_T))
+        for divergence in DIVERGENCES:
+            options: Any = {"merge": merge, "divergence": divergence}
+            name = f"{merge}-{divergence}"
+            made.append((f"p-kl-{name}", bound(ProjectionKL(**options), random_projection()), V_T))
+            made.append((f"kl-{name}", bound(TokenKL(**options)), V_S))
+            made.append((f"gold-{name}", bound(GOLD(**options)), V_T))
+            made.append((f"h-kl-{name}", bound(HybridKL(**options), random_projection()), V_T))
     return made
 
 
@@ -96,45 +138,73 @@ every_loss = pytest.mark.parametrize(
 LABELS = (random_labels(NUM_STUDENT_ROWS, V_S, 3), random_labels(NUM_TEACHER_ROWS, V_T, 4))
 
 
-@pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("seed", range(5))
-def test_projection_kl_agrees_with_the_slow_reference(merge: Merge, seed: int) -> None:
-    projection = random_projection(seed)
-    student, teacher = random_rows(NUM_STUDENT_ROWS, V_S, seed), random_rows(NUM_TEACHER_ROWS, V_T, seed + 100)
-    ours = bound(ProjectionKL(merge=merge), projection)(block_of(student, teacher, LABELS, SPANS)).loss
-    theirs = reference.projection_kl(
-        student.log_softmax(-1), teacher.log_softmax(-1), *LABELS, SPANS, dense(projection), merge=merge
-    )
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
-
-
-def test_token_kl_agrees_with_the_slow_reference() -> None:
-    student, teacher = random_rows(8, V_S, 1), random_rows(8, V_S, 2)
-    labels = random_labels(8, V_S, 5)
-    spans = [(i, i + 1, i, i + 1) for i in range(8)]
-    ours = bound(TokenKL())(block_of(student, teacher, (labels, labels), spans)).loss
-    theirs = reference.token_kl(student.log_softmax(-1), teacher.log_softmax(-1))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("merge", MERGES)
-def test_gradient_of_projection_kl_agrees_with_that_of_the_slow_reference(merge: Merge) -> None:
-    projection = random_projection()
-    teacher = random_rows(NUM_TEACHER_ROWS, V_T, 7)
-    ours, theirs = (random_rows(NUM_STUDENT_ROWS, V_S, 6).requires_grad_() for _ in range(2))
-    bound(ProjectionKL(merge=merge), projection)(block_of(ours, teacher, LABELS, SPANS)).loss.sum().backward()
-    reference.projection_kl(
-        theirs.log_softmax(-1), teacher.log_softmax(-1), *LABELS, SPANS, dense(projection), merge=merge
-    ).sum().backward()
-    assert ours.grad is not None
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-10)
+def slow(loss: MatchedRowLoss, student: Tensor, teacher: Tensor, projection: Projection) -> Tensor:
+    """The reference of a loss, with its options."""
+    rows = (student.log_softmax(-1), teacher.log_softmax(-1), *LABELS, SPANS)
+    if isinstance(loss, ULD):
+        return reference.uld(*rows, loss.merge)
+    kind = cast(Divergence, loss.divergence)
+    if isinstance(loss, TokenKL):
+        return reference.token_divergence(*rows, loss.merge, kind)
+    if isinstance(loss, ProjectionKL):
+        return reference.projection_divergence(*rows, dense(projection), loss.merge, kind)
+    assert isinstance(loss, PartitionedLoss)
+    pairs = list(zip(loss.student_common.tolist(), loss.teacher_common.tolist(), strict=True))
+    assert 0 < len(pairs) < V_T
+    rest = loss.student_rest.tolist(), loss.teacher_rest.tolist()
+    return reference.hybrid(*rows, pairs, *rest, loss.kl_weight, loss.uld_weight, loss.merge, kind)
 
 
 @every_loss
-def test_loss_passes_gradcheck(loss: MatchedRowLoss, size: int) -> None:
-    teacher = random_rows(NUM_TEACHER_ROWS, size, 8)
-    student = random_rows(NUM_STUDENT_ROWS, V_S, 9).requires_grad_()
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_and_gradient_agree_with_the_slow_reference(loss: MatchedRowLoss, size: int, seed: int) -> None:
+    student = random_rows(NUM_STUDENT_ROWS, V_S, seed).requires_grad_()
+    teacher = random_rows(NUM_TEACHER_ROWS, size, seed + 100)
+    ours = loss(block_of(student, teacher, LABELS, SPANS)).loss
+    theirs = slow(loss, student, teacher, random_projection())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    weights = torch.arange(1.0, len(SPANS) + 1, dtype=torch.float64)
+    (ours_grad,) = torch.autograd.grad((weights * ours).sum(), student)
+    (theirs_grad,) = torch.autograd.grad((weights * theirs).sum(), student)
+    assert theirs_grad.abs().max() > 1e-3
+    torch.testing.assert_close(ours_grad, theirs_grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("kl_weight", "uld_weight"), [(0.3, 1.7), (2.0, 0.0), (0.0, 0.5)])
+@pytest.mark.parametrize("kind", [GOLD, HybridKL])
+def test_weights_of_both_terms_agree_with_the_slow_reference(
+    kind: type[PartitionedLoss], kl_weight: float, uld_weight: float
+) -> None:
+    projection = random_projection()
+    loss = bound(kind(kl_weight=kl_weight, uld_weight=uld_weight), projection)
+    student, teacher = random_rows(NUM_STUDENT_ROWS, V_S, 1), random_rows(NUM_TEACHER_ROWS, V_T, 2)
+    ours = loss(block_of(student, teacher, LABELS, SPANS)).loss
+    torch.testing.assert_close(ours, slow(loss, student, teacher, projection), rtol=0, atol=1e-10)
+
+
+@every_loss
+def test_gradcheck(loss: MatchedRowLoss, size: int) -> None:
+    student = random_rows(NUM_STUDENT_ROWS, V_S, 1).requires_grad_()
+    teacher = random_rows(NUM_TEACHER_ROWS, size, 2)
     assert torch.autograd.gradcheck(lambda rows: loss(block_of(rows, teacher, LABELS, SPANS)).loss, student)
+
+
+@every_loss
+def test_loss_is_zero_where_both_sides_agree(loss: MatchedRowLoss, size: int) -> None:
+    """The same rows, and everything paired with itself: of spans of one, two and three tokens."""
+    identity = Projection(
+        torch.arange(V_S)[:, None], torch.ones(V_S, 1), torch.ones(V_S, dtype=torch.bool), V_S, "s", "t"
+    )
+    options = {} if isinstance(loss, ULD) else {"divergence": cast(Any, loss).divergence}
+    same = bound(type(loss)(merge=loss.merge, **options), identity, STUDENT, STUDENT)
+    rows, labels = random_rows(6, V_S, 1), random_labels(6, V_S, 2)
+    spans = [(0, 1, 0, 1), (1, 4, 1, 4), (4, 6, 4, 6)]
+    if isinstance(loss, ProjectionKL) and loss.merge == "mean":
+        spans = spans[:1]  # probabilities are averaged on one side, their logarithms on the other
+    result = same(block_of(rows, rows, (labels, labels), spans))
+    torch.testing.assert_close(result.loss, torch.zeros(len(spans), dtype=torch.float64), rtol=0, atol=1e-14)
+    if not isinstance(loss, ULD):
+        assert (result.unmapped_mass < 1e-12).all()
 
 
 @every_loss
@@ -151,6 +221,7 @@ def test_loss_of_no_span_is_empty_and_has_a_gradient(loss: MatchedRowLoss, size:
 
 @every_loss
 def test_loss_is_never_negative(loss: MatchedRowLoss, size: int) -> None:
+    """GOLD's common term alone can be; with a rank term of the same weight the sum is not."""
     for seed in range(20):
         student, teacher = random_rows(NUM_STUDENT_ROWS, V_S, seed), random_rows(NUM_TEACHER_ROWS, size, seed + 50)
         assert (loss(block_of(student, teacher, LABELS, SPANS)).loss >= -1e-12).all()
@@ -179,12 +250,6 @@ def test_identity_projection_reduces_to_kl(merge: Merge) -> None:
     assert (projected.unmapped_mass < 1e-12).all()
 
 
-def test_loss_is_zero_where_both_sides_agree_on_spans_of_any_length() -> None:
-    rows, labels = random_rows(6, V_S, 1), random_labels(6, V_S, 2)
-    block = block_of(rows, rows, (labels, labels), [(0, 1, 0, 1), (1, 4, 1, 4), (4, 6, 4, 6)])
-    torch.testing.assert_close(bound(TokenKL())(block).loss, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-14)
-
-
 def test_chain_rule_compares_the_probability_of_the_whole_span() -> None:
     # One student token that the teacher writes in two: p_S = (0.7, 0.3), p_T = (0.4, 0.6), continuation 0.25.
     student = torch.tensor([[0.7, 0.3]], dtype=torch.float64).log()
@@ -202,6 +267,48 @@ def test_mass_on_zero_rows_is_reported_as_unmapped() -> None:
     firsts = torch.tensor([start for start, *_ in SPANS])
     expected = student.softmax(-1)[firsts, -2:].sum(-1)  # the last two rows of the projection are zero
     torch.testing.assert_close(scores.unmapped_mass, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [GOLD, HybridKL])
+def test_mass_outside_the_common_set_is_reported_as_unmapped(kind: type[PartitionedLoss]) -> None:
+    student, teacher = random_rows(NUM_STUDENT_ROWS, V_S, 1), random_rows(NUM_TEACHER_ROWS, V_T, 2)
+    loss = cast(PartitionedLoss, bound(kind(), random_projection()))
+    firsts = torch.tensor([start for start, *_ in SPANS])
+    expected = 1 - student.softmax(-1)[firsts][:, loss.student_common].sum(-1)
+    assert (expected > 1e-3).any()
+    unmapped = loss(block_of(student, teacher, LABELS, SPANS)).unmapped_mass
+    torch.testing.assert_close(unmapped, expected, rtol=0, atol=1e-12)
+
+
+def test_uld_compares_no_token_so_that_everything_is_unmapped() -> None:
+    student, teacher = random_rows(NUM_STUDENT_ROWS, V_S, 1), random_rows(NUM_TEACHER_ROWS, V_T, 2)
+    assert bound(ULD())(block_of(student, teacher, LABELS, SPANS)).unmapped_mass.tolist() == [1.0] * len(SPANS)
+
+
+def test_uld_does_not_see_which_token_has_which_probability() -> None:
+    student, teacher = random_rows(NUM_STUDENT_ROWS, V_S, 1), random_rows(NUM_TEACHER_ROWS, V_T, 2)
+    singles = [(row, row + 1, row, row + 1) for row in range(NUM_TEACHER_ROWS)]
+    shuffled = teacher[:, torch.randperm(V_T, generator=torch.Generator().manual_seed(0))]
+    first = bound(ULD())(block_of(student, teacher, LABELS, singles)).loss
+    second = bound(ULD())(block_of(student, shuffled, LABELS, singles)).loss
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_gold_with_everything_common_reduces_to_kl(merge: Merge) -> None:
+    rows, labels = (random_rows(9, V_S, seed) for seed in (1, 2)), random_labels(9, V_S, 3)
+    block = block_of(*rows, (labels, labels), [(0, 1, 0, 1), (1, 4, 1, 3), (4, 6, 3, 6)])
+    gold = bound(GOLD(merge=merge), teacher=STUDENT)(block).loss
+    torch.testing.assert_close(gold, bound(TokenKL(merge=merge))(block).loss, rtol=0, atol=1e-12)
+
+
+def test_jensen_shannon_is_symmetric() -> None:
+    rows, labels = [random_rows(9, V_S, seed) for seed in (1, 2)], random_labels(9, V_S, 3)
+    spans = [(0, 1, 0, 1), (1, 4, 1, 3), (4, 6, 3, 6)]
+    loss = bound(TokenKL(divergence="jensen_shannon"))
+    one = loss(block_of(rows[0], rows[1], (labels, labels), spans)).loss
+    other = loss(block_of(rows[1], rows[0], (labels, labels), [(c, d, a, b) for a, b, c, d in spans])).loss
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
 
 
 def test_teacher_tokens_that_no_student_token_reaches_do_not_make_the_loss_infinite() -> None:
@@ -261,6 +368,26 @@ def test_agreement_counts_the_same_top_token_after_projection() -> None:
     assert agreement.tolist() == expected
 
 
+@pytest.mark.parametrize("loss", [GOLD(), HybridKL(), ULD()], ids=lambda loss: type(loss).__name__)
+def test_agreement_counts_top_tokens_that_are_a_pair(loss: MatchedRowLoss) -> None:
+    student = torch.zeros(3, V_S, dtype=torch.float64)
+    teacher = torch.zeros(3, V_T, dtype=torch.float64)
+    student[0, 0], teacher[0, 7] = 5.0, 5.0  # a and a
+    student[1, 0], teacher[1, 5] = 5.0, 5.0  # a and b
+    student[2, 12], teacher[2, 0] = 5.0, 5.0  # m, which has no counterpart, and z
+    labels = torch.zeros(3, dtype=torch.long)
+    exact = Projection(
+        torch.tensor([[7], *[[0]] * 12]),
+        torch.tensor([[1.0], *[[0.0]] * 12]),
+        torch.arange(V_S) == 0,
+        V_T,
+        "s",
+        "t",
+    )
+    block = block_of(student, teacher, (labels, labels), [(i, i + 1, i, i + 1) for i in range(3)])
+    assert cast(Tensor, bound(loss, exact).eval()(block).agreement).tolist() == [1.0, 0.0, 0.0]
+
+
 def test_unknown_merge_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match="chain_rule, mean, got 'sum'"):
         ProjectionKL(merge=cast(Merge, "sum"))
@@ -277,3 +404,42 @@ def test_projection_of_zero_rows_only_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="only zero rows"):
         bound(ProjectionKL(), nothing)
+
+
+@pytest.mark.parametrize("kind", [ProjectionKL, TokenKL, GOLD, HybridKL])
+def test_unknown_divergence_is_refused_with_the_choices(kind: Any) -> None:
+    with pytest.raises(ValueError, match="divergence must be one of forward, reverse, jensen_shannon, got 'js'"):
+        kind(divergence="js")
+
+
+@pytest.mark.parametrize("kind", [GOLD, HybridKL])
+@pytest.mark.parametrize("name", ["kl_weight", "uld_weight"])
+@pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf")])
+def test_weight_of_a_term_must_not_be_negative(kind: Any, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0, got {value}"):
+        kind(**{name: value})
+
+
+def test_weights_that_are_both_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="would be zero everywhere"):
+        GOLD(kl_weight=0.0, uld_weight=0.0)
+
+
+def test_empty_partition_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"GOLD needs tokens .* none in common \(\|C\| = 0.* use ProjectionKL or ULD"):
+        bound(GOLD(), teacher=letters("uvwxyz"))
+    nothing = Projection(
+        torch.zeros(V_S, 4, dtype=torch.long), torch.zeros(V_S, 4), torch.zeros(V_S, dtype=torch.bool), V_T, "s", "t"
+    )
+    with pytest.raises(ValueError, match=r"HybridKL needs tokens .* none in common .* use ULD"):
+        bound(HybridKL(), nothing, teacher=letters("uvwxyzopqrs"))
+
+
+def test_hybrid_kl_without_a_projection_is_refused() -> None:
+    with pytest.raises(ValueError, match="HybridKL needs a projection"):
+        bound(HybridKL(), None)
+
+
+def test_a_bound_loss_shows_its_partition() -> None:
+    assert "|C| = 5, |U_S| = 8, |U_T| = 6" in repr(bound(GOLD()))
+    assert "W: 3 exact" in repr(bound(ProjectionKL(), random_projection()))

@@ -1,31 +1,19 @@
 """The references themselves, against closed forms computed by hand and published figures."""
 
-import math
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import (
-    cross_entropy,
+    common_pairs,
     dense_projection,
-    generalized_kl,
-    projection_kl,
     projection_rows,
     spans_by_bytes,
     spans_by_dynamic_programme,
-    token_kl,
 )
-from torch import Tensor
-
-Merge = Literal["chain_rule", "mean"]
-
-
-def log(*probabilities: list[float]) -> Tensor:
-    """Log-probabilities [N, V] of rows of probabilities."""
-    return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
 def cut(text: bytes, ends: set[int]) -> list[bytes]:
@@ -158,110 +146,49 @@ def test_dense_projection_places_every_weight() -> None:
     assert dense.tolist() == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.25, 0.75, 0.0]]
 
 
-# Divergences
+# The common set
 
 
-def test_token_kl_of_two_bernoullis() -> None:
-    student, teacher = log([0.5, 0.5], [0.3, 0.7], [0.5, 0.5]), log([0.25, 0.75], [0.3, 0.7], [0.0, 1.0])
-    expected = [0.25 * math.log(0.5) + 0.75 * math.log(1.5), 0.0, math.log(2)]  # the last one has 0 log 0
-    assert token_kl(student, teacher).tolist() == pytest.approx(expected)
+TOKENS: dict[str, Any] = {
+    "student_tokens": [b"a", b"b", None, b"xy", b"a", b"xyz", b"z", None],
+    "teacher_tokens": [b"b", b"a", b"a", None, b"x", None, b"y"],
+    "student_roles": {2: "bos", 7: "pad"},
+    "teacher_roles": {5: "bos", 3: "bos"},
+}
 
 
-def test_cross_entropy_is_minus_the_log_probability_of_the_label() -> None:
-    losses = cross_entropy(log([0.25, 0.75], [0.1, 0.9]), torch.tensor([0, 1]))
-    assert losses.tolist() == pytest.approx([math.log(4), -math.log(0.9)])
+def test_common_pairs_strict() -> None:
+    assert common_pairs(**TOKENS) == [(0, 1), (1, 0), (2, 3)]
 
 
-@pytest.mark.parametrize(("c_teacher", "c_student"), [(1.0, 1.0), (0.8, 0.3), (0.1, 0.9)])
-def test_generalized_kl_splits_into_kl_and_the_two_masses(c_teacher: float, c_student: float) -> None:
-    p, q = torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])
-    kl = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
-    expected = c_teacher * kl + c_teacher * math.log(c_teacher / c_student) - c_teacher + c_student
-    assert generalized_kl(c_teacher * p.double(), c_student * q.double()).item() == pytest.approx(expected)
+def test_common_pairs_prefer_tokens_that_are_no_byte_pieces() -> None:
+    pairs = common_pairs(**TOKENS, student_byte_pieces=frozenset({0}), teacher_byte_pieces=frozenset({1}))
+    assert pairs == [(1, 0), (2, 3), (4, 2)]
+    # byte pieces are kept where there is nothing else
+    pairs = common_pairs(**TOKENS, student_byte_pieces=frozenset({0, 4}), teacher_byte_pieces=frozenset({0, 1, 2}))
+    assert pairs == [(0, 1), (1, 0), (2, 3)]
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 1)), min_size=1, max_size=5))
-def test_generalized_kl_is_zero_if_and_only_if_both_sides_are_equal(pairs: list[tuple[float, float]]) -> None:
-    p, q = (torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))
-    assert generalized_kl(q, q).item() == 0
-    if (p - q).abs().max() > 1e-6:
-        assert generalized_kl(p, q).item() > 0
-
-
-def test_generalized_kl_sums_over_the_support_only() -> None:
-    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.5, 0.5, 0.0])
-    assert generalized_kl(p, q).item() == math.inf
-    value = generalized_kl(p, q, torch.tensor([True, True, False])).item()
-    assert value == pytest.approx(0.25 * math.log(0.5) - 0.75 + 1.0)
-
-
-# Projected KL
-
-
-def test_chain_rule_projection_kl_of_one_to_many_and_many_to_one_spans() -> None:
-    projection = dense_projection({0: {0: 1.0}, 1: {1: 0.75, 2: 0.25}}, 2, 3)
-    student = log([0.5, 0.5], [0.2, 0.8], [0.6, 0.4])
-    teacher = log([0.2, 0.6, 0.2], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4])
-    labels = torch.tensor([1, 0, 1]), torch.tensor([1, 2, 0])
-    losses = projection_kl(student, teacher, *labels, [(0, 1, 0, 2), (1, 3, 2, 3)], projection)
-    # first span: c_T = 0.8, c_S = 1, projected student (0.5, 0.375, 0.125)
-    first = 0.16 * math.log(0.16 / 0.5) + 0.48 * math.log(0.48 / 0.375) + 0.16 * math.log(0.16 / 0.125) - 0.8 + 1
-    # second span: c_T = 1, c_S = 0.4, projected student 0.4 * (0.2, 0.6, 0.2)
-    second = 0.3 * math.log(0.3 / 0.08) + 0.3 * math.log(0.3 / 0.24) + 0.4 * math.log(0.4 / 0.08) - 1 + 0.4
-    assert losses.tolist() == pytest.approx([first, second])
-
-
-def test_mean_projection_kl_averages_teacher_logs_and_student_probabilities() -> None:
-    teacher = log([0.5, 0.5], [0.9, 0.1])  # geometric mean, normalized: (0.75, 0.25)
-    student = log([0.2, 0.8], [0.8, 0.2])  # arithmetic mean: (0.5, 0.5)
-    labels = torch.tensor([0, 0])
-    identity = torch.eye(2, dtype=torch.float64)
-    losses = projection_kl(student, teacher, labels, labels, [(0, 2, 0, 2)], identity, merge="mean")
-    assert losses.tolist() == pytest.approx([0.75 * math.log(1.5) + 0.25 * math.log(0.5)])
-
-
-def test_teacher_tokens_without_a_column_take_no_part() -> None:
-    projection = dense_projection({0: {0: 1.0}, 1: {1: 1.0}}, 3, 3)  # a zero row and a zero column
-    student, teacher = log([0.4, 0.4, 0.2]), log([0.5, 0.25, 0.25])
-    arguments = (student, teacher, torch.tensor([0]), torch.tensor([0]), [(0, 1, 0, 1)], projection)
-    chain_rule = 0.5 * math.log(0.5 / 0.4) + 0.25 * math.log(0.25 / 0.4) - 0.75 + 0.8
-    assert projection_kl(*arguments).tolist() == pytest.approx([chain_rule])
-    mean = 2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3)
-    assert projection_kl(*arguments, merge="mean").tolist() == pytest.approx([mean])
-
-
-@pytest.mark.parametrize("merge", ["chain_rule", "mean"])
-def test_identity_projection_of_single_tokens_reduces_to_token_kl(merge: Merge) -> None:
-    student, teacher = torch.randn(2, 3, 5, dtype=torch.float64).log_softmax(-1)
-    labels = torch.tensor([0, 1, 2])
-    spans = [(row, row + 1, row, row + 1) for row in range(3)]
-    losses = projection_kl(student, teacher, labels, labels, spans, torch.eye(5, dtype=torch.float64), merge)
-    torch.testing.assert_close(losses, token_kl(student, teacher))
-
-
-@pytest.mark.parametrize("merge", ["chain_rule", "mean"])
-def test_projection_kl_has_the_gradient_of_its_value(merge: Merge) -> None:
-    weights = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.7, 0.3]], dtype=torch.float64)
-    student_labels, teacher_labels = torch.tensor([0, 1, 1]), torch.tensor([2, 0])
-
-    def losses(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        student, teacher = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
-        spans = [(0, 2, 0, 1), (2, 3, 0, 2)]
-        return projection_kl(student, teacher, student_labels, teacher_labels, spans, weights, merge)
-
-    student_logits = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    teacher_logits = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(losses, (student_logits, teacher_logits))
-
-
-def test_token_losses_have_the_gradient_of_their_value() -> None:
-    logits = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([2, 0])
-    assert torch.autograd.gradcheck(lambda both: token_kl(*both.log_softmax(-1)), (logits,))
-    assert torch.autograd.gradcheck(lambda both: cross_entropy(both[0].log_softmax(-1), labels), (logits,))
-
-
-def test_no_spans_give_no_losses() -> None:
-    labels = torch.tensor([0])
-    losses = projection_kl(log([0.5, 0.5]), log([0.5, 0.5]), labels, labels, [], torch.eye(2, dtype=torch.float64))
-    assert losses.shape == (0,)
+@pytest.mark.parametrize(
+    ("rows", "byte_pieces", "expected"),
+    [
+        # the heaviest teacher token; the lowest one on a tie
+        ({3: {4: 0.9, 6: 0.1}}, set(), [(3, 4)]),
+        ({3: {6: 0.5, 4: 0.5}}, set(), [(3, 4)]),
+        # 3 and 5 want 4: the highest weight, whatever the id, and the loser does not turn to 6
+        ({3: {4: 0.8, 6: 0.2}, 5: {4: 0.9, 6: 0.1}}, set(), [(5, 4)]),
+        ({3: {4: 0.8, 6: 0.2}, 5: {4: 0.9, 6: 0.1}}, {5}, [(5, 4)]),
+        # equal weights: no byte piece, then the lowest id
+        ({3: {4: 0.9, 6: 0.1}, 5: {4: 0.9, 6: 0.1}}, set(), [(3, 4)]),
+        ({3: {4: 0.9, 6: 0.1}, 5: {4: 0.9, 6: 0.1}}, {3}, [(5, 4)]),
+        # 1 is exact for 0: neither a row of its own nor another token of weight 1 takes it away
+        ({0: {1: 1.0}, 1: {6: 1.0}, 6: {0: 1.0}}, {1}, []),
+        # 4 has an exact candidate that 0 keeps: its row does not bring it back
+        ({4: {6: 1.0}}, set(), []),
+    ],
+)
+def test_common_pairs_enlarged(
+    rows: dict[int, dict[int, float]], byte_pieces: set[int], expected: list[tuple[int, int]]
+) -> None:
+    exact = [(0, 1), (1, 0), (2, 3)]
+    assert common_pairs(**TOKENS, rows=rows, student_byte_pieces=byte_pieces) == sorted(exact + expected)

@@ -1,29 +1,37 @@
 """Cross-tokenizer knowledge distillation for PyTorch Lightning, after NVIDIA's X-Token (arXiv 2605.21699)."""
 
-from xtoken_pl.alignment import SpanAligner, Spans
+from xtoken_pl.alignment import SpanAligner, Spans, SpanStatistics
+from xtoken_pl.audit import CoverageAudit, recommend_loss
 from xtoken_pl.data import DistillDataModule, TextSource
-from xtoken_pl.losses import MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
+from xtoken_pl.losses import GOLD, ULD, HybridKL, MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
 from xtoken_pl.metrics import BitsPerByte, TopOneAgreement
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.optimization import OptimizerRecipe
-from xtoken_pl.projection import Projection, build_projection
+from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
 from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.weighting import StaticWeighting, Weighting
+from xtoken_pl.weighting import ConfidenceWeighting, MostConfidentTeacher, StaticWeighting, Weighting
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GOLD",
+    "ULD",
     "BitsPerByte",
     "CanonicalVocabulary",
+    "ConfidenceWeighting",
+    "CoverageAudit",
     "DistillDataModule",
+    "HybridKL",
     "MatchedRowLoss",
+    "MostConfidentTeacher",
     "MultiTeacherDistillModule",
     "OptimizerRecipe",
     "Projection",
     "ProjectionKL",
     "SpanAligner",
     "SpanLoss",
+    "SpanStatistics",
     "Spans",
     "StaticWeighting",
     "Student",
@@ -31,6 +39,8 @@ __all__ = [
     "TextSource",
     "TokenKL",
     "TopOneAgreement",
+    "VocabularyPartition",
     "Weighting",
     "build_projection",
+    "recommend_loss",
 ]

@@ -16,11 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
-from xtoken_pl.files import refuse_existing
 from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.projection import ProjectionParameters, build_projection
 from xtoken_pl.quickstart import prepare
-from xtoken_pl.tokenization import load_tokenizer
+from xtoken_pl.verbs import audit, project
 
 
 class DistillCLI(LightningCLI):
@@ -54,32 +52,8 @@ class DistillCLI(LightningCLI):
         return {name: verbs[name] for name in ("fit", "validate", "test")}
 
 
-def project(
-    student: str, teacher: str, output: str, *, beta: float = 0.9, gamma: float = 0.1, overwrite: bool = False
-) -> None:
-    """Build the projection matrix W between two tokenizers and store it.
-
-    Args:
-        student: Folder or hub id of the student's tokenizer.
-        teacher: Folder or hub id of the teacher's tokenizer.
-        output: The safetensors file to write.
-        beta: Weight of the first teacher token that writes a student token.
-        gamma: Factor from one teacher token to the next.
-        overwrite: Replace a file that exists.
-    """
-    parameters = ProjectionParameters(beta=beta, gamma=gamma)
-    refuse_existing(Path(output), overwrite=overwrite)
-    projection = build_projection(load_tokenizer(student), load_tokenizer(teacher), parameters)
-    projection.save(output, overwrite=overwrite)
-    counts = projection.counts
-    print(f"W [{projection.num_student:,}, {projection.num_teacher:,}] of {student} -> {teacher}")
-    for label, count in (("exact", counts.exact), ("multi-token", counts.multi_token), ("zero", counts.zero)):
-        print(f"  {label:<12}{count:>9,} rows  {count / counts.total:7.2%}")
-    print(f"written to {output}")
-
-
 #: Verbs that run without a module and a trainer.
-VERBS: dict[str, Callable[..., None]] = {"project": project, "prepare": prepare}
+VERBS: dict[str, Callable[..., None]] = {"project": project, "audit": audit, "prepare": prepare}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,33 +12,26 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from xtoken_pl.batch import DistillBatch, TokenBatch
+from xtoken_pl.binding import bind_loss
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.losses.blockwise import HiddenRows, RowScores, TeacherTask, evaluate_rows
 from xtoken_pl.metrics import BitsPerByte, CountedMean, TopOneAgreement
-from xtoken_pl.models import Head, check_head, hidden_states, load_causal_lm
+from xtoken_pl.models import Head, LoadedModel, hidden_states, load_model
 from xtoken_pl.optimization import OptimizerRecipe
-from xtoken_pl.projection import Projection, build_projection
+from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.teacher import Student, Teacher, load_vocabulary
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.totals import StepTotals
-from xtoken_pl.weighting import StaticWeighting, TeacherScores, Weighting
+from xtoken_pl.weighting import StaticWeighting, Weighting, teacher_scores
 
 #: Gives the factor of L_KD from the batch's mean L_CE and L_KD over all processes (both detached scalars).
 KDScale = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LoadedTeacher:
-    """A teacher's weights. Kept outside the module tree: never trained, never in a checkpoint."""
-
-    model: PreTrainedModel
-    head: Head
 
 
 class MultiTeacherDistillModule(pl.LightningModule):
@@ -101,7 +92,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
         self.block_rows = block_rows
         self.kd_scale: KDScale = self.fixed_kd_scale
         self.losses = nn.ModuleDict()
-        self._loaded_teachers: dict[str, LoadedTeacher] = {}
+        # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
+        self._loaded_teachers: dict[str, LoadedModel] = {}
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
 
     # What to subclass --------------------------------------------------------------------------------------------
@@ -116,10 +108,10 @@ class MultiTeacherDistillModule(pl.LightningModule):
     def teachers(self) -> dict[str, Teacher]:
         """The checked result of :meth:`configure_teachers`."""
         teachers = self.configure_teachers()
-        if not teachers:
+        if not teachers and self.kd_weight > 0:
             raise ValueError(
-                "at least one teacher is needed, got none; add one under model.teachers "
-                "(NAME: {model: ..., loss: ...}) or return one from configure_teachers"
+                "at least one teacher is needed, got none; add one under model.teachers (NAME: {model: ...}), return "
+                "one from configure_teachers, or train on cross-entropy alone with kd_weight=0"
             )
         for name in teachers:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(self.losses, name):
@@ -129,6 +121,11 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 )
         self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
         return dict(teachers)
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """The static alpha of every teacher."""
+        return {name: teacher.alpha for name, teacher in self.teachers.items()}
 
     @cached_property
     def student_vocabulary(self) -> CanonicalVocabulary:
@@ -142,27 +139,27 @@ class MultiTeacherDistillModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
-        if len(self.losses):
+        if "student_num_bytes" in self._buffers:
             return
         for name, teacher in self.teachers.items():
-            loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given
-            loss.bind(self.student_vocabulary, self.teacher_vocabularies[name], self._projection(name))
-            self.losses[name] = loss
+            self.losses[name] = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
         self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
         self.validation_metrics = self._metrics()
         self.test_metrics = self._metrics()
 
-    def _projection(self, name: str) -> Projection | None:
-        teacher = self.teachers[name]
-        if not teacher.loss.needs_projection:
-            return None
-        student, other = self.student_vocabulary, self.teacher_vocabularies[name]
-        if teacher.projection is None:
-            return build_projection(student.tokenizer, other.tokenizer)
-        projection = Projection.load(teacher.projection)
-        projection.check_belongs_to(student, other)
-        return projection
+    def learned_projections(self) -> dict[str, Projection]:
+        """W as it stands, of every teacher whose W is learned."""
+        return {
+            name: module.to_projection()
+            for name, loss in self.losses.items()
+            for module in loss.modules()
+            if isinstance(module, LearnedProjection)
+        }
+
+    def _projection_parameters(self) -> list[nn.Parameter]:
+        learned = [module for module in self.losses.modules() if isinstance(module, LearnedProjection)]
+        return [parameter for module in learned for parameter in module.parameters()]
 
     def _metrics(self) -> nn.ModuleDict:
         metrics: dict[str, Metric] = {"bits_per_byte": BitsPerByte(), "ce": CountedMean()}
@@ -174,23 +171,35 @@ class MultiTeacherDistillModule(pl.LightningModule):
         """Loads the weights and checks every head; does nothing the second time."""
         if "student" in self._modules:
             return
-        student = load_causal_lm(self.student_source, role="student")
-        self.student_head = Head.of(student, self.student_vocabulary)
-        check_head(student, self.student_head, role="student")
-        loaded: dict[str, LoadedTeacher] = {}
-        for name, teacher in self.teachers.items():
-            role = f"teacher {name!r}"
-            model = load_causal_lm(teacher, role=role).requires_grad_(False)
-            head = Head.of(model, self.teacher_vocabularies[name])
-            check_head(model, head, role=role)
-            loaded[name] = LoadedTeacher(model, head)
-        self._loaded_teachers = loaded
-        self.student = student.train()
+        student = load_model(self.student_source, self.student_vocabulary, role="student")
+        self._loaded_teachers = {
+            name: load_model(teacher, self.teacher_vocabularies[name], role=f"teacher {name!r}")
+            for name, teacher in self.teachers.items()
+        }
+        for teacher in self._loaded_teachers.values():
+            teacher.model.requires_grad_(False)
+        self.student_head = student.head
+        self.student = student.model.train()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), self.trainer.estimated_stepping_batches)
+        num_steps = self.trainer.estimated_stepping_batches
+        optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), num_steps, self._projection_parameters())
         self._from_recipe = (optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the student's gradient; learned projections take no part, neither in the norm nor in the clipping."""
+        held = [(parameter, parameter.grad) for parameter in self._projection_parameters()]
+        for parameter, _ in held:
+            parameter.grad = None
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for parameter, gradient in held:
+            parameter.grad = gradient
 
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate; the values given now win."""
@@ -215,24 +224,22 @@ class MultiTeacherDistillModule(pl.LightningModule):
             if len(view.spans) == 0:
                 rank_zero_warn(f"a batch has no span in common with teacher {name!r}; its distillation loss is 0 there")
         scores = self.score(batch)
-        totals = StepTotals.of(scores, batch, self._sum_over_processes)
-        alpha = self.weighting(
-            {name: TeacherScores(self.teachers[name].alpha, spans) for name, spans in scores.spans.items()}
-        )
-        kd = torch.stack([alpha[name] * totals.kd[name] for name in alpha]).sum()
-        scale = self.kd_scale(totals.ce, kd)
+        views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
+        alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))
+        totals = StepTotals.of(scores, alpha, batch, self._sum_over_processes)
+        scale = self.kd_scale(totals.ce, totals.total_kd)
 
         loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
-            loss = loss + spans.loss.sum() * (scale * alpha[name] / totals.num_spans[name].clamp_min(1))
+            loss = loss + (alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
         return {
             # Gradients are averaged over processes, and each of them holds only its own share of the sums.
             "loss": loss * self._num_processes,
-            "total": self.ce_weight * totals.ce + scale * kd,
+            "total": self.ce_weight * totals.ce + scale * totals.total_kd,
             "ce": totals.ce,
-            "kd": kd,
+            "kd": totals.total_kd,
             "kd_scale": scale,
-            "alpha": alpha,
+            "alpha": {name: alpha[name] if alpha[name].ndim == 0 else mean for name, mean in totals.mean_alpha.items()},
             "teacher_kd": totals.kd,
             "span_coverage": totals.span_coverage,
             "unmapped_mass": totals.mean_unmapped_mass,
@@ -246,7 +253,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
             view, loaded = batch.teachers[name], self._loaded_teachers[name]
             with torch.no_grad():
                 rows = self._rows(self._placed(loaded.model), loaded.head, view.tokens)
-            tasks[name] = TeacherTask(rows, view.spans, cast(SpanLoss, self.losses[name]), teacher.temperature)
+            loss, confidence = cast(SpanLoss, self.losses[name]), self.weighting.row_confidence
+            tasks[name] = TeacherTask(rows, view.spans, loss, teacher.temperature, confidence)
         return evaluate_rows(student, tasks, batch.cuts.blocks(self.block_rows))
 
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:

@@ -19,39 +19,53 @@ class OptimizerRecipe:
 
     Attributes:
         learning_rate: Peak, > 0.
-        weight_decay: On matrices; biases and normalization weights are not decayed.
+        weight_decay: On matrices; biases, normalization weights and learned projections are not decayed.
         warmup_fraction: Share of all steps, in [0, 1).
         betas: Of Adam.
+        projection_learning_rate: Peak for the weights of learned projections, > 0; the same warm-up and cosine.
 
     References:
-        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699: 5e-5, 0.1, 5%.
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699: 5e-5, 0.1, 5%; 1e-2 for W.
     """
 
     learning_rate: float = 5e-5
     weight_decay: float = 0.1
     warmup_fraction: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
+    projection_learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        for name in ("learning_rate", "projection_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be >= 0, got {self.weight_decay}")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
 
-    def build(self, parameters: Iterable[nn.Parameter], num_steps: float) -> tuple[AdamW, LambdaLR]:
+    def build(
+        self, parameters: Iterable[nn.Parameter], num_steps: float, projections: Iterable[nn.Parameter] = ()
+    ) -> tuple[AdamW, LambdaLR]:
         """The optimizer, and the scheduler that is stepped once per optimizer step.
+
+        Args:
+            parameters: All that may be trained.
+            num_steps: Of the optimizer, in the whole run.
+            projections: Those of ``parameters`` that are weights of a learned W.
 
         Raises:
             ValueError: If the number of steps is unknown.
         """
         if not math.isfinite(num_steps):
             raise ValueError("the cosine needs the number of steps; set trainer.max_steps or trainer.max_epochs")
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        of_projections = list(projections)
+        known = {id(parameter) for parameter in of_projections}
+        trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
+        members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2], of_projections]
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {"params": chosen, "lr": rate, "weight_decay": decay}
+            for chosen, (rate, decay) in zip(members, self._rates_and_decays(), strict=True)
+            if chosen or chosen is not of_projections
         ]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
         num_warmup = round(num_steps * self.warmup_fraction)
@@ -59,13 +73,16 @@ class OptimizerRecipe:
 
     def apply_to_restored(self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
         """Puts this recipe's values back after a checkpoint has restored the ones of the run before."""
-        scheduler.base_lrs = [self.learning_rate] * len(optimizer.param_groups)
-        decays = (self.weight_decay, 0.0)
         factors = [schedule(scheduler.last_epoch) for schedule in scheduler.lr_lambdas]
-        for group, decay, factor in zip(optimizer.param_groups, decays, factors, strict=True):
-            group.update(
-                initial_lr=self.learning_rate,
-                lr=self.learning_rate * factor,
-                weight_decay=decay,
-                betas=self.betas,
-            )
+        values = self._rates_and_decays()[: len(optimizer.param_groups)]
+        scheduler.base_lrs = [rate for rate, _ in values]
+        for group, (rate, decay), factor in zip(optimizer.param_groups, values, factors, strict=True):
+            group.update(initial_lr=rate, lr=rate * factor, weight_decay=decay, betas=self.betas)
+
+    def _rates_and_decays(self) -> list[tuple[float, float]]:
+        """Of matrices, of the student's other parameters, of learned projections."""
+        return [
+            (self.learning_rate, self.weight_decay),
+            (self.learning_rate, 0.0),
+            (self.projection_learning_rate, 0.0),
+        ]

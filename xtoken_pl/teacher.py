@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from xtoken_pl.checks import check_not_negative
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 
@@ -53,27 +54,48 @@ class Teacher(ModelSource):
     r"""One teacher and how the student learns from it.
 
     Attributes:
-        loss: The loss per span.
+        loss: The loss per span. ``auto``: TokenKL for the student's own tokenizer, else ProjectionKL or HybridKL as
+            the coverage audit recommends; the choice and its reason are logged.
         alpha: Static weight :math:`\alpha_m >= 0` of this teacher in :math:`L_{KD} = \sum_m \alpha_m L_m`.
         temperature: Softmax temperature > 0 on both sides; the loss is multiplied by its square.
         projection: A file of ``python -m xtoken_pl project``; None builds W from the two tokenizers.
+        learn_projection: Learn the weights of W together with the student; for ProjectionKL.
 
     Raises:
-        ValueError: If alpha is negative or no number, or temperature is not > 0.
+        ValueError: If alpha is negative or no number, temperature is not > 0, or the loss has no use for
+            ``projection`` or ``learn_projection``.
     """
 
-    loss: SpanLoss
+    loss: SpanLoss | Literal["auto"] = "auto"
     alpha: float = 1.0
     temperature: float = 1.0
     projection: str | None = None
+    learn_projection: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise ValueError(f"alpha must be a finite number >= 0, got {self.alpha}; 0 switches a teacher off")
+        check_not_negative("alpha", self.alpha, "0 switches a teacher off")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions as they are")
-        if self.projection is not None and not self.loss.needs_projection:
+        if isinstance(self.loss, SpanLoss):
+            self.check_loss(self.loss)
+        elif self.loss != "auto":
+            raise ValueError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
+
+    def check_loss(self, loss: SpanLoss) -> None:
+        """Refuses options that ``loss``, given or chosen, has no use for.
+
+        Raises:
+            ValueError: For a projection, or one to be learned, beside a loss that does nothing with it.
+        """
+        kind = type(loss).__name__
+        if self.projection is not None and not loss.needs_projection:
             raise ValueError(
-                f"a projection was given, but {type(self.loss).__name__} uses none; leave `projection` out, "
+                f"a projection was given, but {kind} uses none; leave `projection` out, "
                 "or use a loss that projects (ProjectionKL)"
+            )
+        if self.learn_projection and not loss.can_learn_projection:
+            raise ValueError(
+                f"learn_projection needs a loss whose gradient reaches the weights of W, and {kind} gives them none"
+                f"{' (W only chooses its pairs)' if loss.needs_projection else ''}; "
+                "leave learn_projection out, or use ProjectionKL"
             )

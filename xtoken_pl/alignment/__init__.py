@@ -3,5 +3,6 @@
 from xtoken_pl.alignment.aligner import SpanAligner
 from xtoken_pl.alignment.dynamic_programme import align_stretch
 from xtoken_pl.alignment.spans import Spans
+from xtoken_pl.alignment.statistics import SpanStatistics
 
-__all__ = ["SpanAligner", "Spans", "align_stretch"]
+__all__ = ["SpanAligner", "SpanStatistics", "Spans", "align_stretch"]

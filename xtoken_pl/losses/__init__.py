@@ -1,17 +1,30 @@
 """Losses between a teacher's and the student's distributions, one per span of the text."""
 
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence
+from xtoken_pl.losses.gold import GOLD
+from xtoken_pl.losses.hybrid_kl import HybridKL
+from xtoken_pl.losses.partitioned import PartitionedLoss, common_divergence
 from xtoken_pl.losses.projection_kl import ProjectionKL, projection_kl
 from xtoken_pl.losses.token_kl import TokenKL, token_kl
+from xtoken_pl.losses.uld import ULD, rank_distance
 
 __all__ = [
+    "GOLD",
+    "ULD",
+    "Divergence",
+    "HybridKL",
     "MatchedRowLoss",
     "Merge",
+    "PartitionedLoss",
     "ProjectionKL",
     "SpanBlock",
     "SpanLoss",
     "SpanScores",
     "TokenKL",
+    "common_divergence",
+    "generalized_divergence",
     "projection_kl",
+    "rank_distance",
     "token_kl",
 ]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from xtoken_pl.checks import check_choice
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -47,13 +48,14 @@ class SideRows:
         r"""``[S]``: :math:`\log c = \sum_{k>i} \log p(x_k | x_{<k})` over a span's tokens after the first."""
         token_log_probs = self.log_probs.gather(1, self.labels[:, None]).squeeze(1)
         is_first = torch.zeros_like(self.labels, dtype=torch.bool).index_fill(0, self.first, value=True)
-        return self._sum_by_span(token_log_probs.masked_fill(is_first, 0.0))
+        return self.sum_by_span(token_log_probs.masked_fill(is_first, 0.0))
 
     def mean_rows(self, rows: Tensor) -> Tensor:
         """``[N, V] -> [S, V]``: the average over each span's rows."""
-        return self._sum_by_span(rows) / self.length[:, None]
+        return self.sum_by_span(rows) / self.length[:, None]
 
-    def _sum_by_span(self, values: Tensor) -> Tensor:
+    def sum_by_span(self, values: Tensor) -> Tensor:
+        """``[N, ...] -> [S, ...]``: the sum over each span's rows."""
         num_spans = self.first.shape[0]
         # One more place takes the rows of no span, and is cut off.
         out = values.new_zeros(num_spans + 1, *values.shape[1:]).index_add(0, self.span, values)
@@ -73,7 +75,8 @@ class SpanScores(NamedTuple):
 
     Attributes:
         loss: ``[S]`` nats.
-        unmapped_mass: ``[S]`` the student's probability that W has no place for, in [0, 1], detached.
+        unmapped_mass: ``[S]`` the student's probability that the loss compares with no token of the teacher (no place
+            in W, outside C), in [0, 1], detached.
         agreement: ``[S]`` 1 where both sides' most probable token is the same, detached; None during training.
     """
 
@@ -90,9 +93,15 @@ class SpanLoss(nn.Module, ABC):
 
     #: Whether :meth:`bind` needs W.
     needs_projection: ClassVar[bool] = False
+    #: Whether a gradient reaches the weights of W, so that they can be learned.
+    can_learn_projection: ClassVar[bool] = False
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Takes what the loss needs of the two vocabularies. Called once, before training."""
+
+    def learn_projection(self) -> None:
+        """Makes the weights of W parameters; called after :meth:`bind`, where ``can_learn_projection`` is True."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn a projection")
 
     @abstractmethod
     def forward(self, block: SpanBlock) -> SpanScores:
@@ -110,9 +119,10 @@ class MatchedRowLoss(SpanLoss):
 
     def __init__(self, *, merge: Merge = "chain_rule") -> None:
         super().__init__()
-        if merge not in get_args(Merge):
-            raise ValueError(f"merge must be one of {', '.join(get_args(Merge))}, got {merge!r}")
-        self.merge = merge
+        self.merge: Merge = check_choice("merge", merge, Merge)
+
+    def extra_repr(self) -> str:
+        return f"merge={self.merge}"
 
     def forward(self, block: SpanBlock) -> SpanScores:
         if self.merge == "mean":
@@ -130,9 +140,12 @@ class MatchedRowLoss(SpanLoss):
     ) -> SpanScores:
         """Scores matched rows: ``[S, V_s], [S, V_t], [S], [S] -> [S]``."""
 
-    @abstractmethod
     def score_mean(self, block: SpanBlock) -> SpanScores:
-        """Scores the rows averaged over each span."""
+        """Scores the log-probabilities averaged over each span, renormalized over the whole vocabularies."""
+        student = block.student.mean_rows(block.student.log_probs).log_softmax(-1)
+        teacher = block.teacher.mean_rows(block.teacher.log_probs).log_softmax(-1)
+        no_continuation = teacher.new_zeros(len(teacher))
+        return self.score_rows(student, teacher, no_continuation, no_continuation)
 
 
 def same_token(student_tokens: Tensor, teacher_tokens: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ backward pass, so that the peak memory does not grow with batch x length x vocab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from xtoken_pl.losses.base import SideRows, SpanBlock, SpanLoss, SpanScores
 from xtoken_pl.models.head import Head
 
 # N/Q student/teacher rows, S spans, H hidden size, V_s/V_t vocabulary sizes (student/teacher)
+
+#: How sure a teacher is: log-probabilities [Q, V_t] and the tokens [Q] that they predict in, a number per row [Q] out.
+RowConfidence = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,28 @@ class HiddenRows:
 
 @dataclass(frozen=True)
 class TeacherTask:
-    """What is computed for one teacher."""
+    """What is computed for one teacher: its loss and, where a weighting asks for it, its confidence."""
 
     rows: HiddenRows
     spans: SpanBatch
     loss: SpanLoss
     temperature: float = 1.0
+    confidence: RowConfidence | None = None
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """Cross-entropy ``[N]`` of every student row in nats, and each teacher's scores of every span."""
+    """What is known of a batch, or of a block of it.
+
+    Attributes:
+        token_nats: ``[N]`` cross-entropy of every student row.
+        spans: By teacher, the scores of every span.
+        confidence: By teacher, ``[S]``: the confidence of the rows of every span, summed; only where it was asked for.
+    """
 
     token_nats: Tensor
     spans: dict[str, SpanScores]
+    confidence: dict[str, Tensor]
 
 
 def evaluate_rows(student: HiddenRows, teachers: Mapping[str, TeacherTask], blocks: Sequence[Block]) -> RowScores:
@@ -69,19 +80,19 @@ def evaluate_rows(student: HiddenRows, teachers: Mapping[str, TeacherTask], bloc
         # No row at all: an empty block keeps the zero loss connected to the parameters.
         results = [_evaluate_block(student, teachers, _empty_block(teachers))]
     return RowScores(
-        token_nats=torch.cat([token_nats for token_nats, _ in results]),
-        spans={name: _concatenate([scores[name] for _, scores in results]) for name in teachers},
+        token_nats=torch.cat([block.token_nats for block in results]),
+        spans={name: _concatenate([block.spans[name] for block in results]) for name in teachers},
+        confidence={name: torch.cat([block.confidence[name] for block in results]) for name in results[0].confidence},
     )
 
 
-def _evaluate_block(
-    student: HiddenRows, teachers: Mapping[str, TeacherTask], block: Block
-) -> tuple[Tensor, dict[str, SpanScores]]:
+def _evaluate_block(student: HiddenRows, teachers: Mapping[str, TeacherTask], block: Block) -> RowScores:
     rows = block.student_rows
     log_probs = student.head.log_probs(student.hidden[rows])  # [P, V_s]
     labels = student.labels[rows]
     token_nats = -log_probs.gather(1, labels[:, None]).squeeze(1)
     scores: dict[str, SpanScores] = {}
+    confidence: dict[str, Tensor] = {}
     for name, task in teachers.items():
         teacher_rows, spans = block.teacher_rows[name], block.spans[name]
         with torch.no_grad():
@@ -105,7 +116,17 @@ def _evaluate_block(
         )
         result = task.loss(span_block)
         scores[name] = result._replace(loss=result.loss * task.temperature**2)
-    return token_nats, scores
+        if task.confidence is not None:
+            with torch.no_grad():
+                confidence[name] = span_block.teacher.sum_by_span(
+                    task.confidence(_untempered(teacher_log_probs, task.temperature), span_block.teacher.labels)
+                )
+    return RowScores(token_nats, scores, confidence)
+
+
+def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
+    """The distribution at temperature 1: what the teacher believes, whatever the loss compares."""
+    return log_probs if temperature == 1.0 else (log_probs * temperature).log_softmax(-1)
 
 
 def _empty_block(teachers: Mapping[str, TeacherTask]) -> Block:

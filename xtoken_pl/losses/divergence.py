@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
-def generalized_kl(
+
+def generalized_divergence(
     teacher_log_probs: Tensor,
     student_log_probs: Tensor,
     teacher_log_c: Tensor,
     student_log_c: Tensor,
-    student_mass: Tensor | None = None,
+    *,
+    divergence: Divergence = "forward",
+    teacher_mass: Tensor | float | None = None,
+    student_mass: Tensor | float | None = None,
 ) -> Tensor:
-    r"""Generalized Kullback-Leibler divergence between :math:`\hat p_T = c_T p_T` and :math:`\hat p_S = c_S p_S`.
+    r"""Divergence between :math:`\hat p_T = c_T p_T` and :math:`\hat p_S = c_S p_S`, whose sums may differ from 1.
 
     .. math::
-        D(\hat p_T \| \hat p_S) = \sum_v \hat p_T[v] \log \frac{\hat p_T[v]}{\hat p_S[v]}
-                                  - \sum_v \hat p_T[v] + \sum_v \hat p_S[v]
+        \text{forward: } & \sum_v \hat p_T[v] \log \frac{\hat p_T[v]}{\hat p_S[v]} - c_T M_T + c_S M_S \\
+        \text{reverse: } & \sum_v \hat p_S[v] \log \frac{\hat p_S[v]}{\hat p_T[v]} - c_S M_S + c_T M_T \\
+        \text{Jensen-Shannon: } & \tfrac12 \sum_v \hat p_T[v] \log \frac{\hat p_T[v]}{m[v]}
+                                + \tfrac12 \sum_v \hat p_S[v] \log \frac{\hat p_S[v]}{m[v]},
+                                \quad m = \tfrac12 (\hat p_T + \hat p_S)
 
-    Never negative, and zero exactly where both sides agree, although the sums differ from 1. With c = 1 and rows that
-    sum to 1 it is the plain KL. All sums run over the columns given.
+    With the masses M of the columns given, the default, it is never negative, and zero exactly where both sides
+    agree. With c = 1 and rows that sum to 1 it is the plain divergence.
 
     Args:
-        student_mass: The sum of the student's probabilities, where the caller has it already.
+        divergence: ``forward`` is KL(teacher || student).
+        teacher_mass, student_mass: M; the sums of the columns where they are not given.
 
     Shape:
-        teacher_log_probs, student_log_probs: ``[S, V]``; teacher_log_c, student_log_c, student_mass: ``[S]``;
+        teacher_log_probs, student_log_probs: ``[S, V]``; teacher_log_c, student_log_c, masses: ``[S]``;
         returns ``[S]``, nats.
     """
+    if divergence == "jensen_shannon":
+        teacher = _finite(teacher_log_probs) + teacher_log_c[:, None]
+        student = _finite(student_log_probs) + student_log_c[:, None]
+        log_middle = torch.logaddexp(teacher, student) - math.log(2)
+        return 0.5 * (teacher.exp() * (teacher - log_middle) + student.exp() * (student - log_middle)).sum(-1)
+    if divergence == "reverse":
+        # The same with the sides exchanged.
+        return generalized_divergence(
+            student_log_probs,
+            teacher_log_probs,
+            student_log_c,
+            teacher_log_c,
+            teacher_mass=student_mass,
+            student_mass=teacher_mass,
+        )
+    teacher_probs = teacher_log_probs.exp()
+    column_mass = teacher_probs.sum(-1)
+    if teacher_mass is None:
+        teacher_mass = column_mass
     if student_mass is None:
         student_mass = student_log_probs.exp().sum(-1)
-    teacher_probs = teacher_log_probs.exp()
-    teacher_mass = teacher_probs.sum(-1)
     # 0 log 0 = 0: ids that do not exist are -inf, and 0 times the lowest number is 0.
     teacher_term = (teacher_probs * _finite(teacher_log_probs)).sum(-1)
     student_term = (teacher_probs * _finite(student_log_probs)).sum(-1)
     cross = teacher_term - student_term
     return (
-        teacher_log_c.exp() * (cross + teacher_mass * (teacher_log_c - student_log_c) - teacher_mass)
+        teacher_log_c.exp() * (cross + column_mass * (teacher_log_c - student_log_c) - teacher_mass)
         + student_log_c.exp() * student_mass
     )
 

@@ -8,24 +8,31 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, SpanBlock, SpanScores, same_token
-from xtoken_pl.losses.divergence import generalized_kl, log_clamped
+from xtoken_pl.checks import check_choice
+from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores, same_token
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence, log_clamped
 from xtoken_pl.precision import keep_dtype
-from xtoken_pl.projection import Projection
+from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.projection.projection import apply_entries
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
 def projection_kl(
-    projected_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
+    projected_probs: Tensor,
+    teacher_log_probs: Tensor,
+    student_log_c: Tensor,
+    teacher_log_c: Tensor,
+    *,
+    divergence: Divergence = "forward",
 ) -> Tensor:
     r"""Projected KL (P-KL) of a span between a teacher and a student of another vocabulary.
 
     .. math:: D(\hat p_T \| \tilde p_S), \quad \tilde p_S = W^\top \hat p_S, \quad \hat p = c\,p
 
-    with the generalized KL :math:`D(p \| q) = \sum_v p_v \log(p_v / q_v) - \sum_v p_v + \sum_v q_v`. All sums run
-    over the R teacher tokens that W reaches: for the others the student's probability is zero whatever it learns,
-    and the divergence would be infinite by a constant.
+    with the generalized KL :math:`D(p \| q) = \sum_v p_v \log(p_v / q_v) - \sum_v p_v + \sum_v q_v`, or another form
+    of :func:`xtoken_pl.losses.divergence.generalized_divergence`. All sums run over the R teacher tokens that W
+    reaches: for the others the student's probability is zero whatever it learns, and the divergence would be infinite
+    by a constant.
 
     Args:
         projected_probs: :math:`W^\top p_S` of the tokens that W reaches.
@@ -38,7 +45,14 @@ def projection_kl(
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, P-KL. The generalized KL and the support are ours.
     """
     student_mass = projected_probs.sum(-1)
-    return generalized_kl(teacher_log_probs, log_clamped(projected_probs), teacher_log_c, student_log_c, student_mass)
+    return generalized_divergence(
+        teacher_log_probs,
+        log_clamped(projected_probs),
+        teacher_log_c,
+        student_log_c,
+        divergence=divergence,
+        student_mass=student_mass,
+    )
 
 
 class ProjectionKL(MatchedRowLoss):
@@ -49,15 +63,24 @@ class ProjectionKL(MatchedRowLoss):
 
     Args:
         merge: How a span of several tokens becomes one row.
+        divergence: Forward is KL(teacher || student).
     """
 
     needs_projection = True
+    can_learn_projection = True
 
     # E non-zero entries of W, R teacher tokens that W reaches
     student_ids: Tensor  # [E]
     columns: Tensor  # [E], the place of each entry's teacher token in `reached`
     weights: Tensor  # [E]
     reached: Tensor  # [R], teacher ids
+
+    def __init__(self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward") -> None:
+        super().__init__(merge=merge)
+        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
+        #: W with weights that are learned, or None.
+        self.learned: LearnedProjection | None = None
+        self._projection: Projection | None = None
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Takes W.
@@ -75,13 +98,29 @@ class ProjectionKL(MatchedRowLoss):
         for name, tensor in buffers.items():
             # W is no state: it is built from the tokenizers, or read from its own file.
             self.register_buffer(name, tensor, persistent=False)
+        self._projection = projection
+
+    def learn_projection(self) -> None:
+        """Makes the weights of W parameters; see :class:`xtoken_pl.projection.LearnedProjection`."""
+        assert self._projection is not None, "bind comes first"
+        self.learned = LearnedProjection(self._projection)
+
+    def extra_repr(self) -> str:
+        described = f"{super().extra_repr()}, divergence={self.divergence}"
+        if self._projection is None:
+            return described
+        counts = self._projection.counts
+        return (
+            f"{described}, W: {counts.exact:,} exact, {counts.multi_token:,} multi-token, {counts.zero:,} zero rows, "
+            f"{len(self.reached):,} teacher tokens reached"
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(fn), recurse)
 
     def project(self, probs: Tensor) -> Tensor:
         """``[S, V_s] -> [S, R]``: Wᵀ applied to rows, the teacher tokens that it reaches."""
-        weights = self.weights.to(probs.dtype)
+        weights = (self.weights if self.learned is None else self.learned()).to(probs.dtype)
         return apply_entries(probs, self.student_ids, self.columns, weights, len(self.reached))
 
     def score_rows(
@@ -89,7 +128,7 @@ class ProjectionKL(MatchedRowLoss):
     ) -> SpanScores:
         projected = self.project(student_log_probs.exp())
         reached = teacher_log_probs.index_select(1, self.reached)
-        loss = projection_kl(projected, reached, student_log_c, teacher_log_c)
+        loss = projection_kl(projected, reached, student_log_c, teacher_log_c, divergence=self.divergence)
         return self._scores(loss, projected, teacher_log_probs)
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
@@ -99,7 +138,7 @@ class ProjectionKL(MatchedRowLoss):
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
         teacher = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
         no_continuation = teacher.new_zeros(len(teacher))
-        loss = generalized_kl(teacher, student, no_continuation, no_continuation)
+        loss = generalized_divergence(teacher, student, no_continuation, no_continuation, divergence=self.divergence)
         return self._scores(loss, projected, teacher_log_probs)
 
     def _scores(self, loss: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:

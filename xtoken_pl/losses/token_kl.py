@@ -5,25 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, SpanBlock, SpanScores, same_token
-from xtoken_pl.losses.divergence import generalized_kl
+from xtoken_pl.checks import check_choice
+from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores, same_token
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
 def token_kl(
-    student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
+    student_log_probs: Tensor,
+    teacher_log_probs: Tensor,
+    student_log_c: Tensor,
+    teacher_log_c: Tensor,
+    *,
+    divergence: Divergence = "forward",
 ) -> Tensor:
     r"""KL of a token (or, generalized, of a span) between two models with the same vocabulary.
 
     .. math:: D(\hat p_T \| \hat p_S), \quad \hat p = c\,p
 
-    which is :math:`\sum_v p_T(v) \log(p_T(v) / p_S(v))` for spans of one token (c = 1).
+    which is :math:`\sum_v p_T(v) \log(p_T(v) / p_S(v))` for spans of one token (c = 1). For the reverse and the
+    Jensen-Shannon form see :func:`xtoken_pl.losses.divergence.generalized_divergence`.
 
     Shape:
         student_log_probs, teacher_log_probs: ``[S, V]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
     """
-    return generalized_kl(teacher_log_probs, student_log_probs, teacher_log_c, student_log_c)
+    return generalized_divergence(
+        teacher_log_probs, student_log_probs, teacher_log_c, student_log_c, divergence=divergence
+    )
 
 
 class TokenKL(MatchedRowLoss):
@@ -31,7 +40,12 @@ class TokenKL(MatchedRowLoss):
 
     Args:
         merge: How a span of several tokens becomes one row; without effect where both sides cut the text alike.
+        divergence: Forward is KL(teacher || student).
     """
+
+    def __init__(self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward") -> None:
+        super().__init__(merge=merge)
+        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Checks that both sides share their token ids.
@@ -46,18 +60,15 @@ class TokenKL(MatchedRowLoss):
                 f"({teacher.vocabulary_fingerprint[:8]}); use ProjectionKL for this teacher"
             )
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, divergence={self.divergence}"
+
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
-        loss = token_kl(student_log_probs, teacher_log_probs, student_log_c, teacher_log_c)
+        loss = token_kl(student_log_probs, teacher_log_probs, student_log_c, teacher_log_c, divergence=self.divergence)
         with torch.no_grad():
             agreement = None
             if not self.training:
                 agreement = same_token(student_log_probs.argmax(-1), teacher_log_probs.argmax(-1))
         return SpanScores(loss, torch.zeros_like(teacher_log_c), agreement)
-
-    def score_mean(self, block: SpanBlock) -> SpanScores:
-        student = block.student.mean_rows(block.student.log_probs).log_softmax(-1)
-        teacher = block.teacher.mean_rows(block.teacher.log_probs).log_softmax(-1)
-        no_continuation = teacher.new_zeros(len(teacher))
-        return self.score_rows(student, teacher, no_continuation, no_continuation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from xtoken_pl.models.head import Head
 from xtoken_pl.teacher import ModelSource, Student
+from xtoken_pl.tokenization import CanonicalVocabulary
 
 # B batch, T tokens, H hidden size
 
@@ -54,6 +56,29 @@ def load_causal_lm(source: ModelSource, *, role: str) -> PreTrainedModel:
             f"not be loaded. Check the path (relative paths start at the working folder) or the id. Reason: {error}"
         ) from error
     return cast(PreTrainedModel, model).eval()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and its checked head."""
+
+    model: PreTrainedModel
+    head: Head
+
+
+def load_model(source: ModelSource, vocabulary: CanonicalVocabulary, *, role: str) -> LoadedModel:
+    """Loads a model, and checks that its head, cut to ``vocabulary``, gives its own logits.
+
+    Args:
+        role: What the model is, for messages.
+
+    Raises:
+        ValueError: If there is no such model, or its head cannot be used.
+    """
+    model = load_causal_lm(source, role=role)
+    head = Head.of(model, vocabulary)
+    check_head(model, head, role=role)
+    return LoadedModel(model, head)
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,13 +1,17 @@
 """The projection matrix W [V_s, V_t] from the student's vocabulary to a teacher's."""
 
 from xtoken_pl.projection.build import ProjectionParameters, build_projection
+from xtoken_pl.projection.learned import LearnedProjection
+from xtoken_pl.projection.partition import VocabularyPartition
 from xtoken_pl.projection.projection import Projection, ProjectionCounts
 from xtoken_pl.projection.storage import load_projection, save_projection
 
 __all__ = [
+    "LearnedProjection",
     "Projection",
     "ProjectionCounts",
     "ProjectionParameters",
+    "VocabularyPartition",
     "build_projection",
     "load_projection",
     "save_projection",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from xtoken_pl.projection.projection import Projection
@@ -68,7 +69,7 @@ def build_projection(
     indices = np.zeros((len(student), parameters.top), dtype=np.int64)
     weights = np.zeros((len(student), parameters.top), dtype=np.float64)
 
-    exact = _exact_matches(student, teacher)
+    exact = exact_matches(student, teacher)
     is_exact = exact >= 0
     indices[is_exact, 0] = exact[is_exact]
     weights[is_exact, 0] = 1.0
@@ -98,8 +99,8 @@ def build_projection(
     )
 
 
-def _exact_matches(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> np.ndarray:
-    """``[V_s]``, the teacher token of equal bytes or role, -1 for none."""
+def exact_matches(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> NDArray[np.int64]:
+    """``[V_s]``, the teacher token of equal bytes or role for every student token, -1 for none; pass 1 of W."""
     by_bytes: dict[bytes, int] = {}
     # Later entries win, so the preferred ones come last: spelled pieces over byte pieces, then lower ids.
     order = np.lexsort((-np.arange(len(teacher)), ~teacher.is_byte_piece))

@@ -1,6 +1,14 @@
 """Weights between teachers."""
 
-from xtoken_pl.weighting.base import TeacherScores, Weighting
+from xtoken_pl.weighting.base import TeacherScores, Weighting, teacher_scores
+from xtoken_pl.weighting.confidence import ConfidenceWeighting, MostConfidentTeacher
 from xtoken_pl.weighting.static import StaticWeighting
 
-__all__ = ["StaticWeighting", "TeacherScores", "Weighting"]
+__all__ = [
+    "ConfidenceWeighting",
+    "MostConfidentTeacher",
+    "StaticWeighting",
+    "TeacherScores",
+    "Weighting",
+    "teacher_scores",
+]

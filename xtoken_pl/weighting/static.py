@@ -6,23 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from xtoken_pl.weighting.base import TeacherScores, Weighting
+from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting, check_any_alpha
 
 
 class StaticWeighting(Weighting):
     """Every teacher keeps the alpha of its specification."""
 
     def check(self, alphas: Mapping[str, float]) -> None:
-        """Refuses weights that are all zero.
+        check_any_alpha(alphas)
 
-        Raises:
-            ValueError: If no teacher has a positive alpha.
-        """
-        if alphas and not any(alphas.values()):
-            raise ValueError(
-                f"at least one teacher's alpha must be > 0, got {dict(alphas)}; "
-                "raise one, or train on cross-entropy alone with kd_weight=0"
-            )
-
-    def forward(self, scores: Mapping[str, TeacherScores]) -> dict[str, Tensor]:
-        return {name: score.spans.loss.new_tensor(score.alpha) for name, score in scores.items()}
+    def forward(self, teachers: Mapping[str, TeacherScores], sum_over_processes: SumOverProcesses) -> dict[str, Tensor]:
+        return {name: teacher.scores.loss.new_tensor(teacher.alpha) for name, teacher in teachers.items()}

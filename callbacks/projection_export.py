@@ -1,0 +1,55 @@
+"""Writes the projections that were learned when training ends."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.files import refuse_existing
+
+logger = logging.getLogger(__name__)
+
+
+class ProjectionExport(pl.Callback):
+    """Writes each learned W to ``NAME.safetensors`` at the end of ``fit``, to start from or to look at.
+
+    ``projection: FOLDER/NAME.safetensors`` of a teacher reads it, fixed or learned further.
+
+    Args:
+        dirpath: Where to; None for ``projections`` in the run's log folder.
+        overwrite: Replace files that exist.
+
+    Raises:
+        ValueError: Before training, if no teacher learns its W.
+        FileExistsError: Before training, if a file exists and ``overwrite`` is False.
+    """
+
+    def __init__(self, dirpath: str | None = None, *, overwrite: bool = False) -> None:
+        self.dirpath = dirpath
+        self.overwrite = overwrite
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        names = [name for name, teacher in distill_module(pl_module, self).teachers.items() if teacher.learn_projection]
+        if not names:
+            raise ValueError(
+                "ProjectionExport writes projections that were learned, and no teacher learns one; "
+                "set learn_projection of a teacher, or remove the callback"
+            )
+        folder = self._folder(trainer)
+        if trainer.is_global_zero:
+            for name in names:
+                refuse_existing(folder / f"{name}.safetensors", overwrite=self.overwrite)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = self._folder(trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for name, projection in distill_module(pl_module, self).learned_projections().items():
+                projection.save(folder / f"{name}.safetensors", overwrite=self.overwrite)
+                logger.info("exported the learned projection of %r to %s", name, folder / f"{name}.safetensors")
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        # Lightning broadcasts log_dir: every process has to ask for it.
+        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "projections")

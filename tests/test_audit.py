@@ -1,0 +1,279 @@
+"""The coverage audit: categories, known counts, recommendations, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, cast
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from test_losses import FakeVocabulary
+from transformers import PreTrainedTokenizerFast
+
+from xtoken_pl import (
+    CanonicalVocabulary,
+    CoverageAudit,
+    SpanAligner,
+    SpanStatistics,
+    build_projection,
+    recommend_loss,
+)
+from xtoken_pl.alignment import Spans
+from xtoken_pl.audit import CATEGORIES, Category, categorize
+from xtoken_pl.cli import main
+from xtoken_pl.projection import VocabularyPartition
+
+
+def category_of(text: bytes | None) -> str:
+    (index,) = categorize(cast(Any, FakeVocabulary([text])))
+    return CATEGORIES[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"7", "numerals_1"),
+        (b" 42", "numerals_2"),
+        (b"007", "numerals_3"),
+        (b"2024", "numerals_4_or_more"),
+        (b" the", "letters"),
+        (b"A", "letters"),
+        (b"\xc3\xa9t\xc3\xa9", "non_ascii"),
+        (b"\xc3", "non_ascii"),
+        ("１２".encode(), "non_ascii"),
+        (b".", "punctuation"),
+        (b" ==", "punctuation"),
+        (b" ", "whitespace"),
+        (b"\n\n\t", "whitespace"),
+        (b"x1", "mixed"),
+        (b"  a", "mixed"),
+        (b"_id", "mixed"),
+        (b"\x00", "mixed"),
+        (None, "special"),
+    ],
+)
+def test_category_of_a_token(text: bytes | None, expected: str) -> None:
+    assert category_of(text) == expected
+
+
+def test_unused_ids_have_no_category() -> None:
+    assert categorize(cast(Any, FakeVocabulary([b"a", None, b"b"], holes=[1]))).tolist()[1] == -1
+
+
+@pytest.fixture(scope="module")
+def audits(
+    llama3: PreTrainedTokenizerFast, qwen3: PreTrainedTokenizerFast, o200k: PreTrainedTokenizerFast
+) -> dict[str, CoverageAudit]:
+    student = CanonicalVocabulary.from_tokenizer(llama3)
+    text = topics["numbers"] + topics["strings"]
+    return {
+        name: CoverageAudit.of(student, CanonicalVocabulary.from_tokenizer(tokenizer), text=text)
+        for name, tokenizer in (("qwen3", qwen3), ("o200k", o200k))
+    }
+
+
+@pytest.mark.parametrize(
+    ("teacher", "loss", "two_digits", "three_digits"),
+    [("qwen3", "ProjectionKL", 0, 0), ("o200k", "HybridKL", 100, 1000)],
+)
+def test_published_recommendations_and_counts(
+    audits: dict[str, CoverageAudit], teacher: str, loss: str, two_digits: int, three_digits: int
+) -> None:
+    audit = audits[teacher]
+    assert audit.recommendation.loss == loss
+    rows = audit.categories
+    assert (rows["numerals_1"].count, rows["numerals_1"].strict) == (10, 10)
+    assert (rows["numerals_2"].count, rows["numerals_2"].strict) == (100, two_digits)
+    assert (rows["numerals_3"].count, rows["numerals_3"].strict) == (1000, three_digits)
+    assert f"{two_digits:,} of 100 numerals_2, {three_digits:,} of 1,000 numerals_3" in audit.recommendation.reason
+
+
+def test_categories_add_up_to_the_vocabulary_the_partitions_and_w(audits: dict[str, CoverageAudit]) -> None:
+    audit = audits["qwen3"]
+    assert audit.total.count == audit.num_student == 128_256
+    assert audit.num_teacher == 151_669
+    assert audit.total.strict == len(audit.strict) == 109_568
+    assert audit.total.enlarged == len(audit.enlarged)
+    assert audit.total.covered == 109_569 + 17_991  # exact and multi-token rows of W
+    assert audit.total.unmapped == 696
+    for row in audit.categories.values():
+        assert row.strict <= row.enlarged <= row.covered <= row.count
+
+
+def test_span_statistics_agree_with_a_loop(
+    audits: dict[str, CoverageAudit], llama3: PreTrainedTokenizerFast, qwen3: PreTrainedTokenizerFast
+) -> None:
+    text = topics["numbers"] + topics["strings"]
+    ids = [CanonicalVocabulary.from_tokenizer(tokenizer).encode([text])[0] for tokenizer in (llama3, qwen3)]
+    kinds = dict.fromkeys([(True, True), (True, False), (False, True), (False, False)], 0)
+    for a, b, c, d in SpanAligner(llama3, qwen3).align(*ids).to_array().tolist():
+        kinds[b - a == 1, d - c == 1] += 1
+    spans = audits["qwen3"].spans
+    assert spans is not None
+    assert (spans.num_student_tokens, spans.num_teacher_tokens) == (len(ids[0]), len(ids[1]))
+    assert [spans.one_to_one, spans.one_to_many, spans.many_to_one, spans.many_to_many] == list(kinds.values())
+    assert spans.one_to_many > 3  # numbers
+    assert (spans.student_gaps, spans.teacher_gaps) == (0, 0)
+
+
+def test_tokens_in_no_span_are_counted_as_gaps() -> None:
+    starts = np.array([0, 2]), np.array([1, 4]), np.array([1, 2]), np.array([2, 3])
+    statistics = SpanStatistics.of(Spans(*starts), num_student_tokens=6, num_teacher_tokens=3)
+    assert (statistics.one_to_one, statistics.many_to_one, statistics.num_spans) == (1, 1, 2)
+    assert (statistics.student_gaps, statistics.teacher_gaps) == (3, 1)
+
+
+def test_same_tokens_recommend_token_kl_whatever_the_name(llama3: PreTrainedTokenizerFast) -> None:
+    student = CanonicalVocabulary.from_tokenizer(llama3)
+    copy = PreTrainedTokenizerFast(
+        tokenizer_object=llama3.backend_tokenizer, bos_token=llama3.bos_token, eos_token=llama3.eos_token
+    )
+    copy.name_or_path = "somewhere/else"
+    recommendation = recommend_loss(student, CanonicalVocabulary.from_tokenizer(copy))
+    assert recommendation.loss == "TokenKL"
+    assert student.vocabulary_fingerprint in recommendation.reason
+
+
+def fake(*tokens: bytes, fingerprint: str) -> Any:
+    return FakeVocabulary(tokens, fingerprint=fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("critical", "loss", "reason"),
+    [
+        (("numerals_2", "numerals_3"), "ProjectionKL", "1 of 2 numerals_2, 0 of 0 numerals_3"),
+        (("letters",), "HybridKL", "1 of 1 letters"),
+        (("letters", "punctuation"), "ProjectionKL", "1 of 1 letters, 0 of 1 punctuation"),
+        ((), "HybridKL", "none were named"),
+    ],
+)
+def test_critical_categories_decide(critical: tuple[Category, ...], loss: str, reason: str) -> None:
+    student = fake(b"a", b"12", b"34", b"?!", fingerprint="s")
+    teacher = fake(b"12", b"a", b"3", b"4", fingerprint="t")
+    recommendation = recommend_loss(student, teacher, critical=critical)
+    assert recommendation.loss == loss
+    assert reason in recommendation.reason
+
+
+def test_nothing_in_common_recommends_projection_kl() -> None:
+    recommendation = recommend_loss(fake(b"a", fingerprint="s"), fake(b"b", fingerprint="t"))
+    assert (recommendation.loss, recommendation.reason) == (
+        "ProjectionKL",
+        "no token is common, so that there is no partition",
+    )
+
+
+def test_a_student_that_splits_digits_has_nothing_critical_to_lose(
+    smollm2: PreTrainedTokenizerFast, llama3: PreTrainedTokenizerFast
+) -> None:
+    student = CanonicalVocabulary.from_tokenizer(smollm2)
+    recommendation = recommend_loss(student, CanonicalVocabulary.from_tokenizer(llama3))
+    assert recommendation.loss == "HybridKL"
+    assert "0 of 0 numerals_2" in recommendation.reason
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizers(
+    tmp_path_factory: pytest.TempPathFactory, smollm2: PreTrainedTokenizerFast, llama2_style: PreTrainedTokenizerFast
+) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    smollm2.save_pretrained(folder / "smollm2")
+    llama2_style.save_pretrained(folder / "llama2")
+    (folder / "text.txt").write_text(topics["numbers"])
+    return folder
+
+
+def test_audit_prints_a_table_and_writes_json_and_picture(
+    tokenizers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tokenizers)
+    command = ["audit", "--student", "llama2", "--teacher", "smollm2", "--text", "text.txt"]
+    main([*command, "--json_output", "audit.json", "--picture", "audit.png"])
+    printed = capsys.readouterr().out
+    stored = json.loads(Path("audit.json").read_text())
+    common = stored["partition"]["strict"]["common"]
+    assert f"overlap: {common:,} tokens" in printed
+    assert f"|C| = {common:,}" in printed
+    assert f"recommended: {stored['recommendation']['loss']}" in printed
+    for category in ("letters", "punctuation"):
+        row = stored["categories"][category]
+        assert f"{row['count']:,}" in printed
+        assert f"{row['strict'] / row['count']:.2%}" in printed
+    assert stored["spans"]["one_to_many"] + stored["spans"]["many_to_one"] > 0
+    assert sum(row["count"] for row in stored["categories"].values()) == stored["num_student"]
+    picture = matplotlib.image.imread("audit.png")
+    assert picture.shape[0] > 300
+    colors = {tuple(color) for color in (picture[::7, ::7, :3] * 255).round().astype(int).reshape(-1, 3).tolist()}
+    assert {(27, 108, 168), (242, 193, 78)} <= colors  # strict C, and covered by W alone
+    with pytest.raises(FileExistsError, match=r"audit\.json exists and is not overwritten"):
+        main([*command, "--json_output", "audit.json"])
+    main([*command, "--json_output", "audit.json", "--overwrite", "true"])
+
+
+def test_critical_categories_can_be_set_on_the_command_line(
+    tokenizers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tokenizers)
+    main(["audit", "--student", "llama2", "--teacher", "smollm2", "--critical", "[whitespace]"])
+    assert "whitespace" in capsys.readouterr().out.splitlines()[-1]
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+def test_tokenizer_without_exact_bytes_is_refused(
+    tmp_path: Path, tokenizers: Path, wordpiece: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wordpiece.save_pretrained("wordpiece")
+    with pytest.raises(ValueError, match=r"wordpiece.* cannot be treated exactly: its model is WordPiece"):
+        main(["audit", "--student", str(tokenizers / "smollm2"), "--teacher", "wordpiece"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--critical", "[digits]"], "digits"),
+        (["--text", "nowhere.txt"], "there is none at 'nowhere.txt'"),
+        (["--student", "nowhere"], "'nowhere' could not be loaded"),
+        (["--text", "empty.txt"], "must not be empty"),
+    ],
+)
+def test_wrong_input_of_the_command_is_named(
+    tokenizers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tokenizers)
+    Path("empty.txt").write_text("")
+    with pytest.raises((SystemExit, ValueError, OSError)) as error:
+        main(["audit", "--student", "smollm2", "--teacher", "llama2", *arguments])
+    assert expected in str(error.value) + capsys.readouterr().err
+
+
+def test_unknown_critical_category_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"critical categories must be among numerals_1, .*, got 'digits'"):
+        recommend_loss(fake(b"a", fingerprint="s"), fake(b"a", fingerprint="t"), critical=cast(Any, ["digits"]))
+
+
+def test_projection_of_other_tokenizers_is_refused(
+    smollm2: PreTrainedTokenizerFast, llama2_style: PreTrainedTokenizerFast
+) -> None:
+    student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (smollm2, llama2_style))
+    with pytest.raises(ValueError, match="must belong to the tokenizers"):
+        CoverageAudit.of(student, teacher, build_projection(llama2_style, smollm2))
+
+
+def test_partition_sizes_are_shown() -> None:
+    empty = torch.zeros(0, dtype=torch.long)
+    partition = VocabularyPartition(torch.arange(3), torch.arange(3), empty, torch.arange(1500))
+    assert str(partition) == "|C| = 3, |U_S| = 0, |U_T| = 1,500"

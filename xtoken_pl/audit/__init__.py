@@ -1,0 +1,20 @@
+"""The coverage audit: what two vocabularies share, and which loss suits them."""
+
+from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
+from xtoken_pl.audit.coverage import CategoryCoverage, CoverageAudit
+from xtoken_pl.audit.recommendation import CRITICAL, LossName, Recommendation, recommend_loss
+from xtoken_pl.audit.report import draw, table
+
+__all__ = [
+    "CATEGORIES",
+    "CRITICAL",
+    "Category",
+    "CategoryCoverage",
+    "CoverageAudit",
+    "LossName",
+    "Recommendation",
+    "categorize",
+    "draw",
+    "recommend_loss",
+    "table",
+]

@@ -1,0 +1,61 @@
+"""Kinds of tokens, by what their bytes spell."""
+
+from __future__ import annotations
+
+import string
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+Category = Literal[
+    "numerals_1",
+    "numerals_2",
+    "numerals_3",
+    "numerals_4_or_more",
+    "letters",
+    "punctuation",
+    "whitespace",
+    "non_ascii",
+    "mixed",
+    "special",
+]
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+_PUNCTUATION = string.punctuation.encode()
+_MOST_DIGITS_COUNTED = 3
+
+
+def categorize(vocabulary: CanonicalVocabulary) -> NDArray[np.int64]:
+    """``[V]``: the place in :data:`CATEGORIES` of every token, -1 for unused ids.
+
+    Numerals (by their number of digits), letters and punctuation are ASCII, and a space in front of them does not
+    matter; ``mixed`` is ASCII of several kinds, ``non_ascii`` has a byte beyond ASCII.
+    """
+    place = {category: index for index, category in enumerate(CATEGORIES)}
+    found = [place[_category(text)] for text in vocabulary.token_bytes]
+    return np.where(vocabulary.exists, np.array(found, dtype=np.int64), -1)
+
+
+def _category(text: bytes) -> Category:
+    if not text:
+        return "special"
+    if not text.isascii():
+        return "non_ascii"
+    if text.isspace():
+        return "whitespace"
+    word = text.removeprefix(b" ")
+    if word.isdigit():
+        return _numerals(len(word))
+    if word.isalpha():
+        return "letters"
+    return "mixed" if word.translate(None, _PUNCTUATION) else "punctuation"
+
+
+def _numerals(num_digits: int) -> Category:
+    if num_digits > _MOST_DIGITS_COUNTED:
+        return "numerals_4_or_more"
+    by_digits: tuple[Category, ...] = ("numerals_1", "numerals_2", "numerals_3")
+    return by_digits[num_digits - 1]

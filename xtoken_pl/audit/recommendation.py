@@ -1,0 +1,70 @@
+"""Which loss suits a pair of tokenizers, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
+from xtoken_pl.projection import VocabularyPartition
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+LossName = Literal["TokenKL", "ProjectionKL", "HybridKL"]
+
+#: Numerals that a student packs and a teacher may split: where they are not common, GOLD and H-KL push them down.
+CRITICAL: tuple[Category, ...] = ("numerals_2", "numerals_3")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A loss and the reason for it."""
+
+    loss: LossName
+    reason: str
+
+
+def recommend_loss(
+    student: CanonicalVocabulary,
+    teacher: CanonicalVocabulary,
+    *,
+    critical: Sequence[Category] = CRITICAL,
+    strict: VocabularyPartition | None = None,
+) -> Recommendation:
+    """Recommends a loss.
+
+    - ``TokenKL`` where both sides share their token ids (by fingerprint, whatever the names);
+    - ``ProjectionKL`` where a critical token of the student is outside the strict common set C: losses on a partition
+      would push it down (Proposition 1);
+    - ``HybridKL`` where all of them are inside.
+
+    Args:
+        critical: Categories of the student's tokens that must not be lost.
+        strict: The strict partition, where the caller has it already.
+
+    Raises:
+        ValueError: If a critical category is unknown.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, coverage audit.
+    """
+    for category in critical:
+        if category not in CATEGORIES:
+            raise ValueError(f"critical categories must be among {', '.join(CATEGORIES)}, got {category!r}")
+    if student.vocabulary_fingerprint == teacher.vocabulary_fingerprint:
+        return Recommendation(
+            "TokenKL", f"both sides share their tokens (fingerprint {student.vocabulary_fingerprint})"
+        )
+    strict = strict or VocabularyPartition.strict(student, teacher)
+    kinds = categorize(student)
+    common = kinds[strict.student_common.numpy()]
+    totals = {category: int(np.sum(kinds == CATEGORIES.index(category))) for category in critical}
+    inside = {category: int(np.sum(common == CATEGORIES.index(category))) for category in critical}
+    counted = ", ".join(f"{inside[category]:,} of {totals[category]:,} {category}" for category in critical)
+    if sum(inside.values()) < sum(totals.values()):
+        return Recommendation("ProjectionKL", f"critical tokens of the student lie outside C ({counted} are in it)")
+    if len(strict) == 0:
+        return Recommendation("ProjectionKL", "no token is common, so that there is no partition")
+    return Recommendation("HybridKL", f"all critical tokens of the student are in C ({counted or 'none were named'})")

@@ -1,0 +1,90 @@
+"""The audit as a table for the terminal, and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xtoken_pl.audit.coverage import CategoryCoverage, CoverageAudit
+
+_LABELS = {
+    "numerals_1": "numerals, 1 digit",
+    "numerals_2": "numerals, 2 digits",
+    "numerals_3": "numerals, 3 digits",
+    "numerals_4_or_more": "numerals, 4 or more",
+    "letters": "letters",
+    "punctuation": "punctuation",
+    "whitespace": "whitespace",
+    "non_ascii": "non-ASCII",
+    "mixed": "mixed ASCII",
+    "special": "special",
+}
+
+
+def table(audit: CoverageAudit) -> str:
+    """The audit as lines of text."""
+    common = len(audit.strict)
+    lines = [
+        f"student {audit.student}: {audit.num_student:,} tokens",
+        f"teacher {audit.teacher}: {audit.num_teacher:,} tokens",
+        f"overlap: {common:,} tokens, {common / audit.num_student:.1%} of the student's, "
+        f"{common / audit.num_teacher:.1%} of the teacher's",
+        f"partition, strict (GOLD):   {audit.strict}",
+        f"partition, enlarged (H-KL): {audit.enlarged}",
+        "",
+        f"{'student tokens':<20}{'count':>9}{'strict C':>10}{'enlarged C':>12}{'covered by W':>14}{'unmapped':>10}",
+    ]
+    lines += [_row(_LABELS[category], row) for category, row in audit.categories.items() if row.count]
+    lines += [_row("all", audit.total), ""]
+    if audit.spans is not None:
+        spans = audit.spans
+        lines.append(
+            f"spans of the text: {spans.num_spans:,} ({spans.num_student_tokens:,} student tokens, "
+            f"{spans.num_teacher_tokens:,} teacher tokens)"
+        )
+        kinds = {
+            "one-to-one": spans.one_to_one,
+            "one-to-many": spans.one_to_many,
+            "many-to-one": spans.many_to_one,
+            "many-to-many": spans.many_to_many,
+        }
+        lines += [f"  {kind:<14}{count:>9,}{count / max(1, spans.num_spans):>8.1%}" for kind, count in kinds.items()]
+        lines += [f"  {'gaps':<14}{spans.student_gaps:>9,} student tokens, {spans.teacher_gaps:,} teacher tokens", ""]
+    lines.append(f"recommended: {audit.recommendation.loss}, because {audit.recommendation.reason}")
+    return "\n".join(lines)
+
+
+def _row(label: str, row: CategoryCoverage) -> str:
+    shares = [f"{part / row.count:.2%}" for part in (row.strict, row.enlarged, row.covered)]
+    return f"{label:<20}{row.count:>9,}{shares[0]:>10}{shares[1]:>12}{shares[2]:>14}{row.unmapped:>10,}"
+
+
+def draw(audit: CoverageAudit, path: Path) -> None:
+    """Writes a PNG: for every category the shares in the strict C, added by W, only under W, and unmapped."""
+    from matplotlib.figure import Figure  # takes half a second, and only pictures need it
+
+    rows = {_LABELS[category]: row for category, row in audit.categories.items() if row.count}
+    labels = [f"{label} ({row.count:,})" for label, row in rows.items()]
+    parts = {
+        "strict C (equal text)": ([row.strict for row in rows.values()], "#1b6ca8"),
+        "added to C by W": ([row.enlarged - row.strict for row in rows.values()], "#7fb2d9"),
+        "covered by W alone": ([row.covered - row.enlarged for row in rows.values()], "#f2c14e"),
+        "unmapped": ([row.unmapped for row in rows.values()], "#c8c8c8"),
+    }
+    figure = Figure(figsize=(9, 0.45 * len(rows) + 1.8), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(rows)
+    for label, (counts, color) in parts.items():
+        shares = [count / row.count for count, row in zip(counts, rows.values(), strict=True)]
+        axes.barh(labels, shares, left=left, color=color, label=label)
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.set_xlabel("share of the student's tokens")
+    axes.set_title(f"{_short(audit.student)} learns from {_short(audit.teacher)}: {audit.recommendation.loss}")
+    figure.legend(loc="outside lower center", ncols=len(parts), frameon=False)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _short(name: str) -> str:
+    return Path(name).name or name

@@ -1,0 +1,31 @@
+"""Checks of arguments that several classes share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+
+def check_choice(name: str, value: Any, choices: Any) -> Any:
+    """``value``, if it is one of a Literal's.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+    return value
+
+
+def check_not_negative(name: str, value: float, hint: str) -> float:
+    """``value``, if it is a finite number >= 0.
+
+    Args:
+        hint: What 0 means, or another way out.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}; {hint}")
+    return value

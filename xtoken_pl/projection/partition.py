@@ -1,0 +1,102 @@
+"""The vocabulary partition: pairs of tokens that both sides share, and the rest of each side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtoken_pl.projection.build import exact_matches
+from xtoken_pl.projection.projection import Projection
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+_DIGITS = 6  # of the weights of W that count
+
+# C pairs, U_s/U_t tokens of the rest (student/teacher), V_s vocabulary size of the student
+
+
+@dataclass(frozen=True)
+class VocabularyPartition:
+    """The common set C of two vocabularies, one-to-one, and what is left of each. Unused ids are in neither.
+
+    Attributes:
+        student_common, teacher_common: ``[C]`` token ids; place i of both is a pair. Increasing student ids.
+        student_rest, teacher_rest: ``[U_s]``, ``[U_t]`` token ids, increasing.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, GOLD's partition and the hybrid one.
+    """
+
+    student_common: Tensor
+    teacher_common: Tensor
+    student_rest: Tensor
+    teacher_rest: Tensor
+
+    @classmethod
+    def strict(cls, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> VocabularyPartition:
+        """C = pairs of equal bytes, or of equal special role.
+
+        Of several student tokens with the same bytes a ``<0xHH>`` piece gives way, then the lowest id stays.
+        """
+        wanted = exact_matches(student, teacher)
+        return cls._of(student, teacher, wanted, wanted >= 0, np.ones(len(student)))
+
+    @classmethod
+    def enlarged(
+        cls, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection
+    ) -> VocabularyPartition:
+        r"""C enlarged by :math:`(s, \arg\max_t W[s, t])`.
+
+        A teacher token that several student tokens want keeps an exact one; else the one of the highest weight; else
+        a ``<0xHH>`` piece gives way, and the lowest id stays. Of several best t the lowest id counts.
+        """
+        # Equal weights may differ in their last digit; that must not decide.
+        weights, indices = projection.weights.numpy().round(_DIGITS), projection.indices.numpy()
+        best = weights.max(axis=1)
+        wanted = np.where(weights == best[:, None], indices, np.iinfo(np.int64).max).min(axis=1)
+        wanted = np.where(best > 0, wanted, -1)
+        return cls._of(student, teacher, wanted, projection.is_exact.numpy(), best)
+
+    @classmethod
+    def _of(
+        cls,
+        student: CanonicalVocabulary,
+        teacher: CanonicalVocabulary,
+        wanted: NDArray[np.int64],
+        is_exact: NDArray[np.bool_],
+        weight: NDArray[np.floating],
+    ) -> VocabularyPartition:
+        """Keeps for every teacher token the first of the student tokens that want it; ``wanted`` is -1 for none."""
+        candidates = np.flatnonzero(wanted >= 0)
+        order = np.lexsort((candidates, student.is_byte_piece[candidates], -weight[candidates], ~is_exact[candidates]))
+        candidates = candidates[order]
+        _, first = np.unique(wanted[candidates], return_index=True)
+        common = np.sort(candidates[first])
+        return cls(
+            student_common=torch.from_numpy(common),
+            teacher_common=torch.from_numpy(wanted[common]),
+            student_rest=_rest(student, common),
+            teacher_rest=_rest(teacher, wanted[common]),
+        )
+
+    def counterpart(self, num_student: int) -> Tensor:
+        """``[V_s]``: the teacher's token of each student token's pair, -1 for none."""
+        counterpart = torch.full((num_student,), -1, dtype=torch.long)
+        counterpart[self.student_common] = self.teacher_common
+        return counterpart
+
+    def __len__(self) -> int:
+        """C."""
+        return len(self.student_common)
+
+    def __str__(self) -> str:
+        return f"|C| = {len(self):,}, |U_S| = {len(self.student_rest):,}, |U_T| = {len(self.teacher_rest):,}"
+
+
+def _rest(vocabulary: CanonicalVocabulary, common: NDArray[np.int64]) -> Tensor:
+    is_rest = vocabulary.exists.copy()
+    is_rest[common] = False
+    return torch.from_numpy(np.flatnonzero(is_rest))

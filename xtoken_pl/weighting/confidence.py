@@ -1,0 +1,169 @@
+"""Weights that follow how sure each teacher is of the text at hand."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from xtoken_pl.checks import check_choice, check_not_negative
+from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting, check_any_alpha
+
+# M teachers, Q rows of a teacher, S spans of a teacher, N student rows, R places that get their own weights
+
+Measure = Literal["cross_entropy", "entropy", "max_probability"]
+Scope = Literal["batch", "sequence", "span"]
+Unit = Literal["byte", "token"]
+
+
+class _ByConfidence(Weighting):
+    """Scores every teacher at every place, and lets :meth:`choose` turn the scores into weights."""
+
+    def __init__(self, measure: Measure = "cross_entropy", *, scope: Scope = "batch", unit: Unit = "byte") -> None:
+        super().__init__()
+        self.measure: Measure = check_choice("measure", measure, Measure)
+        self.scope: Scope = check_choice("scope", scope, Scope)
+        self.unit: Unit = check_choice("unit", unit, Unit)
+        # A probability per byte is a geometric mean: its logarithms are summed.
+        self._sums_logarithms = measure == "max_probability" and unit == "byte"
+        self.row_confidence = self._row_confidence
+
+    def extra_repr(self) -> str:
+        return f"measure={self.measure}, scope={self.scope}, unit={self.unit}"
+
+    def check(self, alphas: Mapping[str, float]) -> None:
+        check_any_alpha(alphas)
+        if len(alphas) == 1:
+            rank_zero_warn(
+                f"{type(self).__name__} with one teacher has nothing to compare: its alpha is 1. "
+                "Add a teacher, or use StaticWeighting"
+            )
+
+    @abstractmethod
+    def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
+        """``[M, R], [M] -> [M, R]``; a score of -inf marks a teacher that has no say at a place."""
+
+    def _row_confidence(self, log_probs: Tensor, labels: Tensor) -> Tensor:
+        if self.measure == "cross_entropy":
+            return log_probs.gather(1, labels[:, None]).squeeze(1)
+        if self.measure == "entropy":
+            # 0 log 0 = 0: ids that do not exist are -inf.
+            return (log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
+        highest = log_probs.amax(dim=-1)
+        return highest if self._sums_logarithms else highest.exp()
+
+    @torch.no_grad()
+    def forward(self, teachers: Mapping[str, TeacherScores], sum_over_processes: SumOverProcesses) -> dict[str, Tensor]:
+        if not teachers:
+            return {}
+        views = list(teachers.values())
+        alphas = views[0].scores.loss.new_tensor([view.alpha for view in views])
+        if self.scope == "span":
+            scores = torch.stack([self._by_student_row(view) for view in views])  # [M, N]
+            weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
+            chosen = [_mean_by_span(row, view) for row, view in zip(weights, views, strict=True)]
+        else:
+            sums = torch.stack([self._by_sequence(view) for view in views])  # [M, 2, B]
+            if self.scope == "batch":
+                sums = sum_over_processes(sums.sum(-1, keepdim=True))  # [M, 2, 1]
+            scores = self._score(sums[:, 0], sums[:, 1])  # [M, R]
+            weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
+            chosen = [
+                row[0] if self.scope == "batch" else row[view.sequence]
+                for row, view in zip(weights, views, strict=True)
+            ]
+        return dict(zip(teachers, chosen, strict=True))
+
+    def _units(self, view: TeacherScores) -> Tensor:
+        """``[S]``: what a span counts."""
+        return view.num_bytes if self.unit == "byte" else view.spans.teacher_length
+
+    def _score(self, confidence: Tensor, units: Tensor) -> Tensor:
+        score = confidence / units.clamp_min(1)
+        score = score.exp() if self._sums_logarithms else score
+        return score.masked_fill(units == 0, -torch.inf)
+
+    def _by_student_row(self, view: TeacherScores) -> Tensor:
+        """``[N]``: the score of the span that each student row is in, -inf for a row of no span."""
+        assert view.confidence is not None
+        score = self._score(view.confidence, self._units(view))
+        return torch.cat((score, score.new_tensor([-torch.inf])))[view.spans.student_span]
+
+    def _by_sequence(self, view: TeacherScores) -> Tensor:
+        """``[2, B]``: the confidence of each sequence, and what it is divided by."""
+        assert view.confidence is not None
+        values = torch.stack((view.confidence, self._units(view).to(view.confidence.dtype)))  # [2, S]
+        return values.new_zeros(2, view.num_sequences).index_add(1, view.sequence, values)
+
+
+def _mean_by_span(row_weights: Tensor, view: TeacherScores) -> Tensor:
+    """``[N] -> [S]``: the average over the student rows of each span."""
+    spans = view.spans
+    sums = row_weights.new_zeros(len(spans) + 1).index_add(0, spans.student_span, row_weights)
+    return sums[:-1] / spans.student_length
+
+
+class ConfidenceWeighting(_ByConfidence):
+    r"""Weights by confidence, which sum to 1 over the teachers.
+
+    .. math:: \alpha_m = \frac{a_m e^{\kappa \, \mathrm{score}_m}}{\sum_j a_j e^{\kappa \, \mathrm{score}_j}}
+
+    The score is computed from the teachers' passes that happen anyway:
+
+    - ``cross_entropy``: minus the teacher's cross-entropy of the text, nats per byte (or per token);
+    - ``entropy``: minus the Shannon entropy of its predictions, nats per byte (or per token);
+    - ``max_probability``: the highest probability of its predictions, geometric mean per byte (or mean per token).
+
+    Per byte, teachers whose tokenizers cut the text differently are compared on the same ground; per token a teacher
+    of short tokens looks surer than it is. The static alphas :math:`a_m` are priors: equal ones give the published
+    form, 0 switches a teacher off. A teacher that shares no span with a place has no weight there.
+
+    Args:
+        measure: What makes a teacher confident.
+        scope: Where a weight holds: ``batch`` (of all processes), ``sequence``, or ``span``. For ``span`` the weights
+            are taken at every student token, from the spans of all teachers that it lies in, and averaged over the
+            student tokens of a span.
+        unit: ``byte``, or ``token`` as published.
+        sharpness: :math:`\kappa \ge 0`; 0 gives the priors, normalized.
+
+    Raises:
+        ValueError: If an argument is none of its choices, or sharpness is negative.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, confidence-adaptive weights. Bytes, and alphas as priors,
+            are ours.
+    """
+
+    def __init__(
+        self,
+        measure: Measure = "cross_entropy",
+        *,
+        scope: Scope = "batch",
+        unit: Unit = "byte",
+        sharpness: float = 1.0,
+    ) -> None:
+        super().__init__(measure, scope=scope, unit=unit)
+        self.sharpness = check_not_negative("sharpness", sharpness, "0 leaves the alphas as they are")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, sharpness={self.sharpness:g}"
+
+    def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
+        logits = (self.sharpness * scores + alphas.log()[:, None]).masked_fill(scores.isneginf(), -torch.inf)
+        return logits.softmax(dim=0).nan_to_num(0.0)  # where no teacher has a say there is nothing to weigh
+
+
+class MostConfidentTeacher(_ByConfidence):
+    """Keeps only the most confident teacher: weight 1 for it, 0 for the others; the first one on a tie.
+
+    The arguments are those of :class:`ConfidenceWeighting`. Of the static alphas only zero counts: it switches a
+    teacher off.
+    """
+
+    def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
+        best = torch.zeros_like(scores).scatter_(0, scores.argmax(dim=0, keepdim=True), 1.0)
+        return best.masked_fill(scores.isneginf(), 0.0)
