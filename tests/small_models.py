@@ -13,12 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from xtoken_pl.quickstart import train_student_tokenizer
 
 TEXTS = [topics[name] for name in sorted(topics)][:40]
+_NUMERALS = " ".join(map(str, range(10, 200)))
 
 
 @cache
 def packing_tokenizer(size: int = 700) -> PreTrainedTokenizerFast:
     """Packs up to three digits into a token; bos before a text."""
-    return train_student_tokenizer(TEXTS, size)
+    return train_student_tokenizer([*TEXTS, *[_NUMERALS] * 400], size)
 
 
 @cache

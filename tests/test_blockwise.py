@@ -7,17 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
+import reference_losses as reference
 import torch
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from test_losses import dense
 from torch import Tensor
 
-from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TokenKL, build_projection
+from xtoken_pl import (
+    GOLD,
+    ULD,
+    HybridKL,
+    MatchedRowLoss,
+    MultiTeacherDistillModule,
+    ProjectionKL,
+    Student,
+    Teacher,
+    TokenKL,
+    build_projection,
+)
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.data.windows import teacher_columns
-from xtoken_pl.losses import Merge
+from xtoken_pl.losses import PartitionedLoss
 from xtoken_pl.segments import greedy_segments
 
 NAMES = ["other", "same"]
@@ -39,14 +50,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def make_module(
-    folders: dict[str, str], *, block_rows: int = 16, merge: Merge = "chain_rule", temperature: float = 1.0
+    folders: dict[str, str],
+    loss: MatchedRowLoss | None = None,
+    *,
+    block_rows: int = 16,
+    temperature: float = 1.0,
+    learn: bool = False,
 ) -> MultiTeacherDistillModule:
-    teachers = {
-        "other": Teacher(
-            model=folders["other"], loss=ProjectionKL(merge=merge), dtype="float64", alpha=0.7, temperature=temperature
-        ),
-        "same": Teacher(model=folders["same"], loss=TokenKL(merge=merge), dtype="float64", alpha=0.3),
-    }
+    """``loss`` is that of the teacher with another tokenizer."""
+    other = Teacher(
+        model=folders["other"],
+        loss=loss or ProjectionKL(),
+        dtype="float64",
+        alpha=0.7,
+        temperature=temperature,
+        learn_projection=learn,
+    )
+    same = Teacher(model=folders["same"], loss=TokenKL(), dtype="float64", alpha=0.3)
+    teachers = {"other": other, "same": same}
     module = MultiTeacherDistillModule(
         Student(model=folders["student"], dtype="float64"),
         teachers,
@@ -72,7 +93,7 @@ def gradients(module: MultiTeacherDistillModule, batch: DistillBatch) -> tuple[T
     module.zero_grad()
     step: Any = module.training_step(batch, 0)
     step["loss"].backward()
-    grads = {name: p.grad.clone() for name, p in module.student.named_parameters() if p.grad is not None}
+    grads = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
     return step["loss"].detach(), grads
 
 
@@ -83,15 +104,38 @@ def assert_same(ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, di
         torch.testing.assert_close(gradient, theirs[1][name], rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+CROSS_LOSSES: list[MatchedRowLoss] = [
+    ProjectionKL(),
+    ProjectionKL(merge="mean", divergence="reverse"),
+    GOLD(),
+    GOLD(merge="mean", divergence="jensen_shannon"),
+    HybridKL(kl_weight=0.5),
+    ULD(),
+]
+every_cross_loss = pytest.mark.parametrize("loss", CROSS_LOSSES, ids=repr)
+
+
+@every_cross_loss
 @pytest.mark.parametrize("block_rows", [1, 7, 10_000])
 def test_block_size_does_not_change_loss_or_gradient(
-    folders: dict[str, str], windows: list[dict[str, Any]], block_rows: int
+    folders: dict[str, str], windows: list[dict[str, Any]], loss: MatchedRowLoss, block_rows: int
 ) -> None:
     batch = collate(windows, NAMES)
     assert_same(
-        gradients(make_module(folders, block_rows=block_rows), batch),
-        gradients(make_module(folders, block_rows=16), batch),
+        gradients(make_module(folders, loss, block_rows=block_rows), batch),
+        gradients(make_module(folders, loss, block_rows=16), batch),
     )
+
+
+def test_block_size_does_not_change_the_gradient_of_a_learned_projection(
+    folders: dict[str, str], windows: list[dict[str, Any]]
+) -> None:
+    batch = collate(windows, NAMES)
+    whole = gradients(make_module(folders, learn=True, block_rows=10_000), batch)
+    parts = gradients(make_module(folders, learn=True, block_rows=7), batch)
+    name = "losses.other.learned.logits"  # in single precision
+    torch.testing.assert_close(parts[1].pop(name), whole[1].pop(name), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(parts[0], whole[0], rtol=0, atol=1e-7)
 
 
 def test_batch_order_does_not_change_loss_or_gradient(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:
@@ -99,8 +143,11 @@ def test_batch_order_does_not_change_loss_or_gradient(folders: dict[str, str], w
     assert_same(gradients(module, collate(windows, NAMES)), gradients(module, collate(windows[::-1], NAMES)))
 
 
-def test_padding_does_not_change_loss_or_gradient(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:
-    module = make_module(folders)
+@every_cross_loss
+def test_padding_does_not_change_loss_or_gradient(
+    folders: dict[str, str], windows: list[dict[str, Any]], loss: MatchedRowLoss
+) -> None:
+    module = make_module(folders, loss)
     batch = collate(windows, NAMES)
     assert_same(gradients(module, batch), gradients(module, _padded(batch, 5)))
 
@@ -120,32 +167,40 @@ def _padded(batch: DistillBatch, extra: int) -> DistillBatch:
     return replace(batch, student=pad(batch.student), teachers=views)
 
 
-@pytest.mark.parametrize(("merge", "temperature"), [("chain_rule", 1.0), ("chain_rule", 2.5), ("mean", 1.0)])
+@pytest.mark.parametrize(
+    ("loss", "temperature"),
+    [
+        (ProjectionKL(), 1.0),
+        (ProjectionKL(divergence="reverse"), 2.5),
+        (ProjectionKL(merge="mean"), 1.0),
+        (GOLD(), 1.0),
+        (HybridKL(divergence="jensen_shannon", uld_weight=0.5), 2.5),
+        (ULD(merge="mean"), 1.0),
+    ],
+    ids=repr,
+)
 def test_step_agrees_with_full_logits_and_slow_losses(
-    folders: dict[str, str], windows: list[dict[str, Any]], merge: Merge, temperature: float
+    folders: dict[str, str], windows: list[dict[str, Any]], loss: MatchedRowLoss, temperature: float
 ) -> None:
-    module = make_module(folders, merge=merge, temperature=temperature)
+    module = make_module(folders, loss, temperature=temperature)
     ours = gradients(module, collate(windows, NAMES))
     module.zero_grad()
-    loss = _slow_loss(module, windows, merge, temperature)
-    loss.backward()
-    theirs = {name: p.grad.clone() for name, p in module.student.named_parameters() if p.grad is not None}
-    assert_same(ours, (loss.detach(), theirs))
+    slow = _slow_loss(module, windows, temperature)
+    slow.backward()
+    theirs = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    assert_same(ours, (slow.detach(), theirs))
 
 
-def _slow_loss(
-    module: MultiTeacherDistillModule, windows: Sequence[dict[str, Any]], merge: Merge, temperature: float
-) -> Tensor:
-    """Window by window, the models' own logits, loops over tokens: nothing of the package but the windows."""
+def _slow_loss(module: MultiTeacherDistillModule, windows: Sequence[dict[str, Any]], temperature: float) -> Tensor:
+    """Window by window, the models' own logits, loops over tokens: nothing of the package but windows, W and C."""
     size = len(module.student_vocabulary)
-    other = module.teacher_vocabularies["other"]
-    matrix = dense(build_projection(module.student_vocabulary.tokenizer, other.tokenizer))
-    nats, p_kl, kl = [], [], []
+    nats: list[Tensor] = []
+    kd: dict[str, list[Tensor]] = {"other": [], "same": []}
     for window in windows:
         ids = torch.as_tensor(np.asarray(window["student_ids"]))
         logits = module.student(ids[None]).logits[0, :-1, :size]
         nats.append(reference.cross_entropy(logits.log_softmax(-1), ids[1:]))
-        for name, losses in (("other", p_kl), ("same", kl)):
+        for name, losses in kd.items():
             ids_column, spans_column = teacher_columns(name)
             teacher_ids = torch.as_tensor(np.asarray(window[ids_column]))
             with torch.no_grad():
@@ -157,20 +212,27 @@ def _slow_loss(
                 for a, b, c, d in np.asarray(window[spans_column]).reshape(-1, 4).tolist()
                 if a >= 1 and c >= 1
             ]
-            if name == "same":
-                rows = torch.tensor([[a, c] for a, _, c, _ in spans])
-                assert all(b - a == d - c == 1 for a, b, c, d in spans)
-                losses.append(
-                    reference.token_kl(logits[rows[:, 0]].log_softmax(-1), teacher[rows[:, 1]].log_softmax(-1))
-                )
-            else:
-                student_log_probs = (logits / temperature).log_softmax(-1)
-                teacher_log_probs = (teacher / temperature).log_softmax(-1)
-                loss = reference.projection_kl(
-                    student_log_probs, teacher_log_probs, ids[1:], teacher_ids[1:], spans, matrix, merge=merge
-                )
-                losses.append(loss * temperature**2)
-    return 0.9 * torch.cat(nats).mean() + 0.6 * (0.7 * torch.cat(p_kl).mean() + 0.3 * torch.cat(kl).mean())
+            tau = temperature if name == "other" else 1.0
+            rows = ((logits / tau).log_softmax(-1), (teacher / tau).log_softmax(-1), ids[1:], teacher_ids[1:], spans)
+            losses.append(tau**2 * _slow_spans(module, name, rows))
+    other, same = (torch.cat(losses).mean() for losses in kd.values())
+    return 0.9 * torch.cat(nats).mean() + 0.6 * (0.7 * other + 0.3 * same)
+
+
+def _slow_spans(module: MultiTeacherDistillModule, name: str, rows: tuple[Any, ...]) -> Tensor:
+    loss: Any = module.losses[name]
+    if isinstance(loss, ULD):
+        return reference.uld(*rows, loss.merge)
+    if isinstance(loss, TokenKL):
+        return reference.token_divergence(*rows, loss.merge, loss.divergence)
+    if isinstance(loss, ProjectionKL):
+        other = module.teacher_vocabularies[name].tokenizer
+        matrix = dense(build_projection(module.student_vocabulary.tokenizer, other))
+        return reference.projection_divergence(*rows, matrix, loss.merge, loss.divergence)
+    assert isinstance(loss, PartitionedLoss)
+    pairs = list(zip(loss.student_common.tolist(), loss.teacher_common.tolist(), strict=True))
+    rest = loss.student_rest.tolist(), loss.teacher_rest.tolist()
+    return reference.hybrid(*rows, pairs, *rest, loss.kl_weight, loss.uld_weight, loss.merge, loss.divergence)
 
 
 def test_blocks_hold_whole_spans_and_every_row_once(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:

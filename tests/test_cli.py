@@ -207,21 +207,97 @@ def test_without_the_callback_the_fixed_weight_applies(workspace: Path, run: Run
     assert scalars(folder)["train/kd_scale"] == pytest.approx([0.3, 0.3])
 
 
-def test_subclass_with_its_own_teachers_runs_by_its_class_path(
-    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+def test_auto_chooses_by_the_audit_and_says_why(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        arguments = ["--model.teachers.split.loss", "auto", "--model.teachers.same.loss", "auto"]
+        tags = scalars(run("fit", *arguments, "--trainer.max_steps", "1"))
+    logged = "\n".join(caplog.messages)
+    assert "teacher 'split': loss auto -> ProjectionKL, because critical tokens of the student lie outside C" in logged
+    assert "teacher 'same': loss auto -> TokenKL, because both sides share their tokens (fingerprint" in logged
+    named = scalars(run("fit", "--trainer.max_steps", "1"))
+    assert tags["train/kd"] == named["train/kd"]
+
+
+def test_auto_takes_hybrid_kl_where_everything_critical_is_common(
+    workspace: Path, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (workspace / "my_teachers.py").write_text(
-        "from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Teacher\n"
-        "class Mine(MultiTeacherDistillModule):\n"
-        "    def configure_teachers(self):\n"
-        "        return {'fixed': Teacher(model='split', loss=ProjectionKL(), alpha=0.75)}\n"
+    write_model(workspace / "packs", packing_tokenizer(620), seed=4)
+    other = {"model": {"teachers": {"packs": {"model": "packs"}}}, "trainer": {"max_steps": 1}}  # auto is the default
+    (workspace / "packs.yaml").write_text(yaml.safe_dump(other))
+    with caplog.at_level("INFO"):
+        tags = scalars(run("fit", "--config", "packs.yaml"))
+    assert "teacher 'packs': loss auto -> HybridKL, because all critical tokens" in "\n".join(caplog.messages)
+    assert any("teacher 'packs': HybridKL" in line and "|U_T| = " in line for line in caplog.messages)
+    assert tags["train/kd/packs"][0] > 0
+
+
+def test_subclass_that_is_named_alone_runs(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's example, its models replaced: a class_path, and nothing else under `model`."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    example = next(
+        block for block in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "configure_teachers" in block
     )
+    for hub, local in (
+        ("meta-llama/Llama-3.2-1B", "student"),
+        ("Qwen/Qwen3-4B", "split"),
+        ("meta-llama/Llama-3.2-3B", "same"),
+    ):
+        assert f'"{hub}"' in example
+        example = example.replace(f'"{hub}"', f'"{local}"')
+    (workspace / "my_teachers.py").write_text(example)
     monkeypatch.syspath_prepend(workspace)
     config = yaml.safe_load((workspace / "config.yaml").read_text())
-    config["model"] = {"class_path": "my_teachers.Mine", "init_args": {"student": {"model": "student"}}}
+    config["model"] = {"class_path": "my_teachers.LlamaAndQwen"}
     config["trainer"]["max_steps"] = 1
     (workspace / "subclass.yaml").write_text(yaml.safe_dump(config))
-    assert scalars(run("fit", config="subclass.yaml"))["train/alpha/fixed"] == [0.75]
+    tags = scalars(run("fit", config="subclass.yaml"))
+    assert tags["train/alpha/qwen"] == pytest.approx([0.8])
+    assert tags["train/alpha/llama"] == pytest.approx([0.2])
+    changed = run("fit", "--model.optimizer.learning_rate", "0.125", config="subclass.yaml")
+    assert (
+        yaml.safe_load((changed / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["learning_rate"]
+        == 0.125
+    )
+
+
+def test_learned_projection_is_trained_saved_exported_and_resumed(workspace: Path, run: Run) -> None:
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    config["model"]["teachers"]["split"]["learn_projection"] = True
+    config["model"]["optimizer"]["projection_learning_rate"] = 0.05
+    config["trainer"]["callbacks"].append({"class_path": "xtoken_pl.callbacks.ProjectionExport"})
+    (workspace / "learned.yaml").write_text(yaml.safe_dump(config))
+    folder = run("fit", config="learned.yaml")
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    logits = checkpoint["state_dict"]["losses.split.learned.logits"]
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == [1e-3, 1e-3, 0.05]
+    exported = Projection.load(folder / "projections/split.safetensors")
+    assert exported.parameters["learned"] == 1.0
+
+    resumed = run(
+        "fit",
+        *("--ckpt_path", str(folder / "checkpoints/last.ckpt"), "--trainer.max_steps", "6"),
+        *("--model.optimizer.projection_learning_rate", "0.025"),
+        config="learned.yaml",
+    )
+    after = torch.load(resumed / "checkpoints/last.ckpt", weights_only=True)
+    assert after["lr_schedulers"][0]["base_lrs"] == [1e-3, 1e-3, 0.025]
+    moved = after["state_dict"]["losses.split.learned.logits"] - logits
+    assert 0 < moved.abs().max() < 0.1
+
+    path = folder / "projections/split.safetensors"
+    started = run("fit", "--model.teachers.split.projection", str(path), "--trainer.max_steps", "1")
+    assert scalars(started)["train/kd/split"][0] > 0
+
+
+def test_cross_entropy_alone_needs_no_teacher(workspace: Path, run: Run) -> None:
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    config["model"] = {"student": {"model": "student"}, "kd_weight": 0.0}
+    config["trainer"] |= {"callbacks": config["trainer"]["callbacks"][1:2], "max_steps": 2}
+    (workspace / "ce.yaml").write_text(yaml.safe_dump(config))
+    tags = scalars(run("fit", config="ce.yaml"))
+    assert tags["train/kd"] == [0.0, 0.0]
+    assert tags["train/loss"] == tags["train/ce"]
+    assert len(tags["val/bits_per_byte"]) == 1
 
 
 def test_resumed_run_continues_and_the_command_line_wins(run: Run, finished: Path) -> None:
@@ -317,6 +393,12 @@ def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, confi
         (["--data.sequence_length", "1"], "sequence_length must be at least 2"),
         (["--model.teachers.split.model", "nowhere"], "'nowhere' could not be loaded"),
         (["--model.teachers.split.projection", "w0.safetensors"], "there is none at 'w0.safetensors'"),
+        (["--model.teachers.same.learn_projection", "true"], "TokenKL gives them none"),
+        (["--model.teachers.split.loss", "xtoken_pl.GOLD", "--model.teachers.split.loss.kl_weight", "-1"], "got -1"),
+        (["--model.teachers.split.loss.divergence", "js"], "jensen_shannon"),
+        (["--model.teachers.same.loss", "Auto"], "Literal['auto']"),
+        (["--model.weighting", "xtoken_pl.ConfidenceWeighting", "--model.weighting.sharpness", "-2"], "got -2"),
+        (["--model.kd_weight", "0.5"], "DynamicLossScaling and fixed weights exclude each other"),
         (["--config", "missing.yaml"], "there is none at 'missing.yaml'"),
         (["--ckpt_path", "last"], "--ckpt_path last needs a last.ckpt"),
     ],

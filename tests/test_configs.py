@@ -40,8 +40,8 @@ def test_config_parses_by_the_command_in_its_header(
     with pytest.raises(SystemExit) as stopped:
         main([*command_of(config), "--print_config"])
     assert stopped.value.code == 0
-    parsed = yaml.safe_load(capsys.readouterr().out)
-    assert parsed["model"]["init_args"]["teachers"]
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["teachers"] or model["kd_weight"] == 0
 
 
 @pytest.fixture(scope="module")

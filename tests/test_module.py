@@ -292,6 +292,20 @@ def test_no_teacher_is_refused(student: Student) -> None:
         MultiTeacherDistillModule(student).setup("fit")
 
 
+def test_subclass_that_returns_no_teacher_is_refused(student: Student) -> None:
+    class Nobody(MultiTeacherDistillModule):
+        def configure_teachers(self) -> dict[str, Teacher]:
+            return {}
+
+    with pytest.raises(ValueError, match="return one from configure_teachers, or train on cross-entropy alone"):
+        Nobody(student).setup("fit")
+
+
+def test_loss_that_is_none_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="loss must be a SpanLoss or 'auto', got 'P-KL'"):
+        Teacher(model="x", loss=cast(Any, "P-KL"))
+
+
 @pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
 def test_alpha_must_be_a_finite_number_that_is_not_negative(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha must be a finite number >= 0, got"):

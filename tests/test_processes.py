@@ -17,8 +17,10 @@ seed_everything: 1
 model:
   student: {model: student}
   teachers:
-    split: {model: split, alpha: 0.7, loss: xtoken_pl.ProjectionKL}
-    same: {model: same, alpha: 0.3, loss: xtoken_pl.TokenKL}
+    split: {model: split, alpha: 0.5, loss: xtoken_pl.ProjectionKL, learn_projection: true}
+    hybrid: {model: split, alpha: 0.2, loss: xtoken_pl.HybridKL}
+    same: {model: same, alpha: 0.3, loss: auto}
+  weighting: {class_path: xtoken_pl.ConfidenceWeighting, init_args: {sharpness: 2.0}}
   optimizer: {learning_rate: 1.0e-2, warmup_fraction: 0.0}
 data:
   train: {path: texts.jsonl}
@@ -36,6 +38,7 @@ trainer:
     - class_path: xtoken_pl.callbacks.DynamicLossScaling
     - class_path: xtoken_pl.callbacks.TeacherMonitor
     - class_path: xtoken_pl.callbacks.HFExport
+    - class_path: xtoken_pl.callbacks.ProjectionExport
 """
 
 
@@ -63,6 +66,8 @@ def test_two_processes_with_uneven_shares_give_the_losses_of_one(tmp_path: Path)
     two = losses(tmp_path, "two", "--data.batch_size", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp")
     assert one.keys() == two.keys()
     assert (tmp_path / "runs/two/version_0/export/model.safetensors").is_file()
+    assert (tmp_path / "runs/two/version_0/projections/split.safetensors").is_file()
+    assert 0.5 < one["train/alpha/same"][0] < 0.99  # by confidence, and not its own 0.3
     assert one["train/loss"][0] > 1.2 * one["train/loss"][-1]  # it learned, so that the gradients mattered
     for tag, values in one.items():
         assert two[tag] == pytest.approx(values, rel=1e-4), tag

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import xtoken_pl
-from xtoken_pl import MultiTeacherDistillModule, Student
+from xtoken_pl import MultiTeacherDistillModule
 from xtoken_pl.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
@@ -61,8 +61,9 @@ def test_every_verb_in_a_command_exists() -> None:
 def test_subclass_example_runs() -> None:
     names: dict[str, type[MultiTeacherDistillModule]] = {}
     exec(next(block for block in blocks("python") if "configure_teachers" in block), names)
-    teachers = names["LlamaAndQwen"](Student(model="x")).teachers
-    assert [teacher.alpha for teacher in teachers.values()] == [0.8, 0.2]
+    module = names["LlamaAndQwen"](ce_weight=0.5)  # type: ignore[call-arg]
+    assert module.student_source.model == "meta-llama/Llama-3.2-1B"
+    assert [teacher.alpha for teacher in module.teachers.values()] == [0.8, 0.2]
 
 
 def test_folders_and_make_targets_exist() -> None:
