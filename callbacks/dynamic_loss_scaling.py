@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.losses import SpanLoss
 from xtoken_pl.module import KDScale
 
 
@@ -16,11 +17,11 @@ class DynamicLossScaling(pl.Callback):
     .. math:: L = \mathrm{sg}(L_{CE} / L_{KD}) \, L_{KD} + L_{CE}
 
     with sg, the stop-gradient. Both losses are means over all processes, so that every process uses the same factor.
-    Without the callback the module's fixed ``kd_weight`` applies. A step whose distillation loss is zero (no span)
-    has the factor 0.
+    Without the callback the module's fixed ``kd_weight`` applies. A step whose distillation loss is zero (no span, or
+    both sides agree; by rounding it can be below zero then) has the factor 0.
 
     Raises:
-        ValueError: At the start of training, if the module's fixed weights are not 1.
+        ValueError: Before training, if the module's fixed weights are not 1, or a teacher's loss can be negative.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, dynamic scaling.
@@ -30,14 +31,26 @@ class DynamicLossScaling(pl.Callback):
         self._before: KDScale | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.check_module(pl_module)
+        module = distill_module(pl_module, self)
+        self._before = module.kd_scale
+        module.kd_scale = self.scale
+
+    def check_module(self, pl_module: pl.LightningModule) -> None:
+        """Refuses a module whose losses cannot be scaled. The command line calls it before texts are read."""
         module = distill_module(pl_module, self)
         if module.ce_weight != 1.0 or module.kd_weight != 1.0:
             raise ValueError(
                 "DynamicLossScaling and fixed weights exclude each other, got "
                 f"ce_weight={module.ce_weight} and kd_weight={module.kd_weight}; remove the callback, or the weights"
             )
-        self._before = module.kd_scale
-        module.kd_scale = self.scale
+        for name, teacher in module.teachers.items():
+            if isinstance(teacher.loss, SpanLoss) and teacher.loss.can_be_negative:
+                raise ValueError(
+                    f"DynamicLossScaling divides by the distillation loss, and teacher {name!r}'s can be negative "
+                    f"({type(teacher.loss).__name__} with uld_weight below kl_weight); raise uld_weight, or remove the "
+                    "callback and set kd_weight"
+                )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._before is not None:

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from xtoken_pl.callbacks.checks import distill_module
-from xtoken_pl.files import atomic_path, refuse_existing
+from xtoken_pl.files import atomic_path, check_target
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.teacher import DType
 
@@ -38,7 +38,7 @@ class HFExport(pl.Callback):
         distill_module(pl_module, self)
         target = self._target(trainer)
         if trainer.is_global_zero:
-            refuse_existing(target, overwrite=self.overwrite)
+            check_target(target, kind="folder", overwrite=self.overwrite)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         target = self._target(trainer)
@@ -58,6 +58,6 @@ def export_student(
     student = module.student
     if dtype != "auto":
         student = copy.deepcopy(student).to(getattr(torch, dtype))  # ties are kept
-    with atomic_path(target, overwrite=overwrite) as folder:
+    with atomic_path(target, kind="folder", overwrite=overwrite) as folder:
         student.save_pretrained(folder)
         module.student_vocabulary.tokenizer.save_pretrained(folder)

@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.callbacks.checks import distill_module
-from xtoken_pl.files import refuse_existing
+from xtoken_pl.files import check_target
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,9 @@ class ProjectionExport(pl.Callback):
         dirpath: Where to; None for ``projections`` in the run's log folder.
         overwrite: Replace files that exist.
 
+    Where no teacher learns its W a warning says that nothing will be written.
+
     Raises:
-        ValueError: Before training, if no teacher learns its W.
         FileExistsError: Before training, if a file exists and ``overwrite`` is False.
     """
 
@@ -32,16 +34,14 @@ class ProjectionExport(pl.Callback):
         self.overwrite = overwrite
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        names = [name for name, teacher in distill_module(pl_module, self).teachers.items() if teacher.learn_projection]
+        teachers = distill_module(pl_module, self).teachers
+        names = [name for name, teacher in teachers.items() if teacher.learn_projection]
         if not names:
-            raise ValueError(
-                "ProjectionExport writes projections that were learned, and no teacher learns one; "
-                "set learn_projection of a teacher, or remove the callback"
-            )
+            rank_zero_warn("no teacher has learn_projection set: ProjectionExport will write nothing")
         folder = self._folder(trainer)
         if trainer.is_global_zero:
             for name in names:
-                refuse_existing(folder / f"{name}.safetensors", overwrite=self.overwrite)
+                check_target(folder / f"{name}.safetensors", kind="file", overwrite=self.overwrite)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = self._folder(trainer)

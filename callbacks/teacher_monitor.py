@@ -59,7 +59,7 @@ def custom_scalars_layout(teachers: list[str]) -> dict[str, dict[str, list[Any]]
     def each(tag: str) -> list[Any]:
         return ["Multiline", [f"{tag}/{name}" for name in teachers]]
 
-    return {
+    pages = {
         "Losses": {
             "loss, CE and KD": ["Multiline", ["train/loss", "train/ce", "train/kd"]],
             "KD scale": ["Multiline", ["train/kd_scale"]],
@@ -79,3 +79,6 @@ def custom_scalars_layout(teachers: list[str]) -> dict[str, dict[str, list[Any]]
             "same top token": each("val/top1_agreement"),
         },
     }
+    # A run on cross-entropy alone has no teacher, and so no tags for their charts.
+    drawn = {page: {title: chart for title, chart in charts.items() if chart[1]} for page, charts in pages.items()}
+    return {page: charts for page, charts in drawn.items() if charts}

@@ -34,6 +34,16 @@ def splitting_tokenizer(size: int = 500) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end_of_text|>", pad_token="<|end_of_text|>")
 
 
+@cache
+def reversing_tokenizer(size: int = 900) -> PreTrainedTokenizerFast:
+    """Packs numbers as :func:`packing_tokenizer` does, but has learned words from back to front.
+
+    Over ordinary text its spans with that one are of all kinds, and W finds pairs beyond equal text.
+    """
+    reversed_words = [" ".join(word[::-1] for word in text.split(" ")) for text in TEXTS]
+    return train_student_tokenizer([*reversed_words, *[_NUMERALS] * 400], size)
+
+
 def write_model(
     folder: Path,
     tokenizer: PreTrainedTokenizerFast,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference_losses as reference
 import torch
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, write_model
 from test_losses import dense
 from torch import Tensor
 
@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             root / "student", packing_tokenizer(), seed=1, num_head_rows=len(packing_tokenizer()) + 7
         ),
         "other": write_model(
-            root / "other", splitting_tokenizer(), seed=2, num_head_rows=len(splitting_tokenizer()) + 4
+            root / "other", reversing_tokenizer(), seed=2, num_head_rows=len(reversing_tokenizer()) + 4
         ),
         "same": write_model(root / "same", packing_tokenizer(), seed=3),
     }
@@ -85,6 +85,9 @@ def windows(folders: dict[str, str]) -> list[dict[str, Any]]:
     module = make_module(folders)
     columns = Windower(module.student_vocabulary, module.teacher_vocabularies, 40)([text[:300] for text in TEXTS[:3]])
     rows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["student_ids"]))]
+    spans = np.concatenate([np.asarray(row[teacher_columns("other")[1]]).reshape(-1, 4) for row in rows])
+    lengths = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
+    assert all((length > 1).sum() > 10 for length in lengths)  # many-to-one and one-to-many
     # Windows of different lengths, so that there is something to pad.
     return sorted(rows, key=lambda row: len(row["student_ids"]))[:3] + rows[:3]
 
@@ -183,6 +186,7 @@ def test_step_agrees_with_full_logits_and_slow_losses(
     folders: dict[str, str], windows: list[dict[str, Any]], loss: MatchedRowLoss, temperature: float
 ) -> None:
     module = make_module(folders, loss, temperature=temperature)
+    windows = windows[1:5]  # the references are slow
     ours = gradients(module, collate(windows, NAMES))
     module.zero_grad()
     slow = _slow_loss(module, windows, temperature)
@@ -237,6 +241,7 @@ def _slow_spans(module: MultiTeacherDistillModule, name: str, rows: tuple[Any, .
 
 def test_blocks_hold_whole_spans_and_every_row_once(folders: dict[str, str], windows: list[dict[str, Any]]) -> None:
     batch = collate(windows, NAMES)
+    cuts = batch.cuts.student
     for max_rows in (1, 5, 64):
         blocks = batch.cuts.blocks(max_rows)
         assert [row for block in blocks for row in range(len(batch.student.rows))[block.student_rows]] == list(
@@ -252,7 +257,8 @@ def test_blocks_hold_whole_spans_and_every_row_once(folders: dict[str, str], win
                     assert block.student_rows.start <= first < last <= block.student_rows.stop
                     first, last = int(spans.teacher_first[k]), int(spans.teacher_first[k] + spans.teacher_length[k])
                     assert block.teacher_rows[name].start <= first < last <= block.teacher_rows[name].stop
-                if len(own) > 1:
+                inside = (cuts > block.student_rows.start) & (cuts < block.student_rows.stop)
+                if inside.any():  # more than the smallest piece that can be cut off
                     assert block.teacher_rows[name].stop - block.teacher_rows[name].start <= max_rows
 
 

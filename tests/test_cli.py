@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -193,6 +193,11 @@ def test_merging_keeps_what_the_later_file_does_not_name() -> None:
     assert merge(base, {"loss": {"class_path": "B"}})["loss"] == {"class_path": "B"}
 
 
+def test_a_key_with_a_plus_adds_to_a_list() -> None:
+    assert merge({"a": {"b": [1]}}, {"a": {"b+": [2, 3]}}) == {"a": {"b": [1, 2, 3]}}
+    assert merge({"a": {}}, {"a": {"b+": [2]}}) == {"a": {"b": [2]}}
+
+
 def test_short_and_long_ways_to_write_a_class_are_merged() -> None:
     long = {"class_path": "A", "init_args": {"k": 1}}
     assert merge({"k": 0, "j": 2}, long) == {"class_path": "A", "init_args": {"k": 1, "j": 2}}
@@ -216,12 +221,15 @@ def test_auto_chooses_by_the_audit_and_says_why(run: Run, caplog: pytest.LogCapt
     assert "teacher 'same': loss auto -> TokenKL, because both sides share their tokens (fingerprint" in logged
     named = scalars(run("fit", "--trainer.max_steps", "1"))
     assert tags["train/kd"] == named["train/kd"]
+    learned = run("fit", *arguments, "--model.teachers.split.learn_projection", "true", "--trainer.max_steps", "1")
+    state = torch.load(learned / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert "losses.split.learned.logits" in state
 
 
 def test_auto_takes_hybrid_kl_where_everything_critical_is_common(
     workspace: Path, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_model(workspace / "packs", packing_tokenizer(620), seed=4)
+    write_model(workspace / "packs", reversing_tokenizer(), seed=4)
     other = {"model": {"teachers": {"packs": {"model": "packs"}}}, "trainer": {"max_steps": 1}}  # auto is the default
     (workspace / "packs.yaml").write_text(yaml.safe_dump(other))
     with caplog.at_level("INFO"):
@@ -284,9 +292,24 @@ def test_learned_projection_is_trained_saved_exported_and_resumed(workspace: Pat
     moved = after["state_dict"]["losses.split.learned.logits"] - logits
     assert 0 < moved.abs().max() < 0.1
 
-    path = folder / "projections/split.safetensors"
-    started = run("fit", "--model.teachers.split.projection", str(path), "--trainer.max_steps", "1")
-    assert scalars(started)["train/kd/split"][0] > 0
+    path = str(folder / "projections/split.safetensors")
+    started = run("fit", "--model.teachers.split.projection", path, "--trainer.max_steps", "1")
+    fixed = run("fit", "--trainer.max_steps", "1")
+    assert abs(scalars(started)["train/kd/split"][0] - scalars(fixed)["train/kd/split"][0]) > 1e-4
+
+    # A checkpoint says of which W it is.
+    last = ["--ckpt_path", str(folder / "checkpoints/last.ckpt"), "--trainer.max_steps", "6"]
+    with pytest.raises(ValueError, match="a learned projection of teacher 'split', which this run does not learn"):
+        run("fit", *last)
+    with pytest.warns(UserWarning, match="the learned projection of teacher 'split' in the checkpoint is not used"):
+        run("validate", *last)
+    run("validate", *last, config="learned.yaml")
+    main(["project", "--student", "student", "--teacher", "split", "--output", "other_w.safetensors", "--gamma", "0.9"])
+    with pytest.raises(ValueError, match="teacher 'split' in the checkpoint belongs to another W"):
+        run("fit", *last, "--model.teachers.split.projection", "other_w.safetensors", config="learned.yaml")
+    without = run("fit", "--trainer.max_steps", "1") / "checkpoints/last.ckpt"
+    with pytest.raises(ValueError, match="the checkpoint holds no learned projection of teacher 'split'"):
+        run("fit", "--ckpt_path", str(without), config="learned.yaml")
 
 
 def test_cross_entropy_alone_needs_no_teacher(workspace: Path, run: Run) -> None:
@@ -407,6 +430,30 @@ def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, confi
 def test_wrong_input_is_named_before_training(
     run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
+    assert expected in failing(run, capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.teachers.split.projection", "w0.safetensors"], "there is none at 'w0.safetensors'"),
+        (["--model.teachers.split.loss", "xtoken_pl.TokenKL"], "TokenKL needs the same vocabulary"),
+        (["--model.teachers.same.loss", "auto", "--model.teachers.same.learn_projection", "true"], "gives them none"),
+        (["--model.kd_weight", "0.5"], "exclude each other"),
+        (
+            ["--model.teachers.split.loss", "xtoken_pl.GOLD", "--model.teachers.split.loss.uld_weight", "0"],
+            "can be negative (GOLD with uld_weight below kl_weight)",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_does_not_fit_is_refused_before_texts_are_tokenized(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    def no_text_is_read(*_: object, **__: object) -> None:
+        raise AssertionError("texts were read")
+
+    monkeypatch.setattr("xtoken_pl.data.module.load_source", no_text_is_read)
     assert expected in failing(run, capsys, *arguments)
 
 

@@ -77,6 +77,16 @@ def test_rows_stay_stochastic_on_their_support_whatever_is_learned() -> None:
     assert not torch.allclose(exported.weights, start.weights, atol=0.05)
 
 
+def test_a_weight_that_underflows_stays_in_the_support() -> None:
+    learned = learned_of(learning())
+    with torch.no_grad():
+        learned.logits[:, 0] += 200.0
+    exported = learned.to_projection()
+    assert torch.equal(exported.weights > 0, random_projection().weights > 0)
+    again = bound(ProjectionKL(), exported)
+    cast(ProjectionKL, again).learn_projection()
+
+
 def test_gradient_of_the_logits_passes_gradcheck() -> None:
     loss = learning().double()
     learned = learned_of(loss)
@@ -184,7 +194,8 @@ def test_learned_w_moves_and_is_in_the_checkpoint(tmp_path: Path, make: MakeModu
     assert (now.weights - start.weights).abs().max() > 0.01
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     state = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
-    assert [key for key in state if not key.startswith("student.")] == ["losses.split.learned.logits"]
+    others = {key for key in state if not key.startswith("student.")}
+    assert others == {f"losses.split.learned.{part}" for part in ("logits", "rows", "support")}
 
     resumed = make()
     fit(resumed, tmp_path, max_steps=4, ckpt_path=tmp_path / "run.ckpt")
@@ -226,9 +237,10 @@ def test_learning_w_under_a_loss_that_auto_chose_is_refused(folders: dict[str, s
         module.setup("fit")
 
 
-def test_exporting_without_a_learned_w_is_refused(tmp_path: Path, make: MakeModule) -> None:
-    with pytest.raises(ValueError, match="no teacher learns one"):
-        fit(make(learn=False), tmp_path, callbacks=[ProjectionExport()])
+def test_exporting_without_a_learned_w_is_warned_of(tmp_path: Path, make: MakeModule) -> None:
+    with pytest.warns(UserWarning, match="ProjectionExport will write nothing"):
+        fit(make(learn=False), tmp_path, callbacks=[ProjectionExport(str(tmp_path / "w"))])
+    assert not (tmp_path / "w").exists()
 
 
 def test_export_does_not_overwrite_unasked(tmp_path: Path, make: MakeModule) -> None:

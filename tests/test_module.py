@@ -14,6 +14,7 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_mo
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from xtoken_pl import (
+    GOLD,
     MultiTeacherDistillModule,
     OptimizerRecipe,
     ProjectionKL,
@@ -299,6 +300,63 @@ def test_subclass_that_returns_no_teacher_is_refused(student: Student) -> None:
 
     with pytest.raises(ValueError, match="return one from configure_teachers, or train on cross-entropy alone"):
         Nobody(student).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"), [([1], r"got \[1\]"), (None, "got None"), ({"q": "a/folder"}, r"got \{'q': 'str'\}")]
+)
+def test_what_is_no_dict_of_teachers_is_refused(student: Student, result: Any, shown: str) -> None:
+    class Wrong(MultiTeacherDistillModule):
+        def configure_teachers(self) -> dict[str, Teacher]:
+            return cast(dict[str, Teacher], result)
+
+    with pytest.raises(TypeError, match=f"configure_teachers must return a dict such as .*{shown}"):
+        Wrong(student, kd_weight=0.0).setup("fit")
+
+
+def test_a_mistake_in_configure_teachers_is_shown(student: Student) -> None:
+    class Mistaken(MultiTeacherDistillModule):
+        def configure_teachers(self) -> dict[str, Teacher]:
+            return {"q": Teacher(model=self.no_such_option, loss=ProjectionKL())}
+
+    with pytest.raises(RuntimeError, match=r"Mistaken\.configure_teachers failed: .*'no_such_option'"):
+        Mistaken(student).setup("fit")
+
+
+def test_teachers_that_a_subclass_would_ignore_are_refused(student: Student) -> None:
+    class Fixed(MultiTeacherDistillModule):
+        def configure_teachers(self) -> dict[str, Teacher]:
+            return {"fixed": Teacher(model="x", loss=ProjectionKL())}
+
+    with pytest.raises(ValueError, match="the teachers mine were given, but configure_teachers returns only fixed"):
+        Fixed(student, {"mine": Teacher(model="y")}).setup("fit")
+
+
+def test_dynamic_scaling_of_a_loss_that_can_be_negative_is_refused(make: MakeModule) -> None:
+    def module(loss: GOLD) -> MultiTeacherDistillModule:
+        return make(ready=False, teachers={"split": Teacher(model="x", loss=loss)})
+
+    with pytest.raises(ValueError, match="GOLD with uld_weight below kl_weight"):
+        DynamicLossScaling().check_module(module(GOLD(uld_weight=0.5)))
+    DynamicLossScaling().check_module(module(GOLD(uld_weight=0.0, divergence="jensen_shannon")))
+    DynamicLossScaling().check_module(module(GOLD(kl_weight=0.5)))
+
+
+def test_alphas_of_zero_are_no_matter_on_cross_entropy_alone(make: MakeModule) -> None:
+    off = {"split": Teacher(model=make(ready=False).teachers["split"].model, alpha=0.0)}
+    module = make(teachers=off, kd_weight=0.0)
+    step = step_of(module, batch_for(module))
+    assert step["total"] == step["ce"]
+
+
+def test_head_gives_single_precision_whatever_the_weights(make: MakeModule, student: Student) -> None:
+    half = make(student=Student(model=student.model, dtype="bfloat16"))
+    weight = half.student_head.layer.weight
+    assert weight.dtype == torch.bfloat16
+    hidden = torch.randn(5, weight.shape[1], dtype=torch.bfloat16)
+    log_probs = half.student_head.log_probs(hidden)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(5), rtol=0, atol=1e-5)
 
 
 def test_loss_that_is_none_is_refused_with_the_way_out() -> None:

@@ -70,12 +70,8 @@ def test_enlarged_partition_agrees_with_the_slow_reference(
             total = sum(row.values())
             if row and total in (0.25, 0.5, 1.0, 2.0):
                 rows[s] = {t: weight / total for t, weight in row.items()}
-    indices, weights = torch.zeros(len(student), 4, dtype=torch.long), torch.zeros(len(student), 4)
-    for s, row in rows.items():
-        for place, (t, weight) in enumerate(row.items()):
-            indices[s, place], weights[s, place] = t, weight
     is_exact = torch.tensor([s in exact for s in range(len(student))])
-    projection = Projection(indices, weights, is_exact, len(teacher), "s", "t")
+    projection = projection_of(rows, is_exact, len(teacher))
     partition = VocabularyPartition.enlarged(cast(Any, student), cast(Any, teacher), projection)
     assert pairs_of(partition) == slow_pairs(student, teacher, rows)
 
@@ -103,6 +99,34 @@ def test_every_token_that_exists_is_in_the_common_set_or_in_the_rest(
         (teacher, partition.teacher_common, partition.teacher_rest),
     ):
         assert sorted(common.tolist() + rest.tolist()) == vocabulary.exists.nonzero()[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({0: {0: 0.75, 1: 0.25}, 1: {0: 1.0}}, [(1, 0)]),  # the highest weight
+        ({0: {0: 1.0}, 1: {0: 0.75, 1: 0.25}}, [(0, 0)]),
+        ({0: {0: 0.75, 1: 0.25}, 1: {0: 0.75, 1: 0.25}}, [(0, 0)]),  # then the lowest student id
+        ({0: {1: 0.5, 0: 0.5}}, [(0, 0)]),  # of a row's best tokens the lowest teacher id
+        ({0: {0: 1.0}, 2: {0: 1.0}}, [(2, 0)]),  # an exact one, whatever the ids
+    ],
+)
+def test_teacher_token_keeps_one_of_the_student_tokens_that_want_it(
+    rows: dict[int, dict[int, float]], expected: list[tuple[int, int]]
+) -> None:
+    student, teacher = FakeVocabulary([b"xy", b"xz", b"x"]), FakeVocabulary([b"x", b"y"])
+    is_exact = torch.tensor([False, False, 2 in rows])
+    partition = VocabularyPartition.enlarged(cast(Any, student), cast(Any, teacher), projection_of(rows, is_exact, 2))
+    assert pairs_of(partition) == expected
+    assert expected == slow_pairs(student if 2 in rows else FakeVocabulary([b"xy", b"xz", b"w"]), teacher, rows)
+
+
+def projection_of(rows: dict[int, dict[int, float]], is_exact: torch.Tensor, num_teacher: int) -> Projection:
+    indices, weights = torch.zeros(len(is_exact), 4, dtype=torch.long), torch.zeros(len(is_exact), 4)
+    for s, row in rows.items():
+        for place, (t, weight) in enumerate(row.items()):
+            indices[s, place], weights[s, place] = t, weight
+    return Projection(indices, weights, is_exact, num_teacher, "s", "t")
 
 
 def test_rounding_does_not_decide_between_equal_weights() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_configs import ROOT, command_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -22,7 +22,7 @@ RECIPES = sorted(path for path in (ROOT / "configs/paper").glob("*.yaml") if pat
 STAND_INS = {
     "meta-llama/Llama-3.2-1B": lambda: packing_tokenizer(),
     "meta-llama/Llama-3.2-3B": lambda: packing_tokenizer(),
-    "microsoft/Phi-4-mini-instruct": lambda: packing_tokenizer(620),
+    "microsoft/Phi-4-mini-instruct": lambda: reversing_tokenizer(),
     "Qwen/Qwen3-4B": lambda: splitting_tokenizer(),
 }
 
@@ -94,11 +94,67 @@ def teachers_of(recipe: Path) -> dict[str, Any]:
     return found
 
 
+QWEN, PHI, LLAMA = "Qwen/Qwen3-4B", "microsoft/Phi-4-mini-instruct", "meta-llama/Llama-3.2-3B"
+#: Of every recipe, by teacher: the model, the loss, alpha, and whether W is learned.
+PAPER: dict[str, dict[str, tuple[str, str, float, bool]]] = {
+    "llama1b_ce": {},
+    "llama1b_from_qwen4b_p_kl": {"qwen": (QWEN, "ProjectionKL", 1.0, True)},
+    "llama1b_from_qwen4b_gold": {"qwen": (QWEN, "GOLD", 1.0, False)},
+    "llama1b_from_qwen4b_uld": {"qwen": (QWEN, "ULD", 1.0, False)},
+    "llama1b_from_phi4mini_h_kl": {"phi": (PHI, "HybridKL", 1.0, False)},
+    "llama1b_from_phi4mini_gold": {"phi": (PHI, "GOLD", 1.0, False)},
+    "llama1b_from_phi4mini_uld": {"phi": (PHI, "ULD", 1.0, False)},
+    "llama1b_from_llama3b_kl": {"llama": (LLAMA, "TokenKL", 1.0, False)},
+    "llama1b_from_phi4mini_llama3b": {
+        "phi": (PHI, "HybridKL", 0.8, False),
+        "llama": (LLAMA, "TokenKL", 0.2, False),
+    },
+    "llama1b_from_phi4mini_qwen4b": {
+        "phi": (PHI, "HybridKL", 0.5, False),
+        "qwen": (QWEN, "ProjectionKL", 0.5, True),
+    },
+    "llama1b_from_three_teachers": {
+        "phi": (PHI, "HybridKL", 0.6, False),
+        "llama": (LLAMA, "TokenKL", 0.2, False),
+        "qwen": (QWEN, "ProjectionKL", 0.2, True),
+    },
+    "ablation_fixed_weights": {"phi": (PHI, "HybridKL", 0.8, False), "llama": (LLAMA, "TokenKL", 0.2, False)},
+    "ablation_adaptive_alpha": {"phi": (PHI, "HybridKL", 1.0, False), "llama": (LLAMA, "TokenKL", 1.0, False)},
+}
+
+
 def test_every_experiment_of_the_paper_has_a_recipe() -> None:
-    names = {recipe.stem.removeprefix("llama1b_") for recipe in RECIPES}
-    assert names >= {"from_qwen4b_p_kl", "from_phi4mini_h_kl", "from_llama3b_kl", "from_phi4mini_llama3b"}
-    assert names >= {"from_three_teachers", "ce", "from_qwen4b_uld", "from_qwen4b_gold", "from_phi4mini_gold"}
-    assert names >= {"ablation_fixed_weights", "ablation_adaptive_alpha"}
+    assert {recipe.stem for recipe in RECIPES} == PAPER.keys()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_the_papers(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        main([*command_of(recipe), "--print_config"])
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    model, data, trainer = parsed["model"]["init_args"], parsed["data"]["init_args"], parsed["trainer"]
+    teachers = {
+        name: (
+            teacher["model"],
+            teacher["loss"]["class_path"].removeprefix("xtoken_pl."),
+            teacher["alpha"],
+            teacher["learn_projection"],
+        )
+        for name, teacher in (model["teachers"] or {}).items()
+    }
+    assert teachers == PAPER[recipe.stem]
+    assert model["student"]["model"] == "meta-llama/Llama-3.2-1B"
+    assert model["kd_weight"] == (0.0 if recipe.stem == "llama1b_ce" else 1.0)
+    assert (model["weighting"] is not None) == (recipe.stem == "ablation_adaptive_alpha")
+    callbacks = [callback["class_path"].rsplit(".", 1)[1] for callback in trainer["callbacks"]]
+    assert ("DynamicLossScaling" in callbacks) == (recipe.stem not in ("llama1b_ce", "ablation_fixed_weights"))
+    assert ("ProjectionExport" in callbacks) == any(learned for *_, learned in teachers.values())
+    assert (trainer["max_steps"], trainer["gradient_clip_val"]) == (30_000, 1.0)
+    assert data["batch_size"] * trainer["accumulate_grad_batches"] == 768
+    assert data["sequence_length"] == 4096
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, cast, get_args
@@ -9,7 +10,7 @@ from typing import Any, cast, get_args
 import pytest
 import reference_losses as reference
 import torch
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, write_model
 from torch import Tensor
 
 from xtoken_pl import (
@@ -25,11 +26,11 @@ from xtoken_pl import (
 )
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.data import Windower, collate
-from xtoken_pl.weighting import TeacherScores, teacher_scores
+from xtoken_pl.weighting import TeacherScores, span_alphas, teacher_scores
 from xtoken_pl.weighting.confidence import Measure, Scope, Unit
 
-NAMES = ["split", "same"]
-ALPHAS = {"split": 0.3, "same": 0.6}
+NAMES = ["other", "same"]
+ALPHAS = {"other": 0.3, "same": 0.6}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("models")
     return {
         "student": write_model(root / "student", packing_tokenizer(), seed=1),
-        "split": write_model(root / "split", splitting_tokenizer(), seed=2),
+        "other": write_model(root / "other", reversing_tokenizer(), seed=2),
         "same": write_model(root / "same", packing_tokenizer(), seed=3, scale=12.0),
     }
 
@@ -50,7 +51,7 @@ def make(folders: dict[str, str]) -> MakeModule:
     def make(weighting: Weighting, *, temperature: float = 1.0, block_rows: int = 16) -> MultiTeacherDistillModule:
         options: Any = {"dtype": "float64", "temperature": temperature}
         teachers = {
-            "split": Teacher(model=folders["split"], loss=ProjectionKL(), alpha=ALPHAS["split"], **options),
+            "other": Teacher(model=folders["other"], loss=ProjectionKL(), alpha=ALPHAS["other"], **options),
             "same": Teacher(model=folders["same"], loss=TokenKL(), alpha=ALPHAS["same"], **options),
         }
         student = Student(model=folders["student"], dtype="float64")
@@ -64,8 +65,18 @@ def make(folders: dict[str, str]) -> MakeModule:
 
 def batch_for(module: MultiTeacherDistillModule) -> DistillBatch:
     columns = Windower(module.student_vocabulary, module.teacher_vocabularies, 40)([text[:250] for text in TEXTS[:3]])
-    rows = [{key: column[index] for key, column in columns.items()} for index in (0, 2, 4)]
+    # The last window ends with eos, which has no bytes.
+    rows = [{key: column[index] for key, column in columns.items()} for index in (0, 2, -1)]
     return collate(rows, NAMES)
+
+
+def test_batch_has_spans_of_all_kinds(make: MakeModule) -> None:
+    module = make(ConfidenceWeighting())
+    batch = batch_for(module)
+    spans = batch.teachers["other"].spans
+    assert (spans.student_length > 1).sum() > 5
+    assert (spans.teacher_length > 1).sum() > 5
+    assert (module.student_num_bytes[batch.student.labels] == 0).sum() == 1
 
 
 def views_of(module: MultiTeacherDistillModule, batch: DistillBatch) -> dict[str, TeacherScores]:
@@ -133,18 +144,23 @@ def test_sequence_weights_agree_with_the_slow_reference(make: MakeModule, measur
     batch = batch_for(module)
     ours, views = weights_of(module, batch), views_of(module, batch)
     sums = [slow_sums(module, batch, name, measure, "token") for name in NAMES]
+    sequence_of_row = views["same"].sequence
     seen = set()
     for sequence in range(3):
-        chosen = [(views[name].sequence == sequence).nonzero().squeeze(1).tolist() for name in NAMES]
+        chosen = [
+            (sequence_of_row[batch.teachers[name].spans.student_first] == sequence).nonzero().squeeze(1).tolist()
+            for name in NAMES
+        ]
         theirs = reference.confidence_weights(
             [[s[k] for k in spans] for (s, _), spans in zip(sums, chosen, strict=True)],
             [[u[k] for k in spans] for (_, u), spans in zip(sums, chosen, strict=True)],
             list(ALPHAS.values()),
             2.0,
         )
-        for name, spans, weight in zip(NAMES, chosen, theirs, strict=True):
-            assert len(spans) > 3
-            assert ours[name][spans].tolist() == pytest.approx([weight] * len(spans), abs=1e-6)
+        assert all(len(spans) > 3 for spans in chosen)
+        rows = (sequence_of_row == sequence).nonzero().squeeze(1)
+        for name, weight in zip(NAMES, theirs, strict=True):
+            assert ours[name][rows].tolist() == pytest.approx([weight] * len(rows), abs=1e-6)
             seen.add(round(weight, 4))
     assert len(seen) == 6
 
@@ -167,28 +183,59 @@ def test_span_weights_agree_with_the_slow_reference(make: MakeModule, *, hard: b
             ]
         )
     theirs = reference.confidence_weights_per_row(row_scores, list(ALPHAS.values()), 0.7, hard)
+    by_span = span_alphas(ours, batch)
     for m, name in enumerate(NAMES):
+        assert ours[name].tolist() == pytest.approx(theirs[m], abs=1e-6)
+        assert len(set(theirs[m])) > (1 if hard else 20)
         spans = batch.teachers[name].spans
         expected = []
         for first, length in zip(spans.student_first.tolist(), spans.student_length.tolist(), strict=True):
             expected.append(sum(theirs[m][first : first + length]) / length)
-        assert len(set(expected)) > (1 if hard else 20)
-        assert ours[name].tolist() == pytest.approx(expected, abs=1e-6)
+        assert by_span[name].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def gradient(module: MultiTeacherDistillModule, loss: Tensor) -> Tensor:
+    module.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in module.student.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("scope", get_args(Scope))
-def test_distillation_loss_is_the_sum_of_weighted_span_losses(make: MakeModule, scope: Scope) -> None:
-    module = make(ConfidenceWeighting(scope=scope))
+def test_distillation_loss_and_gradient_are_those_of_weighted_spans(make: MakeModule, scope: Scope) -> None:
+    module = make(ConfidenceWeighting(scope=scope, sharpness=3.0))
     batch = batch_for(module)
     step: Any = module.training_step(batch, 0)
-    spans, alpha = module.score(batch).spans, weights_of(module, batch)
-    expected = sum((alpha[name] * spans[name].loss).sum() / len(spans[name].loss) for name in NAMES)
-    torch.testing.assert_close(step["kd"], cast(Tensor, expected).detach())
-    torch.testing.assert_close(step["loss"].detach(), step["ce"] + step["kd"])
-    # Logged weights are averaged over the tokens that a teacher covers, which are nearly the same for both.
-    total = float(step["alpha"]["split"] + step["alpha"]["same"])
-    assert total == pytest.approx(1.0, abs=1e-6 if scope == "batch" else 0.03)
+    ours = gradient(module, step["loss"])
+    scores, alpha = module.score(batch), weights_of(module, batch)
+    kd = torch.zeros((), dtype=torch.float64)
+    for name in NAMES:
+        spans, losses = batch.teachers[name].spans, scores.spans[name].loss
+        for k, (first, length) in enumerate(zip(spans.student_first, spans.student_length, strict=True)):
+            weight = alpha[name] if scope == "batch" else alpha[name][first : first + length].mean()
+            kd = kd + weight * losses[k] / len(spans)
+    torch.testing.assert_close(step["kd"], kd.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(ours, gradient(module, scores.token_nats.mean() + kd), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("scope", get_args(Scope))
+@pytest.mark.parametrize("kind", [ConfidenceWeighting, MostConfidentTeacher])
+def test_logged_weights_are_normalized(make: MakeModule, kind: Any, scope: Scope) -> None:
+    module = make(kind("entropy", scope=scope))
+    columns = Windower(module.student_vocabulary, module.teacher_vocabularies, 40)([text[:250] for text in TEXTS[:3]])
+    rows = [{key: column[index] for key, column in columns.items()} for index in (0, 2)]
+    # The first tokens lie in no span of "other", and the very first ones in no span at all.
+    rows[0]["other/spans"], rows[0]["same/spans"] = rows[0]["other/spans"][4 * 6 :], rows[0]["same/spans"][4 * 2 :]
+    batch = collate(rows, NAMES)
+    step: Any = module.training_step(batch, 0)
+    assert step["span_coverage"]["other"] < step["span_coverage"]["same"] < 1
+    assert float(sum(step["alpha"].values())) == pytest.approx(1.0, abs=1e-9)
     assert not any(value.requires_grad for value in step["alpha"].values())
+    alpha = weights_of(module, batch)
+    expected = alpha["other"]
+    if scope != "batch":
+        has_any = (alpha["other"] > 0) | (alpha["same"] > 0)
+        expected = alpha["other"][has_any].mean()
+    assert float(step["alpha"]["other"]) == pytest.approx(float(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize("scope", get_args(Scope))
@@ -231,11 +278,11 @@ def test_teacher_without_a_span_has_no_say(make: MakeModule, kind: Any, scope: S
     module = make(kind(scope=scope))
     columns = Windower(module.student_vocabulary, module.teacher_vocabularies, 40)([TEXTS[0][:60]])
     row = {key: column[0] for key, column in columns.items()}
-    without = collate([row | {"split/spans": []}], NAMES)
+    without = collate([row | {"other/spans": []}], NAMES)
     weights = weights_of(module, without)
     assert (weights["same"] == 1).all()
-    assert weights["split"].numel() == 0 or float(weights["split"]) == 0
-    nothing = collate([row | {"split/spans": [], "same/spans": []}], NAMES)
+    assert (weights["other"] == 0).all()
+    nothing = collate([row | {"other/spans": [], "same/spans": []}], NAMES)
     with pytest.warns(UserWarning, match="no span in common"):
         step: Any = module.training_step(nothing, 0)
     step["loss"].backward()
@@ -247,7 +294,7 @@ def test_batch_weights_are_those_of_all_processes(make: MakeModule) -> None:
     module = make(ConfidenceWeighting(sharpness=3.0))
     batch = batch_for(module)
     columns = Windower(module.student_vocabulary, module.teacher_vocabularies, 40)([text[:250] for text in TEXTS[:3]])
-    rows = [{key: column[index] for key, column in columns.items()} for index in (0, 2, 4)]
+    rows = [{key: column[index] for key, column in columns.items()} for index in (0, 2, -1)]
     shares = [views_of(module, collate(part, NAMES)) for part in (rows[:1], rows[1:])]
     sums: list[Tensor] = []
 
@@ -263,9 +310,18 @@ def test_batch_weights_are_those_of_all_processes(make: MakeModule) -> None:
         torch.testing.assert_close(together[name], expected[name], rtol=0, atol=1e-9)
 
 
-def test_confidence_is_not_computed_for_static_weights(make: MakeModule) -> None:
-    module = make(StaticWeighting())
-    assert module.score(batch_for(module)).confidence == {}
+def test_confidence_is_computed_only_where_it_is_used(make: MakeModule) -> None:
+    static, adaptive = make(StaticWeighting()), make(ConfidenceWeighting())
+    batch = batch_for(static)
+    assert static.score(batch).confidence == {}
+    assert adaptive.score(batch).confidence.keys() == set(NAMES)
+    assert adaptive.eval().score(batch).confidence == {}
+
+
+def test_entropy_of_a_vocabulary_with_holes_is_finite() -> None:
+    log_probs = torch.tensor([[0.25, 0.75, 0.0]], dtype=torch.float64).log()
+    entropy = ConfidenceWeighting("entropy").row_confidence(log_probs, torch.tensor([0]))
+    assert entropy.tolist() == pytest.approx([0.25 * math.log(0.25) + 0.75 * math.log(0.75)])
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------
@@ -273,15 +329,20 @@ def test_confidence_is_not_computed_for_static_weights(make: MakeModule) -> None
 
 @pytest.mark.parametrize("kind", [ConfidenceWeighting, MostConfidentTeacher])
 def test_one_teacher_is_warned_of(folders: dict[str, str], kind: Any) -> None:
-    teachers = {"split": Teacher(model=folders["split"], loss=ProjectionKL(), alpha=0.5)}
+    teachers = {"other": Teacher(model=folders["other"], loss=ProjectionKL(), alpha=0.5)}
     module = MultiTeacherDistillModule(Student(model=folders["student"]), teachers, kind())
-    with pytest.warns(UserWarning, match=f"{kind.__name__} with one teacher has nothing to compare: its alpha is 1"):
+    with pytest.warns(UserWarning, match=f"{kind.__name__} with one teacher .* has nothing to compare: its alpha is 1"):
         module.setup("fit")
     module.configure_model()
     columns = Windower(module.student_vocabulary, module.teacher_vocabularies, 40)([TEXTS[0][:60]])
-    batch = collate([{key: column[0] for key, column in columns.items()}], ["split"])
+    batch = collate([{key: column[0] for key, column in columns.items()}], ["other"])
     step: Any = module.training_step(batch, 0)
-    assert step["alpha"]["split"] == 1
+    assert step["alpha"]["other"] == 1
+
+
+def test_one_teacher_beside_one_that_is_switched_off_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="nothing to compare"):
+        ConfidenceWeighting().check({"on": 0.5, "off": 0.0})
 
 
 def test_two_teachers_are_not_warned_of(make: MakeModule) -> None:
@@ -305,7 +366,7 @@ def test_sharpness_must_not_be_negative(sharpness: float) -> None:
 def test_alphas_that_are_all_zero_are_refused(folders: dict[str, str]) -> None:
     teachers = {
         name: Teacher(model=folders[name], loss=loss, alpha=0.0)
-        for name, loss in (("split", ProjectionKL()), ("same", TokenKL()))
+        for name, loss in (("other", ProjectionKL()), ("same", TokenKL()))
     }
     module = MultiTeacherDistillModule(Student(model=folders["student"]), teachers, ConfidenceWeighting())
     with pytest.raises(ValueError, match="at least one teacher's alpha must be > 0"):

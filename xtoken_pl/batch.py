@@ -83,6 +83,11 @@ class SpanBatch(_Movable):
     def __len__(self) -> int:
         return self.student_first.shape[0]
 
+    def sum_student_rows(self, values: Tensor) -> Tensor:
+        """``[N] -> [S]``: the sum over the student rows of each span."""
+        # One more place takes the rows of no span, and is cut off.
+        return values.new_zeros(len(self) + 1).index_add(0, self.student_span, values)[:-1]
+
 
 @dataclass
 class TeacherBatch(_Movable):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from xtoken_pl.audit import LossName, recommend_loss
 from xtoken_pl.losses import HybridKL, ProjectionKL, SpanLoss, TokenKL
@@ -17,6 +20,41 @@ _RECOMMENDED: dict[LossName, type[SpanLoss]] = {
     "ProjectionKL": ProjectionKL,
     "HybridKL": HybridKL,
 }
+
+
+def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empty: bool) -> dict[str, Teacher]:
+    """What ``configure_teachers`` returned, checked.
+
+    Args:
+        result: Of ``configure_teachers``.
+        given: The teachers that the module was given.
+        may_be_empty: Whether to go on without a teacher.
+
+    Raises:
+        TypeError: If it is no dict of teachers.
+        ValueError: If there is none, a name cannot be a tag, or teachers that were given are left out.
+    """
+    if not isinstance(result, dict) or not all(isinstance(teacher, Teacher) for teacher in result.values()):
+        kinds = result if not isinstance(result, dict) else {name: type(item).__name__ for name, item in result.items()}
+        raise TypeError(f"configure_teachers must return a dict such as {{'qwen': Teacher(model=...)}}, got {kinds!r}")
+    for name in result:
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)) or hasattr(nn.ModuleDict(), name):
+            raise ValueError(
+                f"a teacher's name must be letters, digits, _ or -, and no method of a dict, got {name!r}; "
+                "it becomes a tag, choose another"
+            )
+    left_out = sorted((given or {}).keys() - result.keys())
+    if left_out:
+        raise ValueError(
+            f"the teachers {', '.join(left_out)} were given, but configure_teachers returns only "
+            f"{', '.join(result) or 'none'}; remove them from `teachers`, or add super().configure_teachers() in it"
+        )
+    if not (result or may_be_empty):
+        raise ValueError(
+            "at least one teacher is needed, got none; add one under model.teachers (NAME: {model: ...}), return one "
+            "from configure_teachers, or train on cross-entropy alone with kd_weight=0"
+        )
+    return dict(result)
 
 
 def bind_loss(

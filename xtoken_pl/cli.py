@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -28,6 +29,13 @@ class DistillCLI(LightningCLI):
         parser.set_defaults({"trainer.gradient_clip_val": 1.0})
 
     def before_fit(self) -> None:
+        """Refuses what callbacks cannot work with, before texts are read."""
+        for callback in cast(Any, self.trainer).callbacks:
+            if check := getattr(callback, "check_module", None):
+                check(self.model)
+        self._refuse_missing_last()
+
+    def _refuse_missing_last(self) -> None:
         """Refuses ``--ckpt_path last`` where Lightning would start from scratch without a word."""
         if self.config["fit"].get("ckpt_path") != "last":
             return

@@ -40,6 +40,8 @@ def merge_config_arguments(arguments: list[str]) -> list[str]:
 def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """``other`` over ``base``: mappings key by key, everything else replaced. Another ``class_path`` starts afresh.
 
+    A key that ends in ``+`` adds to a list: ``callbacks+: [...]``.
+
     A class may be written with ``class_path`` and ``init_args``, or short, as its arguments alone; both mix.
     """
     if _names_a_class(base) != _names_a_class(other):
@@ -48,6 +50,9 @@ def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         return other
     merged = dict(base)
     for key, value in other.items():
+        if key.endswith("+") and isinstance(value, list):
+            merged[key[:-1]] = [*(base.get(key[:-1]) or []), *value]
+            continue
         before = base.get(key)
         merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return merged

@@ -7,17 +7,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
+
+Kind = Literal["file", "folder"]
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, kind: Kind, overwrite: bool = False) -> Iterator[Path]:
     """Gives a path to write a file or a folder at; what stands there at the end is moved to ``path`` in one step.
 
     Raises:
-        FileExistsError: If ``path`` exists and ``overwrite`` is False.
+        FileExistsError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
     """
     target = Path(path)
-    refuse_existing(target, overwrite=overwrite)
+    check_target(target, kind=kind, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         part = Path(folder) / target.name
@@ -34,9 +37,20 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
             raise
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raises FileExistsError if ``path`` exists and may not be overwritten."""
+def check_target(path: Path, *, kind: Kind, overwrite: bool) -> None:
+    """Refuses a path that may not be written to, so that it is known before any work.
+
+    Raises:
+        FileExistsError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
+        NotADirectoryError: If it lies under something that is no folder.
+    """
+    if path.exists() and path.is_dir() != (kind == "folder"):
+        other = "folder" if path.is_dir() else "file"
+        raise FileExistsError(f"a {kind} is to be written, but {path} is a {other}; give the path of a {kind}")
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists and is not overwritten unasked; choose another path, or allow it with overwrite"
         )
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written, because {above} is no folder; choose another path")

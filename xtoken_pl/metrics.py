@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, ModuleDict
 from torchmetrics import Metric
 
+from xtoken_pl.losses.blockwise import RowScores
 from xtoken_pl.precision import keep_dtype
 
 
@@ -78,3 +80,32 @@ class TopOneAgreement(CountedMean):
     """Share of spans at which student and teacher find the same token most probable, after projection, in [0, 1]."""
 
     higher_is_better = True
+
+
+class EvaluationMetrics(ModuleDict):
+    """What validation and test log: by tag, ``bits_per_byte``, ``ce``, ``kd/NAME``, ``top1_agreement/NAME``.
+
+    Args:
+        teachers: Their names.
+    """
+
+    def __init__(self, teachers: Iterable[str]) -> None:
+        metrics: dict[str, Metric] = {"bits_per_byte": BitsPerByte(), "ce": CountedMean()}
+        for name in teachers:
+            metrics |= {f"kd/{name}": CountedMean(), f"top1_agreement/{name}": TopOneAgreement()}
+        super().__init__(metrics)
+
+    def add(self, scores: RowScores, num_bytes: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            num_bytes: ``[N]`` of the token that each student row predicts.
+        """
+        values = {"ce": scores.token_nats}
+        for name, spans in scores.spans.items():
+            values[f"kd/{name}"] = spans.loss
+            if spans.agreement is not None:
+                values[f"top1_agreement/{name}"] = spans.agreement
+        for tag, value in values.items():
+            cast(CountedMean, self[tag]).update(value)
+        cast(BitsPerByte, self["bits_per_byte"]).update(scores.token_nats * (num_bytes > 0), num_bytes)

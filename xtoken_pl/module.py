@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -18,17 +18,19 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from xtoken_pl.batch import DistillBatch, TokenBatch
-from xtoken_pl.binding import bind_loss
+from xtoken_pl.binding import bind_loss, check_teachers
+from xtoken_pl.checkpoints import check_learned_projections
+from xtoken_pl.checks import check_not_negative
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.losses.blockwise import HiddenRows, RowScores, TeacherTask, evaluate_rows
-from xtoken_pl.metrics import BitsPerByte, CountedMean, TopOneAgreement
+from xtoken_pl.metrics import EvaluationMetrics
 from xtoken_pl.models import Head, LoadedModel, hidden_states, load_model
 from xtoken_pl.optimization import OptimizerRecipe
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.teacher import Student, Teacher, load_vocabulary
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.totals import StepTotals
-from xtoken_pl.weighting import StaticWeighting, Weighting, teacher_scores
+from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
 
 #: Gives the factor of L_KD from the batch's mean L_CE and L_KD over all processes (both detached scalars).
 KDScale = Callable[[Tensor, Tensor], Tensor]
@@ -76,9 +78,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
         block_rows: int = 128,
     ) -> None:
         super().__init__()
-        for name, weight in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
+        check_not_negative("ce_weight", ce_weight, "0 leaves the cross-entropy out")
+        check_not_negative("kd_weight", kd_weight, "0 leaves the distillation loss out")
         if ce_weight == 0 and kd_weight == 0:
             raise ValueError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
         if block_rows < 1:
@@ -107,20 +108,15 @@ class MultiTeacherDistillModule(pl.LightningModule):
     @cached_property
     def teachers(self) -> dict[str, Teacher]:
         """The checked result of :meth:`configure_teachers`."""
-        teachers = self.configure_teachers()
-        if not teachers and self.kd_weight > 0:
-            raise ValueError(
-                "at least one teacher is needed, got none; add one under model.teachers (NAME: {model: ...}), return "
-                "one from configure_teachers, or train on cross-entropy alone with kd_weight=0"
-            )
-        for name in teachers:
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(self.losses, name):
-                raise ValueError(
-                    f"a teacher's name must be letters, digits, _ or -, and no method of a dict, got {name!r}; "
-                    "it becomes a tag, choose another"
-                )
-        self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
-        return dict(teachers)
+        try:
+            result = self.configure_teachers()
+        except AttributeError as error:
+            # torch would say that there is no attribute `teachers`, and hide what is missing.
+            raise RuntimeError(f"{type(self).__name__}.configure_teachers failed: {error}") from error
+        teachers = check_teachers(result, given=self._given_teachers, may_be_empty=self.kd_weight == 0)
+        if self.kd_weight > 0:
+            self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
+        return teachers
 
     @property
     def alphas(self) -> dict[str, float]:
@@ -137,35 +133,38 @@ class MultiTeacherDistillModule(pl.LightningModule):
         """Of each teacher's tokenizer."""
         return {name: load_vocabulary(teacher) for name, teacher in self.teachers.items()}
 
+    def vocabularies(self) -> tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]]:
+        """The student's vocabulary and each teacher's, once every loss is bound to them.
+
+        The data module asks for them first, so that what does not fit is refused before texts are tokenized.
+        """
+        self._bind_losses()
+        return self.student_vocabulary, self.teacher_vocabularies
+
     def setup(self, stage: str) -> None:
         """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
+        self._bind_losses()
+
+    def _bind_losses(self) -> None:
         if "student_num_bytes" in self._buffers:
             return
         for name, teacher in self.teachers.items():
             self.losses[name] = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
         self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
-        self.validation_metrics = self._metrics()
-        self.test_metrics = self._metrics()
+        self.validation_metrics = EvaluationMetrics(self.teachers)
+        self.test_metrics = EvaluationMetrics(self.teachers)
 
     def learned_projections(self) -> dict[str, Projection]:
         """W as it stands, of every teacher whose W is learned."""
-        return {
-            name: module.to_projection()
-            for name, loss in self.losses.items()
-            for module in loss.modules()
-            if isinstance(module, LearnedProjection)
-        }
+        return {name: learned.to_projection() for name, learned in self._learned_projections().items()}
+
+    def _learned_projections(self) -> dict[str, LearnedProjection]:
+        parts = [(name, part) for name, loss in self.losses.items() for part in loss.modules()]
+        return {name: part for name, part in parts if isinstance(part, LearnedProjection)}
 
     def _projection_parameters(self) -> list[nn.Parameter]:
-        learned = [module for module in self.losses.modules() if isinstance(module, LearnedProjection)]
-        return [parameter for module in learned for parameter in module.parameters()]
-
-    def _metrics(self) -> nn.ModuleDict:
-        metrics: dict[str, Metric] = {"bits_per_byte": BitsPerByte(), "ce": CountedMean()}
-        for name in self.teachers:
-            metrics |= {f"kd/{name}": CountedMean(), f"top1_agreement/{name}": TopOneAgreement()}
-        return nn.ModuleDict(metrics)
+        return [parameter for learned in self._learned_projections().values() for parameter in learned.parameters()]
 
     def configure_model(self) -> None:
         """Loads the weights and checks every head; does nothing the second time."""
@@ -201,6 +200,11 @@ class MultiTeacherDistillModule(pl.LightningModule):
         for parameter, gradient in held:
             parameter.grad = gradient
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose learned projections are not those of this run."""
+        training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
+        check_learned_projections(checkpoint["state_dict"], self, training=training)
+
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate; the values given now win."""
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
@@ -225,13 +229,14 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 rank_zero_warn(f"a batch has no span in common with teacher {name!r}; its distillation loss is 0 there")
         scores = self.score(batch)
         views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
-        alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))
-        totals = StepTotals.of(scores, alpha, batch, self._sum_over_processes)
+        alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
+        span_alpha = span_alphas(alpha, batch)  # scalars or [S]
+        totals = StepTotals.of(scores, alpha, span_alpha, batch, self._sum_over_processes)
         scale = self.kd_scale(totals.ce, totals.total_kd)
 
         loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
-            loss = loss + (alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
+            loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
         return {
             # Gradients are averaged over processes, and each of them holds only its own share of the sums.
             "loss": loss * self._num_processes,
@@ -253,7 +258,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
             view, loaded = batch.teachers[name], self._loaded_teachers[name]
             with torch.no_grad():
                 rows = self._rows(self._placed(loaded.model), loaded.head, view.tokens)
-            loss, confidence = cast(SpanLoss, self.losses[name]), self.weighting.row_confidence
+            loss = cast(SpanLoss, self.losses[name])
+            confidence = self.weighting.row_confidence if self.training else None
             tasks[name] = TeacherTask(rows, view.spans, loss, teacher.temperature, confidence)
         return evaluate_rows(student, tasks, batch.cuts.blocks(self.block_rows))
 
@@ -289,14 +295,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
         """Logs the same as validation, under ``test/``."""
         self._evaluate(batch, "test", self.test_metrics)
 
-    def _evaluate(self, batch: DistillBatch, stage: str, metrics: nn.ModuleDict) -> None:
-        scores = self.score(batch)
-        num_bytes = self.student_num_bytes[batch.student.labels]
-        cast(BitsPerByte, metrics["bits_per_byte"]).update(scores.token_nats * (num_bytes > 0), num_bytes)
-        cast(CountedMean, metrics["ce"]).update(scores.token_nats)
-        for name, spans in scores.spans.items():
-            cast(CountedMean, metrics[f"kd/{name}"]).update(spans.loss)
-            if spans.agreement is not None:
-                cast(TopOneAgreement, metrics[f"top1_agreement/{name}"]).update(spans.agreement)
+    def _evaluate(self, batch: DistillBatch, stage: str, metrics: EvaluationMetrics) -> None:
+        metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels])
         for tag, metric in metrics.items():
             self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)

@@ -61,11 +61,12 @@ class OptimizerRecipe:
         of_projections = list(projections)
         known = {id(parameter) for parameter in of_projections}
         trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
-        members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2], of_projections]
+        members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]]
+        if of_projections:
+            members.append(of_projections)
         groups = [
             {"params": chosen, "lr": rate, "weight_decay": decay}
-            for chosen, (rate, decay) in zip(members, self._rates_and_decays(), strict=True)
-            if chosen or chosen is not of_projections
+            for chosen, (rate, decay) in zip(members, self._rates_and_decays(), strict=False)
         ]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
         num_warmup = round(num_steps * self.warmup_fraction)
@@ -74,13 +75,13 @@ class OptimizerRecipe:
     def apply_to_restored(self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
         """Puts this recipe's values back after a checkpoint has restored the ones of the run before."""
         factors = [schedule(scheduler.last_epoch) for schedule in scheduler.lr_lambdas]
-        values = self._rates_and_decays()[: len(optimizer.param_groups)]
+        values = self._rates_and_decays()[: len(factors)]
         scheduler.base_lrs = [rate for rate, _ in values]
         for group, (rate, decay), factor in zip(optimizer.param_groups, values, factors, strict=True):
             group.update(initial_lr=rate, lr=rate * factor, weight_decay=decay, betas=self.betas)
 
     def _rates_and_decays(self) -> list[tuple[float, float]]:
-        """Of matrices, of the student's other parameters, of learned projections."""
+        """Of matrices, of the student's other parameters and, where there are any, of learned projections."""
         return [
             (self.learning_rate, self.weight_decay),
             (self.learning_rate, 0.0),

@@ -90,7 +90,7 @@ def convert_teacher(name: TeacherName, target: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The weights are float32 now; what says otherwise would make transformers look for the GGUF file again.
         model.hf_quantizer.remove_quantization_config(model)
-        with atomic_path(target) as folder:
+        with atomic_path(target, kind="folder") as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
@@ -139,7 +139,7 @@ def write_corpus(target: Path) -> tuple[int, int]:
         "val": texts[::_VALIDATION_EVERY],
         "train": [text for index, text in enumerate(texts) if index % _VALIDATION_EVERY],
     }
-    with atomic_path(target) as folder:
+    with atomic_path(target, kind="folder") as folder:
         folder.mkdir()
         for split, chosen in splits.items():
             lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in chosen)
@@ -193,7 +193,7 @@ def write_student(target: Path, corpus: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         architectures=["LlamaForCausalLM"],
     )
-    with atomic_path(target) as folder:
+    with atomic_path(target, kind="folder") as folder:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

@@ -56,7 +56,8 @@ class Teacher(ModelSource):
     Attributes:
         loss: The loss per span. ``auto``: TokenKL for the student's own tokenizer, else ProjectionKL or HybridKL as
             the coverage audit recommends; the choice and its reason are logged.
-        alpha: Static weight :math:`\alpha_m >= 0` of this teacher in :math:`L_{KD} = \sum_m \alpha_m L_m`.
+        alpha: Static weight :math:`\alpha_m >= 0` of this teacher in :math:`L_{KD} = \sum_m \alpha_m L_m`. At 0
+            nothing is learned from it, but it is still loaded, run and logged.
         temperature: Softmax temperature > 0 on both sides; the loss is multiplied by its square.
         projection: A file of ``python -m xtoken_pl project``; None builds W from the two tokenizers.
         learn_projection: Learn the weights of W together with the student; for ProjectionKL.

@@ -11,7 +11,7 @@ from torch import Tensor
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.losses.blockwise import RowScores
 
-_PER_TEACHER = ("span_nats", "weighted_nats", "num_spans", "unmapped_mass", "num_covered_tokens", "weighted_tokens")
+_PER_TEACHER = ("span_nats", "weighted_nats", "num_spans", "unmapped_mass", "num_covered_tokens", "row_alpha")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class StepTotals:
         num_spans: By teacher, the number of its spans.
         unmapped_mass: By teacher, the sum over spans of the student's unmapped mass.
         num_covered_tokens: By teacher, the student tokens in spans.
-        weighted_tokens: The same, each token times the alpha of its span.
+        row_alpha: By teacher, the sum of its alphas over all student rows.
+        num_weighted_rows: Student rows where any teacher has an alpha.
     """
 
     token_nats: Tensor
@@ -36,33 +37,39 @@ class StepTotals:
     num_spans: dict[str, Tensor]
     unmapped_mass: dict[str, Tensor]
     num_covered_tokens: dict[str, Tensor]
-    weighted_tokens: dict[str, Tensor]
+    row_alpha: dict[str, Tensor]
+    num_weighted_rows: Tensor
 
     @classmethod
     def of(
         cls,
         scores: RowScores,
         alpha: Mapping[str, Tensor],
+        span_alpha: Mapping[str, Tensor],
         batch: DistillBatch,
         reduce: Callable[[Tensor], Tensor],
     ) -> StepTotals:
         """Sums a step.
 
         Args:
-            alpha: By teacher, the weight of all its spans, or ``[S]`` of each.
+            alpha: By teacher, a scalar or ``[N]``, the weight at each student row.
+            span_alpha: By teacher, a scalar or ``[S]``, the weight of each span.
             reduce: Sums a vector over processes.
         """
         nats = scores.token_nats.detach()
-        values = [nats.sum(), nats.new_tensor(nats.numel())]
+        rows = {name: weight.to(nats.dtype).expand(nats.shape) for name, weight in alpha.items()}  # [N]
+        num_weighted = torch.stack([*rows.values(), torch.zeros_like(nats)]).sum(0).count_nonzero()
+        values = [nats.sum(), nats.new_tensor(nats.numel()), num_weighted.to(nats.dtype)]
         for name, spans in scores.spans.items():
             loss = spans.loss.detach()
             num_tokens = batch.teachers[name].spans.student_length.to(loss.dtype)
-            values += [loss.sum(), (alpha[name] * loss).sum(), loss.new_tensor(loss.numel()), spans.unmapped_mass.sum()]
-            values += [num_tokens.sum(), (alpha[name] * num_tokens).sum()]
-        token_nats, num_rows, *rest = reduce(torch.stack(values)).unbind()
+            values += [loss.sum(), (span_alpha[name] * loss).sum(), loss.new_tensor(loss.numel())]
+            values += [spans.unmapped_mass.sum(), num_tokens.sum(), rows[name].sum()]
+        token_nats, num_rows, num_weighted, *rest = reduce(torch.stack(values)).unbind()
         width = len(_PER_TEACHER)
         by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
-        return cls(token_nats, num_rows, **dict(zip(_PER_TEACHER, by_teacher, strict=True)))
+        sums = dict(zip(_PER_TEACHER, by_teacher, strict=True))
+        return cls(token_nats, num_rows, num_weighted_rows=num_weighted, **sums)
 
     @property
     def ce(self) -> Tensor:
@@ -82,10 +89,8 @@ class StepTotals:
 
     @property
     def mean_alpha(self) -> dict[str, Tensor]:
-        """Each teacher's weight, averaged over the student tokens in its spans."""
-        return {
-            name: tokens / self.num_covered_tokens[name].clamp_min(1) for name, tokens in self.weighted_tokens.items()
-        }
+        """Each teacher's weight, averaged over the student rows where any teacher has one."""
+        return {name: total / self.num_weighted_rows.clamp_min(1) for name, total in self.row_alpha.items()}
 
     @property
     def mean_unmapped_mass(self) -> dict[str, Tensor]:

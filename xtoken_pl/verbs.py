@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from xtoken_pl.audit import CRITICAL, Category, CoverageAudit, draw, table
-from xtoken_pl.files import atomic_path, refuse_existing
-from xtoken_pl.projection import ProjectionParameters, build_projection
+from xtoken_pl.files import atomic_path, check_target
+from xtoken_pl.projection import Projection, ProjectionParameters, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 
 
@@ -25,7 +25,7 @@ def project(
         overwrite: Replace a file that exists.
     """
     parameters = ProjectionParameters(beta=beta, gamma=gamma)
-    refuse_existing(Path(output), overwrite=overwrite)
+    check_target(Path(output), kind="file", overwrite=overwrite)
     projection = build_projection(load_tokenizer(student), load_tokenizer(teacher), parameters)
     projection.save(output, overwrite=overwrite)
     counts = projection.counts
@@ -39,6 +39,7 @@ def audit(
     student: str,
     teacher: str,
     *,
+    projection: str | None = None,
     text: str | None = None,
     critical: list[Category] | None = None,
     json_output: str | None = None,
@@ -50,28 +51,47 @@ def audit(
     Args:
         student: Folder or hub id of the student's tokenizer.
         teacher: Folder or hub id of the teacher's tokenizer.
-        text: A text file, for the statistics of spans.
-        critical: Categories of the student's tokens that must not be lost; numerals of 2 and 3 digits by default.
+        projection: A stored W; built where none is given.
+        text: A text file (UTF-8), for the statistics of spans.
+        critical: Categories of the student's tokens that must not be lost, '[numerals_2, numerals_3]' by default.
         json_output: A JSON file to write.
         picture: A PNG file to write.
         overwrite: Replace files that exist.
     """
-    for output in filter(None, (json_output, picture)):
-        refuse_existing(Path(output), overwrite=overwrite)
-    if text is not None and not Path(text).is_file():
-        raise FileNotFoundError(f"text must be a text file, there is none at {text!r}; check the path")
+    outputs = [Path(output) for output in (json_output, picture) if output is not None]
+    for output in outputs:
+        check_target(output, kind="file", overwrite=overwrite)
+    if picture is not None and Path(picture).suffix.lower() != ".png":
+        raise ValueError(f"picture must be a .png file, got {picture!r}")
+    if len({output.absolute() for output in outputs}) < len(outputs):
+        raise ValueError(f"json_output and picture must be two files, both are {json_output!r}")
+    content = None if text is None else _read(text)
+    loaded = None if projection is None else Projection.load(projection)
     result = CoverageAudit.of(
         CanonicalVocabulary.from_tokenizer(load_tokenizer(student)),
         CanonicalVocabulary.from_tokenizer(load_tokenizer(teacher)),
+        loaded,
         critical=CRITICAL if critical is None else critical,
-        text=None if text is None else Path(text).read_text(encoding="utf-8"),
+        text=content,
     )
     print(table(result))
     if json_output is not None:
-        with atomic_path(json_output, overwrite=overwrite) as part:
+        with atomic_path(json_output, kind="file", overwrite=overwrite) as part:
             part.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
         print(f"written to {json_output}")
     if picture is not None:
-        with atomic_path(picture, overwrite=overwrite) as part:
+        with atomic_path(picture, kind="file", overwrite=overwrite) as part:
             draw(result, part)
         print(f"written to {picture}")
+
+
+def _read(path: str) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"text must be a text file, there is none at {path!r}; check the path")
+    try:
+        content = Path(path).read_bytes().decode()  # line ends as they are
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text must be UTF-8, {path!r} is not ({error}); convert it, or give another file") from error
+    if not content:
+        raise ValueError(f"text must hold something to align, {path!r} is empty; give another file, or none")
+    return content

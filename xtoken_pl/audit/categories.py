@@ -20,6 +20,7 @@ Category = Literal[
     "whitespace",
     "non_ascii",
     "mixed",
+    "byte_pieces",
     "special",
 ]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -32,11 +33,13 @@ def categorize(vocabulary: CanonicalVocabulary) -> NDArray[np.int64]:
     """``[V]``: the place in :data:`CATEGORIES` of every token, -1 for unused ids.
 
     Numerals (by their number of digits), letters and punctuation are ASCII, and a space in front of them does not
-    matter; ``mixed`` is ASCII of several kinds, ``non_ascii`` has a byte beyond ASCII.
+    matter; ``mixed`` is ASCII of several kinds, ``non_ascii`` has a byte beyond ASCII. ``byte_pieces`` are the
+    ``<0xHH>`` of a SentencePiece tokenizer, whatever byte they are: text seldom uses them.
     """
     place = {category: index for index, category in enumerate(CATEGORIES)}
-    found = [place[_category(text)] for text in vocabulary.token_bytes]
-    return np.where(vocabulary.exists, np.array(found, dtype=np.int64), -1)
+    found = np.array([place[_category(text)] for text in vocabulary.token_bytes], dtype=np.int64)
+    found[vocabulary.is_byte_piece] = place["byte_pieces"]
+    return np.where(vocabulary.exists, found, -1)
 
 
 def _category(text: bytes) -> Category:

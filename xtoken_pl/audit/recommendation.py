@@ -50,6 +50,7 @@ def recommend_loss(
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, coverage audit.
     """
+    critical = list(dict.fromkeys(critical))
     for category in critical:
         if category not in CATEGORIES:
             raise ValueError(f"critical categories must be among {', '.join(CATEGORIES)}, got {category!r}")
@@ -57,7 +58,8 @@ def recommend_loss(
         return Recommendation(
             "TokenKL", f"both sides share their tokens (fingerprint {student.vocabulary_fingerprint})"
         )
-    strict = strict or VocabularyPartition.strict(student, teacher)
+    if strict is None:
+        strict = VocabularyPartition.strict(student, teacher)
     kinds = categorize(student)
     common = kinds[strict.student_common.numpy()]
     totals = {category: int(np.sum(kinds == CATEGORIES.index(category))) for category in critical}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xtoken_pl.audit.coverage import CategoryCoverage, CoverageAudit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LABELS = {
     "numerals_1": "numerals, 1 digit",
@@ -16,6 +20,7 @@ _LABELS = {
     "whitespace": "whitespace",
     "non_ascii": "non-ASCII",
     "mixed": "mixed ASCII",
+    "byte_pieces": "byte pieces",
     "special": "special",
 }
 
@@ -59,7 +64,12 @@ def _row(label: str, row: CategoryCoverage) -> str:
 
 
 def draw(audit: CoverageAudit, path: Path) -> None:
-    """Writes a PNG: for every category the shares in the strict C, added by W, only under W, and unmapped."""
+    """Writes the picture of :func:`figure_of` as a PNG."""
+    figure_of(audit).savefig(path, format="png", dpi=150)
+
+
+def figure_of(audit: CoverageAudit) -> Figure:
+    """For every category the shares in the strict C, added to it by W, covered by W alone, and unmapped."""
     from matplotlib.figure import Figure  # takes half a second, and only pictures need it
 
     rows = {_LABELS[category]: row for category, row in audit.categories.items() if row.count}
@@ -83,7 +93,7 @@ def draw(audit: CoverageAudit, path: Path) -> None:
     axes.set_xlabel("share of the student's tokens")
     axes.set_title(f"{_short(audit.student)} learns from {_short(audit.teacher)}: {audit.recommendation.loss}")
     figure.legend(loc="outside lower center", ncols=len(parts), frameon=False)
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
 def _short(name: str) -> str:

@@ -82,7 +82,7 @@ class DistillDataModule(pl.LightningDataModule):
             if self.trainer is None or self.trainer.lightning_module is None:
                 raise RuntimeError("a data module without a Trainer must be told its tokenizers; call connect() first")
             module = cast(Any, self.trainer.lightning_module)
-            self.connect(module.student_vocabulary, module.teacher_vocabularies)
+            self.connect(*module.vocabularies())
         assert self._windower is not None
         return self._windower
 
@@ -108,8 +108,8 @@ class DistillDataModule(pl.LightningDataModule):
         return {split: source for split in splits if (source := self.sources[split]) is not None}
 
     def _windows(self, source: TextSource) -> Dataset | IterableDataset:
+        windower = self.windower  # before the texts: what does not fit is refused here
         texts = load_source(source, streaming=self.streaming)
-        windower = self.windower
         options: dict[str, Any] = {
             "function": windower,
             "batched": True,

@@ -99,6 +99,11 @@ class SpanLoss(nn.Module, ABC):
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Takes what the loss needs of the two vocabularies. Called once, before training."""
 
+    @property
+    def can_be_negative(self) -> bool:
+        """Whether the loss of a span may be below zero, beyond rounding."""
+        return False
+
     def learn_projection(self) -> None:
         """Makes the weights of W parameters; called after :meth:`bind`, where ``can_learn_projection`` is True."""
         raise NotImplementedError(f"{type(self).__name__} does not learn a projection")

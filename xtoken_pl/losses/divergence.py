@@ -62,9 +62,10 @@ def generalized_divergence(
         teacher_mass = column_mass
     if student_mass is None:
         student_mass = student_log_probs.exp().sum(-1)
-    # 0 log 0 = 0: ids that do not exist are -inf, and 0 times the lowest number is 0.
-    teacher_term = (teacher_probs * _finite(teacher_log_probs)).sum(-1)
-    student_term = (teacher_probs * _finite(student_log_probs)).sum(-1)
+    # 0 log 0 = 0, for ids that do not exist (-inf) too, and so is its gradient, whatever it is multiplied by.
+    is_zero = teacher_probs == 0
+    teacher_term = (teacher_probs * teacher_log_probs.masked_fill(is_zero, 0.0)).sum(-1)
+    student_term = (teacher_probs * student_log_probs.masked_fill(is_zero, 0.0)).sum(-1)
     cross = teacher_term - student_term
     return (
         teacher_log_c.exp() * (cross + column_mass * (teacher_log_c - student_log_c) - teacher_mass)
@@ -77,5 +78,8 @@ def _finite(log_probs: Tensor) -> Tensor:
 
 
 def log_clamped(probs: Tensor) -> Tensor:
-    """Logarithm of probabilities; one that underflowed to zero counts as the smallest normal number."""
-    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+    """Logarithm of probabilities; one that underflows counts as 2e-31 (in single precision).
+
+    That is far above the smallest normal number, so that the gradient 1/p stays finite under a gradient scaler.
+    """
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny * 2**24).log()

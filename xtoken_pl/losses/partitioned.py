@@ -121,6 +121,10 @@ class PartitionedLoss(MatchedRowLoss):
         for name, tensor in (buffers | {"counterpart": partition.counterpart(len(student))}).items():
             self.register_buffer(name, tensor, persistent=False)
 
+    @property
+    def can_be_negative(self) -> bool:
+        return self.uld_weight < self.kl_weight and self.divergence != "jensen_shannon"
+
     def extra_repr(self) -> str:
         weights = f"kl_weight={self.kl_weight:g}, uld_weight={self.uld_weight:g}"
         described = f"{super().extra_repr()}, divergence={self.divergence}, {weights}"
@@ -147,4 +151,4 @@ class PartitionedLoss(MatchedRowLoss):
             agreement = None
             if not self.training:
                 agreement = same_token(self.counterpart[student_log_probs.argmax(-1)], teacher_log_probs.argmax(-1))
-        return SpanScores(loss, unmapped_mass.detach(), agreement)
+        return SpanScores(loss, unmapped_mass, agreement)

@@ -134,7 +134,7 @@ class ProjectionKL(MatchedRowLoss):
     def score_mean(self, block: SpanBlock) -> SpanScores:
         # W is linear, so that the average is projected once instead of every row.
         projected = self.project(block.student.mean_rows(block.student.log_probs.exp()))
-        student = log_clamped(projected / projected.sum(-1, keepdim=True))
+        student = log_clamped(projected) - log_clamped(projected.sum(-1, keepdim=True))
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
         teacher = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
         no_continuation = teacher.new_zeros(len(teacher))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from xtoken_pl.projection.projection import Projection
 
+_LEAST_WEIGHT = 1e-12
+
 # V_s student's vocabulary size, K places of a row (4), M rows with several teacher tokens, E non-zero entries of W
 
 
@@ -31,7 +33,7 @@ class LearnedProjection(nn.Module):
     """
 
     rows: Tensor  # [M], student ids
-    is_free: Tensor  # [M, K], places of the support
+    support: Tensor  # [M, K], teacher ids, -1 for places that a row does not use
     base: Tensor  # [V_s, K], W at the start
     entry_row: Tensor  # [E]
     entry_place: Tensor  # [E]
@@ -39,23 +41,24 @@ class LearnedProjection(nn.Module):
     def __init__(self, projection: Projection) -> None:
         super().__init__()
         self._start = projection
-        support = projection.weights > 0
-        rows = torch.nonzero(support.sum(dim=1) > 1).squeeze(1)
+        is_used = projection.weights > 0
+        rows = torch.nonzero(is_used.sum(dim=1) > 1).squeeze(1)
         if len(rows) == 0:
             raise ValueError(
                 "a projection that is learned must have rows of several teacher tokens, got none: every student token "
                 "is one teacher token, or none. Leave learn_projection out"
             )
-        is_free = support[rows]
         entry_row, entry_place = torch.nonzero(projection.weights, as_tuple=True)
-        buffers = {"rows": rows, "is_free": is_free, "base": projection.weights}
-        for name, tensor in (buffers | {"entry_row": entry_row, "entry_place": entry_place}).items():
+        for name, tensor in (("base", projection.weights), ("entry_row", entry_row), ("entry_place", entry_place)):
             self.register_buffer(name, tensor, persistent=False)
-        self.logits = nn.Parameter(projection.weights[rows].log().masked_fill(~is_free, 0.0))  # [M, K]
+        # In the checkpoint, beside the logits: what they belong to.
+        self.register_buffer("rows", rows)
+        self.register_buffer("support", projection.indices[rows].masked_fill(~is_used[rows], -1))
+        self.logits = nn.Parameter(projection.weights[rows].log().masked_fill(~is_used[rows], 0.0))  # [M, K]
 
     def weights(self) -> Tensor:
         """``[V_s, K]``: the weights as they stand, with a gradient."""
-        learned = self.logits.masked_fill(~self.is_free, -torch.inf).softmax(dim=1)
+        learned = self.logits.masked_fill(self.support < 0, -torch.inf).softmax(dim=1)
         return self.base.index_copy(0, self.rows, learned)
 
     def forward(self) -> Tensor:
@@ -64,7 +67,7 @@ class LearnedProjection(nn.Module):
 
     @torch.no_grad()
     def to_projection(self) -> Projection:
-        """W as it stands, to store and to start from."""
-        return replace(
-            self._start, weights=self.weights().float().cpu(), parameters={**self._start.parameters, "learned": 1.0}
-        )
+        """W as it stands, to store and to start from; a weight that underflowed stays in the support."""
+        weights = self.weights().float().cpu()
+        weights = weights.clamp_min(_LEAST_WEIGHT).masked_fill(self._start.weights == 0, 0.0)
+        return replace(self._start, weights=weights, parameters={**self._start.parameters, "learned": 1.0})

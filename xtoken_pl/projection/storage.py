@@ -34,7 +34,7 @@ def save_projection(projection: Projection, path: str | os.PathLike[str], *, ove
         "weights": projection.weights.contiguous(),
         "is_exact": projection.is_exact.contiguous(),
     }
-    with atomic_path(path, overwrite=overwrite) as part:
+    with atomic_path(path, kind="file", overwrite=overwrite) as part:
         save_file(tensors, part, metadata=header)
 
 

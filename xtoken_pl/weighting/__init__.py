@@ -1,6 +1,6 @@
 """Weights between teachers."""
 
-from xtoken_pl.weighting.base import TeacherScores, Weighting, teacher_scores
+from xtoken_pl.weighting.base import TeacherScores, Weighting, span_alphas, teacher_scores
 from xtoken_pl.weighting.confidence import ConfidenceWeighting, MostConfidentTeacher
 from xtoken_pl.weighting.static import StaticWeighting
 
@@ -10,5 +10,6 @@ __all__ = [
     "StaticWeighting",
     "TeacherScores",
     "Weighting",
+    "span_alphas",
     "teacher_scores",
 ]

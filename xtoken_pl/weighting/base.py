@@ -28,7 +28,7 @@ class TeacherScores:
         spans: How they relate the rows of both sides.
         confidence: ``[S]`` the weighting's :attr:`Weighting.row_confidence` summed over the rows of each span, or None.
         num_bytes: ``[S]`` bytes of each span; a span without any (eos) counts as one.
-        sequence: ``[S]`` the sequence of the batch that each span is in.
+        sequence: ``[N]`` the sequence of the batch that each student row is in.
         num_sequences: Of the batch.
     """
 
@@ -55,14 +55,13 @@ def teacher_scores(
     views: dict[str, TeacherScores] = {}
     for name, span_scores in scores.spans.items():
         spans = batch.teachers[name].spans
-        by_span = num_bytes.new_zeros(len(spans) + 1).index_add(0, spans.student_span, num_bytes)[:-1]
         views[name] = TeacherScores(
             alpha=alphas[name],
             scores=span_scores,
             spans=spans,
             confidence=scores.confidence.get(name),
-            num_bytes=by_span.clamp_min(1),
-            sequence=sequence[spans.student_first],
+            num_bytes=spans.sum_student_rows(num_bytes).clamp_min(1),
+            sequence=sequence,
             num_sequences=num_sequences,
         )
     return views
@@ -79,7 +78,16 @@ class Weighting(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, teachers: Mapping[str, TeacherScores], sum_over_processes: SumOverProcesses) -> dict[str, Tensor]:
-        """The weights of each teacher, detached: a scalar, or ``[S]``, one for each of its spans."""
+        """The weights of each teacher, detached: a scalar, or ``[N]``, one for each student row."""
+
+
+def span_alphas(alpha: Mapping[str, Tensor], batch: DistillBatch) -> dict[str, Tensor]:
+    """The weights of each teacher's spans: a scalar, or ``[S]``, the average over the student rows of each span."""
+    weights: dict[str, Tensor] = {}
+    for name, weight in alpha.items():
+        spans = batch.teachers[name].spans
+        weights[name] = weight if weight.ndim == 0 else spans.sum_student_rows(weight) / spans.student_length
+    return weights
 
 
 def check_any_alpha(alphas: Mapping[str, float]) -> None:

@@ -30,16 +30,15 @@ class _ByConfidence(Weighting):
         self.unit: Unit = check_choice("unit", unit, Unit)
         # A probability per byte is a geometric mean: its logarithms are summed.
         self._sums_logarithms = measure == "max_probability" and unit == "byte"
-        self.row_confidence = self._row_confidence
 
     def extra_repr(self) -> str:
         return f"measure={self.measure}, scope={self.scope}, unit={self.unit}"
 
     def check(self, alphas: Mapping[str, float]) -> None:
         check_any_alpha(alphas)
-        if len(alphas) == 1:
+        if sum(alpha > 0 for alpha in alphas.values()) == 1:
             rank_zero_warn(
-                f"{type(self).__name__} with one teacher has nothing to compare: its alpha is 1. "
+                f"{type(self).__name__} with one teacher (of alpha > 0) has nothing to compare: its alpha is 1. "
                 "Add a teacher, or use StaticWeighting"
             )
 
@@ -47,7 +46,7 @@ class _ByConfidence(Weighting):
     def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
         """``[M, R], [M] -> [M, R]``; a score of -inf marks a teacher that has no say at a place."""
 
-    def _row_confidence(self, log_probs: Tensor, labels: Tensor) -> Tensor:
+    def row_confidence(self, log_probs: Tensor, labels: Tensor) -> Tensor:
         if self.measure == "cross_entropy":
             return log_probs.gather(1, labels[:, None]).squeeze(1)
         if self.measure == "entropy":
@@ -65,17 +64,14 @@ class _ByConfidence(Weighting):
         if self.scope == "span":
             scores = torch.stack([self._by_student_row(view) for view in views])  # [M, N]
             weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
-            chosen = [_mean_by_span(row, view) for row, view in zip(weights, views, strict=True)]
+            chosen = weights.unbind()
         else:
             sums = torch.stack([self._by_sequence(view) for view in views])  # [M, 2, B]
             if self.scope == "batch":
                 sums = sum_over_processes(sums.sum(-1, keepdim=True))  # [M, 2, 1]
             scores = self._score(sums[:, 0], sums[:, 1])  # [M, R]
             weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
-            chosen = [
-                row[0] if self.scope == "batch" else row[view.sequence]
-                for row, view in zip(weights, views, strict=True)
-            ]
+            chosen = weights.squeeze(1).unbind() if self.scope == "batch" else weights[:, views[0].sequence].unbind()
         return dict(zip(teachers, chosen, strict=True))
 
     def _units(self, view: TeacherScores) -> Tensor:
@@ -97,14 +93,7 @@ class _ByConfidence(Weighting):
         """``[2, B]``: the confidence of each sequence, and what it is divided by."""
         assert view.confidence is not None
         values = torch.stack((view.confidence, self._units(view).to(view.confidence.dtype)))  # [2, S]
-        return values.new_zeros(2, view.num_sequences).index_add(1, view.sequence, values)
-
-
-def _mean_by_span(row_weights: Tensor, view: TeacherScores) -> Tensor:
-    """``[N] -> [S]``: the average over the student rows of each span."""
-    spans = view.spans
-    sums = row_weights.new_zeros(len(spans) + 1).index_add(0, spans.student_span, row_weights)
-    return sums[:-1] / spans.student_length
+        return values.new_zeros(2, view.num_sequences).index_add(1, view.sequence[view.spans.student_first], values)
 
 
 class ConfidenceWeighting(_ByConfidence):
