@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.module import KDScale
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.callbacks.shared import distill_module, output_folder
 from xtoken_pl.files import atomic_path, check_target
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.teacher import DType
@@ -36,19 +36,15 @@ class HFExport(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         distill_module(pl_module, self)
-        target = self._target(trainer)
+        target = output_folder(trainer, self.dirpath, "export")
         if trainer.is_global_zero:
             check_target(target, kind="folder", overwrite=self.overwrite)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        target = self._target(trainer)
+        target = output_folder(trainer, self.dirpath, "export")
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             export_student(distill_module(pl_module, self), target, dtype=self.dtype, overwrite=self.overwrite)
             logger.info("exported the student to %s", target)
-
-    def _target(self, trainer: pl.Trainer) -> Path:
-        # Lightning broadcasts log_dir: every process has to ask for it.
-        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "export")
 
 
 def export_student(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.callbacks.shared import distill_module, output_folder
 from xtoken_pl.files import check_target
 
 logger = logging.getLogger(__name__)
@@ -38,18 +37,14 @@ class ProjectionExport(pl.Callback):
         names = [name for name, teacher in teachers.items() if teacher.learn_projection]
         if not names:
             rank_zero_warn("no teacher has learn_projection set: ProjectionExport will write nothing")
-        folder = self._folder(trainer)
+        folder = output_folder(trainer, self.dirpath, "projections")
         if trainer.is_global_zero:
             for name in names:
                 check_target(folder / f"{name}.safetensors", kind="file", overwrite=self.overwrite)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folder = self._folder(trainer)
+        folder = output_folder(trainer, self.dirpath, "projections")
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name, projection in distill_module(pl_module, self).learned_projections().items():
                 projection.save(folder / f"{name}.safetensors", overwrite=self.overwrite)
                 logger.info("exported the learned projection of %r to %s", name, folder / f"{name}.safetensors")
-
-    def _folder(self, trainer: pl.Trainer) -> Path:
-        # Lightning broadcasts log_dir: every process has to ask for it.
-        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "projections")

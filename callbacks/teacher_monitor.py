@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from xtoken_pl.callbacks.checks import distill_module
+from xtoken_pl.callbacks.shared import distill_module
 
 
 class TeacherMonitor(pl.Callback):

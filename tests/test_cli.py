@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from logged import scalars
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -92,12 +93,6 @@ def finished(workspace: Path) -> Path:
         patch.chdir(workspace)
         main(["fit", "--config", "config.yaml"])
     return workspace / "runs/test/version_0"
-
-
-def scalars(folder: Path) -> dict[str, list[float]]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_fit_logs_every_promised_tag(finished: Path) -> None:

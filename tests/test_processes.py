@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from logged import scalars
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CONFIG = """
 seed_everything: 1
@@ -50,9 +50,8 @@ def losses(folder: Path, name: str, *arguments: str) -> dict[str, list[float]]:
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    events = EventAccumulator(str(folder / "runs" / name / "version_0"))
-    events.Reload()
-    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"] if tag.startswith("train/")}
+    logged = scalars(folder / "runs" / name / "version_0")
+    return {tag: values for tag, values in logged.items() if tag.startswith("train/")}
 
 
 def test_two_processes_with_uneven_shares_give_the_losses_of_one(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from logged import scalars
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_configs import ROOT, command_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -56,12 +56,6 @@ SMALL: dict[str, Any] = {
         "enable_model_summary": False,
     },
 }
-
-
-def scalars(folder: Path) -> dict[str, list[float]]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def train(recipe: Path, *arguments: str, overlay: dict[str, Any] | None = None) -> dict[str, list[float]]:

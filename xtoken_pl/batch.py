@@ -63,6 +63,12 @@ class TokenBatch(_Movable):
     labels: Tensor
 
 
+def sum_by_span(values: Tensor, span: Tensor, num_spans: int) -> Tensor:
+    """``[N, ...] -> [S, ...]``: the sum over each span's rows; ``span`` is that of each row, S for a row of no span."""
+    # One more place takes the rows of no span, and is cut off.
+    return values.new_zeros(num_spans + 1, *values.shape[1:]).index_add(0, span, values)[:num_spans]
+
+
 @dataclass
 class SpanBatch(_Movable):
     """How the rows of both sides relate, for one teacher. All spans of the batch, in the order of the rows.
@@ -85,8 +91,7 @@ class SpanBatch(_Movable):
 
     def sum_student_rows(self, values: Tensor) -> Tensor:
         """``[N] -> [S]``: the sum over the student rows of each span."""
-        # One more place takes the rows of no span, and is cut off.
-        return values.new_zeros(len(self) + 1).index_add(0, self.student_span, values)[:-1]
+        return sum_by_span(values, self.student_span, len(self))
 
 
 @dataclass

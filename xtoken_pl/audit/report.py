@@ -70,7 +70,7 @@ def draw(audit: CoverageAudit, path: Path) -> None:
 
 def figure_of(audit: CoverageAudit) -> Figure:
     """For every category the shares in the strict C, added to it by W, covered by W alone, and unmapped."""
-    from matplotlib.figure import Figure  # takes half a second, and only pictures need it
+    from matplotlib.figure import Figure  # only pictures need it
 
     rows = {_LABELS[category]: row for category, row in audit.categories.items() if row.count}
     labels = [f"{label} ({row.count:,})" for label, row in rows.items()]

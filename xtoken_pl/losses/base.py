@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from xtoken_pl.batch import sum_by_span
 from xtoken_pl.checks import check_choice
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -56,10 +57,7 @@ class SideRows:
 
     def sum_by_span(self, values: Tensor) -> Tensor:
         """``[N, ...] -> [S, ...]``: the sum over each span's rows."""
-        num_spans = self.first.shape[0]
-        # One more place takes the rows of no span, and is cut off.
-        out = values.new_zeros(num_spans + 1, *values.shape[1:]).index_add(0, self.span, values)
-        return out[:num_spans]
+        return sum_by_span(values, self.span, self.first.shape[0])
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,19 @@ class SpanLoss(nn.Module, ABC):
     def forward(self, block: SpanBlock) -> SpanScores:
         """Scores every span of a block."""
 
+    @torch.no_grad()
+    def agreement(self, student: Tensor, teacher: Tensor, teacher_token: Tensor | None = None) -> Tensor | None:
+        """``[S, V_s], [S, V_t] -> [S]``: 1 where both sides prefer the same token, else 0; None during training.
+
+        Args:
+            teacher_token: ``[V_s]`` the teacher's token of each column of ``student``, -1 for none; None where both
+                sides have the same columns.
+        """
+        if self.training:
+            return None
+        preferred = student.argmax(-1)
+        return ((preferred if teacher_token is None else teacher_token[preferred]) == teacher.argmax(-1)).float()
+
 
 class MatchedRowLoss(SpanLoss):
     """A loss that compares one student row with one teacher row per span.
@@ -151,8 +162,3 @@ class MatchedRowLoss(SpanLoss):
         teacher = block.teacher.mean_rows(block.teacher.log_probs).log_softmax(-1)
         no_continuation = teacher.new_zeros(len(teacher))
         return self.score_rows(student, teacher, no_continuation, no_continuation)
-
-
-def same_token(student_tokens: Tensor, teacher_tokens: Tensor) -> Tensor:
-    """``[S], [S] -> [S]``: 1 where both sides prefer the same token, else 0."""
-    return (student_tokens == teacher_tokens).float()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from xtoken_pl.checks import check_choice, check_not_negative
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores, same_token
+from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence
 from xtoken_pl.losses.uld import rank_distance
 from xtoken_pl.projection import Projection, VocabularyPartition
@@ -146,9 +145,5 @@ class PartitionedLoss(MatchedRowLoss):
             student_hat = student_rest * student_log_c.exp()[:, None]
             teacher_hat = teacher_rest * teacher_log_c.exp()[:, None]
             loss = loss + self.uld_weight * rank_distance(student_hat, teacher_hat)
-        with torch.no_grad():
-            unmapped_mass = student_rest.sum(-1).clamp(0, 1)
-            agreement = None
-            if not self.training:
-                agreement = same_token(self.counterpart[student_log_probs.argmax(-1)], teacher_log_probs.argmax(-1))
-        return SpanScores(loss, unmapped_mass, agreement)
+        unmapped_mass = student_rest.detach().sum(-1).clamp(0, 1)
+        return SpanScores(loss, unmapped_mass, self.agreement(student_log_probs, teacher_log_probs, self.counterpart))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from xtoken_pl.checks import check_choice
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores, same_token
+from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence, log_clamped
 from xtoken_pl.precision import keep_dtype
 from xtoken_pl.projection import LearnedProjection, Projection
@@ -142,9 +141,5 @@ class ProjectionKL(MatchedRowLoss):
         return self._scores(loss, projected, teacher_log_probs)
 
     def _scores(self, loss: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:
-        with torch.no_grad():
-            unmapped_mass = (1 - projected.sum(-1)).clamp(0, 1)
-            agreement = None
-            if not self.training:
-                agreement = same_token(self.reached[projected.argmax(-1)], teacher_log_probs.argmax(-1))
-        return SpanScores(loss, unmapped_mass, agreement)
+        unmapped_mass = (1 - projected.detach().sum(-1)).clamp(0, 1)
+        return SpanScores(loss, unmapped_mass, self.agreement(projected, teacher_log_probs, self.reached))

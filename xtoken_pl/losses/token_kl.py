@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.checks import check_choice
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores, same_token
+from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -67,8 +67,4 @@ class TokenKL(MatchedRowLoss):
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
         loss = token_kl(student_log_probs, teacher_log_probs, student_log_c, teacher_log_c, divergence=self.divergence)
-        with torch.no_grad():
-            agreement = None
-            if not self.training:
-                agreement = same_token(student_log_probs.argmax(-1), teacher_log_probs.argmax(-1))
-        return SpanScores(loss, torch.zeros_like(teacher_log_c), agreement)
+        return SpanScores(loss, torch.zeros_like(teacher_log_c), self.agreement(student_log_probs, teacher_log_probs))

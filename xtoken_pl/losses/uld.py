@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, SpanScores, same_token
+from xtoken_pl.losses.base import MatchedRowLoss, SpanScores
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -54,8 +54,5 @@ class ULD(MatchedRowLoss):
     ) -> SpanScores:
         student, teacher = student_log_probs + student_log_c[:, None], teacher_log_probs + teacher_log_c[:, None]
         loss = rank_distance(student.exp(), teacher.exp())
-        with torch.no_grad():
-            agreement = None
-            if not self.training:
-                agreement = same_token(self.counterpart[student_log_probs.argmax(-1)], teacher_log_probs.argmax(-1))
+        agreement = self.agreement(student_log_probs, teacher_log_probs, self.counterpart)
         return SpanScores(loss, torch.ones_like(teacher_log_c), agreement)

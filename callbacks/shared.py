@@ -1,6 +1,8 @@
-"""What several callbacks check before training."""
+"""What several callbacks share: the module that they work with, and the folder that they write to."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import lightning.pytorch as pl
 
@@ -19,3 +21,11 @@ def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTe
             f"got {type(module).__name__}"
         )
     return module
+
+
+def output_folder(trainer: pl.Trainer, dirpath: str | None, default: str) -> Path:
+    """``dirpath``, or the folder ``default`` in the run's log folder.
+
+    Lightning broadcasts log_dir: every process has to ask for it.
+    """
+    return Path(dirpath or Path(trainer.log_dir or trainer.default_root_dir) / default)

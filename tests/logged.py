@@ -1,0 +1,14 @@
+"""What a run wrote for TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    """The values of every scalar of a run, by tag, in the order of the steps."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
