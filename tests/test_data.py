@@ -156,7 +156,7 @@ def test_batch_moves_with_all_its_tensors() -> None:
     batch = collate(rows_of(Windower(STUDENT, TEACHERS, 40)([TEXTS[0][:200]])), list(TEACHERS)).to("meta")
     assert batch.student.rows.device.type == "meta"
     assert batch.teachers["split"].spans.teacher_span.device.type == "meta"
-    assert batch.cuts.blocks(16)
+    assert batch.cuts.blocks(16, 4)
 
 
 # Sources ------------------------------------------------------------------------------------------------------------

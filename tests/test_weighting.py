@@ -48,14 +48,16 @@ MakeModule = Callable[..., MultiTeacherDistillModule]
 
 @pytest.fixture
 def make(folders: dict[str, str]) -> MakeModule:
-    def make(weighting: Weighting, *, temperature: float = 1.0, block_rows: int = 16) -> MultiTeacherDistillModule:
+    def make(
+        weighting: Weighting, *, temperature: float = 1.0, logits_memory: float = 2e-4
+    ) -> MultiTeacherDistillModule:
         options: Any = {"dtype": "float64", "temperature": temperature}
         teachers = {
             "other": Teacher(model=folders["other"], loss=ProjectionKL(), alpha=ALPHAS["other"], **options),
             "same": Teacher(model=folders["same"], loss=TokenKL(), alpha=ALPHAS["same"], **options),
         }
         student = Student(model=folders["student"], dtype="float64")
-        module = MultiTeacherDistillModule(student, teachers, weighting, block_rows=block_rows)
+        module = MultiTeacherDistillModule(student, teachers, weighting, logits_memory=logits_memory)
         module.setup("fit")
         module.configure_model()
         return module
@@ -243,7 +245,7 @@ def test_weights_depend_neither_on_the_temperature_nor_on_the_blocks(make: MakeM
     """A teacher is as sure as it is, whatever temperature its loss is taken at."""
     batch = batch_for(make(ConfidenceWeighting(scope=scope)))
     plain = weights_of(make(ConfidenceWeighting(scope=scope)), batch)
-    other = weights_of(make(ConfidenceWeighting(scope=scope), temperature=3.0, block_rows=1000), batch)
+    other = weights_of(make(ConfidenceWeighting(scope=scope), temperature=3.0, logits_memory=1.0), batch)
     for name in NAMES:
         torch.testing.assert_close(plain[name], other[name], rtol=0, atol=1e-9)
 

@@ -104,11 +104,15 @@ class TeacherBatch(_Movable):
 
 @dataclass
 class Block:
-    """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows."""
+    """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows.
+
+    ``pieces`` divides it further, without cutting a span.
+    """
 
     student_rows: slice
     spans: dict[str, slice]
     teacher_rows: dict[str, slice]
+    pieces: list[Block]
 
 
 @dataclass
@@ -140,17 +144,27 @@ class RowCuts:
         rows_before = {name: np.concatenate(([0], ends[name]))[before[name]] for name in spans}
         return cls(cuts, before, rows_before)
 
-    def blocks(self, max_rows: int) -> list[Block]:
-        """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block."""
+    def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
+        """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block.
+
+        Their pieces have at most ``piece_rows`` rows of each side, likewise.
+        """
         bounds = np.stack([self.student, *self.teacher.values()], axis=1)
+        limits = [min(piece_rows, max_rows)] * bounds.shape[1]
+        pieces = greedy_segments(bounds, limits)
+        edges = np.array([0, *(end for _, end in pieces)])
         return [
-            Block(
-                student_rows=_between(self.student, start, end),
-                spans={name: _between(before, start, end) for name, before in self.spans.items()},
-                teacher_rows={name: _between(before, start, end) for name, before in self.teacher.items()},
-            )
-            for start, end in greedy_segments(bounds, [max_rows] * bounds.shape[1])
+            self._block(edges[first], edges[last], [self._block(*piece, []) for piece in pieces[first:last]])
+            for first, last in greedy_segments(bounds[edges], [max_rows] * bounds.shape[1])
         ]
+
+    def _block(self, start: int, end: int, pieces: list[Block]) -> Block:
+        return Block(
+            student_rows=_between(self.student, start, end),
+            spans={name: _between(before, start, end) for name, before in self.spans.items()},
+            teacher_rows={name: _between(before, start, end) for name, before in self.teacher.items()},
+            pieces=pieces,
+        )
 
 
 def _between(before: NDArray[np.int64], start: int, end: int) -> slice:

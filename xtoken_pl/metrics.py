@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleDict
 from torchmetrics import Metric
 
-from xtoken_pl.losses.blockwise import RowScores
+from xtoken_pl.losses.tasks import RowScores
 from xtoken_pl.precision import keep_dtype
 
 

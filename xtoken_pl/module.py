@@ -22,7 +22,9 @@ from xtoken_pl.binding import bind_loss, check_teachers
 from xtoken_pl.checkpoints import check_learned_projections
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.losses import SpanLoss
-from xtoken_pl.losses.blockwise import HiddenRows, RowScores, TeacherTask, evaluate_rows
+from xtoken_pl.losses.blockwise import evaluate_rows
+from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.metrics import EvaluationMetrics
 from xtoken_pl.models import Head, LoadedModel, hidden_states, load_model
 from xtoken_pl.optimization import OptimizerRecipe
@@ -57,7 +59,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
         optimizer: AdamW, warm-up, cosine.
         ce_weight: Fixed weight of the cross-entropy.
         kd_weight: Fixed weight of the distillation loss.
-        block_rows: Rows of the student, and of each teacher, whose logits exist at the same time.
+        logits_memory: GB for logits and what the losses derive from them. Where it is plenty, the second pass over
+            the heads' products is saved; the results are the same.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699
@@ -75,22 +78,22 @@ class MultiTeacherDistillModule(pl.LightningModule):
         *,
         ce_weight: float = 1.0,
         kd_weight: float = 1.0,
-        block_rows: int = 128,
+        logits_memory: float = 0.5,
     ) -> None:
         super().__init__()
         check_not_negative("ce_weight", ce_weight, "0 leaves the cross-entropy out")
         check_not_negative("kd_weight", kd_weight, "0 leaves the distillation loss out")
         if ce_weight == 0 and kd_weight == 0:
             raise ValueError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
-        if block_rows < 1:
-            raise ValueError(f"block_rows must be >= 1, got {block_rows}")
+        if not logits_memory > 0:
+            raise ValueError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
         self.student_source = student
         self._given_teachers = teachers
         self.weighting = weighting or StaticWeighting()
         self.optimizer_recipe = optimizer or OptimizerRecipe()
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
-        self.block_rows = block_rows
+        self.logit_memory = LogitMemory(logits_memory * 1e9)
         self.kd_scale: KDScale = self.fixed_kd_scale
         self.losses = nn.ModuleDict()
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
@@ -261,7 +264,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
             loss = cast(SpanLoss, self.losses[name])
             confidence = self.weighting.row_confidence if self.training else None
             tasks[name] = TeacherTask(rows, view.spans, loss, teacher.temperature, confidence)
-        return evaluate_rows(student, tasks, batch.cuts.blocks(self.block_rows))
+        return evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
 
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
         """Without a callback the distillation loss keeps its fixed weight."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.batch import DistillBatch
-from xtoken_pl.losses.blockwise import RowScores
+from xtoken_pl.losses.tasks import RowScores
 
 _PER_TEACHER = ("span_nats", "weighted_nats", "num_spans", "unmapped_mass", "num_covered_tokens", "row_alpha")
 

@@ -43,6 +43,8 @@ class SideRows:
 
     def first_rows(self) -> Tensor:
         """``[S, V]``: the distribution at the start of each span."""
+        if len(self.first) == len(self.labels):
+            return self.log_probs  # as many spans as rows: every row is a first one
         return self.log_probs.index_select(0, self.first)
 
     def log_continuation(self) -> Tensor:

@@ -1,127 +1,319 @@
 """Evaluates cross-entropy and all teachers' losses block by block, from hidden states.
 
-Full logits are never held: a block's logits exist inside a checkpointed function and are computed again for the
-backward pass, so that the peak memory does not grow with batch x length x vocabulary.
+Full logits are never held: those of a block exist while it is scored. The weights of the losses are known only when
+all blocks are scored (the scale of KD is L_CE / L_KD), so that the gradient needs a second pass: from what the memory
+budget had room to keep, or from logits that are computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from xtoken_pl.batch import Block, SpanBatch
-from xtoken_pl.losses.base import SideRows, SpanBlock, SpanLoss, SpanScores
-from xtoken_pl.models.head import Head
+from xtoken_pl.batch import Block, RowCuts
+from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
+from xtoken_pl.losses.memory import LogitMemory, MemoryPlan
+from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
+from xtoken_pl.models.head import accumulate_product, logits
 
-# N/Q student/teacher rows, S spans, H hidden size, V_s/V_t vocabulary sizes (student/teacher)
-
-#: How sure a teacher is: log-probabilities [Q, V_t] and the tokens [Q] that they predict in, a number per row [Q] out.
-RowConfidence = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class HiddenRows:
-    """One side's rows before the head: hidden states ``[N, H]``, the tokens ``[N]`` that they predict, the head."""
-
-    hidden: Tensor
-    labels: Tensor
-    head: Head
+# N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
 
 
-@dataclass(frozen=True)
-class TeacherTask:
-    """What is computed for one teacher: its loss and, where a weighting asks for it, its confidence."""
-
-    rows: HiddenRows
-    spans: SpanBatch
-    loss: SpanLoss
-    temperature: float = 1.0
-    confidence: RowConfidence | None = None
-
-
-@dataclass(frozen=True)
-class RowScores:
-    """What is known of a batch, or of a block of it.
-
-    Attributes:
-        token_nats: ``[N]`` cross-entropy of every student row.
-        spans: By teacher, the scores of every span.
-        confidence: By teacher, ``[S]``: the confidence of the rows of every span, summed; only where it was asked for.
-    """
-
-    token_nats: Tensor
-    spans: dict[str, SpanScores]
-    confidence: dict[str, Tensor]
-
-
-def evaluate_rows(student: HiddenRows, teachers: Mapping[str, TeacherTask], blocks: Sequence[Block]) -> RowScores:
+def evaluate_rows(
+    student: HiddenRows, teachers: Mapping[str, TeacherTask], cuts: RowCuts, memory: LogitMemory
+) -> RowScores:
     """Scores all rows and spans of a batch.
 
     Args:
         student: All student rows.
         teachers: By name.
-        blocks: Of :meth:`xtoken_pl.batch.RowCuts.blocks`; the results do not depend on how the rows are cut.
+        cuts: Where the rows may be cut; the results do not depend on where they are.
+        memory: For logits and what losses derive from them; see :class:`MemoryPlan`.
 
     Returns:
         Vectors, so that weights and scales are applied, and gradients stopped, outside.
     """
-    keep_logits = not torch.is_grad_enabled()
-    results = [
-        _evaluate_block(student, teachers, block)
-        if keep_logits
-        else checkpoint(_evaluate_block, student, teachers, block, use_reentrant=False, preserve_rng_state=False)
-        for block in blocks
-    ]
-    if not results:
-        # No row at all: an empty block keeps the zero loss connected to the parameters.
-        results = [_evaluate_block(student, teachers, _empty_block(teachers))]
-    return RowScores(
-        token_nats=torch.cat([block.token_nats for block in results]),
-        spans={name: _concatenate([block.spans[name] for block in results]) for name in teachers},
-        confidence={name: torch.cat([block.confidence[name] for block in results]) for name in results[0].confidence},
-    )
+    layer = student.head.layer
+    parameters = [p for task in teachers.values() for p in task.loss.parameters() if p.requires_grad]
+    inputs = [student.hidden, layer.weight, getattr(layer, "bias", None), *parameters]
+    is_differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    evaluation = _Evaluation.of(student, teachers, cuts, memory, parameters, keeps=is_differentiable)
+    if not is_differentiable:
+        return evaluation.score()
+    results: list[RowScores] = []
+    token_nats, *losses = _Differentiable.apply(evaluation, results, *inputs)
+    (scores,) = results
+    spans = zip(scores.spans.items(), losses, strict=True)
+    return RowScores(token_nats, {name: s._replace(loss=loss) for (name, s), loss in spans}, scores.confidence)
 
 
-def _evaluate_block(student: HiddenRows, teachers: Mapping[str, TeacherTask], block: Block) -> RowScores:
-    rows = block.student_rows
-    log_probs = student.head.log_probs(student.hidden[rows])  # [P, V_s]
-    labels = student.labels[rows]
-    token_nats = -log_probs.gather(1, labels[:, None]).squeeze(1)
-    scores: dict[str, SpanScores] = {}
-    confidence: dict[str, Tensor] = {}
-    for name, task in teachers.items():
-        teacher_rows, spans = block.teacher_rows[name], block.spans[name]
-        with torch.no_grad():
-            teacher_log_probs = task.rows.head.log_probs(task.rows.hidden[teacher_rows], task.temperature)
-        num_spans = spans.stop - spans.start
-        span_block = SpanBlock(
-            student=SideRows(
-                log_probs=log_probs if task.temperature == 1.0 else (log_probs / task.temperature).log_softmax(-1),
-                labels=labels,
-                first=task.spans.student_first[spans] - rows.start,
-                length=task.spans.student_length[spans],
-                span=(task.spans.student_span[rows] - spans.start).clamp(max=num_spans),
-            ),
-            teacher=SideRows(
-                log_probs=teacher_log_probs,
-                labels=task.rows.labels[teacher_rows],
-                first=task.spans.teacher_first[spans] - teacher_rows.start,
-                length=task.spans.teacher_length[spans],
-                span=(task.spans.teacher_span[teacher_rows] - spans.start).clamp(max=num_spans),
-            ),
+class _Differentiable(torch.autograd.Function):
+    """The two passes of an evaluation, as autograd sees them."""
+
+    @staticmethod
+    def forward(ctx: Any, evaluation: _Evaluation, results: list[RowScores], *inputs: Tensor | None) -> Any:
+        scores = evaluation.score()
+        results.append(scores)
+        ctx.evaluation = evaluation
+        ctx.save_for_backward(*inputs)
+        return scores.token_nats.clone(), *(spans.loss.clone() for spans in scores.spans.values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, token_nats: Tensor, *losses: Tensor) -> tuple[Any, ...]:
+        _ = ctx.saved_tensors  # refuses inputs that were changed in place since
+        return None, None, *ctx.evaluation.gradients(token_nats, losses, ctx.needs_input_grad[2:])
+
+
+@dataclass
+class _Kept:
+    """What remains of a block: gradients of its student logits for losses of weight one."""
+
+    probs: Tensor  # [P, V_s]
+    units: dict[str, Tensor]  # by teacher, [P, V_s]
+
+
+@dataclass
+class _Evaluation:
+    """One batch: the first pass scores it, the second gives the gradients."""
+
+    student: HiddenRows
+    teachers: Mapping[str, TeacherTask]
+    blocks: Sequence[Block]
+    parameters: Sequence[nn.Parameter]  # of the losses
+    num_kept: int  # of the first blocks
+    dtypes: dict[str, torch.dtype]  # of the heads' products, by teacher; "" is the student
+    kept: dict[int, _Kept]  # by block
+    memory: LogitMemory
+
+    @classmethod
+    def of(
+        cls,
+        student: HiddenRows,
+        teachers: Mapping[str, TeacherTask],
+        cuts: RowCuts,
+        memory: LogitMemory,
+        parameters: Sequence[nn.Parameter],
+        *,
+        keeps: bool,
+    ) -> _Evaluation:
+        kind = student.hidden.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        sides = {"": student, **{name: task.rows for name, task in teachers.items()}}
+        dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in sides.items()}
+        loss_dtype = torch.promote_types(dtypes[""], torch.float32)
+        sizes = [rows.head.vocabulary_size for rows in sides.values()]
+        plan = MemoryPlan.of(memory.budget, len(student.labels), sizes[0], sizes[1:], loss_dtype, kind)
+        # Without any row an empty block keeps the zero loss connected to the parameters.
+        blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [_empty_block(teachers)]
+        # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
+        kept_rows = plan.kept_rows if keeps and not parameters else 0
+        num_kept = sum(block.student_rows.stop <= kept_rows for block in blocks)
+        return cls(student, teachers, blocks, parameters, num_kept, dtypes, {}, memory)
+
+    # The first pass ------------------------------------------------------------------------------------------------
+
+    def score(self) -> RowScores:
+        """Scores all blocks, and keeps what there is room for."""
+        parts: list[RowScores] = []
+        with torch.no_grad(), self._full_precision():
+            products = self._products()
+            for index, block in enumerate(self.blocks):
+                rows = products.of(block)
+                if index < self.num_kept:
+                    # The memory of the student's logits becomes that of its probabilities.
+                    self.memory.release("")
+                    probs = rows[""].to(torch.promote_types(rows[""].dtype, torch.float32))
+                    self.kept[index] = _Kept(probs, {name: torch.empty_like(probs) for name in self.teachers})
+                parts += [self._score_piece(block, piece, rows, self.kept.get(index)) for piece in block.pieces]
+        return _join(parts)
+
+    def _score_piece(self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: _Kept | None) -> RowScores:
+        inside = _inside(piece.student_rows, block.student_rows)
+        log_probs = self.student.head.normalize(rows[""][inside])  # [P, V_s]
+        labels = self.student.labels[piece.student_rows]
+        token_nats = -log_probs.gather(1, labels[:, None]).squeeze(1)
+        if kept is not None:
+            torch.exp(log_probs, out=kept.probs[inside])
+        spans: dict[str, SpanScores] = {}
+        confidence: dict[str, Tensor] = {}
+        for name, task in self.teachers.items():
+            teacher = self._teacher_log_probs(name, block, piece, rows)
+            if kept is None:
+                spans[name] = self._score_spans(name, piece, log_probs, teacher)
+            else:
+                with torch.enable_grad():
+                    leaf = log_probs.detach().requires_grad_()
+                    scores = self._score_spans(name, piece, leaf, teacher)
+                    (gradient,) = torch.autograd.grad(scores.loss.sum(), leaf)
+                kept.units[name][inside] = _through_softmax(gradient, kept.probs[inside])
+                spans[name] = scores._replace(loss=scores.loss.detach())
+            if task.confidence is not None:
+                untempered = _untempered(teacher, task.temperature)
+                row_confidence = task.confidence(untempered, task.rows.labels[piece.teacher_rows[name]])
+                confidence[name] = self._teacher_side(name, piece, teacher).sum_by_span(row_confidence)
+        return RowScores(token_nats, spans, confidence)
+
+    # The second pass -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gradients(
+        self, token_nats: Tensor, losses: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of the hidden states, the head's weight and bias, and the losses' parameters.
+
+        Args:
+            token_nats, losses: Those of the results of :meth:`score`.
+            wanted: Which gradients are needed.
+        """
+        layer, size = self.student.head.layer, self.student.head.vocabulary_size
+        inputs = [self.student.hidden, layer.weight, getattr(layer, "bias", None), *self.parameters]
+        grads = [torch.empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)]
+        hidden, weight, bias, *of_parameters = grads
+        for grad in (weight, bias):
+            if grad is not None:
+                grad[size:].zero_()
+        for grad in of_parameters:
+            if grad is not None:
+                grad.zero_()
+        span_weights = dict(zip(self.teachers, losses, strict=True))
+        with self._full_precision():
+            products = self._products()
+            for index, block in enumerate(self.blocks):
+                kept = self.kept.pop(index, None)
+                if kept is None:
+                    logit_grad = self._recompute(block, products.of(block), token_nats, span_weights, of_parameters)
+                else:
+                    logit_grad = self._combine(block, kept, token_nats, span_weights)
+                head_weight, _ = products.heads[""]
+                logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
+                if hidden is not None:
+                    hidden[block.student_rows] = (logit_grad @ head_weight).to(hidden.dtype)
+                if weight is not None:
+                    rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
+                    accumulate_product(weight[:size], logit_grad, rows, is_first=index == 0)
+                if bias is not None:
+                    bias[:size] = logit_grad.sum(0) + (bias[:size] if index else 0)
+        return tuple(grads)
+
+    def _combine(self, block: Block, kept: _Kept, token_nats: Tensor, span_weights: Mapping[str, Tensor]) -> Tensor:
+        """The gradient of a block's logits, of what was kept."""
+        rows, weight = block.student_rows, token_nats[block.student_rows, None].to(kept.probs.dtype)
+        grad = kept.probs.mul_(weight)
+        _subtract_at(grad, self.student.labels[rows], weight)
+        for name, unit in kept.units.items():
+            # A span's loss depends on its own rows alone, so that its weight is that of these rows.
+            of_span = torch.cat((span_weights[name], span_weights[name].new_zeros(1)))
+            grad.addcmul_(unit, of_span[self.teachers[name].spans.student_span[rows], None].to(unit.dtype))
+        return grad
+
+    def _recompute(
+        self,
+        block: Block,
+        rows: Mapping[str, Tensor],
+        token_nats: Tensor,
+        span_weights: Mapping[str, Tensor],
+        of_parameters: Sequence[Tensor | None],
+    ) -> Tensor:
+        """The same, from logits that are computed again; adds to the gradients of the losses' parameters."""
+        for piece in block.pieces:
+            inside = _inside(piece.student_rows, block.student_rows)
+            leaf = self.student.head.normalize(rows[""][inside]).requires_grad_()
+            with torch.enable_grad():
+                total = leaf.new_zeros(())
+                for name in self.teachers:
+                    scores = self._score_spans(name, piece, leaf, self._teacher_log_probs(name, block, piece, rows))
+                    total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
+            inputs = [leaf, *self.parameters]
+            grad, *others = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+            for sum_, other in zip(of_parameters, others, strict=True):
+                if sum_ is not None:
+                    sum_ += other
+            weight = token_nats[piece.student_rows, None].to(grad.dtype)
+            _subtract_at(grad, self.student.labels[piece.student_rows], weight)
+            rows[""][inside] = _through_softmax(grad, leaf.detach().exp())
+        return rows[""]
+
+    # What both passes do -------------------------------------------------------------------------------------------
+
+    def _full_precision(self) -> torch.autocast:
+        """Products have their own precision; everything else is computed in float32 at least."""
+        return torch.autocast(self.student.hidden.device.type, enabled=False)
+
+    def _products(self) -> _Products:
+        sides = {"": self.student, **{name: task.rows for name, task in self.teachers.items()}}
+        return _Products(
+            sides, {name: sides[name].head.parameters(dtype) for name, dtype in self.dtypes.items()}, self.memory
         )
-        result = task.loss(span_block)
-        scores[name] = result._replace(loss=result.loss * task.temperature**2)
-        if task.confidence is not None:
-            with torch.no_grad():
-                confidence[name] = span_block.teacher.sum_by_span(
-                    task.confidence(_untempered(teacher_log_probs, task.temperature), span_block.teacher.labels)
-                )
-    return RowScores(token_nats, scores, confidence)
+
+    @torch.no_grad()
+    def _teacher_log_probs(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> Tensor:
+        task = self.teachers[name]
+        inside = _inside(piece.teacher_rows[name], block.teacher_rows[name])
+        return task.rows.head.normalize(rows[name][inside], task.temperature)
+
+    def _score_spans(self, name: str, piece: Block, log_probs: Tensor, teacher_log_probs: Tensor) -> SpanScores:
+        task, spans = self.teachers[name], piece.spans[name]
+        student = SideRows(
+            log_probs=log_probs if task.temperature == 1.0 else (log_probs / task.temperature).log_softmax(-1),
+            labels=self.student.labels[piece.student_rows],
+            first=task.spans.student_first[spans] - piece.student_rows.start,
+            length=task.spans.student_length[spans],
+            span=_local(task.spans.student_span[piece.student_rows], spans),
+        )
+        result: SpanScores = task.loss(SpanBlock(student, self._teacher_side(name, piece, teacher_log_probs)))
+        return result._replace(loss=result.loss * task.temperature**2)
+
+    def _teacher_side(self, name: str, piece: Block, log_probs: Tensor) -> SideRows:
+        task, rows, spans = self.teachers[name], piece.teacher_rows[name], piece.spans[name]
+        return SideRows(
+            log_probs=log_probs,
+            labels=task.rows.labels[rows],
+            first=task.spans.teacher_first[spans] - rows.start,
+            length=task.spans.teacher_length[spans],
+            span=_local(task.spans.teacher_span[rows], spans),
+        )
+
+
+@dataclass
+class _Products:
+    """The logits of one block after another, in the same memory; by teacher, and "" for the student."""
+
+    sides: Mapping[str, HiddenRows]
+    heads: Mapping[str, tuple[Tensor, Tensor | None]]
+    memory: LogitMemory
+
+    def of(self, block: Block) -> dict[str, Tensor]:
+        return {name: self._logits(name, rows) for name, rows in {"": block.student_rows, **block.teacher_rows}.items()}
+
+    def _logits(self, name: str, rows: slice) -> Tensor:
+        weight, bias = self.heads[name]
+        out = self.memory.rows(name, rows.stop - rows.start, weight)
+        return logits(self.sides[name].hidden[rows], weight, bias, out=out)
+
+
+def _inside(piece: slice, block: slice) -> slice:
+    return slice(piece.start - block.start, piece.stop - block.start)
+
+
+def _local(span: Tensor, spans: slice) -> Tensor:
+    """The span of each row counted from the piece's first one; their number for a row of no span."""
+    return (span - spans.start).clamp(max=spans.stop - spans.start)
+
+
+def _subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:
+    """``rows[i, labels[i]] -= values[i]``."""
+    rows[torch.arange(len(rows), device=rows.device), labels] -= values.squeeze(1)
+
+
+def _through_softmax(grad: Tensor, probs: Tensor) -> Tensor:
+    """The gradient of log-probabilities as that of logits; in place."""
+    return grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
 
 
 def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
@@ -131,7 +323,16 @@ def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
 
 def _empty_block(teachers: Mapping[str, TeacherTask]) -> Block:
     nothing = slice(0, 0)
-    return Block(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing))
+    piece = Block(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing), [])
+    return replace(piece, pieces=[piece])
+
+
+def _join(parts: Sequence[RowScores]) -> RowScores:
+    return RowScores(
+        token_nats=torch.cat([part.token_nats for part in parts]),
+        spans={name: _concatenate([part.spans[name] for part in parts]) for name in parts[0].spans},
+        confidence={name: torch.cat([part.confidence[name] for part in parts]) for name in parts[0].confidence},
+    )
 
 
 def _concatenate(parts: list[SpanScores]) -> SpanScores:

@@ -38,12 +38,12 @@ def generalized_divergence(
         teacher_mass, student_mass: M; the sums of the columns where they are not given.
 
     Shape:
-        teacher_log_probs, student_log_probs: ``[S, V]``; teacher_log_c, student_log_c, masses: ``[S]``;
+        teacher_log_probs, student_log_probs: ``[S, V]``, finite (see :func:`finite`); teacher_log_c, student_log_c, masses: ``[S]``;
         returns ``[S]``, nats.
     """
     if divergence == "jensen_shannon":
-        teacher = _finite(teacher_log_probs) + teacher_log_c[:, None]
-        student = _finite(student_log_probs) + student_log_c[:, None]
+        teacher = teacher_log_probs + teacher_log_c[:, None]
+        student = student_log_probs + student_log_c[:, None]
         log_middle = torch.logaddexp(teacher, student) - math.log(2)
         return 0.5 * (teacher.exp() * (teacher - log_middle) + student.exp() * (student - log_middle)).sum(-1)
     if divergence == "reverse":
@@ -62,18 +62,15 @@ def generalized_divergence(
         teacher_mass = column_mass
     if student_mass is None:
         student_mass = student_log_probs.exp().sum(-1)
-    # 0 log 0 = 0, for ids that do not exist (-inf) too, and so is its gradient, whatever it is multiplied by.
-    is_zero = teacher_probs == 0
-    teacher_term = (teacher_probs * teacher_log_probs.masked_fill(is_zero, 0.0)).sum(-1)
-    student_term = (teacher_probs * student_log_probs.masked_fill(is_zero, 0.0)).sum(-1)
-    cross = teacher_term - student_term
+    cross = (teacher_probs * (teacher_log_probs - student_log_probs)).sum(-1)
     return (
         teacher_log_c.exp() * (cross + column_mass * (teacher_log_c - student_log_c) - teacher_mass)
         + student_log_c.exp() * student_mass
     )
 
 
-def _finite(log_probs: Tensor) -> Tensor:
+def finite(log_probs: Tensor) -> Tensor:
+    """For ids that do not exist (-inf): 0 log 0 = 0, and so is its gradient."""
     return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
 

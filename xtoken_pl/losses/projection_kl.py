@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence, log_clamped
 from xtoken_pl.precision import keep_dtype
 from xtoken_pl.projection import LearnedProjection, Projection
-from xtoken_pl.projection.projection import apply_entries
+from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
@@ -69,8 +69,7 @@ class ProjectionKL(MatchedRowLoss):
     can_learn_projection = True
 
     # E non-zero entries of W, R teacher tokens that W reaches
-    student_ids: Tensor  # [E]
-    columns: Tensor  # [E], the place of each entry's teacher token in `reached`
+    product: SparseProduct  # rows [S, V_s] times W, the columns that it reaches
     weights: Tensor  # [E]
     reached: Tensor  # [R], teacher ids
 
@@ -93,10 +92,10 @@ class ProjectionKL(MatchedRowLoss):
         if len(weights) == 0:
             raise ValueError("a projection must map at least one token, got only zero rows")
         reached, columns = teacher_ids.unique(return_inverse=True)
-        buffers = {"student_ids": student_ids, "columns": columns, "weights": weights, "reached": reached}
-        for name, tensor in buffers.items():
-            # W is no state: it is built from the tokenizers, or read from its own file.
-            self.register_buffer(name, tensor, persistent=False)
+        # W is no state: it is built from the tokenizers, or read from its own file.
+        self.product = SparseProduct(student_ids, columns, projection.num_student, len(reached))
+        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("reached", reached, persistent=False)
         self._projection = projection
 
     def learn_projection(self) -> None:
@@ -119,8 +118,7 @@ class ProjectionKL(MatchedRowLoss):
 
     def project(self, probs: Tensor) -> Tensor:
         """``[S, V_s] -> [S, R]``: Wᵀ applied to rows, the teacher tokens that it reaches."""
-        weights = (self.weights if self.learned is None else self.learned()).to(probs.dtype)
-        return apply_entries(probs, self.student_ids, self.columns, weights, len(self.reached))
+        return cast(Tensor, self.product(probs, self.weights if self.learned is None else self.learned()))
 
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from xtoken_pl.checks import check_choice
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
-from xtoken_pl.losses.divergence import Divergence, generalized_divergence
+from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -31,7 +31,7 @@ def token_kl(
         student_log_probs, teacher_log_probs: ``[S, V]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
     """
     return generalized_divergence(
-        teacher_log_probs, student_log_probs, teacher_log_c, student_log_c, divergence=divergence
+        finite(teacher_log_probs), finite(student_log_probs), teacher_log_c, student_log_c, divergence=divergence
     )
 
 

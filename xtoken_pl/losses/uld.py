@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from xtoken_pl.losses.base import MatchedRowLoss, SpanScores
 from xtoken_pl.projection import Projection, VocabularyPartition
@@ -15,20 +18,54 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 def rank_distance(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
     r"""Distance of two rows by rank, :math:`\|\mathrm{sort}_\downarrow(p_S) - \mathrm{sort}_\downarrow(p_T)\|_1`.
 
-    The shorter side is padded with zeros. All values are sorted, none is dropped.
+    The shorter side is padded with zeros. All values are sorted, none is dropped. A gradient reaches the student.
 
     Shape:
-        student_probs: ``[S, U_s]``; teacher_probs: ``[S, U_t]``; returns ``[S]``.
+        student_probs: ``[S, U_s]``; teacher_probs: ``[S, U_t]``, both >= 0; returns ``[S]``.
 
     References:
         [0] Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs,
             2024, https://arxiv.org/abs/2402.12030
     """
-    student = student_probs.sort(dim=-1, descending=True).values
-    teacher = teacher_probs.sort(dim=-1, descending=True).values
-    common = min(student.shape[-1], teacher.shape[-1])
-    distance = (student[:, :common] - teacher[:, :common]).abs().sum(-1)
-    return distance + student[:, common:].sum(-1) + teacher[:, common:].sum(-1)
+    return cast(Tensor, _RankDistance.apply(student_probs, teacher_probs))
+
+
+class _RankDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
+        student, places = sort_rows(student_probs)
+        teacher, _ = sort_rows(teacher_probs)
+        common = min(student.shape[1], teacher.shape[1])
+        # Ascending: equal ranks are equally far from the end. What only one side has meets zeros.
+        difference = student.clone()
+        difference[:, student.shape[1] - common :] -= teacher[:, teacher.shape[1] - common :]
+        if ctx.needs_input_grad[0]:
+            signs = difference.sign()
+            signs[:, : student.shape[1] - common] = 1.0  # also for what has underflowed
+            ctx.save_for_backward(torch.empty_like(signs).scatter_(1, places, signs))
+        return difference.abs_().sum(-1) + teacher[:, : teacher.shape[1] - common].sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (signs,) = ctx.saved_tensors
+        return signs * grad[:, None], None
+
+
+def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``[N, U] -> [N, U], [N, U]``: every row in ascending order, and the places of its values.
+
+    On a CPU torch sorts single-precision numbers by comparison, but long vectors of integers by radix, 3 x faster: the
+    bits of numbers >= 0 are in their order, and all rows are sorted as one vector, the row's number in front.
+    """
+    if rows.device.type != "cpu" or rows.dtype != torch.float32 or rows.numel() == 0:
+        result = rows.sort(dim=-1)
+        return result.values, result.indices
+    num_rows, width = rows.shape
+    row = torch.arange(num_rows)[:, None]
+    keys, places = (rows.contiguous().view(torch.int32).long() | (row << 31)).view(-1).sort()
+    values = (keys.view_as(rows) & 0x7FFFFFFF).int().view(torch.float32)
+    return values, places.view_as(rows) - row * width
 
 
 class ULD(MatchedRowLoss):

@@ -13,6 +13,9 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 
 # N rows, H hidden size, V real vocabulary size
 
+#: Tokens of a head that are multiplied at a time, where it is not multiplied as a whole.
+_TILE = 4096
+
 
 @dataclass(frozen=True)
 class Head:
@@ -50,13 +53,55 @@ class Head:
         holes = torch.from_numpy(~vocabulary.exists)
         return cls(layer, len(vocabulary), holes if holes.any() else None)
 
+    def parameters(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight ``[V, H]`` and bias ``[V]`` of the tokens that exist, in ``dtype`` or the layer's own."""
+        weight, bias = self.layer.weight[: self.vocabulary_size], getattr(self.layer, "bias", None)
+        dtype = dtype or weight.dtype
+        return weight.to(dtype), None if bias is None else bias[: self.vocabulary_size].to(dtype)
+
     def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """``[N, H] -> [N, V]``, in float32 at least, whatever the precision of the product."""
-        weight = self.layer.weight[: self.vocabulary_size]
-        bias = getattr(self.layer, "bias", None)
-        logits = F.linear(hidden.to(weight.dtype), weight, None if bias is None else bias[: self.vocabulary_size])
+        return self.normalize(logits(hidden, *self.parameters()), temperature)
+
+    def normalize(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """``[N, V] -> [N, V]``: logits to log-probabilities, in float32 at least, -inf for holes."""
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if self.holes is not None:
             logits = logits.masked_fill(self.holes.to(logits.device), -torch.inf)
         return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+
+
+def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``[N, H], [V, H], [V] -> [N, V]``: the product with a head, in the head's precision.
+
+    Args:
+        out: ``[N, V]`` memory for the result; without it a gradient can be taken.
+    """
+    hidden = hidden.to(weight.dtype)
+    if out is None:
+        return F.linear(hidden, weight, bias)
+    if hidden.device.type == "cpu" and len(weight) > _TILE:
+        # A few hundred rows times a large head: the transposed product, tile by tile, is 1.2 to 1.4 x faster.
+        columns = hidden.t().contiguous()
+        for start in range(0, len(weight), _TILE):
+            tile = slice(start, start + _TILE)
+            out[:, tile].copy_((weight[tile] @ columns).t())
+    else:
+        torch.mm(hidden, weight.t(), out=out)
+    return out if bias is None else out.add_(bias)
+
+
+def accumulate_product(total: Tensor, grad: Tensor, rows: Tensor, *, is_first: bool) -> None:
+    """``total += gradᵀ rows``: ``[V, H]``, ``[P, V]``, ``[P, H]``; the first product overwrites ``total``."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.t(), rows, beta=0 if is_first else 1)
+        return
+    # A product in half precision for a weight in single: tile by tile, so that it exists once only.
+    for start in range(0, len(total), _TILE):
+        tile = slice(start, start + _TILE)
+        product = grad[:, tile].t() @ rows
+        if is_first:
+            total[tile] = product
+        else:
+            total[tile] += product

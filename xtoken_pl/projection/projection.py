@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+
+from xtoken_pl.projection.sparse import SparseProduct
 
 if TYPE_CHECKING:
     from xtoken_pl.tokenization import CanonicalVocabulary
@@ -103,19 +105,13 @@ class Projection:
 
     def to_teacher(self, student_rows: Tensor) -> Tensor:
         """Applies Wᵀ: ``[..., V_s] -> [..., V_t]``; takes the student's probabilities to the teacher's vocabulary."""
-        student_ids, teacher_ids, weights = self._entries_like(student_rows, self.num_student)
-        return apply_entries(student_rows, student_ids, teacher_ids, weights, self.num_teacher)
+        student_ids, teacher_ids, weights = self.entries()
+        return _multiply(student_rows, student_ids, teacher_ids, weights, self.num_student, self.num_teacher)
 
     def to_student(self, teacher_rows: Tensor) -> Tensor:
         """Applies W: ``[..., V_t] -> [..., V_s]``; the transpose of :meth:`to_teacher`."""
-        student_ids, teacher_ids, weights = self._entries_like(teacher_rows, self.num_teacher)
-        return apply_entries(teacher_rows, teacher_ids, student_ids, weights, self.num_student)
-
-    def _entries_like(self, rows: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        if rows.shape[-1] != size:
-            raise ValueError(f"rows must have {size} columns to be projected, got {rows.shape[-1]}")
-        student_ids, teacher_ids, weights = (tensor.to(rows.device) for tensor in self.entries())
-        return student_ids, teacher_ids, weights.to(rows.dtype)
+        student_ids, teacher_ids, weights = self.entries()
+        return _multiply(teacher_rows, teacher_ids, student_ids, weights, self.num_teacher, self.num_student)
 
     def check_belongs_to(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
         """Refuses a projection that was built for other tokenizers.
@@ -148,13 +144,10 @@ class Projection:
         return load_projection(path)
 
 
-def apply_entries(rows: Tensor, source: Tensor, target: Tensor, weights: Tensor, size: int) -> Tensor:
-    """``out[..., target[e]] += weights[e] * rows[..., source[e]]`` for every entry e of a sparse matrix.
-
-    Shape:
-        rows: ``[..., V]``; source, target, weights: ``[E]``; returns: ``[..., size]``.
-    """
-    # The vocabulary comes first while adding: rows of memory are added, not scattered elements (3 x faster on a CPU).
-    flat = rows.reshape(-1, rows.shape[-1]).t()  # [V, N]
-    out = flat.new_zeros(size, flat.shape[1]).index_add(0, target, flat[source] * weights[:, None])
-    return out.t().reshape(*rows.shape[:-1], size)
+def _multiply(
+    rows: Tensor, source: Tensor, target: Tensor, weights: Tensor, num_sources: int, num_targets: int
+) -> Tensor:
+    if rows.shape[-1] != num_sources:
+        raise ValueError(f"rows must have {num_sources} columns to be projected, got {rows.shape[-1]}")
+    product = SparseProduct(source, target, num_sources, num_targets).to(rows.device)
+    return cast(Tensor, product(rows, weights.to(rows.device)))

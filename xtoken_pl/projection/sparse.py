@@ -1,0 +1,90 @@
+"""Rows times a sparse matrix whose places are fixed: gathers for most entries, sums for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# N rows, I/J rows and columns of the matrix, E its entries
+
+
+class SparseProduct(nn.Module):
+    r"""``out[..., target[e]] += weights[e] * rows[..., source[e]]`` for every entry e of a sparse matrix.
+
+    Nearly every column of W has one entry, and nearly every row: the first entry of each column is gathered, and only
+    the others are added one by one. The gradient is the same with rows and columns exchanged.
+
+    Args:
+        source: ``[E]`` the row of each entry, below ``num_sources``.
+        target: ``[E]`` its column, below ``num_targets``.
+
+    Shape:
+        rows: ``[..., I]``; weights: ``[E]``; returns ``[..., J]``. A gradient reaches both.
+    """
+
+    def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int) -> None:
+        super().__init__()
+        self.forward_plan = _GatherPlan(source, target, num_targets)
+        self.backward_plan = _GatherPlan(target, source, num_sources)
+
+    def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
+        flat = rows.reshape(-1, rows.shape[-1])
+        out: Tensor = _SparseProduct.apply(flat, weights.to(rows.dtype), self.forward_plan, self.backward_plan)
+        return out.reshape(*rows.shape[:-1], out.shape[-1])
+
+
+class _GatherPlan(nn.Module):
+    """How a product in one direction is computed: one entry of every output column is gathered, the rest is added."""
+
+    source: Tensor  # [E]
+    target: Tensor  # [E]
+    first: Tensor  # [J], the entry that is gathered, E for none
+    first_source: Tensor  # [J]
+    rest: Tensor  # [E'], the entries that are added
+    rest_source: Tensor  # [E']
+    rest_target: Tensor  # [E']
+
+    def __init__(self, source: Tensor, target: Tensor, num_targets: int) -> None:
+        super().__init__()
+        by_target = target.argsort(stable=True)
+        column = target[by_target]
+        is_first = torch.ones_like(column, dtype=torch.bool)
+        is_first[1:] = column[1:] != column[:-1]
+        first = torch.full((num_targets,), len(source)).index_copy(0, column[is_first], by_target[is_first])
+        rest = by_target[~is_first]
+        # A column without any entry gathers anything, times zero.
+        first_source = torch.cat((source, source.new_zeros(1)))[first]
+        entries = {"source": source, "target": target}
+        gathered = {"first": first, "first_source": first_source}
+        added = {"rest": rest, "rest_source": source[rest], "rest_target": target[rest]}
+        for name, tensor in (entries | gathered | added).items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """``[N, I], [E] -> [N, J]``."""
+        first_weights = torch.cat((weights, weights.new_zeros(1)))[self.first]
+        out = rows.index_select(1, self.first_source).mul_(first_weights)
+        if len(self.rest):
+            added = rows.index_select(1, self.rest_source).mul_(weights[self.rest])
+            out.index_add_(1, self.rest_target, added)
+        return out
+
+
+class _SparseProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, plan: _GatherPlan, transposed: _GatherPlan) -> Tensor:
+        ctx.plans = plan, transposed
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weights)
+        return plan(rows, weights)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        rows, weights = ctx.saved_tensors
+        plan, transposed = ctx.plans
+        to_rows = _SparseProduct.apply(grad, weights, transposed, plan) if ctx.needs_input_grad[0] else None
+        to_weights = None
+        if rows is not None:
+            to_weights = (grad.index_select(1, plan.target) * rows.index_select(1, plan.source)).sum(0)
+        return to_rows, to_weights, None, None
