@@ -41,14 +41,21 @@ class SideRows:
     length: Tensor
     span: Tensor
 
+    @property
+    def only_first_rows(self) -> bool:
+        """Whether every row is a span of its own; then there is nothing to select and nothing to add."""
+        return len(self.first) == len(self.labels)
+
     def first_rows(self) -> Tensor:
         """``[S, V]``: the distribution at the start of each span."""
-        if len(self.first) == len(self.labels):
-            return self.log_probs  # as many spans as rows: every row is a first one
+        if self.only_first_rows:
+            return self.log_probs
         return self.log_probs.index_select(0, self.first)
 
     def log_continuation(self) -> Tensor:
         r"""``[S]``: :math:`\log c = \sum_{k>i} \log p(x_k | x_{<k})` over a span's tokens after the first."""
+        if self.only_first_rows:
+            return self.log_probs.new_zeros(len(self.first))
         token_log_probs = self.log_probs.gather(1, self.labels[:, None]).squeeze(1)
         is_first = torch.zeros_like(self.labels, dtype=torch.bool).index_fill(0, self.first, value=True)
         return self.sum_by_span(token_log_probs.masked_fill(is_first, 0.0))

@@ -7,7 +7,8 @@ budget had room to keep, or from logits that are computed again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,9 @@ from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
 from xtoken_pl.losses.memory import LogitMemory, MemoryPlan
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.models.head import accumulate_product, logits
+
+#: Weight and bias of every side, in the precision of their products.
+_Heads = Mapping[str, tuple[Tensor, Tensor | None]]
 
 # N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
 
@@ -72,22 +76,23 @@ class _Differentiable(torch.autograd.Function):
 
 @dataclass
 class _Kept:
-    """What remains of a block: gradients of its student logits for losses of weight one."""
+    """What remains of a block: gradients of its student logits for losses of weight one. ``[P, V_s]`` or more rows."""
 
-    probs: Tensor  # [P, V_s]
-    units: dict[str, Tensor]  # by teacher, [P, V_s]
+    probs: Tensor
+    units: dict[str, Tensor]  # by teacher
 
 
 @dataclass
 class _Evaluation:
     """One batch: the first pass scores it, the second gives the gradients."""
 
-    student: HiddenRows
+    sides: Mapping[str, HiddenRows]  # by teacher; "" is the student
     teachers: Mapping[str, TeacherTask]
+    plan: MemoryPlan
     blocks: Sequence[Block]
     parameters: Sequence[nn.Parameter]  # of the losses
     num_kept: int  # of the first blocks
-    dtypes: dict[str, torch.dtype]  # of the heads' products, by teacher; "" is the student
+    dtypes: Mapping[str, torch.dtype]  # of the heads' products, by side
     kept: dict[int, _Kept]  # by block
     memory: LogitMemory
 
@@ -114,7 +119,11 @@ class _Evaluation:
         # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
         kept_rows = plan.kept_rows if keeps and not parameters else 0
         num_kept = sum(block.student_rows.stop <= kept_rows for block in blocks)
-        return cls(student, teachers, blocks, parameters, num_kept, dtypes, {}, memory)
+        return cls(sides, teachers, plan, blocks, parameters, num_kept, dtypes, {}, memory)
+
+    @property
+    def student(self) -> HiddenRows:
+        return self.sides[""]
 
     # The first pass ------------------------------------------------------------------------------------------------
 
@@ -122,15 +131,12 @@ class _Evaluation:
         """Scores all blocks, and keeps what there is room for."""
         parts: list[RowScores] = []
         with torch.no_grad(), self._full_precision():
-            products = self._products()
+            heads = self._heads()
             for index, block in enumerate(self.blocks):
-                rows = products.of(block)
                 if index < self.num_kept:
-                    # The memory of the student's logits becomes that of its probabilities.
-                    self.memory.release("")
-                    probs = rows[""].to(torch.promote_types(rows[""].dtype, torch.float32))
-                    self.kept[index] = _Kept(probs, {name: torch.empty_like(probs) for name in self.teachers})
-                parts += [self._score_piece(block, piece, rows, self.kept.get(index)) for piece in block.pieces]
+                    self.kept[index] = _Kept(self._take(block), {name: self._take(block) for name in self.teachers})
+                with self._logits(block, heads) as rows:
+                    parts += [self._score_piece(block, piece, rows, self.kept.get(index)) for piece in block.pieces]
         return _join(parts)
 
     def _score_piece(self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: _Kept | None) -> RowScores:
@@ -173,7 +179,9 @@ class _Evaluation:
         """
         layer, size = self.student.head.layer, self.student.head.vocabulary_size
         inputs = [self.student.hidden, layer.weight, getattr(layer, "bias", None), *self.parameters]
-        grads = [torch.empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)]
+        grads = [
+            torch.empty_like(x) if want and x is not None else None for x, want in zip(inputs, wanted, strict=True)
+        ]
         hidden, weight, bias, *of_parameters = grads
         for grad in (weight, bias):
             if grad is not None:
@@ -183,33 +191,47 @@ class _Evaluation:
                 grad.zero_()
         span_weights = dict(zip(self.teachers, losses, strict=True))
         with self._full_precision():
-            products = self._products()
+            heads = self._heads()
             for index, block in enumerate(self.blocks):
-                kept = self.kept.pop(index, None)
-                if kept is None:
-                    logit_grad = self._recompute(block, products.of(block), token_nats, span_weights, of_parameters)
-                else:
-                    logit_grad = self._combine(block, kept, token_nats, span_weights)
-                head_weight, _ = products.heads[""]
-                logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
-                if hidden is not None:
-                    hidden[block.student_rows] = (logit_grad @ head_weight).to(hidden.dtype)
-                if weight is not None:
-                    rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
-                    accumulate_product(weight[:size], logit_grad, rows, is_first=index == 0)
-                if bias is not None:
-                    bias[:size] = logit_grad.sum(0) + (bias[:size] if index else 0)
+                with self._logit_gradient(index, heads, token_nats, span_weights, of_parameters) as logit_grad:
+                    head_weight, _ = heads[""]
+                    logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
+                    if hidden is not None:
+                        hidden[block.student_rows] = (logit_grad @ head_weight).to(hidden.dtype)
+                    if weight is not None:
+                        rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
+                        accumulate_product(weight[:size], logit_grad, rows, is_first=index == 0)
+                    if bias is not None:
+                        bias[:size] = logit_grad.sum(0) + (bias[:size] if index else 0)
         return tuple(grads)
+
+    @contextmanager
+    def _logit_gradient(
+        self,
+        index: int,
+        heads: _Heads,
+        token_nats: Tensor,
+        span_weights: Mapping[str, Tensor],
+        of_parameters: Sequence[Tensor | None],
+    ) -> Iterator[Tensor]:
+        """``[P, V_s]`` of a block, from what was kept of it or from its logits."""
+        block, kept = self.blocks[index], self.kept.pop(index, None)
+        if kept is not None:
+            yield self._combine(block, kept, token_nats, span_weights)
+            self.memory.give(kept.probs, *kept.units.values())
+            return
+        with self._logits(block, heads) as rows:
+            yield self._recompute(block, rows, token_nats, span_weights, of_parameters)
 
     def _combine(self, block: Block, kept: _Kept, token_nats: Tensor, span_weights: Mapping[str, Tensor]) -> Tensor:
         """The gradient of a block's logits, of what was kept."""
         rows, weight = block.student_rows, token_nats[block.student_rows, None].to(kept.probs.dtype)
-        grad = kept.probs.mul_(weight)
+        grad = kept.probs[: len(weight)].mul_(weight)
         _subtract_at(grad, self.student.labels[rows], weight)
         for name, unit in kept.units.items():
             # A span's loss depends on its own rows alone, so that its weight is that of these rows.
             of_span = torch.cat((span_weights[name], span_weights[name].new_zeros(1)))
-            grad.addcmul_(unit, of_span[self.teachers[name].spans.student_span[rows], None].to(unit.dtype))
+            grad.addcmul_(unit[: len(grad)], of_span[self.teachers[name].spans.student_span[rows], None].to(unit.dtype))
         return grad
 
     def _recompute(
@@ -245,11 +267,28 @@ class _Evaluation:
         """Products have their own precision; everything else is computed in float32 at least."""
         return torch.autocast(self.student.hidden.device.type, enabled=False)
 
-    def _products(self) -> _Products:
-        sides = {"": self.student, **{name: task.rows for name, task in self.teachers.items()}}
-        return _Products(
-            sides, {name: sides[name].head.parameters(dtype) for name, dtype in self.dtypes.items()}, self.memory
-        )
+    def _heads(self) -> _Heads:
+        return {name: side.head.parameters(self.dtypes[name]) for name, side in self.sides.items()}
+
+    @contextmanager
+    def _logits(self, block: Block, heads: _Heads) -> Iterator[dict[str, Tensor]]:
+        """``[P, V]`` of every side, in memory that the next block gets again."""
+        taken: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
+        for name, places in {"": block.student_rows, **block.teacher_rows}.items():
+            hidden, (weight, bias) = self.sides[name].hidden[places], heads[name]
+            num_rows = max(self.plan.block_rows, len(hidden))
+            taken[name] = self.memory.take(num_rows, len(weight), weight.dtype, weight.device)
+            rows[name] = logits(hidden, weight, bias, out=taken[name][: len(hidden)])
+        yield rows
+        self.memory.give(*taken.values())
+
+    def _take(self, block: Block) -> Tensor:
+        """``[P, V_s]`` or more rows, to be kept."""
+        hidden, head = self.student.hidden[block.student_rows], self.student.head
+        num_rows = max(self.plan.block_rows, len(hidden))
+        dtype = torch.promote_types(self.dtypes[""], torch.float32)
+        return self.memory.take(num_rows, head.vocabulary_size, dtype, hidden.device)
 
     @torch.no_grad()
     def _teacher_log_probs(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> Tensor:
@@ -278,23 +317,6 @@ class _Evaluation:
             length=task.spans.teacher_length[spans],
             span=_local(task.spans.teacher_span[rows], spans),
         )
-
-
-@dataclass
-class _Products:
-    """The logits of one block after another, in the same memory; by teacher, and "" for the student."""
-
-    sides: Mapping[str, HiddenRows]
-    heads: Mapping[str, tuple[Tensor, Tensor | None]]
-    memory: LogitMemory
-
-    def of(self, block: Block) -> dict[str, Tensor]:
-        return {name: self._logits(name, rows) for name, rows in {"": block.student_rows, **block.teacher_rows}.items()}
-
-    def _logits(self, name: str, rows: slice) -> Tensor:
-        weight, bias = self.heads[name]
-        out = self.memory.rows(name, rows.stop - rows.start, weight)
-        return logits(self.sides[name].hidden[rows], weight, bias, out=out)
 
 
 def _inside(piece: slice, block: slice) -> slice:

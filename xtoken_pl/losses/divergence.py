@@ -38,8 +38,8 @@ def generalized_divergence(
         teacher_mass, student_mass: M; the sums of the columns where they are not given.
 
     Shape:
-        teacher_log_probs, student_log_probs: ``[S, V]``, finite (see :func:`finite`); teacher_log_c, student_log_c, masses: ``[S]``;
-        returns ``[S]``, nats.
+        teacher_log_probs, student_log_probs: ``[S, V]``, finite (see :func:`finite`); teacher_log_c, student_log_c,
+        masses: ``[S]``; returns ``[S]``, nats.
     """
     if divergence == "jensen_shannon":
         teacher = teacher_log_probs + teacher_log_c[:, None]

@@ -11,6 +11,8 @@ from torch import Tensor
 #: Tensors of a piece's size that exist at the same time, for the hungriest loss (measured).
 _PIECE_TENSORS = 16
 _PIECE_SHARE, _BLOCK_SHARE = 0.25, 0.6
+#: A CPU multiplies no faster with more rows.
+_MOST_ROWS = {"cpu": 256}
 #: Larger pieces gain nothing: on a CPU they leave the cache, and get fresh pages for every tensor.
 _LARGEST_PIECE = {"cpu": 2**23}
 _LARGEST_PIECE_ELSEWHERE = 2**27
@@ -53,7 +55,7 @@ class MemoryPlan:
             kind: Of the device, ``cpu`` or ``cuda``, say.
         """
         row = dtype.itemsize * (student_size + sum(teacher_sizes))
-        block_rows = _at_least_one(budget * _BLOCK_SHARE / row)
+        block_rows = min(_at_least_one(budget * _BLOCK_SHARE / row), _MOST_ROWS.get(kind, 2**16))
         piece_row = dtype.itemsize * max(student_size, *teacher_sizes, 1)
         piece = min(budget * _PIECE_SHARE / _PIECE_TENSORS, _LARGEST_PIECE.get(kind, _LARGEST_PIECE_ELSEWHERE))
         piece_rows = min(block_rows, _at_least_one(piece / piece_row))
@@ -64,7 +66,9 @@ class MemoryPlan:
 
 
 class LogitMemory:
-    """A budget for logits and what losses derive from them, and the memory that blocks reuse.
+    """A budget for logits and what losses derive from them, and the memory that is used again and again.
+
+    Fresh pages cost a CPU as much as a quarter of a head's product, so that matrices are lent and given back.
 
     Args:
         budget: Bytes.
@@ -72,28 +76,21 @@ class LogitMemory:
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
-        self._buffers: dict[str, Tensor] = {}
+        self._free: list[Tensor] = []
 
-    def rows(self, name: str, num_rows: int, weight: Tensor) -> Tensor:
-        """``[num_rows, V]`` for the product with a head's ``weight`` ``[V, H]``; not initialized.
+    def take(self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """``[num_rows, width]`` or more rows, not initialized; for the taker alone until it is given back."""
+        wanted = (width, dtype, device)
+        for index, matrix in enumerate(self._free):
+            if (matrix.shape[1], matrix.dtype, matrix.device) == wanted and len(matrix) >= num_rows:
+                return self._free.pop(index)
+        # What is free and did not fit belongs to batches of another shape.
+        self._free = [matrix for matrix in self._free if (matrix.shape[1], matrix.dtype, matrix.device) != wanted]
+        return torch.empty(num_rows, width, dtype=dtype, device=device)
 
-        Every call with the same name gives the same memory: fresh pages cost a CPU as much as a quarter of the product.
-        """
-        buffer = self._buffers.get(name)
-        fits = (
-            buffer is not None
-            and (buffer.device, buffer.dtype, buffer.shape[1]) == (weight.device, weight.dtype, len(weight))
-            and len(buffer) >= num_rows
-        )
-        if not fits:
-            self._buffers.pop(name, None)
-            buffer = self._buffers[name] = weight.new_empty(num_rows, len(weight))
-        assert buffer is not None
-        return buffer[:num_rows]
-
-    def release(self, name: str) -> None:
-        """Leaves the memory of ``name`` to whoever holds it."""
-        self._buffers.pop(name, None)
+    def give(self, *matrices: Tensor) -> None:
+        """Takes matrices back."""
+        self._free += matrices
 
 
 def _at_least_one(value: float) -> int:

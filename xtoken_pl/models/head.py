@@ -13,8 +13,10 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 
 # N rows, H hidden size, V real vocabulary size
 
-#: Tokens of a head that are multiplied at a time, where it is not multiplied as a whole.
+#: Tokens of a head whose gradient is added at a time, where it cannot be added in place.
 _TILE = 4096
+#: The same where a CPU multiplies, and the hidden size from which this pays.
+_CPU_TILE, _NARROW = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | No
     hidden = hidden.to(weight.dtype)
     if out is None:
         return F.linear(hidden, weight, bias)
-    if hidden.device.type == "cpu" and len(weight) > _TILE:
-        # A few hundred rows times a large head: the transposed product, tile by tile, is 1.2 to 1.4 x faster.
+    if hidden.device.type == "cpu" and weight.shape[1] >= _NARROW:
+        # A few hundred rows times a large head: the transposed product, tile by tile, is 1.2 to 1.5 x faster.
         columns = hidden.t().contiguous()
-        for start in range(0, len(weight), _TILE):
-            tile = slice(start, start + _TILE)
+        for start in range(0, len(weight), _CPU_TILE):
+            tile = slice(start, start + _CPU_TILE)
             out[:, tile].copy_((weight[tile] @ columns).t())
     else:
         torch.mm(hidden, weight.t(), out=out)

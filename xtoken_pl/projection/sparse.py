@@ -77,7 +77,7 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weights: Tensor, plan: _GatherPlan, transposed: _GatherPlan) -> Tensor:
         ctx.plans = plan, transposed
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weights)
-        return plan(rows, weights)  # type: ignore[no-any-return]
+        return plan(rows, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
