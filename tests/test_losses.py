@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, cast, get_args
@@ -14,9 +15,10 @@ from reference import common_pairs
 from torch import Tensor
 
 from xtoken_pl import GOLD, ULD, HybridKL, MatchedRowLoss, Projection, ProjectionKL, TokenKL
-from xtoken_pl.losses import Divergence, Merge, SpanBlock, rank_distance
+from xtoken_pl.losses import Divergence, Merge, SpanBlock, rank_distance, token_kl
 from xtoken_pl.losses.base import SideRows
 from xtoken_pl.losses.partitioned import PartitionedLoss
+from xtoken_pl.losses.uld import sort_rows
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 # One-to-one, one-to-many, many-to-one and many-to-many spans, with gaps between them.
@@ -494,3 +496,84 @@ def test_hybrid_kl_without_a_projection_is_refused() -> None:
 def test_a_bound_loss_shows_its_partition() -> None:
     assert "|C| = 4, |U_S| = 9, |U_T| = 7" in repr(bound(GOLD()))
     assert "W: 4 exact" in repr(bound(ProjectionKL(), random_projection()))
+
+
+def with_top_k(loss: MatchedRowLoss, top_k: int) -> MatchedRowLoss:
+    """A bound copy that keeps the teacher's k most probable tokens."""
+    other = copy.deepcopy(loss)
+    other.teacher_top_k = top_k
+    return other
+
+
+@every_loss
+def test_top_k_of_everything_is_the_exact_loss(loss: MatchedRowLoss, size: int) -> None:
+    student = random_rows(NUM_STUDENT_ROWS, V_S, 1).requires_grad_()
+    block = block_of(student, random_rows(NUM_TEACHER_ROWS, size, 2), LABELS, SPANS)
+    exact, kept = (each(block).loss for each in (loss, with_top_k(loss, 100)))
+    torch.testing.assert_close(kept, exact, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(each.sum(), student, retain_graph=True)[0] for each in (exact, kept)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+@every_loss
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_top_k_is_never_above_the_exact_loss_and_grows_with_k(loss: MatchedRowLoss, size: int, top_k: int) -> None:
+    for seed in range(3):
+        rows = random_rows(NUM_STUDENT_ROWS, V_S, seed), random_rows(NUM_TEACHER_ROWS, size, seed + 10)
+        block = block_of(*rows, LABELS, SPANS)
+        few, more, all_ = (each(block).loss for each in (with_top_k(loss, top_k), with_top_k(loss, 5), loss))
+        assert (few <= more + 1e-12).all()
+        assert (more <= all_ + 1e-12).all()
+        assert (few < all_ - 1e-9).any()  # something was put together
+
+
+@every_loss
+def test_gradcheck_of_top_k(loss: MatchedRowLoss, size: int) -> None:
+    student = random_rows(NUM_STUDENT_ROWS, V_S, 1).requires_grad_()
+    teacher = random_rows(NUM_TEACHER_ROWS, size, 2)
+    kept = with_top_k(loss, 2)
+    assert torch.autograd.gradcheck(lambda rows: kept(block_of(rows, teacher, LABELS, SPANS)).loss, student)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("top_k", [1, 4])
+def test_top_k_is_the_divergence_of_the_kept_tokens_and_one_bucket(divergence: Divergence, top_k: int) -> None:
+    student, teacher = (random_rows(6, V_S, seed).softmax(-1) for seed in (1, 2))
+    zeros = torch.zeros(6, dtype=torch.float64)
+    ours = token_kl(student.log(), teacher.log(), zeros, zeros, divergence=divergence, top_k=top_k)
+    for row, (p, q) in enumerate(zip(teacher.tolist(), student.tolist(), strict=True)):
+        kept = sorted(range(V_S), key=lambda v: -p[v])[:top_k]
+        buckets = [[v] for v in kept] + [[v for v in range(V_S) if v not in kept]]
+        pairs = [(sum(p[v] for v in bucket), sum(q[v] for v in bucket)) for bucket in buckets]
+        forms = {
+            "forward": sum(a * math.log(a / b) for a, b in pairs),
+            "reverse": sum(b * math.log(b / a) for a, b in pairs),
+            "jensen_shannon": sum(
+                0.5 * a * math.log(2 * a / (a + b)) + 0.5 * b * math.log(2 * b / (a + b)) for a, b in pairs
+            ),
+        }
+        assert float(ours[row]) == pytest.approx(forms[divergence], abs=1e-12)
+
+
+def test_rank_distance_of_the_highest_compares_the_rest_in_sum() -> None:
+    student = torch.tensor([[0.1, 0.5, 0.2, 0.2]], dtype=torch.float64)
+    teacher = torch.tensor([[0.3, 0.6, 0.1]], dtype=torch.float64)
+    expected = abs(0.5 - 0.6) + abs(0.2 - 0.3) + abs(0.3 - 0.1)
+    assert float(rank_distance(student, teacher, 2)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_top_k_below_one_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="teacher_top_k must be >= 1, got 0; None keeps"):
+        ProjectionKL(teacher_top_k=0)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("num_rows", [1, 5, 300])
+def test_rows_are_sorted_as_by_comparison(num_rows: int, scale: float) -> None:
+    rows = (scale * random_rows(num_rows, 700, 0, torch.float32)).softmax(-1)
+    rows[:, ::50] = 0.0  # ties
+    rows[0, 3] = torch.finfo(torch.float32).tiny / 8
+    values, places = sort_rows(rows)
+    assert torch.equal(values, rows.sort(dim=-1).values)
+    assert torch.equal(rows.gather(1, places), values)
+    assert torch.equal(places.sort(dim=-1).values, torch.arange(700).expand(num_rows, -1))

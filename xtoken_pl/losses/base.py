@@ -117,7 +117,10 @@ class SpanLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, block: SpanBlock) -> SpanScores:
-        """Scores every span of a block."""
+        """Scores every span of a block.
+
+        The score of a span must depend on that span's rows alone: its weight is known, and applied, only later.
+        """
 
     @torch.no_grad()
     def agreement(self, student: Tensor, teacher: Tensor, teacher_token: Tensor | None = None) -> Tensor | None:
@@ -140,14 +143,23 @@ class MatchedRowLoss(SpanLoss):
         merge: How a span of several tokens becomes one row. ``chain_rule``: the first token's distribution and the
             probability c of the observed continuation, so that the row's entry for the observed token is the
             probability of the whole span's text. ``mean``: what other implementations do, the rows averaged.
+        teacher_top_k: Of the tokens that a term compares, the teacher's k most probable ones are kept in each row, and
+            all others become one bucket; nothing is renormalized. None, the default, is exact.
+
+    Raises:
+        ValueError: If ``teacher_top_k`` is below 1.
     """
 
-    def __init__(self, *, merge: Merge = "chain_rule") -> None:
+    def __init__(self, *, merge: Merge = "chain_rule", teacher_top_k: int | None = None) -> None:
         super().__init__()
         self.merge: Merge = check_choice("merge", merge, Merge)
+        if teacher_top_k is not None and teacher_top_k < 1:
+            raise ValueError(f"teacher_top_k must be >= 1, got {teacher_top_k}; None keeps the whole distribution")
+        self.teacher_top_k = teacher_top_k
 
     def extra_repr(self) -> str:
-        return f"merge={self.merge}"
+        kept = "" if self.teacher_top_k is None else f", teacher_top_k={self.teacher_top_k}"
+        return f"merge={self.merge}{kept}"
 
     def forward(self, block: SpanBlock) -> SpanScores:
         if self.merge == "mean":

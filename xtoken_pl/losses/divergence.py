@@ -69,6 +69,29 @@ def generalized_divergence(
     )
 
 
+def keep_top_k(teacher_log_probs: Tensor, student_log_probs: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
+    r"""The teacher's k most probable columns of each row as they are, all others as one: the tail.
+
+    Both sides keep their mass, so that a divergence of the result is one of coarser distributions: never above that of
+    the whole rows, and equal where k reaches the number of columns.
+
+    Args:
+        top_k: k, or None for all columns.
+
+    Shape:
+        ``[S, V]`` finite log-probabilities of both sides -> ``[S, k + 1]``, the tail last.
+    """
+    if top_k is None or top_k >= teacher_log_probs.shape[-1]:
+        return teacher_log_probs, student_log_probs
+    places = teacher_log_probs.topk(top_k, dim=-1, sorted=False).indices
+
+    def coarsen(log_probs: Tensor) -> Tensor:
+        tail = log_probs.exp().scatter(-1, places, 0.0).sum(-1, keepdim=True)
+        return torch.cat((log_probs.gather(-1, places), log_clamped(tail)), dim=-1)
+
+    return coarsen(teacher_log_probs), coarsen(student_log_probs)
+
+
 def finite(log_probs: Tensor) -> Tensor:
     """For ids that do not exist (-inf): 0 log 0 = 0, and so is its gradient."""
     return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)

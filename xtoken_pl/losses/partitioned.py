@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xtoken_pl.checks import check_choice, check_not_negative
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
-from xtoken_pl.losses.divergence import Divergence, generalized_divergence
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k
 from xtoken_pl.losses.uld import rank_distance
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -24,6 +24,7 @@ def common_divergence(
     teacher_log_c: Tensor,
     *,
     divergence: Divergence = "forward",
+    top_k: int | None = None,
 ) -> Tensor:
     r"""The term of the common tokens, with the softmax over the full vocabularies.
 
@@ -33,7 +34,7 @@ def common_divergence(
     logit j of the student down by :math:`p_S[j] \sum_{t \in C} p_T[t]` (Proposition 1). The masses
     :math:`-c_T + c_S` (ours) are those of the whole rows: with everything common it is the generalized KL, and
     together with a rank distance of at least the same weight it is never negative. The same for the reverse form;
-    the Jensen-Shannon form needs no masses.
+    the Jensen-Shannon form needs no masses. For ``top_k`` see :func:`xtoken_pl.losses.divergence.keep_top_k`.
 
     Shape:
         student_common, teacher_common: ``[S, C]`` log-probabilities, not renormalized; student_log_c, teacher_log_c:
@@ -42,9 +43,10 @@ def common_divergence(
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, GOLD's common term and Proposition 1.
     """
+    teacher, student = keep_top_k(teacher_common, student_common, top_k)
     return generalized_divergence(
-        teacher_common,
-        student_common,
+        teacher,
+        student,
         teacher_log_c,
         student_log_c,
         divergence=divergence,
@@ -67,6 +69,8 @@ class PartitionedLoss(MatchedRowLoss):
         uld_weight: :math:`\lambda_{ULD} \ge 0`. Below ``kl_weight`` the loss can be negative.
         merge: How a span of several tokens becomes one row.
         divergence: Of the common tokens; forward is KL(teacher || student).
+        teacher_top_k: Teacher tokens kept in each row, of C and of the rest; see
+            :class:`xtoken_pl.losses.MatchedRowLoss`.
 
     Raises:
         ValueError: If a weight is negative, or both are zero; when bound, if no token is common.
@@ -88,8 +92,9 @@ class PartitionedLoss(MatchedRowLoss):
         uld_weight: float = 1.0,
         merge: Merge = "chain_rule",
         divergence: Divergence = "forward",
+        teacher_top_k: int | None = None,
     ) -> None:
-        super().__init__(merge=merge)
+        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
         self.kl_weight = check_not_negative("kl_weight", kl_weight, "0 leaves the common term out")
         self.uld_weight = check_not_negative("uld_weight", uld_weight, "0 leaves the rank term out")
         if kl_weight == uld_weight == 0:
@@ -140,10 +145,11 @@ class PartitionedLoss(MatchedRowLoss):
             student_log_c,
             teacher_log_c,
             divergence=self.divergence,
+            top_k=self.teacher_top_k,
         )
         if self.uld_weight:
             student_hat = student_rest * student_log_c.exp()[:, None]
             teacher_hat = teacher_rest * teacher_log_c.exp()[:, None]
-            loss = loss + self.uld_weight * rank_distance(student_hat, teacher_hat)
+            loss = loss + self.uld_weight * rank_distance(student_hat, teacher_hat, self.teacher_top_k)
         unmapped_mass = student_rest.detach().sum(-1).clamp(0, 1)
         return SpanScores(loss, unmapped_mass, self.agreement(student_log_probs, teacher_log_probs, self.counterpart))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xtoken_pl.checks import check_choice
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores
-from xtoken_pl.losses.divergence import Divergence, generalized_divergence, log_clamped
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k, log_clamped
 from xtoken_pl.precision import keep_dtype
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.projection.sparse import SparseProduct
@@ -23,6 +23,7 @@ def projection_kl(
     teacher_log_c: Tensor,
     *,
     divergence: Divergence = "forward",
+    top_k: int | None = None,
 ) -> Tensor:
     r"""Projected KL (P-KL) of a span between a teacher and a student of another vocabulary.
 
@@ -36,6 +37,7 @@ def projection_kl(
     Args:
         projected_probs: :math:`W^\top p_S` of the tokens that W reaches.
         teacher_log_probs: The teacher's of the same tokens, not renormalized.
+        top_k: See :func:`xtoken_pl.losses.divergence.keep_top_k`.
 
     Shape:
         projected_probs, teacher_log_probs: ``[S, R]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
@@ -44,9 +46,10 @@ def projection_kl(
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, P-KL. The generalized KL and the support are ours.
     """
     student_mass = projected_probs.sum(-1)
+    teacher, student = keep_top_k(teacher_log_probs, log_clamped(projected_probs), top_k)
     return generalized_divergence(
-        teacher_log_probs,
-        log_clamped(projected_probs),
+        teacher,
+        student,
         teacher_log_c,
         student_log_c,
         divergence=divergence,
@@ -63,6 +66,7 @@ class ProjectionKL(MatchedRowLoss):
     Args:
         merge: How a span of several tokens becomes one row.
         divergence: Forward is KL(teacher || student).
+        teacher_top_k: Teacher tokens kept in each row; see :class:`xtoken_pl.losses.MatchedRowLoss`.
     """
 
     needs_projection = True
@@ -73,8 +77,10 @@ class ProjectionKL(MatchedRowLoss):
     weights: Tensor  # [E]
     reached: Tensor  # [R], teacher ids
 
-    def __init__(self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward") -> None:
-        super().__init__(merge=merge)
+    def __init__(
+        self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward", teacher_top_k: int | None = None
+    ) -> None:
+        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         #: W with weights that are learned, or None.
         self.learned: LearnedProjection | None = None
@@ -125,7 +131,14 @@ class ProjectionKL(MatchedRowLoss):
     ) -> SpanScores:
         projected = self.project(student_log_probs.exp())
         reached = teacher_log_probs.index_select(1, self.reached)
-        loss = projection_kl(projected, reached, student_log_c, teacher_log_c, divergence=self.divergence)
+        loss = projection_kl(
+            projected,
+            reached,
+            student_log_c,
+            teacher_log_c,
+            divergence=self.divergence,
+            top_k=self.teacher_top_k,
+        )
         return self._scores(loss, projected, teacher_log_probs)
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
@@ -134,6 +147,7 @@ class ProjectionKL(MatchedRowLoss):
         student = log_clamped(projected) - log_clamped(projected.sum(-1, keepdim=True))
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
         teacher = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
+        teacher, student = keep_top_k(teacher, student, self.teacher_top_k)
         no_continuation = teacher.new_zeros(len(teacher))
         loss = generalized_divergence(teacher, student, no_continuation, no_continuation, divergence=self.divergence)
         return self._scores(loss, projected, teacher_log_probs)

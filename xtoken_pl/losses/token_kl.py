@@ -7,7 +7,7 @@ from torch import Tensor
 
 from xtoken_pl.checks import check_choice
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
-from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence
+from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, keep_top_k
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -19,20 +19,21 @@ def token_kl(
     teacher_log_c: Tensor,
     *,
     divergence: Divergence = "forward",
+    top_k: int | None = None,
 ) -> Tensor:
     r"""KL of a token (or, generalized, of a span) between two models with the same vocabulary.
 
     .. math:: D(\hat p_T \| \hat p_S), \quad \hat p = c\,p
 
     which is :math:`\sum_v p_T(v) \log(p_T(v) / p_S(v))` for spans of one token (c = 1). For the reverse and the
-    Jensen-Shannon form see :func:`xtoken_pl.losses.divergence.generalized_divergence`.
+    Jensen-Shannon form see :func:`xtoken_pl.losses.divergence.generalized_divergence`; for ``top_k``
+    :func:`xtoken_pl.losses.divergence.keep_top_k`.
 
     Shape:
         student_log_probs, teacher_log_probs: ``[S, V]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
     """
-    return generalized_divergence(
-        finite(teacher_log_probs), finite(student_log_probs), teacher_log_c, student_log_c, divergence=divergence
-    )
+    teacher, student = keep_top_k(finite(teacher_log_probs), finite(student_log_probs), top_k)
+    return generalized_divergence(teacher, student, teacher_log_c, student_log_c, divergence=divergence)
 
 
 class TokenKL(MatchedRowLoss):
@@ -41,10 +42,13 @@ class TokenKL(MatchedRowLoss):
     Args:
         merge: How a span of several tokens becomes one row; without effect where both sides cut the text alike.
         divergence: Forward is KL(teacher || student).
+        teacher_top_k: Teacher tokens kept in each row; see :class:`xtoken_pl.losses.MatchedRowLoss`.
     """
 
-    def __init__(self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward") -> None:
-        super().__init__(merge=merge)
+    def __init__(
+        self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward", teacher_top_k: int | None = None
+    ) -> None:
+        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
@@ -66,5 +70,12 @@ class TokenKL(MatchedRowLoss):
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
-        loss = token_kl(student_log_probs, teacher_log_probs, student_log_c, teacher_log_c, divergence=self.divergence)
+        loss = token_kl(
+            student_log_probs,
+            teacher_log_probs,
+            student_log_c,
+            teacher_log_c,
+            divergence=self.divergence,
+            top_k=self.teacher_top_k,
+        )
         return SpanScores(loss, torch.zeros_like(teacher_log_c), self.agreement(student_log_probs, teacher_log_probs))

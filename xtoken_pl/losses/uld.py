@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -15,10 +16,14 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 # S spans, U_s/U_t columns (student/teacher)
 
 
-def rank_distance(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
+def rank_distance(student_probs: Tensor, teacher_probs: Tensor, top_k: int | None = None) -> Tensor:
     r"""Distance of two rows by rank, :math:`\|\mathrm{sort}_\downarrow(p_S) - \mathrm{sort}_\downarrow(p_T)\|_1`.
 
     The shorter side is padded with zeros. All values are sorted, none is dropped. A gradient reaches the student.
+
+    Args:
+        top_k: Compare the k highest values of each side by rank, and the sum of all others; never above the whole
+            distance. None compares all.
 
     Shape:
         student_probs: ``[S, U_s]``; teacher_probs: ``[S, U_t]``, both >= 0; returns ``[S]``.
@@ -27,7 +32,17 @@ def rank_distance(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
         [0] Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs,
             2024, https://arxiv.org/abs/2402.12030
     """
-    return cast(Tensor, _RankDistance.apply(student_probs, teacher_probs))
+    if top_k is None or top_k >= max(student_probs.shape[1], teacher_probs.shape[1]):
+        return cast(Tensor, _RankDistance.apply(student_probs, teacher_probs))
+    student, teacher = (_highest(probs, top_k) for probs in (student_probs, teacher_probs))
+    tails = student_probs.sum(-1) - student.sum(-1) - (teacher_probs.sum(-1) - teacher.sum(-1))
+    return (student - teacher).abs().sum(-1) + tails.abs()
+
+
+def _highest(probs: Tensor, top_k: int) -> Tensor:
+    """``[S, U] -> [S, k]``: the k highest values in descending order, zeros where there are fewer."""
+    highest = probs.topk(min(top_k, probs.shape[1]), dim=-1).values
+    return F.pad(highest, (0, top_k - highest.shape[1]))
 
 
 class _RankDistance(torch.autograd.Function):
@@ -78,6 +93,7 @@ class ULD(MatchedRowLoss):
 
     Args:
         merge: How a span of several tokens becomes one row.
+        teacher_top_k: Ranks that are compared one by one; see :func:`rank_distance`.
     """
 
     counterpart: Tensor  # [V_s], the teacher's token of equal bytes, -1 for none
@@ -90,6 +106,6 @@ class ULD(MatchedRowLoss):
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
         student, teacher = student_log_probs + student_log_c[:, None], teacher_log_probs + teacher_log_c[:, None]
-        loss = rank_distance(student.exp(), teacher.exp())
+        loss = rank_distance(student.exp(), teacher.exp(), self.teacher_top_k)
         agreement = self.agreement(student_log_probs, teacher_log_probs, self.counterpart)
         return SpanScores(loss, torch.ones_like(teacher_log_c), agreement)
