@@ -12,10 +12,12 @@ import torch
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, write_model
 from test_losses import dense
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from xtoken_pl import (
     GOLD,
     ULD,
+    ConfidenceWeighting,
     HybridKL,
     MatchedRowLoss,
     MultiTeacherDistillModule,
@@ -26,9 +28,11 @@ from xtoken_pl import (
     build_projection,
 )
 from xtoken_pl.batch import DistillBatch
+from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.data.windows import teacher_columns
 from xtoken_pl.losses import PartitionedLoss
+from xtoken_pl.models import hidden_states
 from xtoken_pl.segments import greedy_segments
 
 NAMES = ["other", "same"]
@@ -277,6 +281,42 @@ def test_no_full_logits_are_held(folders: dict[str, str], windows: list[dict[str
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module.training_step(batch, 0)
     assert 0 < largest < len(batch.student.rows) * len(module.student_vocabulary) / 4
+
+
+class AsksTheDevice(TorchDispatchMode):
+    """Notes operations whose result the CPU has to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
+        if (name := function.overloadpacket.__name__) in waits or name.startswith("_unique"):
+            self.asked.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("memory", [1e-4, 1.0])
+def test_a_step_never_asks_the_device(
+    folders: dict[str, str], windows: list[dict[str, Any]], memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the models, which are not ours."""
+
+    def unwatched(*arguments: Any) -> Tensor:
+        with _disable_current_modes():
+            return hidden_states(*arguments)
+
+    monkeypatch.setattr("xtoken_pl.module.hidden_states", unwatched)
+    for loss in CROSS_LOSSES:
+        module, batch = make_module(folders, loss, memory=memory), collate(windows, NAMES)
+        module.weighting = ConfidenceWeighting()
+        module.kd_scale = DynamicLossScaling.scale
+        module.train()
+        with AsksTheDevice() as watch:
+            step: Any = module.training_step(batch, 0)
+            step["loss"].backward()
+        assert watch.asked == []
 
 
 def test_greedy_segments_respect_every_limit_and_skip_nothing() -> None:

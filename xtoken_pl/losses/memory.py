@@ -86,7 +86,8 @@ class LogitMemory:
                 return self._free.pop(index)
         # What is free and did not fit belongs to batches of another shape.
         self._free = [matrix for matrix in self._free if (matrix.shape[1], matrix.dtype, matrix.device) != wanted]
-        return torch.empty(num_rows, width, dtype=dtype, device=device)
+        with torch.inference_mode(mode=False):  # or a validation step's memory could not be used for training
+            return torch.empty(num_rows, width, dtype=dtype, device=device)
 
     def give(self, *matrices: Tensor) -> None:
         """Takes matrices back."""
