@@ -292,7 +292,9 @@ class AsksTheDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
-        if (name := function.overloadpacket.__name__) in waits or name.startswith("_unique"):
+        name = function.overloadpacket.__name__
+        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if name in waits or name.startswith("_unique") or by_mask:
             self.asked.append(name)
         return function(*args, **(kwargs or {}))
 
