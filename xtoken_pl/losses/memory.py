@@ -10,7 +10,7 @@ from torch import Tensor
 
 #: Tensors of a piece's size that exist at the same time, for the hungriest loss (measured).
 _PIECE_TENSORS = 16
-_PIECE_SHARE, _BLOCK_SHARE = 0.25, 0.6
+_PIECE_SHARE, _BLOCK_SHARE = 0.25, 0.75
 #: A CPU multiplies no faster with more rows.
 _MOST_ROWS = {"cpu": 256}
 #: Larger pieces gain nothing: on a CPU they leave the cache, and get fresh pages for every tensor.
