@@ -25,7 +25,7 @@ import real_tokenizers
 #: Bytes: room for nothing but blocks, and room for 512 rows of the pair.
 FLAT, KEPT = 0.5e9, 1.8e9
 
-#: Numerals come first, which Llama 3 packs and Qwen 3 splits, so that short sequences have spans of several tokens, too.
+#: Numerals come first: Llama 3 packs them and Qwen 3 splits them, so that short sequences have longer spans, too.
 _FIRST = ("floating", "integers", "numbers")
 TEXT = " ".join(topics[key] for key in (*_FIRST, *sorted(topics.keys() - set(_FIRST))))
 
