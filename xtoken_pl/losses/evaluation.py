@@ -1,0 +1,313 @@
+"""The two passes over a batch: scores, and then gradients for weights that are known only when all is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from xtoken_pl.batch import Block, RowCuts
+from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
+from xtoken_pl.losses.memory import LogitMemory, MemoryPlan
+from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
+from xtoken_pl.models.head import accumulate_product, logits
+
+# N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
+
+#: Weight and bias of every side, in the precision of their products.
+_Heads = Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class _Kept:
+    """What remains of a block: gradients of its student logits for losses of weight one. ``[P, V_s]`` or more rows."""
+
+    probs: Tensor
+    units: dict[str, Tensor]  # by teacher
+
+
+@dataclass
+class Evaluation:
+    """One batch: the first pass scores it, the second gives the gradients."""
+
+    sides: Mapping[str, HiddenRows]  # by teacher; "" is the student
+    teachers: Mapping[str, TeacherTask]
+    plan: MemoryPlan
+    blocks: Sequence[Block]
+    parameters: Sequence[nn.Parameter]  # of the losses
+    num_kept: int  # of the first blocks
+    dtypes: Mapping[str, torch.dtype]  # of the heads' products, by side
+    kept: dict[int, _Kept]  # by block
+    memory: LogitMemory
+
+    @classmethod
+    def of(
+        cls,
+        student: HiddenRows,
+        teachers: Mapping[str, TeacherTask],
+        cuts: RowCuts,
+        memory: LogitMemory,
+        parameters: Sequence[nn.Parameter],
+        *,
+        keeps: bool,
+    ) -> Evaluation:
+        kind = student.hidden.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        sides = {"": student, **{name: task.rows for name, task in teachers.items()}}
+        dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in sides.items()}
+        loss_dtype = torch.promote_types(dtypes[""], torch.float32)
+        sizes = [rows.head.vocabulary_size for rows in sides.values()]
+        plan = MemoryPlan.of(memory.budget, len(student.labels), sizes[0], sizes[1:], loss_dtype, kind)
+        # Without any row an empty block keeps the zero loss connected to the parameters.
+        blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [_empty_block(teachers)]
+        # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
+        kept_rows = plan.kept_rows if keeps and not parameters else 0
+        num_kept = sum(block.student_rows.stop <= kept_rows for block in blocks)
+        return cls(sides, teachers, plan, blocks, parameters, num_kept, dtypes, {}, memory)
+
+    @property
+    def student(self) -> HiddenRows:
+        return self.sides[""]
+
+    # The first pass ------------------------------------------------------------------------------------------------
+
+    def score(self) -> RowScores:
+        """Scores all blocks, and keeps what there is room for."""
+        parts: list[RowScores] = []
+        with torch.no_grad(), self._full_precision():
+            heads = self._heads()
+            for index, block in enumerate(self.blocks):
+                if index < self.num_kept:
+                    self.kept[index] = _Kept(self._take(block), {name: self._take(block) for name in self.teachers})
+                with self._logits(block, heads) as rows:
+                    parts += [self._score_piece(block, piece, rows, self.kept.get(index)) for piece in block.pieces]
+        return _join(parts)
+
+    def _score_piece(self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: _Kept | None) -> RowScores:
+        inside = _inside(piece.student_rows, block.student_rows)
+        log_probs = self.student.head.normalize(rows[""][inside])  # [P, V_s]
+        labels = self.student.labels[piece.student_rows]
+        token_nats = -log_probs.gather(1, labels[:, None]).squeeze(1)
+        if kept is not None:
+            torch.exp(log_probs, out=kept.probs[inside])
+        spans: dict[str, SpanScores] = {}
+        confidence: dict[str, Tensor] = {}
+        for name, task in self.teachers.items():
+            teacher = self._teacher_log_probs(name, block, piece, rows)
+            if kept is None:
+                spans[name] = self._score_spans(name, piece, log_probs, teacher)
+            else:
+                with torch.enable_grad():
+                    leaf = log_probs.detach().requires_grad_()
+                    scores = self._score_spans(name, piece, leaf, teacher)
+                    (gradient,) = torch.autograd.grad(scores.loss.sum(), leaf)
+                kept.units[name][inside] = _through_softmax(gradient, kept.probs[inside])
+                spans[name] = scores._replace(loss=scores.loss.detach())
+            if task.confidence is not None:
+                untempered = _untempered(teacher, task.temperature)
+                row_confidence = task.confidence(untempered, task.rows.labels[piece.teacher_rows[name]])
+                confidence[name] = self._teacher_side(name, piece, teacher).sum_by_span(row_confidence)
+        return RowScores(token_nats, spans, confidence)
+
+    # The second pass -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gradients(
+        self, token_nats: Tensor, losses: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of the hidden states, the head's weight and bias, and the losses' parameters.
+
+        Args:
+            token_nats, losses: Those of the results of :meth:`score`.
+            wanted: Which gradients are needed.
+        """
+        layer, size = self.student.head.layer, self.student.head.vocabulary_size
+        inputs = [self.student.hidden, layer.weight, getattr(layer, "bias", None), *self.parameters]
+        grads = [
+            torch.empty_like(x) if want and x is not None else None for x, want in zip(inputs, wanted, strict=True)
+        ]
+        hidden, weight, bias, *of_parameters = grads
+        for grad in (weight, bias):
+            if grad is not None:
+                grad[size:].zero_()
+        for grad in of_parameters:
+            if grad is not None:
+                grad.zero_()
+        span_weights = dict(zip(self.teachers, losses, strict=True))
+        with self._full_precision():
+            heads = self._heads()
+            for index, block in enumerate(self.blocks):
+                with self._logit_gradient(index, heads, token_nats, span_weights, of_parameters) as logit_grad:
+                    head_weight, _ = heads[""]
+                    logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
+                    if hidden is not None:
+                        hidden[block.student_rows] = (logit_grad @ head_weight).to(hidden.dtype)
+                    if weight is not None:
+                        rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
+                        accumulate_product(weight[:size], logit_grad, rows, is_first=index == 0)
+                    if bias is not None:
+                        bias[:size] = logit_grad.sum(0) + (bias[:size] if index else 0)
+        return tuple(grads)
+
+    @contextmanager
+    def _logit_gradient(
+        self,
+        index: int,
+        heads: _Heads,
+        token_nats: Tensor,
+        span_weights: Mapping[str, Tensor],
+        of_parameters: Sequence[Tensor | None],
+    ) -> Iterator[Tensor]:
+        """``[P, V_s]`` of a block, from what was kept of it or from its logits."""
+        block, kept = self.blocks[index], self.kept.pop(index, None)
+        if kept is not None:
+            yield self._combine(block, kept, token_nats, span_weights)
+            self.memory.give(kept.probs, *kept.units.values())
+            return
+        with self._logits(block, heads) as rows:
+            yield self._recompute(block, rows, token_nats, span_weights, of_parameters)
+
+    def _combine(self, block: Block, kept: _Kept, token_nats: Tensor, span_weights: Mapping[str, Tensor]) -> Tensor:
+        """The gradient of a block's logits, of what was kept."""
+        rows, weight = block.student_rows, token_nats[block.student_rows, None].to(kept.probs.dtype)
+        grad = kept.probs[: len(weight)].mul_(weight)
+        _subtract_at(grad, self.student.labels[rows], weight)
+        for name, unit in kept.units.items():
+            # A span's loss depends on its own rows alone, so that its weight is that of these rows.
+            of_span = torch.cat((span_weights[name], span_weights[name].new_zeros(1)))
+            grad.addcmul_(unit[: len(grad)], of_span[self.teachers[name].spans.student_span[rows], None].to(unit.dtype))
+        return grad
+
+    def _recompute(
+        self,
+        block: Block,
+        rows: Mapping[str, Tensor],
+        token_nats: Tensor,
+        span_weights: Mapping[str, Tensor],
+        of_parameters: Sequence[Tensor | None],
+    ) -> Tensor:
+        """The same, from logits that are computed again; adds to the gradients of the losses' parameters."""
+        for piece in block.pieces:
+            inside = _inside(piece.student_rows, block.student_rows)
+            leaf = self.student.head.normalize(rows[""][inside]).requires_grad_()
+            with torch.enable_grad():
+                total = leaf.new_zeros(())
+                for name in self.teachers:
+                    scores = self._score_spans(name, piece, leaf, self._teacher_log_probs(name, block, piece, rows))
+                    total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
+            inputs = [leaf, *self.parameters]
+            grad, *others = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+            for sum_, other in zip(of_parameters, others, strict=True):
+                if sum_ is not None:
+                    sum_ += other
+            weight = token_nats[piece.student_rows, None].to(grad.dtype)
+            _subtract_at(grad, self.student.labels[piece.student_rows], weight)
+            rows[""][inside] = _through_softmax(grad, leaf.detach().exp())
+        return rows[""]
+
+    # What both passes do -------------------------------------------------------------------------------------------
+
+    def _full_precision(self) -> torch.autocast:
+        """Products have their own precision; everything else is computed in float32 at least."""
+        return torch.autocast(self.student.hidden.device.type, enabled=False)
+
+    def _heads(self) -> _Heads:
+        return {name: side.head.parameters(self.dtypes[name]) for name, side in self.sides.items()}
+
+    @contextmanager
+    def _logits(self, block: Block, heads: _Heads) -> Iterator[dict[str, Tensor]]:
+        """``[P, V]`` of every side, in memory that the next block gets again."""
+        taken: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
+        for name, places in {"": block.student_rows, **block.teacher_rows}.items():
+            hidden, (weight, bias) = self.sides[name].hidden[places], heads[name]
+            num_rows = max(self.plan.block_rows, len(hidden))
+            taken[name] = self.memory.take(num_rows, len(weight), weight.dtype, weight.device)
+            rows[name] = logits(hidden, weight, bias, out=taken[name][: len(hidden)])
+        yield rows
+        self.memory.give(*taken.values())
+
+    def _take(self, block: Block) -> Tensor:
+        """``[P, V_s]`` or more rows, to be kept."""
+        hidden, head = self.student.hidden[block.student_rows], self.student.head
+        num_rows = max(self.plan.block_rows, len(hidden))
+        dtype = torch.promote_types(self.dtypes[""], torch.float32)
+        return self.memory.take(num_rows, head.vocabulary_size, dtype, hidden.device)
+
+    @torch.no_grad()
+    def _teacher_log_probs(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> Tensor:
+        task = self.teachers[name]
+        inside = _inside(piece.teacher_rows[name], block.teacher_rows[name])
+        return task.rows.head.normalize(rows[name][inside], task.temperature)
+
+    def _score_spans(self, name: str, piece: Block, log_probs: Tensor, teacher_log_probs: Tensor) -> SpanScores:
+        task, spans = self.teachers[name], piece.spans[name]
+        student = SideRows(
+            log_probs=log_probs if task.temperature == 1.0 else (log_probs / task.temperature).log_softmax(-1),
+            labels=self.student.labels[piece.student_rows],
+            first=task.spans.student_first[spans] - piece.student_rows.start,
+            length=task.spans.student_length[spans],
+            span=_local(task.spans.student_span[piece.student_rows], spans),
+        )
+        result: SpanScores = task.loss(SpanBlock(student, self._teacher_side(name, piece, teacher_log_probs)))
+        return result._replace(loss=result.loss * task.temperature**2)
+
+    def _teacher_side(self, name: str, piece: Block, log_probs: Tensor) -> SideRows:
+        task, rows, spans = self.teachers[name], piece.teacher_rows[name], piece.spans[name]
+        return SideRows(
+            log_probs=log_probs,
+            labels=task.rows.labels[rows],
+            first=task.spans.teacher_first[spans] - rows.start,
+            length=task.spans.teacher_length[spans],
+            span=_local(task.spans.teacher_span[rows], spans),
+        )
+
+
+def _inside(piece: slice, block: slice) -> slice:
+    return slice(piece.start - block.start, piece.stop - block.start)
+
+
+def _local(span: Tensor, spans: slice) -> Tensor:
+    """The span of each row counted from the piece's first one; their number for a row of no span."""
+    return (span - spans.start).clamp(max=spans.stop - spans.start)
+
+
+def _subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:
+    """``rows[i, labels[i]] -= values[i]``."""
+    rows[torch.arange(len(rows), device=rows.device), labels] -= values.squeeze(1)
+
+
+def _through_softmax(grad: Tensor, probs: Tensor) -> Tensor:
+    """The gradient of log-probabilities as that of logits; in place."""
+    return grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
+
+
+def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
+    """The distribution at temperature 1: what the teacher believes, whatever the loss compares."""
+    return log_probs if temperature == 1.0 else (log_probs * temperature).log_softmax(-1)
+
+
+def _empty_block(teachers: Mapping[str, TeacherTask]) -> Block:
+    nothing = slice(0, 0)
+    piece = Block(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing), [])
+    return replace(piece, pieces=[piece])
+
+
+def _join(parts: Sequence[RowScores]) -> RowScores:
+    return RowScores(
+        token_nats=torch.cat([part.token_nats for part in parts]),
+        spans={name: _concatenate([part.spans[name] for part in parts]) for name in parts[0].spans},
+        confidence={name: torch.cat([part.confidence[name] for part in parts]) for name in parts[0].confidence},
+    )
+
+
+def _concatenate(parts: list[SpanScores]) -> SpanScores:
+    agreements = [part.agreement for part in parts if part.agreement is not None]
+    return SpanScores(
+        loss=torch.cat([part.loss for part in parts]),
+        unmapped_mass=torch.cat([part.unmapped_mass for part in parts]),
+        agreement=torch.cat(agreements) if agreements else None,
+    )
