@@ -577,3 +577,17 @@ def test_rows_are_sorted_as_by_comparison(num_rows: int, scale: float) -> None:
     assert torch.equal(values, rows.sort(dim=-1).values)
     assert torch.equal(rows.gather(1, places), values)
     assert torch.equal(places.sort(dim=-1).values, torch.arange(700).expand(num_rows, -1))
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
+def test_a_row_that_is_no_number_stays_alone(value: float) -> None:
+    rows = random_rows(4, 300, 0, torch.float32).softmax(-1)
+    rows[2] = math.copysign(value, value)
+    other = random_rows(4, 200, 1, torch.float32).softmax(-1)
+    distance = rank_distance(rows, other)
+    whole = [0, 1, 3]
+    assert torch.equal(distance[whole], rank_distance(rows[whole], other[whole]))
+    assert not torch.isfinite(distance[2])
+    values, places = sort_rows(torch.full((2, 3), -0.0))
+    assert torch.equal(places, torch.arange(3).expand(2, 3))
+    assert not values.any()

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_losses import STUDENT, TEACHER, V_S, V_T, random_labels, random_projection
 from torch import Tensor, nn
 
 from xtoken_pl import GOLD, ProjectionKL, SpanLoss
 from xtoken_pl.batch import RowCuts, SpanBatch
+from xtoken_pl.losses import SpanBlock, SpanScores
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory, MemoryPlan
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.models import Head
+from xtoken_pl.models.head import accumulate_product, logits
 
 H, N = 5, 40
 ROW_BYTES = 4 * (V_S + V_T)
@@ -68,14 +71,22 @@ def assert_equal(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], atol: flo
         torch.testing.assert_close(one, other, rtol=atol, atol=atol)
 
 
+def num_kept(scores: RowScores) -> tuple[int, int]:
+    """How many blocks were kept, and of how many."""
+    node: Any = scores.token_nats.grad_fn
+    return len(node.evaluation.kept), len(node.evaluation.blocks)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_what_is_kept_gives_the_gradients_of_what_is_computed_again(temperature: float) -> None:
-    rows = Rows(torch.float64)
-    flat, some, kept = (
-        rows.gradients(rows.evaluate(LogitMemory(budget), temperature=temperature))
-        for budget in (NOTHING_KEPT, 16 * NOTHING_KEPT, ALL_KEPT)
-    )
-    assert_equal(some, flat)
+    rows = Rows(torch.float64, num_rows=700)
+    budgets = (NOTHING_KEPT, 2e5, ALL_KEPT)
+    scores = [rows.evaluate(LogitMemory(budget), temperature=temperature) for budget in budgets]
+    (no, _), (some, several), (all_, every) = (num_kept(each) for each in scores)
+    assert no == 0 < some < several
+    assert all_ == every
+    flat, mixed, kept = (rows.gradients(each) for each in scores)
+    assert_equal(mixed, flat)
     assert_equal(kept, flat)
 
 
@@ -206,3 +217,63 @@ def test_half_a_gigabyte_keeps_nothing_of_a_long_sequence_and_two_keep_a_short_o
     sizes: Any = (128_256, [151_669], torch.float32, "cpu")
     assert MemoryPlan.of(0.5e9, 512, *sizes).kept_rows < 256
     assert MemoryPlan.of(1.8e9, 512, *sizes).kept_rows >= 512
+
+
+class Unlearnable(SpanLoss):
+    """Says the same of every span, whatever the student does."""
+
+    def forward(self, block: SpanBlock) -> SpanScores:
+        ones = torch.ones(len(block.student.first), dtype=block.student.log_probs.dtype)
+        return SpanScores(ones, ones, None)
+
+
+@pytest.mark.parametrize("budget", [NOTHING_KEPT, ALL_KEPT])
+def test_a_loss_without_a_gradient_leaves_that_of_the_cross_entropy(budget: float) -> None:
+    rows = Rows(torch.float64)
+    scores = rows.evaluate(LogitMemory(budget), Unlearnable())
+    (gradient,) = torch.autograd.grad(scores.token_nats.sum() + scores.spans["t"].loss.sum(), rows.hidden)
+    logits = rows.student_layer(rows.hidden)[:, :V_S]
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, rows.labels, reduction="sum"), rows.hidden)
+    assert_equal((gradient,), (expected,))
+
+
+def test_what_is_lent_stays_within_the_budget_where_the_teacher_has_more_tokens() -> None:
+    """Blocks hold few student rows then."""
+    size, num_spans, per_span = 3000, 60, 4
+    span = torch.arange(num_spans)
+    ones = torch.ones_like(span)
+    spans = SpanBatch(span, ones, per_span * span, per_span * ones, span, span.repeat_interleave(per_span))
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Linear(H, size, bias=False) for _ in range(2)]
+    hidden = [torch.randn(n, H, generator=generator) for n in (num_spans, per_span * num_spans)]
+    labels = [random_labels(len(rows), size, 1) for rows in hidden]
+    student, teacher = (
+        HiddenRows(*side, Head(layer, size, None)) for *side, layer in zip(hidden, labels, layers, strict=True)
+    )
+    for budget in (3e6, 6e6, 2e7):
+        memory = LogitMemory(budget)
+        task = TeacherTask(teacher, spans, Unlearnable())
+        scores = evaluate_rows(student, {"t": task}, RowCuts.of(num_spans, {"t": spans}), memory)
+        kept, _ = num_kept(scores)
+        held = 2 * kept * num_spans * size * 4 / max(1, len(scores.token_nats.grad_fn.evaluation.blocks))  # type: ignore
+        lent = sum(matrix.nbytes for matrix in memory._free)
+        assert 0 < held + lent <= budget
+
+
+def test_a_large_head_is_multiplied_tile_by_tile() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 256, generator=generator, dtype=torch.float64) for n in (3, 2500))
+    bias = torch.randn(2500, generator=generator, dtype=torch.float64)
+    ours = logits(hidden, weight, bias, out=torch.full((3, 2500), torch.nan, dtype=torch.float64))
+    torch.testing.assert_close(ours, hidden @ weight.T + bias, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gradient_in_half_precision_is_added_tile_by_tile() -> None:
+    generator = torch.Generator().manual_seed(0)
+    grad, rows = torch.randn(3, 9000, generator=generator), torch.randn(3, 4, generator=generator)
+    grad, rows = grad.bfloat16(), rows.bfloat16()
+    total = torch.full((9000, 4), torch.nan)
+    accumulate_product(total, grad, rows, is_first=True)
+    torch.testing.assert_close(total, (grad.T @ rows).float())
+    accumulate_product(total, grad, rows, is_first=False)
+    torch.testing.assert_close(total, 2 * (grad.T @ rows).float())

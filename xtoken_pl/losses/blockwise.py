@@ -35,7 +35,8 @@ def evaluate_rows(
         Vectors, so that weights and scales are applied, and gradients stopped, outside.
     """
     layer = student.head.layer
-    parameters = [p for task in teachers.values() for p in task.loss.parameters() if p.requires_grad]
+    # Several teachers may share a loss.
+    parameters = list(dict.fromkeys(p for task in teachers.values() for p in task.loss.parameters() if p.requires_grad))
     inputs = [student.hidden, layer.weight, getattr(layer, "bias", None), *parameters]
     is_differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     evaluation = Evaluation.of(student, teachers, cuts, memory, parameters, keeps=is_differentiable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,10 @@ _Heads = Mapping[str, tuple[Tensor, Tensor | None]]
 
 @dataclass
 class _Kept:
-    """What remains of a block: gradients of its student logits for losses of weight one. ``[P, V_s]`` or more rows."""
+    """What remains of a block: gradients of its student logits for losses of weight one.
+
+    ``[P, V_s]``, P being that of the largest block.
+    """
 
     probs: Tensor
     units: dict[str, Tensor]  # by teacher
@@ -35,10 +38,10 @@ class Evaluation:
 
     sides: Mapping[str, HiddenRows]  # by teacher; "" is the student
     teachers: Mapping[str, TeacherTask]
-    plan: MemoryPlan
+    capacities: Mapping[str, int]  # by side, rows of its largest block
     blocks: Sequence[Block]
     parameters: Sequence[nn.Parameter]  # of the losses
-    num_kept: int  # of the first blocks
+    num_kept: int  # so many of the first blocks are kept
     dtypes: Mapping[str, torch.dtype]  # of the heads' products, by side
     kept: dict[int, _Kept]  # by block
     memory: LogitMemory
@@ -60,13 +63,14 @@ class Evaluation:
         dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in sides.items()}
         loss_dtype = torch.promote_types(dtypes[""], torch.float32)
         sizes = [rows.head.vocabulary_size for rows in sides.values()]
-        plan = MemoryPlan.of(memory.budget, len(student.labels), sizes[0], sizes[1:], loss_dtype, kind)
+        num_rows = max(len(side.labels) for side in sides.values())
+        plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind)
         # Without any row an empty block keeps the zero loss connected to the parameters.
         blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [_empty_block(teachers)]
         # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
-        kept_rows = plan.kept_rows if keeps and not parameters else 0
-        num_kept = sum(block.student_rows.stop <= kept_rows for block in blocks)
-        return cls(sides, teachers, plan, blocks, parameters, num_kept, dtypes, {}, memory)
+        capacities = {name: max(_num_rows(block, name) for block in blocks) for name in sides}
+        num_kept = plan.kept_rows // max(1, capacities[""]) if keeps and not parameters else 0
+        return cls(sides, teachers, capacities, blocks, parameters, num_kept, dtypes, {}, memory)
 
     @property
     def student(self) -> HiddenRows:
@@ -78,10 +82,10 @@ class Evaluation:
         """Scores all blocks, and keeps what there is room for."""
         parts: list[RowScores] = []
         with torch.no_grad(), self._full_precision():
-            heads = self._heads()
+            heads = self._heads(self.sides)
             for index, block in enumerate(self.blocks):
                 if index < self.num_kept:
-                    self.kept[index] = _Kept(self._take(block), {name: self._take(block) for name in self.teachers})
+                    self.kept[index] = _Kept(self._take(), {name: self._take() for name in self.teachers})
                 with self._logits(block, heads) as rows:
                     parts += [self._score_piece(block, piece, rows, self.kept.get(index)) for piece in block.pieces]
         return _join(parts)
@@ -103,8 +107,9 @@ class Evaluation:
                 with torch.enable_grad():
                     leaf = log_probs.detach().requires_grad_()
                     scores = self._score_spans(name, piece, leaf, teacher)
-                    (gradient,) = torch.autograd.grad(scores.loss.sum(), leaf)
-                kept.units[name][inside] = _through_softmax(gradient, kept.probs[inside])
+                    total = scores.loss.sum() + leaf[:, :0].sum()  # a loss may have no gradient
+                    (gradient,) = torch.autograd.grad(total, leaf)
+                kept.units[name][inside] = self._through_softmax(gradient, kept.probs[inside])
                 spans[name] = scores._replace(loss=scores.loss.detach())
             if task.confidence is not None:
                 untempered = _untempered(teacher, task.temperature)
@@ -138,7 +143,7 @@ class Evaluation:
                 grad.zero_()
         span_weights = dict(zip(self.teachers, losses, strict=True))
         with self._full_precision():
-            heads = self._heads()
+            heads = self._heads([""] if len(self.kept) == len(self.blocks) else self.sides)
             for index, block in enumerate(self.blocks):
                 with self._logit_gradient(index, heads, token_nats, span_weights, of_parameters) as logit_grad:
                     head_weight, _ = heads[""]
@@ -194,7 +199,7 @@ class Evaluation:
             inside = _inside(piece.student_rows, block.student_rows)
             leaf = self.student.head.normalize(rows[""][inside]).requires_grad_()
             with torch.enable_grad():
-                total = leaf.new_zeros(())
+                total = leaf[:, :0].sum()  # a loss may have no gradient
                 for name in self.teachers:
                     scores = self._score_spans(name, piece, leaf, self._teacher_log_probs(name, block, piece, rows))
                     total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
@@ -205,7 +210,7 @@ class Evaluation:
                     sum_ += other
             weight = token_nats[piece.student_rows, None].to(grad.dtype)
             _subtract_at(grad, self.student.labels[piece.student_rows], weight)
-            rows[""][inside] = _through_softmax(grad, leaf.detach().exp())
+            rows[""][inside] = self._through_softmax(grad, leaf.detach().exp())
         return rows[""]
 
     # What both passes do -------------------------------------------------------------------------------------------
@@ -214,8 +219,14 @@ class Evaluation:
         """Products have their own precision; everything else is computed in float32 at least."""
         return torch.autocast(self.student.hidden.device.type, enabled=False)
 
-    def _heads(self) -> _Heads:
-        return {name: side.head.parameters(self.dtypes[name]) for name, side in self.sides.items()}
+    def _through_softmax(self, grad: Tensor, probs: Tensor) -> Tensor:
+        """The gradient of the student's log-probabilities as that of its logits; in place."""
+        if (holes := self.student.head.holes) is not None:
+            grad.masked_fill_(holes.to(grad.device), 0.0)
+        return grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
+
+    def _heads(self, names: Iterable[str]) -> _Heads:
+        return {name: self.sides[name].head.parameters(self.dtypes[name]) for name in names}
 
     @contextmanager
     def _logits(self, block: Block, heads: _Heads) -> Iterator[dict[str, Tensor]]:
@@ -224,18 +235,16 @@ class Evaluation:
         rows: dict[str, Tensor] = {}
         for name, places in {"": block.student_rows, **block.teacher_rows}.items():
             hidden, (weight, bias) = self.sides[name].hidden[places], heads[name]
-            num_rows = max(self.plan.block_rows, len(hidden))
-            taken[name] = self.memory.take(num_rows, len(weight), weight.dtype, weight.device)
+            taken[name] = self.memory.take(self.capacities[name], len(weight), weight.dtype, weight.device)
             rows[name] = logits(hidden, weight, bias, out=taken[name][: len(hidden)])
         yield rows
         self.memory.give(*taken.values())
 
-    def _take(self, block: Block) -> Tensor:
-        """``[P, V_s]`` or more rows, to be kept."""
-        hidden, head = self.student.hidden[block.student_rows], self.student.head
-        num_rows = max(self.plan.block_rows, len(hidden))
+    def _take(self) -> Tensor:
+        """``[P, V_s]``, P being that of the largest block, to be kept."""
         dtype = torch.promote_types(self.dtypes[""], torch.float32)
-        return self.memory.take(num_rows, head.vocabulary_size, dtype, hidden.device)
+        head, device = self.student.head, self.student.hidden.device
+        return self.memory.take(self.capacities[""], head.vocabulary_size, dtype, device)
 
     @torch.no_grad()
     def _teacher_log_probs(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> Tensor:
@@ -266,6 +275,11 @@ class Evaluation:
         )
 
 
+def _num_rows(block: Block, side: str) -> int:
+    rows = block.teacher_rows[side] if side else block.student_rows
+    return rows.stop - rows.start
+
+
 def _inside(piece: slice, block: slice) -> slice:
     return slice(piece.start - block.start, piece.stop - block.start)
 
@@ -278,11 +292,6 @@ def _local(span: Tensor, spans: slice) -> Tensor:
 def _subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:
     """``rows[i, labels[i]] -= values[i]``."""
     rows[torch.arange(len(rows), device=rows.device), labels] -= values.squeeze(1)
-
-
-def _through_softmax(grad: Tensor, probs: Tensor) -> Tensor:
-    """The gradient of log-probabilities as that of logits; in place."""
-    return grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
 
 
 def _untempered(log_probs: Tensor, temperature: float) -> Tensor:

@@ -49,7 +49,7 @@ class MemoryPlan:
         """Divides ``budget`` bytes among blocks, pieces, and what is kept.
 
         Args:
-            num_rows: Student rows of the batch.
+            num_rows: Rows of the batch, of the side that has most.
             student_size, teacher_sizes: Of the vocabularies.
             dtype: In which losses are computed.
             kind: Of the device, ``cpu`` or ``cuda``, say.
@@ -90,8 +90,16 @@ class LogitMemory:
             return torch.empty(num_rows, width, dtype=dtype, device=device)
 
     def give(self, *matrices: Tensor) -> None:
-        """Takes matrices back."""
-        self._free += matrices
+        """Takes matrices back, as many as the budget allows."""
+        for matrix in matrices:
+            if sum(free.nbytes for free in self._free) + matrix.nbytes <= self.budget:
+                self._free.append(matrix)
+
+    def __deepcopy__(self, _: object) -> LogitMemory:
+        return LogitMemory(self.budget)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"budget": self.budget, "_free": []}
 
 
 def _at_least_one(value: float) -> int:

@@ -78,7 +78,8 @@ def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
         return result.values, result.indices
     num_rows, width = rows.shape
     row = torch.arange(num_rows)[:, None]
-    keys, places = (rows.contiguous().view(torch.int32).long() | (row << 31)).view(-1).sort()
+    bits = rows.contiguous().view(torch.int32).long() & 0x7FFFFFFF  # without the sign, which a NaN may have
+    keys, places = (bits | (row << 31)).view(-1).sort()
     values = (keys.view_as(rows) & 0x7FFFFFFF).int().view(torch.float32)
     return values, places.view_as(rows) - row * width
 
