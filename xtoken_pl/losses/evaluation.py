@@ -67,8 +67,8 @@ class Evaluation:
         plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind)
         # Without any row an empty block keeps the zero loss connected to the parameters.
         blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [_empty_block(teachers)]
-        # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
         capacities = {name: max(_num_rows(block, name) for block in blocks) for name in sides}
+        # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
         num_kept = plan.kept_rows // max(1, capacities[""]) if keeps and not parameters else 0
         return cls(sides, teachers, capacities, blocks, parameters, num_kept, dtypes, {}, memory)
 
