@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken_pl.segments import greedy_segments
+from xtoken_pl.segments import even_segments, greedy_segments
 
 # The dataclasses of a batch are not frozen: Lightning's half precisions set their fields.
 
@@ -147,6 +147,7 @@ class RowCuts:
     def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
         """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block.
 
+        As few as possible, and of about the same size, since products with few rows are slow.
         Their pieces have at most ``piece_rows`` rows of each side, likewise.
         """
         bounds = np.stack([self.student, *self.teacher.values()], axis=1)
@@ -155,7 +156,7 @@ class RowCuts:
         edges = np.array([0, *(end for _, end in pieces)])
         return [
             self._block(edges[first], edges[last], [self._block(*piece, []) for piece in pieces[first:last]])
-            for first, last in greedy_segments(bounds[edges], [max_rows] * bounds.shape[1])
+            for first, last in even_segments(bounds[edges], max_rows)
         ]
 
     def _block(self, start: int, end: int, pieces: list[Block]) -> Block:

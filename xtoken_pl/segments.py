@@ -1,7 +1,8 @@
-"""Greedy cuts: used for windows of a text and for blocks of rows alike."""
+"""Cuts into few segments: used for windows of a text and for blocks of rows alike."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,3 +32,17 @@ def greedy_segments(bounds: NDArray[np.int64], limits: Sequence[int]) -> list[tu
         segments.append((start, end))
         start = end
     return segments
+
+
+def even_segments(bounds: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
+    """As few segments as :func:`greedy_segments` finds, but of about the same size: the last one is no remainder.
+
+    Args:
+        limit: How far a segment may reach in each way. The smallest lower limit that needs no more segments is taken.
+    """
+
+    def cut(lower: int) -> list[tuple[int, int]]:
+        return greedy_segments(bounds, [lower] * bounds.shape[1])
+
+    fewest = len(cut(limit))
+    return cut(bisect_left(range(limit), True, lo=1, key=lambda lower: len(cut(lower)) <= fewest))

@@ -48,13 +48,13 @@ def _highest(probs: Tensor, top_k: int) -> Tensor:
 class _RankDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
-        student, places = sort_rows(student_probs)
-        teacher, _ = sort_rows(teacher_probs)
+        student, places = sort_rows(student_probs) if ctx.needs_input_grad[0] else (sort_values(student_probs), None)
+        teacher = sort_values(teacher_probs)
         common = min(student.shape[1], teacher.shape[1])
         # Ascending: equal ranks are equally far from the end. What only one side has meets zeros.
         difference = student.clone()
         difference[:, student.shape[1] - common :] -= teacher[:, teacher.shape[1] - common :]
-        if ctx.needs_input_grad[0]:
+        if places is not None:
             signs = difference.sign()
             signs[:, : student.shape[1] - common] = 1.0  # also for what has underflowed
             ctx.save_for_backward(torch.empty_like(signs).scatter_(1, places, signs))
@@ -67,21 +67,28 @@ class _RankDistance(torch.autograd.Function):
         return signs * grad[:, None], None
 
 
-def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``[N, U] -> [N, U], [N, U]``: every row in ascending order, and the places of its values.
+def sort_values(rows: Tensor) -> Tensor:
+    """``[N, U] -> [N, U]``: every row in ascending order; on a CPU by numpy, which sorts 4 to 7 x faster than torch."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=-1).values
+    values = rows.clone(memory_format=torch.contiguous_format)
+    values.numpy().sort(axis=-1)
+    return values
 
-    On a CPU torch sorts single-precision numbers by comparison, but long vectors of integers by radix, 3 x faster: the
-    bits of numbers >= 0 are in their order, and all rows are sorted as one vector, the row's number in front.
+
+def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``[N, U] -> [N, U], [N, U]``: every row of numbers >= 0 in ascending order, and the places of its values.
+
+    The bits of such numbers are in their order. On a CPU numpy sorts them, with the place behind the value, 3 x faster
+    than torch sorts numbers with their places.
     """
-    if rows.device.type != "cpu" or rows.dtype != torch.float32 or rows.numel() == 0:
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
         result = rows.sort(dim=-1)
         return result.values, result.indices
-    num_rows, width = rows.shape
-    row = torch.arange(num_rows)[:, None]
     bits = rows.contiguous().view(torch.int32).long() & 0x7FFFFFFF  # without the sign, which a NaN may have
-    keys, places = (bits | (row << 31)).view(-1).sort()
-    values = (keys.view_as(rows) & 0x7FFFFFFF).int().view(torch.float32)
-    return values, places.view_as(rows) - row * width
+    keys = (bits << 32) | torch.arange(rows.shape[1])
+    keys.numpy().sort(axis=-1)
+    return (keys >> 32).int().view(torch.float32), keys & 0xFFFFFFFF
 
 
 class ULD(MatchedRowLoss):
