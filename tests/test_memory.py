@@ -254,10 +254,11 @@ def test_what_is_lent_stays_within_the_budget_where_the_teacher_has_more_tokens(
         memory = LogitMemory(budget)
         task = TeacherTask(teacher, spans, Unlearnable())
         scores = evaluate_rows(student, {"t": task}, RowCuts.of(num_spans, {"t": spans}), memory)
-        kept, _ = num_kept(scores)
-        held = 2 * kept * num_spans * size * 4 / max(1, len(scores.token_nats.grad_fn.evaluation.blocks))  # type: ignore
-        lent = sum(matrix.nbytes for matrix in memory._free)
-        assert 0 < held + lent <= budget
+        evaluation: Any = scores.token_nats.grad_fn
+        evaluation = evaluation.evaluation
+        held = [matrix for kept in evaluation.kept.values() for matrix in (kept.probs, *kept.units.values())]
+        held += [matrix for sides in evaluation.still_there.values() for matrix in sides.values()]
+        assert 0 < sum(matrix.nbytes for matrix in (*held, *memory._free)) <= budget
 
 
 def test_a_large_head_is_multiplied_tile_by_tile() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, cast
 
@@ -113,6 +113,18 @@ class Block:
     spans: dict[str, slice]
     teacher_rows: dict[str, slice]
     pieces: list[Block]
+
+    @classmethod
+    def empty(cls, teachers: Iterable[str]) -> Block:
+        """A block without any row, with one such piece."""
+        nothing = slice(0, 0)
+        pieces = [cls(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing), [])]
+        return replace(pieces[0], pieces=pieces)
+
+    def num_rows(self, side: str) -> int:
+        """Of a teacher, by name, or of the student, ``""``."""
+        rows = self.teacher_rows[side] if side else self.student_rows
+        return rows.stop - rows.start
 
 
 @dataclass

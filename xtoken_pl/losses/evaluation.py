@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,11 @@ class Evaluation:
     capacities: Mapping[str, int]  # by side, rows of its largest block
     blocks: Sequence[Block]
     parameters: Sequence[nn.Parameter]  # of the losses
+    keeps: bool  # whether a second pass follows
     num_kept: int  # so many of the first blocks are kept
     dtypes: Mapping[str, torch.dtype]  # of the heads' products, by side
     kept: dict[int, _Kept]  # by block
+    still_there: dict[int, dict[str, Tensor]]  # by block, the memory of each side's logits
     memory: LogitMemory
 
     @classmethod
@@ -66,11 +68,11 @@ class Evaluation:
         num_rows = max(len(side.labels) for side in sides.values())
         plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind)
         # Without any row an empty block keeps the zero loss connected to the parameters.
-        blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [_empty_block(teachers)]
-        capacities = {name: max(_num_rows(block, name) for block in blocks) for name in sides}
+        blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [Block.empty(teachers)]
+        capacities = {name: max(block.num_rows(name) for block in blocks) for name in sides}
         # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
         num_kept = plan.kept_rows // max(1, capacities[""]) if keeps and not parameters else 0
-        return cls(sides, teachers, capacities, blocks, parameters, num_kept, dtypes, {}, memory)
+        return cls(sides, teachers, capacities, blocks, parameters, keeps, num_kept, dtypes, {}, {}, memory)
 
     @property
     def student(self) -> HiddenRows:
@@ -86,9 +88,12 @@ class Evaluation:
             for index, block in enumerate(self.blocks):
                 if index < self.num_kept:
                     self.kept[index] = _Kept(self._take(), {name: self._take() for name in self.teachers})
-                with self._logits(block, heads) as rows:
-                    parts += [self._score_piece(block, piece, rows, self.kept.get(index)) for piece in block.pieces]
-        return _join(parts)
+                kept = self.kept.get(index)
+                # The second pass begins with the last block, whose logits are still there.
+                stays = self.keeps and kept is None and block is self.blocks[-1]
+                with self._logits(index, heads, stays=stays) as rows:
+                    parts += [self._score_piece(block, piece, rows, kept) for piece in block.pieces]
+        return RowScores.concatenate(parts)
 
     def _score_piece(self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: _Kept | None) -> RowScores:
         inside = _inside(piece.student_rows, block.student_rows)
@@ -144,7 +149,8 @@ class Evaluation:
         span_weights = dict(zip(self.teachers, losses, strict=True))
         with self._full_precision():
             heads = self._heads([""] if len(self.kept) == len(self.blocks) else self.sides)
-            for index, block in enumerate(self.blocks):
+            last = len(self.blocks) - 1
+            for index, block in reversed(list(enumerate(self.blocks))):
                 with self._logit_gradient(index, heads, token_nats, span_weights, of_parameters) as logit_grad:
                     head_weight, _ = heads[""]
                     logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
@@ -152,9 +158,9 @@ class Evaluation:
                         hidden[block.student_rows] = (logit_grad @ head_weight).to(hidden.dtype)
                     if weight is not None:
                         rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
-                        accumulate_product(weight[:size], logit_grad, rows, is_first=index == 0)
+                        accumulate_product(weight[:size], logit_grad, rows, is_first=index == last)
                     if bias is not None:
-                        bias[:size] = logit_grad.sum(0) + (bias[:size] if index else 0)
+                        bias[:size] = logit_grad.sum(0) + (0 if index == last else bias[:size])
         return tuple(grads)
 
     @contextmanager
@@ -172,7 +178,7 @@ class Evaluation:
             yield self._combine(block, kept, token_nats, span_weights)
             self.memory.give(kept.probs, *kept.units.values())
             return
-        with self._logits(block, heads) as rows:
+        with self._logits(index, heads) as rows:
             yield self._recompute(block, rows, token_nats, span_weights, of_parameters)
 
     def _combine(self, block: Block, kept: _Kept, token_nats: Tensor, span_weights: Mapping[str, Tensor]) -> Tensor:
@@ -229,16 +235,27 @@ class Evaluation:
         return {name: self.sides[name].head.parameters(self.dtypes[name]) for name in names}
 
     @contextmanager
-    def _logits(self, block: Block, heads: _Heads) -> Iterator[dict[str, Tensor]]:
-        """``[P, V]`` of every side, in memory that the next block gets again."""
-        taken: dict[str, Tensor] = {}
-        rows: dict[str, Tensor] = {}
-        for name, places in {"": block.student_rows, **block.teacher_rows}.items():
-            hidden, (weight, bias) = self.sides[name].hidden[places], heads[name]
-            taken[name] = self.memory.take(self.capacities[name], len(weight), weight.dtype, weight.device)
-            rows[name] = logits(hidden, weight, bias, out=taken[name][: len(hidden)])
-        yield rows
-        self.memory.give(*taken.values())
+    def _logits(self, index: int, heads: _Heads, *, stays: bool = False) -> Iterator[dict[str, Tensor]]:
+        """``[P, V]`` of every side of a block, in memory that the next block gets again.
+
+        Args:
+            stays: Whether the logits stay where they are until they are asked for again.
+        """
+        block = self.blocks[index]
+        matrices = self.still_there.pop(index, None) or self._compute_logits(block, heads)
+        yield {name: matrix[: block.num_rows(name)] for name, matrix in matrices.items()}
+        if stays:
+            self.still_there[index] = matrices
+        else:
+            self.memory.give(*matrices.values())
+
+    def _compute_logits(self, block: Block, heads: _Heads) -> dict[str, Tensor]:
+        matrices: dict[str, Tensor] = {}
+        for name, rows in {"": block.student_rows, **block.teacher_rows}.items():
+            hidden, (weight, bias) = self.sides[name].hidden[rows], heads[name]
+            matrices[name] = self.memory.take(self.capacities[name], len(weight), weight.dtype, weight.device)
+            logits(hidden, weight, bias, out=matrices[name][: len(hidden)])
+        return matrices
 
     def _take(self) -> Tensor:
         """``[P, V_s]``, P being that of the largest block, to be kept."""
@@ -275,11 +292,6 @@ class Evaluation:
         )
 
 
-def _num_rows(block: Block, side: str) -> int:
-    rows = block.teacher_rows[side] if side else block.student_rows
-    return rows.stop - rows.start
-
-
 def _inside(piece: slice, block: slice) -> slice:
     return slice(piece.start - block.start, piece.stop - block.start)
 
@@ -297,26 +309,3 @@ def _subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:
 def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
     """The distribution at temperature 1: what the teacher believes, whatever the loss compares."""
     return log_probs if temperature == 1.0 else (log_probs * temperature).log_softmax(-1)
-
-
-def _empty_block(teachers: Mapping[str, TeacherTask]) -> Block:
-    nothing = slice(0, 0)
-    piece = Block(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing), [])
-    return replace(piece, pieces=[piece])
-
-
-def _join(parts: Sequence[RowScores]) -> RowScores:
-    return RowScores(
-        token_nats=torch.cat([part.token_nats for part in parts]),
-        spans={name: _concatenate([part.spans[name] for part in parts]) for name in parts[0].spans},
-        confidence={name: torch.cat([part.confidence[name] for part in parts]) for name in parts[0].confidence},
-    )
-
-
-def _concatenate(parts: list[SpanScores]) -> SpanScores:
-    agreements = [part.agreement for part in parts if part.agreement is not None]
-    return SpanScores(
-        loss=torch.cat([part.loss for part in parts]),
-        unmapped_mass=torch.cat([part.unmapped_mass for part in parts]),
-        agreement=torch.cat(agreements) if agreements else None,
-    )

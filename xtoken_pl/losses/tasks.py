@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from xtoken_pl.batch import SpanBatch
@@ -50,3 +51,13 @@ class RowScores:
     token_nats: Tensor
     spans: dict[str, SpanScores]
     confidence: dict[str, Tensor]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[RowScores]) -> RowScores:
+        """Those of consecutive pieces as one."""
+        first = parts[0]
+        return cls(
+            token_nats=torch.cat([part.token_nats for part in parts]),
+            spans={name: SpanScores.concatenate([part.spans[name] for part in parts]) for name in first.spans},
+            confidence={name: torch.cat([part.confidence[name] for part in parts]) for name in first.confidence},
+        )
