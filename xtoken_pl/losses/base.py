@@ -7,7 +7,6 @@ rows (:class:`MatchedRowLoss`); one that needs several teacher rows for a studen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -91,16 +90,6 @@ class SpanScores(NamedTuple):
     loss: Tensor
     unmapped_mass: Tensor
     agreement: Tensor | None
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[SpanScores]) -> SpanScores:
-        """Those of consecutive spans as one."""
-        agreements = [part.agreement for part in parts if part.agreement is not None]
-        return cls(
-            loss=torch.cat([part.loss for part in parts]),
-            unmapped_mass=torch.cat([part.unmapped_mass for part in parts]),
-            agreement=torch.cat(agreements) if agreements else None,
-        )
 
 
 class SpanLoss(nn.Module, ABC):

@@ -82,7 +82,9 @@ class Evaluation:
 
     def score(self) -> RowScores:
         """Scores all blocks, and keeps what there is room for."""
-        parts: list[RowScores] = []
+        # Filled in place: small results that stay among large ones that go would leave gaps in the memory.
+        scores: RowScores | None = None
+        num_spans = {name: len(task.spans) for name, task in self.teachers.items()}
         with torch.no_grad(), self._full_precision():
             heads = self._heads(self.sides)
             for index, block in enumerate(self.blocks):
@@ -92,8 +94,12 @@ class Evaluation:
                 # The second pass begins with the last block, whose logits are still there.
                 stays = self.keeps and kept is None and block is self.blocks[-1]
                 with self._logits(index, heads, stays=stays) as rows:
-                    parts += [self._score_piece(block, piece, rows, kept) for piece in block.pieces]
-        return RowScores.concatenate(parts)
+                    for piece in block.pieces:
+                        part = self._score_piece(block, piece, rows, kept)
+                        scores = scores or RowScores.room_for(part, len(self.student.labels), num_spans)
+                        scores.write(piece, part)
+        assert scores is not None, "every block has a piece"
+        return scores
 
     def _score_piece(self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: _Kept | None) -> RowScores:
         inside = _inside(piece.student_rows, block.student_rows)

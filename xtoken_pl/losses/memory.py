@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 #: Tensors of a piece's size that exist at the same time, for the hungriest loss (measured).
 _PIECE_TENSORS = 16
-_PIECE_SHARE, _BLOCK_SHARE = 0.25, 0.75
-#: A CPU multiplies hardly faster with more rows. A little above 256: 512 rows, cut between spans, are two blocks.
-_MOST_ROWS = {"cpu": 272}
-#: Larger pieces gain nothing: on a CPU they leave the cache, and get fresh pages for every tensor.
-_LARGEST_PIECE = {"cpu": 2**23}
-_LARGEST_PIECE_ELSEWHERE = 2**27
+
+
+class _Limits(NamedTuple):
+    """What is worth having of a kind of device, where there is memory for it."""
+
+    block_share: float  # of the budget; pieces get the rest
+    block_rows: int
+    piece_bytes: int
+
+
+#: A CPU multiplies hardly faster with more rows than that. A little above 256: 512 rows, cut between spans, are two
+#: blocks. Larger pieces leave its cache, and get fresh pages for every tensor; small ones cost it little.
+_CPU = _Limits(block_share=0.9, block_rows=272, piece_bytes=2**23)
+#: Others need large pieces, or starting a kernel takes longer than the kernel.
+_OTHERS = _Limits(block_share=0.75, block_rows=2**16, piece_bytes=2**27)
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,16 @@ class MemoryPlan:
             dtype: In which losses are computed.
             kind: Of the device, ``cpu`` or ``cuda``, say.
         """
+        limits = _CPU if kind == "cpu" else _OTHERS
         row = dtype.itemsize * (student_size + sum(teacher_sizes))
-        block_rows = min(_at_least_one(budget * _BLOCK_SHARE / row), _MOST_ROWS.get(kind, 2**16))
+        block_rows = min(_at_least_one(budget * limits.block_share / row), limits.block_rows)
+        left = budget - min(block_rows, num_rows) * row
         piece_row = dtype.itemsize * max(student_size, *teacher_sizes, 1)
-        piece = min(budget * _PIECE_SHARE / _PIECE_TENSORS, _LARGEST_PIECE.get(kind, _LARGEST_PIECE_ELSEWHERE))
+        piece = min(left / _PIECE_TENSORS, limits.piece_bytes)
         piece_rows = min(block_rows, _at_least_one(piece / piece_row))
+        left -= _PIECE_TENSORS * piece_rows * piece_row
         # Of each kept row: the probabilities, and the gradient of each teacher's loss.
         kept_row = dtype.itemsize * student_size * (1 + len(teacher_sizes))
-        left = budget - min(block_rows, num_rows) * row - _PIECE_TENSORS * piece_rows * piece_row
         return cls(block_rows, piece_rows, max(0, int(left / kept_row)))
 
 

@@ -72,9 +72,8 @@ class ProjectionKL(MatchedRowLoss):
     needs_projection = True
     can_learn_projection = True
 
-    # E non-zero entries of W, R teacher tokens that W reaches
+    # R teacher tokens that W reaches
     product: SparseProduct  # rows [S, V_s] times W, the columns that it reaches
-    weights: Tensor  # [E]
     reached: Tensor  # [R], teacher ids
 
     def __init__(
@@ -99,8 +98,7 @@ class ProjectionKL(MatchedRowLoss):
             raise ValueError("a projection must map at least one token, got only zero rows")
         reached, columns = teacher_ids.unique(return_inverse=True)
         # W is no state: it is built from the tokenizers, or read from its own file.
-        self.product = SparseProduct(student_ids, columns, projection.num_student, len(reached))
-        self.register_buffer("weights", weights, persistent=False)
+        self.product = SparseProduct(student_ids, columns, projection.num_student, len(reached), weights)
         self.register_buffer("reached", reached, persistent=False)
         self._projection = projection
 
@@ -124,7 +122,7 @@ class ProjectionKL(MatchedRowLoss):
 
     def project(self, probs: Tensor) -> Tensor:
         """``[S, V_s] -> [S, R]``: Wᵀ applied to rows, the teacher tokens that it reaches."""
-        return cast(Tensor, self.product(probs, self.weights if self.learned is None else self.learned()))
+        return cast(Tensor, self.product(probs, None if self.learned is None else self.learned()))
 
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor

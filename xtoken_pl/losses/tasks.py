@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from xtoken_pl.batch import SpanBatch
+from xtoken_pl.batch import Block, SpanBatch
 from xtoken_pl.losses.base import SpanLoss, SpanScores
 from xtoken_pl.models.head import Head
 
@@ -53,11 +52,25 @@ class RowScores:
     confidence: dict[str, Tensor]
 
     @classmethod
-    def concatenate(cls, parts: Sequence[RowScores]) -> RowScores:
-        """Those of consecutive pieces as one."""
-        first = parts[0]
+    def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:
+        """Room for a batch of scores like those of ``part``, to be filled by :meth:`write`."""
+
+        def room(scores: SpanScores, num: int) -> SpanScores:
+            agreement = None if scores.agreement is None else scores.agreement.new_empty(num)
+            return SpanScores(scores.loss.new_empty(num), scores.unmapped_mass.new_empty(num), agreement)
+
         return cls(
-            token_nats=torch.cat([part.token_nats for part in parts]),
-            spans={name: SpanScores.concatenate([part.spans[name] for part in parts]) for name in first.spans},
-            confidence={name: torch.cat([part.confidence[name] for part in parts]) for name in first.confidence},
+            part.token_nats.new_empty(num_rows),
+            {name: room(scores, num_spans[name]) for name, scores in part.spans.items()},
+            {name: values.new_empty(num_spans[name]) for name, values in part.confidence.items()},
         )
+
+    def write(self, piece: Block, part: RowScores) -> None:
+        """Fills in the scores of a piece."""
+        self.token_nats[piece.student_rows] = part.token_nats
+        for name, spans in piece.spans.items():
+            for whole, values in zip(self.spans[name], part.spans[name], strict=True):
+                if whole is not None and values is not None:
+                    whole[spans] = values
+            if name in self.confidence:
+                self.confidence[name][spans] = part.confidence[name]

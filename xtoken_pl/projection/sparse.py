@@ -19,19 +19,21 @@ class SparseProduct(nn.Module):
     Args:
         source: ``[E]`` the row of each entry, below ``num_sources``.
         target: ``[E]`` its column, below ``num_targets``.
+        weights: ``[E]``, for products that are given no others.
 
     Shape:
         rows: ``[..., I]``; weights: ``[E]``; returns ``[..., J]``. A gradient reaches both.
     """
 
-    def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int) -> None:
+    def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int, weights: Tensor) -> None:
         super().__init__()
-        self.forward_plan = _GatherPlan(source, target, num_targets)
-        self.backward_plan = _GatherPlan(target, source, num_sources)
+        self.forward_plan = _GatherPlan(source, target, num_targets, weights)
+        self.backward_plan = _GatherPlan(target, source, num_sources, weights)
 
-    def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1])
-        out: Tensor = _SparseProduct.apply(flat, weights.to(rows.dtype), self.forward_plan, self.backward_plan)
+        weights = None if weights is None else weights.to(rows.dtype)
+        out: Tensor = _SparseProduct.apply(flat, weights, self.forward_plan, self.backward_plan)
         return out.reshape(*rows.shape[:-1], out.shape[-1])
 
 
@@ -45,8 +47,10 @@ class _GatherPlan(nn.Module):
     rest: Tensor  # [E'], the entries that are added
     rest_source: Tensor  # [E']
     rest_target: Tensor  # [E']
+    first_weights: Tensor  # [J]
+    rest_weights: Tensor  # [E']
 
-    def __init__(self, source: Tensor, target: Tensor, num_targets: int) -> None:
+    def __init__(self, source: Tensor, target: Tensor, num_targets: int, weights: Tensor) -> None:
         super().__init__()
         by_target = target.argsort(stable=True)
         column = target[by_target]
@@ -61,20 +65,28 @@ class _GatherPlan(nn.Module):
         added = {"rest": rest, "rest_source": source[rest], "rest_target": target[rest]}
         for name, tensor in (entries | gathered | added).items():
             self.register_buffer(name, tensor, persistent=False)
+        # Arranged once, since this takes as long as the product of a few rows.
+        for name, tensor in zip(("first_weights", "rest_weights"), self._arrange(weights), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
 
-    def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
+    def _arrange(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights ``[E]`` of the entries as those of what is gathered and of what is added."""
+        return torch.cat((weights, weights.new_zeros(1)))[self.first], weights[self.rest]
+
+    def forward(self, rows: Tensor, weights: Tensor | None) -> Tensor:
         """``[N, I], [E] -> [N, J]``."""
-        first_weights = torch.cat((weights, weights.new_zeros(1)))[self.first]
+        own = self.first_weights.to(rows.dtype), self.rest_weights.to(rows.dtype)
+        first_weights, rest_weights = own if weights is None else self._arrange(weights)
         out = rows.index_select(1, self.first_source).mul_(first_weights)
         if len(self.rest):
-            added = rows.index_select(1, self.rest_source).mul_(weights[self.rest])
+            added = rows.index_select(1, self.rest_source).mul_(rest_weights)
             out.index_add_(1, self.rest_target, added)
         return out
 
 
 class _SparseProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weights: Tensor, plan: _GatherPlan, transposed: _GatherPlan) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weights: Tensor | None, plan: _GatherPlan, transposed: _GatherPlan) -> Tensor:
         ctx.plans = plan, transposed
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weights)
         return plan(rows, weights)
