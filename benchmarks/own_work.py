@@ -18,7 +18,7 @@ def figures() -> Iterator[Figure]:
     pair, memory = Pair(), LogitMemory(FLAT)
     losses = {"P-KL": pair.bound(ProjectionKL()), "H-KL": pair.bound(HybridKL())}
     case = Case(pair, 1024, 64)
-    times = ratios(case.cross_entropy, {n: partial(case.distil, loss, memory) for n, loss in losses.items()}, 5)
+    times = ratios(case.cross_entropy, {n: partial(case.distil, loss, memory) for n, loss in losses.items()}, 3)
     for name, target in _TARGETS.items():
         what = f"hidden size 64, 1,024 tokens: CE + {name}, flat"
         yield Figure(what, times.ratio(name), "x", target, note=times.note(name))

@@ -21,7 +21,7 @@ from xtoken_pl.cli import DistillCLI
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.quickstart import prepare
 
-_STEPS, _WARM_UP = 16, 4
+_STEPS, _WARM_UP = 13, 3
 
 
 class TwoModels(pl.Callback):

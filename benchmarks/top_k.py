@@ -22,7 +22,7 @@ from xtoken_pl.losses.tasks import HiddenRows, TeacherTask
 from xtoken_pl.quickstart import prepare
 
 _KS = (64, 256, 1024, 8192)
-_NUM_WINDOWS, _LENGTH = 4, 256
+_NUM_WINDOWS, _LENGTH = 2, 256
 
 
 def figures() -> Iterator[Figure]:
