@@ -18,7 +18,7 @@ from xtoken_pl import GOLD, ULD, HybridKL, MatchedRowLoss, Projection, Projectio
 from xtoken_pl.losses import Divergence, Merge, SpanBlock, rank_distance, token_kl
 from xtoken_pl.losses.base import SideRows
 from xtoken_pl.losses.partitioned import PartitionedLoss
-from xtoken_pl.losses.uld import sort_rows
+from xtoken_pl.losses.uld import sort_rows, sort_values
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 # One-to-one, one-to-many, many-to-one and many-to-many spans, with gaps between them.
@@ -577,6 +577,14 @@ def test_rows_are_sorted_as_by_comparison(num_rows: int, scale: float) -> None:
     assert torch.equal(values, rows.sort(dim=-1).values)
     assert torch.equal(rows.gather(1, places), values)
     assert torch.equal(places.sort(dim=-1).values, torch.arange(700).expand(num_rows, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_values_are_sorted_in_any_precision_and_the_rows_stay_as_they_were(dtype: torch.dtype) -> None:
+    rows = random_rows(7, 300, 0, torch.float64).to(dtype)
+    before = rows.clone()
+    assert torch.equal(sort_values(rows), before.sort(dim=-1).values)
+    assert torch.equal(rows, before)
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
