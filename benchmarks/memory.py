@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.measure import Figure, run
 from benchmarks.pair import FLAT, Case, Pair
-from xtoken_pl import HybridKL, ProjectionKL
+from xtoken_pl import HybridKL, ProjectionKL, SpanLoss
 from xtoken_pl.losses.memory import LogitMemory
 
 _LOSSES = {"P-KL": ProjectionKL, "H-KL": HybridKL}
@@ -19,26 +19,31 @@ _SIZES = (512, 8192)
 
 
 def figures() -> Iterator[Figure]:
-    """Each in a process of its own, since a process does not give all of its memory back."""
+    """Each loss in a process of its own, since a process does not give all of its memory back."""
     for name in _LOSSES:
-        peaks = [_in_own_process(name, size) for size in _SIZES]
+        peaks = _in_own_process(name)
         for size, peak in zip(_SIZES, peaks, strict=True):
             yield Figure(f"{size:,} tokens: peak memory of CE + {name}, flat", peak, "GB", 0.5)
         yield Figure(f"peak memory of {name}, 8,192 against 512 tokens", 100 * (peaks[1] / peaks[0] - 1), "%", 10)
 
 
-def _in_own_process(name: str, num_tokens: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.memory", "--one", name, str(num_tokens)]
+def _in_own_process(name: str) -> list[float]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--one", name]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(output.split()[-1])
+    return [float(line) for line in output.splitlines()[-len(_SIZES) :]]
 
 
-def peak(name: str, num_tokens: int) -> float:
-    """GB of resident memory at most, during forward and backward, above what was there before and the gradients."""
+def peaks(name: str) -> Iterator[float]:
+    """GB for each size; the smallest comes first, so that what it may leave behind does not hide growth."""
     pair = Pair()
     loss = pair.bound(_LOSSES[name]())
     Case(pair, 16, 64).distil(loss, LogitMemory(FLAT))  # what libraries set up at their first use
-    case = Case(pair, num_tokens, 1024)
+    for num_tokens in _SIZES:
+        yield _peak(Case(pair, num_tokens, 1024), loss)
+
+
+def _peak(case: Case, loss: SpanLoss) -> float:
+    """GB of resident memory at most, during forward and backward, above what was there before and the gradients."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that is free, but resident, would not count
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
@@ -56,6 +61,6 @@ def _status(field: str) -> int:
 if __name__ == "__main__":
     if "--one" in sys.argv:
         place = sys.argv.index("--one")
-        print(peak(sys.argv[place + 1], int(sys.argv[place + 2])))
+        print(*peaks(sys.argv[place + 1]), sep="\n")
     else:
         run(figures)

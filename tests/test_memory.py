@@ -13,9 +13,10 @@ from test_losses import STUDENT, TEACHER, V_S, V_T, random_labels, random_projec
 from torch import Tensor, nn
 
 from xtoken_pl import GOLD, ProjectionKL, SpanLoss
-from xtoken_pl.batch import RowCuts, SpanBatch
+from xtoken_pl.batch import Block, RowCuts, SpanBatch
 from xtoken_pl.losses import SpanBlock, SpanScores
 from xtoken_pl.losses.blockwise import evaluate_rows
+from xtoken_pl.losses.evaluation import Evaluation
 from xtoken_pl.losses.memory import LogitMemory, MemoryPlan
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.models import Head
@@ -134,14 +135,61 @@ def test_a_step_after_validation_uses_the_same_memory() -> None:
     assert_equal(rows.gradients(rows.evaluate(memory)), rows.gradients(rows.evaluate(LogitMemory(ALL_KEPT))))
 
 
-def test_memory_is_lent_again_and_does_not_grow() -> None:
-    rows, memory = Rows(), LogitMemory(ALL_KEPT)
+@pytest.mark.parametrize(
+    ("budget", "num_matrices"),
+    [(NOTHING_KEPT, 2), (ALL_KEPT, 4)],  # logits of both sides; kept: probabilities and the gradient of one loss
+)
+def test_memory_is_lent_again_and_does_not_grow(budget: float, num_matrices: int) -> None:
+    rows, memory = Rows(), LogitMemory(budget)
     sizes = []
     for _ in range(3):
-        rows.gradients(rows.evaluate(memory))
+        scores = rows.evaluate(memory)
+        rows.gradients(scores)
+        node: Any = scores.token_nats.grad_fn
+        assert not node.evaluation.still_there
         sizes.append(sorted((matrix.shape, matrix.data_ptr()) for matrix in memory._free))
     assert sizes[0] == sizes[1] == sizes[2]
-    assert len(sizes[0]) == 4  # logits of both sides; kept: probabilities and the gradient of one loss
+    assert len(sizes[0]) == num_matrices
+
+
+@pytest.mark.parametrize("num_rows", [3, N, 5 * N])
+def test_the_logits_of_all_blocks_but_the_last_are_computed_again(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[Block] = []
+    compute = Evaluation._compute_logits
+
+    def watched(evaluation: Evaluation, block: Block, *arguments: Any) -> Any:
+        computed.append(block)
+        return compute(evaluation, block, *arguments)
+
+    monkeypatch.setattr(Evaluation, "_compute_logits", watched)
+    rows = Rows(num_rows=num_rows)
+    scores = rows.evaluate(LogitMemory(NOTHING_KEPT))
+    blocks = list(computed)
+    rows.gradients(scores, retain_graph=True)
+    assert computed[len(blocks) :] == blocks[-2::-1]
+    rows.gradients(scores)  # nothing is left of the first time
+    assert computed[2 * len(blocks) - 1 :] == blocks[::-1]
+
+
+class Scored(SpanLoss):
+    """Gives what it is told to."""
+
+    def __init__(self, *values: Tensor | None) -> None:
+        super().__init__()
+        self.values: Any = values
+
+    def forward(self, block: SpanBlock) -> SpanScores:
+        return SpanScores(*self.values)
+
+
+def test_a_loss_that_does_not_score_every_span_is_refused() -> None:
+    rows, whole = Rows(num_rows=3), torch.ones(3)
+    assert rows.evaluate(LogitMemory(1e9), Scored(whole, whole, None)).spans["t"].loss.tolist() == [1, 1, 1]
+    for values in ((torch.tensor(1.0), whole), (whole, torch.ones(1)), (torch.ones(3, 2), whole)):
+        with pytest.raises(ValueError, match=r"must score every span with one number.*of shape .* for 3 spans"):
+            rows.evaluate(LogitMemory(1e9), Scored(*values, None))
 
 
 def test_an_evaluation_is_freed_with_its_results() -> None:

@@ -271,7 +271,8 @@ def test_half_precision_keeps_w_and_the_sums_of_metrics_exact(make: MakeModule) 
     module = make().to(torch.bfloat16)
     loss, metric = cast(Any, module.losses["split"]), cast(Any, module.validation_metrics["bits_per_byte"])
     assert module.student.dtype == torch.bfloat16
-    assert loss.weights.dtype == torch.float32
+    for plan in (loss.product.forward_plan, loss.product.backward_plan):
+        assert plan.first_weights.dtype == plan.rest_weights.dtype == torch.float32
     assert metric.total_nats.dtype == torch.float64
     assert torch.isfinite(step_of(module, batch_for(module))["loss"])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl.projection import Projection, ProjectionParameters, build_projection
+from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 # V_s/V_t vocabulary sizes (student/teacher)
@@ -480,6 +481,18 @@ def test_the_gradient_of_a_projection_is_right(small: Projection) -> None:
     assert torch.autograd.gradcheck(small.to_teacher, student_rows)
     assert torch.autograd.gradgradcheck(small.to_teacher, student_rows)
     assert torch.autograd.gradcheck(small.to_student, teacher_rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_product_with_its_own_weights_is_that_with_the_same_ones_given(small: Projection, dtype: torch.dtype) -> None:
+    student_ids, teacher_ids, weights = small.entries()
+    product = SparseProduct(student_ids, teacher_ids, small.num_student, small.num_teacher, weights)
+    rows = torch.rand(3, 5, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    own, given = product(rows), product(rows, weights)
+    assert own.any()
+    assert torch.equal(own, given)
+    own_gradient, given_gradient = (torch.autograd.grad(out.square().sum(), rows)[0] for out in (own, given))
+    assert torch.equal(own_gradient, given_gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -159,8 +159,8 @@ class RowCuts:
     def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
         """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block.
 
-        As few as possible, and of about the same size, since products with few rows are slow.
-        Their pieces have at most ``piece_rows`` rows of each side, likewise.
+        They consist of whole pieces, of at most ``piece_rows`` rows of each side; a longer span gets its own piece. Of
+        such blocks they are as few as possible, and as even, since products with few rows are slow.
         """
         bounds = np.stack([self.student, *self.teacher.values()], axis=1)
         limits = [min(piece_rows, max_rows)] * bounds.shape[1]

@@ -2,7 +2,7 @@
 
 Full logits are never held: those of a block exist while it is scored. The weights of the losses are known only when
 all blocks are scored (the scale of KD is L_CE / L_KD), so that the gradient needs a second pass: from what the memory
-budget had room to keep, or from logits that are computed again.
+budget had room to keep, or from logits that are computed again; those of the last block are still there.
 """
 
 from __future__ import annotations

@@ -154,7 +154,8 @@ class Evaluation:
                 grad.zero_()
         span_weights = dict(zip(self.teachers, losses, strict=True))
         with self._full_precision():
-            heads = self._heads([""] if len(self.kept) == len(self.blocks) else self.sides)
+            nothing_again = len(self.kept) + len(self.still_there) == len(self.blocks)
+            heads = self._heads([""] if nothing_again else self.sides)
             last = len(self.blocks) - 1
             for index, block in reversed(list(enumerate(self.blocks))):
                 with self._logit_gradient(index, heads, token_nats, span_weights, of_parameters) as logit_grad:
@@ -206,7 +207,7 @@ class Evaluation:
         span_weights: Mapping[str, Tensor],
         of_parameters: Sequence[Tensor | None],
     ) -> Tensor:
-        """The same, from logits that are computed again; adds to the gradients of the losses' parameters."""
+        """The same, from logits (still there, or computed again); adds to the gradients of the losses' parameters."""
         for piece in block.pieces:
             inside = _inside(piece.student_rows, block.student_rows)
             leaf = self.student.head.normalize(rows[""][inside]).requires_grad_()

@@ -11,12 +11,14 @@ from torch import Tensor
 
 #: Tensors of a piece's size that exist at the same time, for the hungriest loss (measured).
 _PIECE_TENSORS = 16
+#: Pieces get no more of the budget than this, or nothing would be left to be kept.
+_PIECE_SHARE = 0.25
 
 
 class _Limits(NamedTuple):
     """What is worth having of a kind of device, where there is memory for it."""
 
-    block_share: float  # of the budget; pieces get the rest
+    block_share: float  # of the budget
     block_rows: int
     piece_bytes: int
 
@@ -69,7 +71,7 @@ class MemoryPlan:
         block_rows = min(_at_least_one(budget * limits.block_share / row), limits.block_rows)
         left = budget - min(block_rows, num_rows) * row
         piece_row = dtype.itemsize * max(student_size, *teacher_sizes, 1)
-        piece = min(left / _PIECE_TENSORS, limits.piece_bytes)
+        piece = min(min(left, budget * _PIECE_SHARE) / _PIECE_TENSORS, limits.piece_bytes)
         piece_rows = min(block_rows, _at_least_one(piece / piece_row))
         left -= _PIECE_TENSORS * piece_rows * piece_row
         # Of each kept row: the probabilities, and the gradient of each teacher's loss.

@@ -66,11 +66,25 @@ class RowScores:
         )
 
     def write(self, piece: Block, part: RowScores) -> None:
-        """Fills in the scores of a piece."""
+        """Fills in the scores of a piece.
+
+        Raises:
+            ValueError: If a loss did not give one number for each of its spans.
+        """
         self.token_nats[piece.student_rows] = part.token_nats
         for name, spans in piece.spans.items():
-            for whole, values in zip(self.spans[name], part.spans[name], strict=True):
-                if whole is not None and values is not None:
-                    whole[spans] = values
+            for field, whole, values in zip(SpanScores._fields, self.spans[name], part.spans[name], strict=True):
+                places = None if whole is None else whole[spans]
+                if places is not None and values is not None and places.shape == values.shape:
+                    places.copy_(values)
+                elif not (places is None and values is None):
+                    raise ValueError(
+                        f"a loss must score every span with one number, always or never: {name!r} has "
+                        f"{field} {_shape(values)} for {spans.stop - spans.start} spans"
+                    )
             if name in self.confidence:
                 self.confidence[name][spans] = part.confidence[name]
+
+
+def _shape(values: Tensor | None) -> str:
+    return "None" if values is None else f"of shape {list(values.shape)}"

@@ -68,7 +68,7 @@ class _RankDistance(torch.autograd.Function):
 
 
 def sort_values(rows: Tensor) -> Tensor:
-    """``[N, U] -> [N, U]``: every row in ascending order; on a CPU by numpy, which sorts 4 to 7 x faster than torch."""
+    """``[N, U] -> [N, U]``: every row in ascending order; on two cores numpy sorts 7 x faster than torch."""
     if rows.device.type != "cpu" or rows.dtype == torch.bfloat16:  # which numpy does not know
         return rows.sort(dim=-1).values
     values = rows.clone(memory_format=torch.contiguous_format)
@@ -79,14 +79,15 @@ def sort_values(rows: Tensor) -> Tensor:
 def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """``[N, U] -> [N, U], [N, U]``: every row of numbers >= 0 in ascending order, and the places of its values.
 
-    The bits of such numbers are in their order. On a CPU numpy sorts them, with the place behind the value, 3 x faster
-    than torch sorts numbers with their places.
+    The bits of such numbers are in their order. On two cores numpy sorts them, with the place behind the value, 3 x
+    faster than torch sorts numbers with their places.
     """
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         result = rows.sort(dim=-1)
         return result.values, result.indices
-    bits = rows.contiguous().view(torch.int32).long() & 0x7FFFFFFF  # without the sign, which a NaN may have
-    keys = (bits << 32) | torch.arange(rows.shape[1])
+    keys = rows.contiguous().view(torch.int32).long()
+    keys.bitwise_and_(0x7FFFFFFF)  # without the sign, which a NaN may have
+    keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(rows.shape[1], device=rows.device))
     keys.numpy().sort(axis=-1)
     return (keys >> 32).int().view(torch.float32), keys & 0xFFFFFFFF
 

@@ -22,7 +22,8 @@ class SparseProduct(nn.Module):
         weights: ``[E]``, for products that are given no others.
 
     Shape:
-        rows: ``[..., I]``; weights: ``[E]``; returns ``[..., J]``. A gradient reaches both.
+        rows: ``[..., I]``; weights: ``[E]``; returns ``[..., J]``. A gradient reaches the rows, and weights that are
+        given with them.
     """
 
     def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int, weights: Tensor) -> None:
@@ -66,7 +67,7 @@ class _GatherPlan(nn.Module):
         for name, tensor in (entries | gathered | added).items():
             self.register_buffer(name, tensor, persistent=False)
         # Arranged once, since this takes as long as the product of a few rows.
-        for name, tensor in zip(("first_weights", "rest_weights"), self._arrange(weights), strict=True):
+        for name, tensor in zip(("first_weights", "rest_weights"), self._arrange(weights.detach()), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _arrange(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,11 +76,11 @@ class _GatherPlan(nn.Module):
 
     def forward(self, rows: Tensor, weights: Tensor | None) -> Tensor:
         """``[N, I], [E] -> [N, J]``."""
-        own = self.first_weights.to(rows.dtype), self.rest_weights.to(rows.dtype)
+        own = self.first_weights, self.rest_weights
         first_weights, rest_weights = own if weights is None else self._arrange(weights)
-        out = rows.index_select(1, self.first_source).mul_(first_weights)
+        out = rows.index_select(1, self.first_source).mul_(first_weights.to(rows.dtype))
         if len(self.rest):
-            added = rows.index_select(1, self.rest_source).mul_(rest_weights)
+            added = rows.index_select(1, self.rest_source).mul_(rest_weights.to(rows.dtype))
             out.index_add_(1, self.rest_target, added)
         return out
 
