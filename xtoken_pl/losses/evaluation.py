@@ -88,9 +88,9 @@ class Evaluation:
         with torch.no_grad(), self._full_precision():
             heads = self._heads(self.sides)
             for index, block in enumerate(self.blocks):
+                kept = None
                 if index < self.num_kept:
-                    self.kept[index] = _Kept(self._take(), {name: self._take() for name in self.teachers})
-                kept = self.kept.get(index)
+                    kept = self.kept[index] = _Kept(self._take(), {name: self._take() for name in self.teachers})
                 # The second pass begins with the last block, whose logits are still there.
                 stays = self.keeps and kept is None and block is self.blocks[-1]
                 with self._logits(index, heads, stays=stays) as rows:

@@ -150,4 +150,4 @@ def _multiply(
     if rows.shape[-1] != num_sources:
         raise ValueError(f"rows must have {num_sources} columns to be projected, got {rows.shape[-1]}")
     product = SparseProduct(source, target, num_sources, num_targets, weights).to(rows.device)
-    return cast(Tensor, product(rows, weights.to(rows.device)))
+    return cast(Tensor, product(rows, weights.to(rows.device)))  # given again, since a gradient reaches these
