@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from xtoken_pl import (
     GOLD,
     ULD,
+    BytePrefixKL,
     ConfidenceWeighting,
     HybridKL,
-    MatchedRowLoss,
     MultiTeacherDistillModule,
     ProjectionKL,
+    SpanLoss,
     Student,
     Teacher,
     TokenKL,
@@ -55,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def make_module(
     folders: dict[str, str],
-    loss: MatchedRowLoss | None = None,
+    loss: SpanLoss | None = None,
     *,
     memory: float = 2e-4,
     temperature: float = 1.0,
@@ -111,13 +112,14 @@ def assert_same(ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, di
         torch.testing.assert_close(gradient, theirs[1][name], rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
-CROSS_LOSSES: list[MatchedRowLoss] = [
+CROSS_LOSSES: list[SpanLoss] = [
     ProjectionKL(),
     ProjectionKL(merge="mean", divergence="reverse"),
     GOLD(),
     GOLD(merge="mean", divergence="jensen_shannon"),
     HybridKL(kl_weight=0.5),
     ULD(),
+    BytePrefixKL(),
 ]
 every_cross_loss = pytest.mark.parametrize("loss", CROSS_LOSSES, ids=repr)
 
@@ -125,7 +127,7 @@ every_cross_loss = pytest.mark.parametrize("loss", CROSS_LOSSES, ids=repr)
 @every_cross_loss
 @pytest.mark.parametrize("memory", [1e-9, 1e-4, 6e-3, 1.0])
 def test_memory_does_not_change_loss_or_gradient(
-    folders: dict[str, str], windows: list[dict[str, Any]], loss: MatchedRowLoss, memory: float
+    folders: dict[str, str], windows: list[dict[str, Any]], loss: SpanLoss, memory: float
 ) -> None:
     batch = collate(windows, NAMES)
     assert_same(
@@ -152,7 +154,7 @@ def test_batch_order_does_not_change_loss_or_gradient(folders: dict[str, str], w
 
 @every_cross_loss
 def test_padding_does_not_change_loss_or_gradient(
-    folders: dict[str, str], windows: list[dict[str, Any]], loss: MatchedRowLoss
+    folders: dict[str, str], windows: list[dict[str, Any]], loss: SpanLoss
 ) -> None:
     module = make_module(folders, loss)
     batch = collate(windows, NAMES)
@@ -187,7 +189,7 @@ def _padded(batch: DistillBatch, extra: int) -> DistillBatch:
     ids=repr,
 )
 def test_step_agrees_with_full_logits_and_slow_losses(
-    folders: dict[str, str], windows: list[dict[str, Any]], loss: MatchedRowLoss, temperature: float
+    folders: dict[str, str], windows: list[dict[str, Any]], loss: SpanLoss, temperature: float
 ) -> None:
     module = make_module(folders, loss, temperature=temperature)
     windows = windows[1:5]  # the references are slow

@@ -3,10 +3,11 @@
 from xtoken_pl.alignment import SpanAligner, Spans, SpanStatistics
 from xtoken_pl.audit import CoverageAudit, recommend_loss
 from xtoken_pl.data import DistillDataModule, TextSource
-from xtoken_pl.losses import GOLD, ULD, HybridKL, MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
+from xtoken_pl.losses import GOLD, ULD, BytePrefixKL, HybridKL, MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
 from xtoken_pl.metrics import BitsPerByte, TopOneAgreement
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.optimization import OptimizerRecipe
+from xtoken_pl.prefix_map import PrefixMap, build_prefix_map
 from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
 from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -18,6 +19,7 @@ __all__ = [
     "GOLD",
     "ULD",
     "BitsPerByte",
+    "BytePrefixKL",
     "CanonicalVocabulary",
     "ConfidenceWeighting",
     "CoverageAudit",
@@ -27,6 +29,7 @@ __all__ = [
     "MostConfidentTeacher",
     "MultiTeacherDistillModule",
     "OptimizerRecipe",
+    "PrefixMap",
     "Projection",
     "ProjectionKL",
     "SpanAligner",
@@ -41,6 +44,7 @@ __all__ = [
     "TopOneAgreement",
     "VocabularyPartition",
     "Weighting",
+    "build_prefix_map",
     "build_projection",
     "recommend_loss",
 ]

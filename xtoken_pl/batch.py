@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, cast
@@ -18,7 +19,7 @@ from xtoken_pl.segments import even_segments, greedy_segments
 # B sequences, T padded length, N/Q student/teacher rows, S spans
 
 
-class _Movable:
+class Movable:
     """A dataclass whose tensors, those of nested ones and of dicts included, move together."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
@@ -33,7 +34,7 @@ class _Movable:
         def apply(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return function(value)
-            if isinstance(value, _Movable):
+            if isinstance(value, Movable):
                 return value._map(function)
             if isinstance(value, dict):
                 return {key: apply(item) for key, item in value.items()}
@@ -45,7 +46,7 @@ class _Movable:
 
 
 @dataclass
-class TokenBatch(_Movable):
+class TokenBatch(Movable):
     """Padded sequences and the rows of interest.
 
     Row ``r`` is the position, in the flattened ``[B * T]`` sequences, whose hidden state predicts ``labels[r]``.
@@ -70,7 +71,7 @@ def sum_by_span(values: Tensor, span: Tensor, num_spans: int) -> Tensor:
 
 
 @dataclass
-class SpanBatch(_Movable):
+class SpanBatch(Movable):
     """How the rows of both sides relate, for one teacher. All spans of the batch, in the order of the rows.
 
     Attributes:
@@ -95,11 +96,27 @@ class SpanBatch(_Movable):
 
 
 @dataclass
-class TeacherBatch(_Movable):
-    """One teacher's view of the batch: its tokens of the same text, and the spans."""
+class LossPlan(Movable, ABC):
+    """What a loss finds out about a batch from its tokens alone; see :meth:`xtoken_pl.SpanLoss.plan`.
+
+    Attributes:
+        reach: ``[N]`` the end of the teacher rows that a student row reads (0 for none); kept on the host.
+    """
+
+    reach: NDArray[np.int64]
+
+    @abstractmethod
+    def cut(self, student_rows: slice, teacher_rows: slice) -> Self:
+        """That of some rows, with indices counted from the first of them."""
+
+
+@dataclass
+class TeacherBatch(Movable):
+    """One teacher's view of the batch: its tokens of the same text, the spans, and what its loss found out."""
 
     tokens: TokenBatch
     spans: SpanBatch
+    plan: LossPlan | None = None
 
 
 @dataclass
@@ -129,7 +146,7 @@ class Block:
 
 @dataclass
 class RowCuts:
-    """Where the rows of a batch may be cut without cutting a span of any teacher.
+    """Where the rows of a batch may be cut: no span is cut, and no row reads teacher rows behind the cut.
 
     Kept as numpy arrays beside the batch, so that blocks are planned without asking the device.
 
@@ -144,7 +161,7 @@ class RowCuts:
     teacher: dict[str, NDArray[np.int64]]
 
     @classmethod
-    def of(cls, num_rows: int, spans: Mapping[str, SpanBatch]) -> RowCuts:
+    def of(cls, num_rows: int, spans: Mapping[str, SpanBatch], plans: Mapping[str, LossPlan] | None = None) -> RowCuts:
         """Finds the cuts of ``num_rows`` student rows."""
         cuts_span = np.zeros(num_rows + 1, dtype=bool)
         for batch in spans.values():
@@ -154,7 +171,15 @@ class RowCuts:
         before = {n: np.searchsorted(batch.student_first.numpy(force=True), cuts) for n, batch in spans.items()}
         ends = {n: (batch.teacher_first + batch.teacher_length).numpy(force=True) for n, batch in spans.items()}
         rows_before = {name: np.concatenate(([0], ends[name]))[before[name]] for name in spans}
-        return cls(cuts, before, rows_before)
+        reads_on = np.zeros(len(cuts), dtype=bool)
+        for name, plan in (plans or {}).items():
+            reach = np.concatenate(([0], np.maximum.accumulate(plan.reach)))
+            reads_on |= reach[cuts] > rows_before[name]
+
+        def kept(counts: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+            return {name: count[~reads_on] for name, count in counts.items()}
+
+        return cls(cuts[~reads_on], kept(before), kept(rows_before))
 
     def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
         """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block.
@@ -185,7 +210,7 @@ def _between(before: NDArray[np.int64], start: int, end: int) -> slice:
 
 
 @dataclass
-class DistillBatch(_Movable):
+class DistillBatch(Movable):
     """The student's sequences, each teacher's, and how their rows may be cut into blocks.
 
     Attributes:

@@ -19,7 +19,7 @@ from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.quickstart import prepare
-from xtoken_pl.verbs import audit, project
+from xtoken_pl.verbs import audit, prefix_map, project
 
 
 class DistillCLI(LightningCLI):
@@ -61,7 +61,12 @@ class DistillCLI(LightningCLI):
 
 
 #: Verbs that run without a module and a trainer.
-VERBS: dict[str, Callable[..., None]] = {"project": project, "audit": audit, "prepare": prepare}
+VERBS: dict[str, Callable[..., None]] = {
+    "project": project,
+    "prefix_map": prefix_map,
+    "audit": audit,
+    "prepare": prepare,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from xtoken_pl.checks import check_not_negative
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.losses.planning import plan_losses
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.metrics import EvaluationMetrics
 from xtoken_pl.models import Head, LoadedModel, hidden_states, load_model
@@ -218,6 +219,10 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
             )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lets the losses plan while the batch is on the host, so that the device is never asked."""
+        return plan_losses(batch, cast(Any, self.losses)) if isinstance(batch, DistillBatch) else batch
+
     # One step ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: DistillBatch, batch_idx: int) -> STEP_OUTPUT:
@@ -255,6 +260,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
 
     def score(self, batch: DistillBatch) -> RowScores:
         """Cross-entropy of every kept token, and each teacher's loss of every span."""
+        batch = plan_losses(batch, cast(Any, self.losses))
         student = self._rows(self.student, self.student_head, batch.student)
         tasks: dict[str, TeacherTask] = {}
         for name, teacher in self.teachers.items():
@@ -263,7 +269,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 rows = self._rows(self._placed(loaded.model), loaded.head, view.tokens)
             loss = cast(SpanLoss, self.losses[name])
             confidence = self.weighting.row_confidence if self.training else None
-            tasks[name] = TeacherTask(rows, view.spans, loss, teacher.temperature, confidence)
+            tasks[name] = TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
         return evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
 
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Commands that need no module and no trainer: ``project`` and ``audit``."""
+"""Commands that need no module and no trainer: ``project``, ``prefix_map`` and ``audit``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xtoken_pl.audit import CRITICAL, Category, CoverageAudit, draw, table
 from xtoken_pl.files import atomic_path, check_target
+from xtoken_pl.prefix_map import build_prefix_map
 from xtoken_pl.projection import Projection, ProjectionParameters, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 
@@ -32,6 +33,24 @@ def project(
     print(f"W [{projection.num_student:,}, {projection.num_teacher:,}] of {student} -> {teacher}")
     for label, count in (("exact", counts.exact), ("multi-token", counts.multi_token), ("zero", counts.zero)):
         print(f"  {label:<12}{count:>9,} rows  {count / counts.total:7.2%}")
+    print(f"written to {output}")
+
+
+def prefix_map(student: str, teacher: str, output: str, *, overwrite: bool = False) -> None:
+    """Compile the prefix map between two tokenizers, which BytePrefixKL reads, and store it.
+
+    Args:
+        student: Folder or hub id of the student's tokenizer.
+        teacher: Folder or hub id of the teacher's tokenizer.
+        output: The safetensors file to write.
+        overwrite: Replace a file that exists.
+    """
+    check_target(Path(output), kind="file", overwrite=overwrite)
+    compiled = build_prefix_map(load_tokenizer(student), load_tokenizer(teacher))
+    compiled.save(output, overwrite=overwrite)
+    print(f"prefix map of {student} -> {teacher}")
+    for label, count, total in compiled.summary():
+        print(f"  {label:<52}{count:>9,}  {count / max(1, total):7.2%}")
     print(f"written to {output}")
 
 

@@ -1,6 +1,7 @@
 """Losses between a teacher's and the student's distributions, one per span of the text."""
 
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.losses.byte_prefix_kl import BytePrefixKL
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence
 from xtoken_pl.losses.gold import GOLD
 from xtoken_pl.losses.hybrid_kl import HybridKL
@@ -12,6 +13,7 @@ from xtoken_pl.losses.uld import ULD, rank_distance
 __all__ = [
     "GOLD",
     "ULD",
+    "BytePrefixKL",
     "Divergence",
     "HybridKL",
     "MatchedRowLoss",

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xtoken_pl.batch import sum_by_span
+from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch, sum_by_span
 from xtoken_pl.checks import check_choice
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -56,9 +56,13 @@ class SideRows:
         r"""``[S]``: :math:`\log c = \sum_{k>i} \log p(x_k | x_{<k})` over a span's tokens after the first."""
         if self.only_first_rows:
             return self.log_probs.new_zeros(len(self.first))
-        token_log_probs = self.log_probs.gather(1, self.labels[:, None]).squeeze(1)
+        token_log_probs = self.token_log_probs()
         is_first = torch.zeros_like(self.labels, dtype=torch.bool).index_fill(0, self.first, value=True)
         return self.sum_by_span(token_log_probs.masked_fill(is_first, 0.0))
+
+    def token_log_probs(self) -> Tensor:
+        """``[N]``: the log-probability of each observed token."""
+        return self.log_probs.gather(1, self.labels[:, None]).squeeze(1)
 
     def mean_rows(self, rows: Tensor) -> Tensor:
         """``[N, V] -> [S, V]``: the average over each span's rows."""
@@ -71,10 +75,16 @@ class SideRows:
 
 @dataclass(frozen=True)
 class SpanBlock:
-    """All rows of some consecutive spans, of both sides."""
+    """All rows of some consecutive spans, of both sides.
+
+    Attributes:
+        student, teacher: The rows; the teacher's of spans behind them follow where the plan reads them.
+        plan: Of these rows, where the loss makes one.
+    """
 
     student: SideRows
     teacher: SideRows
+    plan: LossPlan | None = None
 
 
 class SpanScores(NamedTuple):
@@ -114,6 +124,13 @@ class SpanLoss(nn.Module, ABC):
     def learn_projection(self) -> None:
         """Makes the weights of W parameters; called after :meth:`bind`, where ``can_learn_projection`` is True."""
         raise NotImplementedError(f"{type(self).__name__} does not learn a projection")
+
+    def plan(self, student: TokenBatch, teacher: TeacherBatch) -> LossPlan | None:
+        """What the loss finds out about a batch from its tokens alone, on the host; None where there is nothing.
+
+        It may read teacher rows behind a span: blocks are then cut where no row reads behind the cut.
+        """
+        return None
 
     @abstractmethod
     def forward(self, block: SpanBlock) -> SpanScores:

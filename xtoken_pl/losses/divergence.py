@@ -102,4 +102,9 @@ def log_clamped(probs: Tensor) -> Tensor:
 
     That is far above the smallest normal number, so that the gradient 1/p stays finite under a gradient scaler.
     """
-    return probs.clamp_min(torch.finfo(probs.dtype).tiny * 2**24).log()
+    return probs.clamp_min(smallest_prob(probs.dtype)).log()
+
+
+def smallest_prob(dtype: torch.dtype) -> float:
+    """What a probability that underflows counts as."""
+    return torch.finfo(dtype).tiny * 2**24

@@ -285,7 +285,8 @@ class Evaluation:
             length=task.spans.student_length[spans],
             span=_local(task.spans.student_span[piece.student_rows], spans),
         )
-        result: SpanScores = task.loss(SpanBlock(student, self._teacher_side(name, piece, teacher_log_probs)))
+        plan = None if task.plan is None else task.plan.cut(piece.student_rows, piece.teacher_rows[name])
+        result: SpanScores = task.loss(SpanBlock(student, self._teacher_side(name, piece, teacher_log_probs), plan))
         return result._replace(loss=result.loss * task.temperature**2)
 
     def _teacher_side(self, name: str, piece: Block, log_probs: Tensor) -> SideRows:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from xtoken_pl.batch import Block, SpanBatch
+from xtoken_pl.batch import Block, LossPlan, SpanBatch
 from xtoken_pl.losses.base import SpanLoss, SpanScores
 from xtoken_pl.models.head import Head
 
@@ -35,6 +35,7 @@ class TeacherTask:
     loss: SpanLoss
     temperature: float = 1.0
     confidence: RowConfidence | None = None
+    plan: LossPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xtoken_pl.projection.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.tokenization.vocabulary import BYTE_TO_UNICODE
+from xtoken_pl.tokenization.writing import write_bytes
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,7 @@ def build_projection(
 
     others = [s for s in np.flatnonzero(~is_exact).tolist() if student.token_bytes[s]]
     decay = parameters.beta * parameters.gamma ** np.arange(parameters.max_tokens)
-    with teacher.mid_text_backend() as backend:
-        rewritten = list(_rewrite(student, teacher, others, backend))
+    rewritten = write_bytes(teacher, [student.token_bytes[s] for s in others])
     for s, tokens in zip(others, rewritten, strict=True):
         if 1 <= len(tokens) <= parameters.max_tokens:
             row: dict[int, float] = {}
@@ -112,73 +109,3 @@ def exact_matches(student: CanonicalVocabulary, teacher: CanonicalVocabulary) ->
         if role in teacher.roles:
             exact[s] = teacher.roles[role]
     return exact
-
-
-def _rewrite(
-    student: CanonicalVocabulary, teacher: CanonicalVocabulary, ids: list[int], backend: Any
-) -> Iterator[list[int]]:
-    """How the teacher writes the bytes of each student token; [] where it cannot."""
-    byte_ids = _single_byte_ids(teacher)
-    texts = [_decode(student.token_bytes[s]) for s in ids]
-    encodings = iter(backend.encode_batch_fast([text for text in texts if text is not None], add_special_tokens=False))
-    normalizer = backend.normalizer
-    for s, text in zip(ids, texts, strict=True):
-        wanted = student.token_bytes[s]
-        tokens = _write_bytes(backend, teacher, wanted, byte_ids) if text is None else next(encodings).ids
-        written = b"".join(teacher.token_bytes[token] for token in tokens)
-        if written == wanted or (text is not None and written == _normalized(normalizer, text)):
-            yield tokens
-        else:  # unknown characters, or bytes that the teacher has no token for
-            yield []
-
-
-def _decode(text: bytes) -> str | None:
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _normalized(normalizer: object, text: str) -> bytes | None:
-    if normalizer is None:
-        return None
-    normalized: str = normalizer.normalize_str(text)  # type: ignore[attr-defined]
-    return normalized.replace("▁", " ").encode()
-
-
-def _single_byte_ids(vocabulary: CanonicalVocabulary) -> dict[int, int]:
-    """Byte -> the token that falls back to it."""
-    if vocabulary.components.kind == "metaspace":
-        pieces = np.flatnonzero(vocabulary.is_byte_piece).tolist()
-        return {vocabulary.token_bytes[token][0]: token for token in pieces}
-    return {}
-
-
-def _write_bytes(backend: Any, vocabulary: CanonicalVocabulary, text: bytes, byte_ids: dict[int, int]) -> list[int]:
-    """Writes bytes that are not whole characters.
-
-    A byte-level BPE merges them like any bytes. A SentencePiece tokenizer writes whole characters as it always does,
-    and the bytes of a part of one as ``<0xHH>`` pieces.
-    """
-    if vocabulary.components.kind == "byte_level":
-        return [token.id for token in backend.model.tokenize("".join(BYTE_TO_UNICODE[byte] for byte in text))]
-    tokens: list[int] = []
-    for part in _whole_and_partial(text):
-        if isinstance(part, str):
-            tokens += backend.encode(part, add_special_tokens=False).ids
-        elif all(byte in byte_ids for byte in part):
-            tokens += [byte_ids[byte] for byte in part]
-    return tokens
-
-
-def _whole_and_partial(text: bytes) -> Iterator[str | bytes]:
-    """Cuts bytes into stretches of whole characters (str) and stretches of parts of characters (bytes)."""
-    while text:
-        try:
-            yield text.decode()
-            return
-        except UnicodeDecodeError as error:
-            if error.start:
-                yield text[: error.start].decode()
-            yield text[error.start : error.end]
-            text = text[error.end :]

@@ -50,6 +50,8 @@ class CanonicalVocabulary:
         is_byte_piece: ``[V]`` bool, True for the ``<0xHH>`` pieces of a metaspace tokenizer.
         roles: Role name -> id (see :mod:`xtoken_pl.tokenization.roles`).
         prefix_ids: Special ids that the tokenizer puts before a text (bos, or none).
+        flat_bytes: The bytes of all ids, one behind the other.
+        offsets: ``[V + 1]`` where each id's bytes begin, and the last one's end.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699 (canonicalization of strings; bytes are ours).
@@ -63,8 +65,8 @@ class CanonicalVocabulary:
     is_byte_piece: NDArray[np.bool_] = field(repr=False)
     roles: dict[str, int]
     prefix_ids: tuple[int, ...]
-    _flat: NDArray[np.uint8] = field(repr=False)
-    _offsets: NDArray[np.int64] = field(repr=False)
+    flat_bytes: NDArray[np.uint8] = field(repr=False)
+    offsets: NDArray[np.int64] = field(repr=False)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> CanonicalVocabulary:
@@ -113,8 +115,8 @@ class CanonicalVocabulary:
             is_byte_piece=is_byte_piece,
             roles={role: token_id for role, token_id in special_roles(tokenizer).items() if token_id in special},
             prefix_ids=_prefix_ids(tokenizer, special),
-            _flat=np.frombuffer(b"".join(token_bytes), dtype=np.uint8),
-            _offsets=np.concatenate(([0], np.cumsum(lengths))),
+            flat_bytes=np.frombuffer(b"".join(token_bytes), dtype=np.uint8),
+            offsets=np.concatenate(([0], np.cumsum(lengths))),
         )
 
     def __len__(self) -> int:
@@ -123,7 +125,7 @@ class CanonicalVocabulary:
     @property
     def num_bytes(self) -> NDArray[np.int64]:
         """``[V]``, the number of bytes of each token; 0 for special tokens."""
-        return np.diff(self._offsets)
+        return np.diff(self.offsets)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of whole texts, without special tokens; text that spells a special token is text."""
@@ -157,12 +159,12 @@ class CanonicalVocabulary:
                 f"token ids must be in [0, {len(self)}), the vocabulary of {self.name!r}, "
                 f"got {ids.min()} to {ids.max()}; were they made by another tokenizer?"
             )
-        starts = self._offsets[ids]
-        lengths = self._offsets[ids + 1] - starts
+        starts = self.offsets[ids]
+        lengths = self.offsets[ids + 1] - starts
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if ids.size else 0
         gather = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
-        return self._flat[gather], lengths
+        return self.flat_bytes[gather], lengths
 
     @property
     def name(self) -> str:
@@ -173,8 +175,8 @@ class CanonicalVocabulary:
     def vocabulary_fingerprint(self) -> str:
         """Hash of id -> bytes and of the special tokens' names: equal where two models share their token ids."""
         digest = hashlib.sha256()
-        digest.update(self._offsets.tobytes())
-        digest.update(self._flat.tobytes())
+        digest.update(self.offsets.tobytes())
+        digest.update(self.flat_bytes.tobytes())
         special = self.tokenizer.convert_ids_to_tokens(np.flatnonzero(self.is_special).tolist())
         digest.update(json.dumps([self.components.kind, special, np.flatnonzero(~self.exists).tolist()]).encode())
         return digest.hexdigest()[:32]

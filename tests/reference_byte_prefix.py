@@ -1,0 +1,202 @@
+r"""Slow reference of the byte-prefix KL, written from its definition alone.
+
+Plain loops over tokens in Python floats. At every student position the student's vocabulary is cut into groups, and
+every group gets the mass that the teacher's rows along the observed text give it:
+
+    L = Σ_g Q_g·log(Q_g / P_g), Q_g the teacher's mass, P_g = Σ_{s∈g} p_S(s), in nats.
+
+τ(s) is the teacher's writing of student token s, φ(x) the longest student token that is a byte prefix of x. The
+teacher's tokens from the one that covers the position on are t_1, t_2, …; q_d is the row that predicts t_d;
+M_d = q_1(t_1)···q_d(t_d).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+#: ("lead", teacher token), ("token", student token), ("end", depth) or ("child", depth, teacher token).
+Key = tuple[str, int] | tuple[str, int, int]
+#: A student token below t_1, and what the teacher writes of it after t_1.
+Member = tuple[int, tuple[int, ...]]
+
+
+class BytePrefixReference:
+    """Groups and loss of single positions.
+
+    Args:
+        student_bytes: Bytes of every student token, empty for special tokens and unused ids.
+        teacher_bytes: The same of the teacher.
+        tau: The teacher's writing of a byte string inside a text; empty where it cannot write it.
+        special: Student special id -> teacher special id of the same role.
+    """
+
+    def __init__(
+        self,
+        student_bytes: Sequence[bytes],
+        teacher_bytes: Sequence[bytes],
+        tau: Callable[[bytes], tuple[int, ...]],
+        special: dict[int, int],
+    ) -> None:
+        self.student_bytes = list(student_bytes)
+        self.teacher_bytes = list(teacher_bytes)
+        self.tau = tau
+        self.special = special
+        self.written: list[tuple[int, ...]] = []
+        self.leads: dict[int, list[int]] = {}  # teacher token -> student tokens that it leads
+        self.by_bytes: dict[bytes, int] = {}
+        for s, text in enumerate(self.student_bytes):
+            if s in special:
+                self.written.append((special[s],))
+            else:
+                self.written.append(tuple(tau(text)) if text else ())
+            if self.written[s]:
+                self.leads.setdefault(self.written[s][0], []).append(s)
+            if text and s not in special:
+                self.by_bytes.setdefault(text, s)  # the lowest id stays
+        self.longest = max(map(len, self.by_bytes), default=0)
+
+    def phi(self, text: bytes) -> int | None:
+        """The longest student token that is a prefix of the text, or the text itself; None if there is none."""
+        for length in range(min(len(text), self.longest), 0, -1):
+            if text[:length] in self.by_bytes:
+                return self.by_bytes[text[:length]]
+        return None
+
+    def groups(
+        self,
+        position: int,
+        student_ids: Sequence[int],
+        teacher_ids: Sequence[int],
+        rows: Sequence[Sequence[float]],
+        row_exists: Sequence[bool] | None = None,
+    ) -> dict[Key, tuple[float, list[int]]]:
+        """The groups of student tokens at a position, with the teacher's mass of each; the masses sum to 1 or are all 0.
+
+        A student token is in one group at most, those that the teacher cannot write may be in none. Groups without
+        mass are given too.
+
+        Args:
+            position: Index of the student token.
+            student_ids: The text as student tokens.
+            teacher_ids: The same bytes as teacher tokens.
+            rows: ``rows[j]`` is the teacher's distribution that predicts ``teacher_ids[j]``.
+            row_exists: Which rows may be used below t_1; all of them without it.
+        """
+        observed = student_ids[position]
+        offset = sum(_symbols(self.student_bytes[s]) for s in student_ids[:position])
+        first, start = 0, 0  # of the teacher token that covers the offset
+        while start + _symbols(self.teacher_bytes[teacher_ids[first]]) <= offset:
+            start += _symbols(self.teacher_bytes[teacher_ids[first]])
+            first += 1
+        there = offset - start
+        t_1 = teacher_ids[first]
+        q_1 = rows[first]
+
+        def exists(row: int) -> bool:
+            return row < len(teacher_ids) and (row_exists is None or row_exists[row])
+
+        # Group -> its student tokens, and student token -> its group, before anything is refined.
+        tokens: dict[Key, list[int]] = {}
+        for s in range(len(self.student_bytes)):
+            if there:
+                tokens["token", s] = [s]
+            elif self.written[s]:
+                tokens.setdefault(("lead", self.written[s][0]), []).append(s)
+
+        # Masses on their way: to a group by its key, or to the group of a student token.
+        to_group: list[tuple[Key, float]] = []
+        to_token: list[tuple[int, float]] = []
+        for v, text in enumerate(self.teacher_bytes):
+            if v == t_1:
+                continue
+            if not there and v in self.leads:
+                to_group.append((("lead", v), q_1[v]))
+                continue
+            if there and not (len(text) > there and text[:there] == self.teacher_bytes[t_1][:there]):
+                continue
+            target = self.phi(text[there:])
+            if target is not None:
+                to_token.append((target, q_1[v]))
+
+        members = self._members(t_1, there)
+        if any(rest for _, rest in members) and exists(first + 1):
+            tokens.pop(("lead", t_1), None)  # the members leave their groups
+            for s, _ in members:
+                tokens.pop(("token", s), None)
+            mass, text = q_1[t_1], self.teacher_bytes[t_1][there:]  # M_d, y_d
+            node, depth = members, 1
+            while True:
+                q, following = rows[first + depth], teacher_ids[first + depth]
+                children: dict[int, list[Member]] = {}
+                for s, rest in node:
+                    if len(rest) < depth:
+                        tokens.setdefault(("end", depth), []).append(s)
+                    else:
+                        children.setdefault(rest[depth - 1], []).append((s, rest))
+                residual = 1.0
+                for v in {*children, following}:
+                    residual -= q[v]
+                ending = self.phi(text)
+                to_token.append((observed if ending is None else ending, mass * max(residual, 0.0)))
+                below = children.get(following, [])
+                descend = any(len(rest) > depth for _, rest in below) and exists(first + depth + 1)
+                for v, child in children.items():
+                    if v == following and descend:
+                        continue
+                    tokens["child", depth, v] = [s for s, _ in child]
+                    if v != following:
+                        to_group.append((("child", depth, v), mass * q[v]))
+                mass *= q[following]
+                if not descend:
+                    break
+                text += self.teacher_bytes[following]
+                node, depth = below, depth + 1
+            to_token.append((observed, mass))
+        else:
+            to_token.append((observed, q_1[t_1]))
+
+        group_of = {s: key for key, group in tokens.items() for s in group}
+        masses = dict.fromkeys(tokens, 0.0)
+        for key, mass in to_group:
+            masses[key] += mass
+        for s, mass in to_token:
+            if s in group_of:
+                masses[group_of[s]] += mass
+        total = sum(masses.values())
+        return {key: (masses[key] / total if total else 0.0, tokens[key]) for key in tokens}
+
+    def _members(self, t_1: int, there: int) -> list[Member]:
+        """The student tokens that begin with t_1, of which `there` bytes are written already, and what follows it."""
+        if not there:
+            return [(s, self.written[s][1:]) for s in self.leads.get(t_1, [])]
+        left = self.teacher_bytes[t_1][there:]
+        members: list[Member] = []
+        for s in range(len(self.student_bytes)):
+            text = self.student_bytes[s]
+            if s in self.special or not text.startswith(left):
+                continue
+            rest = tuple(self.tau(text[len(left) :])) if len(text) > len(left) else ()
+            if rest or len(text) == len(left):
+                members.append((s, rest))
+        return members
+
+    def loss(
+        self,
+        position: int,
+        student_ids: Sequence[int],
+        teacher_ids: Sequence[int],
+        rows: Sequence[Sequence[float]],
+        student_probs: Sequence[float],
+        row_exists: Sequence[bool] | None = None,
+    ) -> float:
+        """Σ_g Q_g·log(Q_g / P_g) over the groups that have mass, in nats; 0 where none has."""
+        total = 0.0
+        for mass, tokens in self.groups(position, student_ids, teacher_ids, rows, row_exists).values():
+            if mass > 0:
+                probability = sum(student_probs[s] for s in tokens)
+                total += mass * math.log(mass / probability) if probability > 0 else math.inf
+        return total
+
+
+def _symbols(token: bytes) -> int:
+    """Length of a token in a text: its bytes, 1 for a special token."""
+    return len(token) or 1

@@ -1,0 +1,136 @@
+"""Gathers a teacher's probabilities into the groups of the byte-prefix KL."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from xtoken_pl.losses.base import SideRows
+from xtoken_pl.losses.group_kl import ColumnSums, Groups
+from xtoken_pl.prefix_map import Positions, PrefixMap
+
+# Q teacher rows, R positions, C columns, L levels, G segments, M members, V_s/V_t vocabulary sizes
+
+
+class PrefixMass(nn.Module):
+    """What the teacher's rows say of groups of student tokens; rules in :class:`xtoken_pl.BytePrefixKL`.
+
+    Args:
+        prefix_map: Of the pair.
+    """
+
+    student_column: Tensor  # [V_s] the boundary column of each student token, C for none
+    teacher_column: Tensor  # [V_t] the column of a teacher token's mass, -1 for none
+    members: Tensor  # [M] student tokens
+    order: Tensor  # teacher tokens that have bytes, sorted by them
+    offsets: Tensor  # [V_t + 1]
+    longest: Tensor  # by byte of every teacher token
+
+    def __init__(self, prefix_map: PrefixMap) -> None:
+        super().__init__()
+        student_column = torch.from_numpy(prefix_map.column(prefix_map.lead))
+        teacher_column = torch.from_numpy(prefix_map.column(prefix_map.group))
+        self.num_student = prefix_map.num_student
+        self.of_student = ColumnSums(student_column)
+        self.of_teacher = ColumnSums(teacher_column)
+        buffers = {
+            "teacher_column": teacher_column,
+            "student_column": torch.where(student_column < 0, len(self.of_student.first), student_column),
+            "members": torch.from_numpy(prefix_map.members),
+            "order": torch.from_numpy(prefix_map.order),
+            "offsets": torch.from_numpy(prefix_map.offsets),
+            "longest": torch.from_numpy(prefix_map.longest),
+        }
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def at_boundaries(self, positions: Positions, teacher: SideRows) -> Groups:
+        """Columns are groups of student tokens with the same leading teacher token."""
+        probs = teacher.log_probs.index_select(0, positions.teacher).exp()  # [R, V_t]
+        # The observed token's mass has its own way.
+        probs.scatter_(1, teacher.labels[positions.teacher][:, None], 0.0)
+        column_mass = self.of_teacher(probs)
+        # Of the group that it leads the segments take everything, also what members inherit.
+        taken = positions.taken.clamp_min(0)[:, None]
+        left = column_mass.gather(1, taken).masked_fill(positions.taken[:, None] >= 0, 0.0)
+        column_mass.scatter_(1, taken, left)
+        inherited = teacher.log_probs[positions.inherited_teacher, positions.inherited_token].exp()
+        segment_mass = column_mass.new_zeros(positions.count("segments"))
+        segment_mass.index_add_(0, positions.inherited_segment, inherited)
+        self._follow_path(positions, teacher, column_mass, segment_mass)
+        return Groups(
+            row=positions.row,
+            column_mass=column_mass,
+            sums=self.of_student,
+            column=self.student_column,
+            segment_mass=segment_mass,
+            segment_position=positions.level_position[positions.segment_level],
+            **self._members(positions),
+        )
+
+    def inside_tokens(self, positions: Positions, teacher: SideRows) -> Groups:
+        """Columns are student tokens; what cannot follow the bytes that are there already has no mass."""
+        position, place = _expand(positions.low, positions.high - positions.low, positions.count("extending"))
+        token, row = self.order[place], positions.teacher[position]
+        heir = self.longest[self.offsets[token] + positions.consumed[position]]
+        mass = teacher.log_probs[row, token].exp()
+        mass.masked_fill_((heir < 0) | (token == teacher.labels[row]), 0.0)
+        column_mass = mass.new_zeros(len(positions.row), self.num_student)
+        flat = column_mass.view(-1)
+        flat.index_add_(0, position * self.num_student + heir.clamp_min(0), mass)
+        # Segments take what their members have.
+        members = self._members(positions)
+        segment_mass = column_mass.new_zeros(positions.count("segments"))
+        segment_mass.index_add_(0, members["member_segment"], flat[members["member"]])
+        flat[members["member"]] = 0.0
+        self._follow_path(positions, teacher, column_mass, segment_mass)
+        return Groups(
+            row=positions.row,
+            column_mass=column_mass,
+            sums=None,
+            column=None,
+            segment_mass=segment_mass,
+            segment_position=positions.level_position[positions.segment_level],
+            **members,
+        )
+
+    def _members(self, positions: Positions) -> dict[str, Tensor]:
+        """``[M]`` each: the segments of all members, and their places in the rows ``[R, V_s]``."""
+        segment, place = _expand(positions.segment_start, positions.segment_length, positions.count("members"))
+        position = positions.level_position[positions.segment_level[segment]]
+        return {"member_segment": segment, "member": position * self.num_student + self.members[place]}
+
+    @staticmethod
+    def _follow_path(positions: Positions, teacher: SideRows, column_mass: Tensor, segment_mass: Tensor) -> None:
+        """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first."""
+
+        def add_to_columns(mass: Tensor, position: Tensor, column: Tensor) -> None:
+            place = position * column_mass.shape[1] + column.clamp_min(0)
+            column_mass.view(-1).index_add_(0, place, mass.masked_fill(column < 0, 0.0))
+
+        def add_to_segments(mass: Tensor, segment: Tensor) -> None:
+            segment_mass.index_add_(0, segment.clamp_min(0), mass.masked_fill(segment < 0, 0.0))
+
+        observed = teacher.token_log_probs()  # [Q]
+        everyone = torch.arange(len(positions.row), device=column_mass.device)
+        add_to_columns(observed[positions.teacher].exp(), everyone, positions.own)
+        # In double precision, since long sums are subtracted.
+        path = torch.cat((observed.new_zeros(1, dtype=torch.float64), observed.double().cumsum(0)))  # [Q + 1]
+        first = positions.teacher[positions.level_position]
+        reached = (path[positions.level_teacher] - path[first]).exp().to(observed.dtype)  # [L], M_d
+        stays = observed[positions.level_teacher].exp()  # [L]
+        token, level = positions.segment_token, positions.segment_level
+        leaves = teacher.log_probs[positions.level_teacher[level], token.clamp_min(0)].exp().masked_fill(token < 0, 0.0)
+        segment_mass += reached[level] * leaves
+        residual = reached * (1 - stays.index_add(0, level, leaves)).clamp_min(0)
+        add_to_segments(residual, positions.residual_segment)
+        add_to_columns(residual, positions.level_position, positions.residual_column)
+        add_to_segments(reached * stays, positions.last_segment)
+        add_to_columns(reached * stays, positions.level_position, positions.last_column)
+
+
+def _expand(start: Tensor, length: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """For every range its index, and start, start + 1, ..., ``length`` numbers; ``total`` of all, known on the host."""
+    index = torch.arange(len(start), device=start.device).repeat_interleave(length, output_size=total)
+    offset = start - (length.cumsum(0) - length)
+    return index, torch.arange(total, device=start.device) + offset[index]

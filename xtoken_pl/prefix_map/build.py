@@ -1,0 +1,142 @@
+"""Compiles the prefix map of two tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from xtoken_pl.prefix_map.prefix_map import PrefixMap
+from xtoken_pl.prefix_map.trie import ByteTrie, Ints, Trie
+from xtoken_pl.projection.build import exact_matches
+from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.tokenization.writing import write_bytes
+
+#: Root, student token, and the teacher tokens that spell what the root leaves of it.
+_Sequence = tuple[int, int, Sequence[int]]
+
+
+def build_prefix_map(
+    student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+) -> PrefixMap:
+    """Compiles the map.
+
+    A student token whose bytes, or special role, a teacher token has is spelled by it; every other one, and what is
+    left of one after the rest of a teacher token, is spelled by the teacher's tokenizer, by any number of tokens.
+
+    Raises:
+        InexactTokenizerError: If a tokenizer's tokens are not exact bytes.
+    """
+    student = CanonicalVocabulary.from_tokenizer(student_tokenizer)
+    teacher = CanonicalVocabulary.from_tokenizer(teacher_tokenizer)
+    speller = _Speller(teacher)
+    by_student, by_teacher = ByteTrie.of(student), ByteTrie.of(teacher)
+
+    exact = exact_matches(student, teacher).tolist()
+    spelled = iter(speller([text for text, t in zip(student.token_bytes, exact, strict=True) if t < 0]))
+    spelling = [(t,) if t >= 0 else tuple(next(spelled)) for t in exact]
+    lead = np.array([tokens[0] if tokens else -1 for tokens in spelling])
+    goes_on = {tokens[0] for tokens in spelling if len(tokens) > 1}
+    sequences: list[_Sequence] = [
+        (tokens[0], s, tokens[1:]) for s, tokens in enumerate(spelling) if tokens and tokens[0] in goes_on
+    ]
+
+    # The rest of every teacher token from every byte on, in the student's trie.
+    num_bytes = teacher.num_bytes
+    stream, starts = teacher.flat_bytes, np.arange(len(teacher.flat_bytes))
+    rest, longest = by_student.walk(stream, starts, np.repeat(teacher.offsets[1:], num_bytes))
+    is_inside = starts > np.repeat(teacher.offsets[:-1], num_bytes)
+    rests = np.unique(rest[is_inside & (rest > 0)])
+    rests = rests[by_student.trie.goes_on[rests]]
+    sequences += _members_of_rests(student, by_student, rests, len(teacher), speller)
+
+    sequences.sort(key=lambda sequence: (sequence[0], *sequence[2]))
+    members, trie = _token_trie(sequences, len(teacher) + len(by_student.trie))
+    roots = np.arange(1, trie.first_child[1])
+    root_symbols = trie.symbol[roots]
+    node_of_root = np.full(trie.num_symbols, -1)
+    node_of_root[root_symbols] = roots
+    node_of_rest = np.where(is_inside & (rest > 0), node_of_root[len(teacher) + rest], -1)
+
+    before = np.where(is_inside, by_teacher.node[starts - 1], 0)
+    extending = np.stack((by_teacher.trie.start + by_teacher.trie.num_equal, by_teacher.trie.end), axis=1)[before]
+    return PrefixMap(
+        lead=lead,
+        offsets=teacher.offsets,
+        longest=longest,
+        order=by_teacher.tokens,
+        extending=extending,
+        members=members,
+        trie=trie,
+        node_of_token=node_of_root[: len(teacher)],
+        node_of_rest=node_of_rest,
+        fallback=_fallbacks(student, by_student, num_bytes, members, trie),
+        student_fingerprint=student.fingerprint,
+        teacher_fingerprint=teacher.fingerprint,
+    )
+
+
+class _Speller:
+    """How the teacher writes bytes: by the one token that has them, or as its tokenizer does; () where it cannot."""
+
+    def __init__(self, teacher: CanonicalVocabulary) -> None:
+        self.teacher = teacher
+        self.whole: dict[bytes, int] = {}
+        # Of tokens of equal bytes those that spell them come before byte pieces, then the lowest id.
+        for t in np.lexsort((-np.arange(len(teacher)), ~teacher.is_byte_piece)).tolist():
+            self.whole[teacher.token_bytes[t]] = t
+        self.whole.pop(b"", None)
+
+    def __call__(self, texts: list[bytes]) -> list[tuple[int, ...]]:
+        unknown = list(dict.fromkeys(text for text in texts if text and text not in self.whole))
+        written = dict(zip(unknown, map(tuple, write_bytes(self.teacher, unknown)), strict=True))
+        written[b""] = ()
+        return [written[text] if text in written else (self.whole[text],) for text in texts]
+
+
+def _members_of_rests(
+    student: CanonicalVocabulary, by_student: ByteTrie, rests: Ints, first_root: int, speller: _Speller
+) -> list[_Sequence]:
+    trie = by_student.trie
+    starts, sizes = trie.start[rests], trie.end[rests] - trie.start[rests]
+    places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+    tokens = by_student.tokens[places].tolist()
+    roots = np.repeat(first_root + rests, sizes).tolist()
+    left = [student.token_bytes[s][d:] for s, d in zip(tokens, np.repeat(trie.depth[rests], sizes), strict=True)]
+    spelled = speller(left)
+    # What the teacher cannot write never follows.
+    return [
+        (root, s, spelling)
+        for root, s, text, spelling in zip(roots, tokens, left, spelled, strict=True)
+        if spelling or not text
+    ]
+
+
+def _token_trie(sequences: list[_Sequence], num_symbols: int) -> tuple[Ints, Trie]:
+    symbols = [symbol for root, _, spelling in sequences for symbol in (root, *spelling)]
+    lengths = np.array([1 + len(spelling) for _, _, spelling in sequences], dtype=np.int64)
+    trie, _ = Trie.of(np.array(symbols, dtype=np.int64), np.cumsum(lengths) - lengths, lengths, num_symbols)
+    return np.array([s for _, s, _ in sequences], dtype=np.int64), trie
+
+
+def _fallbacks(
+    student: CanonicalVocabulary, by_student: ByteTrie, teacher_bytes: Ints, members: Ints, trie: Trie
+) -> Ints:
+    """``[U]``: the longest student token that is a prefix of each node's bytes: those of any of its members, cut."""
+    num_bytes = np.zeros(len(trie), dtype=np.int64)
+    num_teacher = len(teacher_bytes)
+    of_rest = trie.symbol - num_teacher  # of nodes of depth one: a node of the student's trie
+    first, *deeper = np.split(np.arange(1, len(trie)), np.flatnonzero(np.diff(trie.depth[1:])) + 1)
+    is_rest = trie.symbol[first] >= num_teacher
+    num_bytes[first] = np.where(
+        is_rest,
+        by_student.trie.depth[np.where(is_rest, of_rest[first], 0)],
+        teacher_bytes[np.where(is_rest, 0, trie.symbol[first])],
+    )
+    for level in deeper:
+        num_bytes[level] = num_bytes[trie.parent[level]] + teacher_bytes[trie.symbol[level]]
+    member = members[trie.start[1:]]
+    cut = np.minimum(num_bytes[1:], student.num_bytes[member])
+    nodes = np.where(cut > 0, by_student.node[np.maximum(student.offsets[member] + cut - 1, 0)], 0)
+    return np.append(-1, by_student.longest[nodes])

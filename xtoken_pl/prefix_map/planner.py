@@ -1,0 +1,231 @@
+"""Finds the positions of a batch and the paths behind them: numpy, on the host, before any logit exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
+from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
+from xtoken_pl.prefix_map.prefix_map import PrefixMap
+from xtoken_pl.prefix_map.trie import Ints
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+Bools = NDArray[np.bool_]
+
+# N/Q student/teacher rows, R positions, L levels, G segments, X inherited packets
+
+
+class PrefixPlanner:
+    """Makes the plans of a pair of tokenizers.
+
+    Args:
+        prefix_map: Of the pair.
+        student, teacher: Their vocabularies.
+    """
+
+    def __init__(self, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
+        self.map = prefix_map
+        # A special token counts as one symbol on both sides.
+        self.student_symbols = np.maximum(student.num_bytes, 1)
+        self.teacher_symbols = np.maximum(teacher.num_bytes, 1)
+
+    def plan(self, student: TokenBatch, teacher: TeacherBatch) -> PrefixPlan:
+        """Of a batch."""
+        labels, teacher_labels = student.labels.numpy(force=True), teacher.tokens.labels.numpy(force=True)
+        places = teacher.tokens.rows.numpy(force=True)
+        goes_on = np.zeros(len(places), dtype=bool)  # whether the next row is that of the next token
+        goes_on[:-1] = places[1:] == places[:-1] + 1
+        row, first, consumed = self._locate(labels, teacher_labels, teacher.spans)
+        reach = np.zeros(len(labels), dtype=np.int64)
+        reach[row] = first + 1
+        parts = []
+        for is_kind in (consumed == 0, consumed > 0):
+            walk = _Walk(self, labels, teacher_labels, goes_on, row[is_kind], first[is_kind], consumed[is_kind])
+            parts.append(walk.positions(len(labels)))
+            np.maximum.at(reach, row[is_kind][walk.position], walk.teacher + 1)
+        return PrefixPlan(reach, *parts)
+
+    def _locate(self, labels: Ints, teacher_labels: Ints, spans: SpanBatch) -> tuple[Ints, Ints, Ints]:
+        """The student rows of spans, the teacher row that each of them lies in, and its bytes that are there already.
+
+        A space that only one side has before a text is left out of the count; the token that consists of it has no
+        place in the other side's text.
+        """
+        span = spans.student_span.numpy(force=True)
+        student_first, teacher_first = spans.student_first.numpy(force=True), spans.teacher_first.numpy(force=True)
+        row = np.flatnonzero(span < len(spans))
+        span = span[row]
+        end = np.append(0, np.cumsum(self.teacher_symbols[teacher_labels]))  # [Q + 1]
+        length = self.student_symbols[labels]
+        start = np.cumsum(length) - length
+        last = teacher_first + spans.teacher_length.numpy(force=True)
+        student_last = student_first + spans.student_length.numpy(force=True)
+        covered = np.append(0, np.cumsum(length))
+        surplus = end[last] - end[teacher_first] - (covered[student_last] - covered[student_first])
+        offset = start[row] - start[student_first[span]] + surplus[span]
+        takes_part = (offset >= 0) & (np.abs(surplus[span]) <= 1)
+        row, offset, span = row[takes_part], offset[takes_part], span[takes_part]
+        place = end[teacher_first[span]] + offset
+        first = np.searchsorted(end, place, side="right") - 1
+        return row, first, place - end[first]
+
+
+@dataclass
+class _Segments:
+    """Neighbouring members, sorted by position and place: ``[G]``."""
+
+    level: Ints
+    token: Ints
+    start: Ints
+    length: Ints
+
+
+class _Walk:
+    """Follows the observed teacher tokens of all positions of a kind through the trie at once."""
+
+    def __init__(
+        self,
+        planner: PrefixPlanner,
+        labels: Ints,
+        teacher_labels: Ints,
+        goes_on: Bools,
+        row: Ints,
+        first: Ints,
+        consumed: Ints,
+    ) -> None:
+        self.map = planner.map
+        self.row, self.first, self.consumed = row, first, consumed
+        self.observed = labels[row]  # [R] student tokens
+        self.token = teacher_labels[first]  # [R]
+        self.is_inside = consumed > 0
+        trie = self.map.trie
+        root = self._roots()
+        root[~goes_on[first]] = -1
+        self.root = root
+        active = np.flatnonzero(root >= 0)
+        node, teacher = root[active], first[active] + 1
+        found: list[tuple[Ints, ...]] = [(active[:0],) * 5]
+        while len(active):
+            child = trie.child(node, teacher_labels[teacher])
+            descends = (child >= 0) & trie.goes_on[child] & goes_on[teacher]
+            found.append((active, node, teacher, child, descends.astype(np.int64)))
+            active, node, teacher = active[descends], child[descends], teacher[descends] + 1
+        levels = [np.concatenate(column) for column in zip(*found, strict=True)]
+        by_position = np.argsort(levels[0], kind="stable")
+        self.position, self.node, self.teacher, self.child, descends = (column[by_position] for column in levels)
+        self.descends = descends.astype(bool)
+
+    def _roots(self) -> Ints:
+        """``[R]``: the node of the observed teacher token, or of its rest; -1 where nothing is to be divided."""
+        inside = self.map.offsets[self.token] + self.consumed
+        # A token without bytes has no rest.
+        rest = self.map.node_of_rest[np.minimum(inside, len(self.map.node_of_rest) - 1)]
+        return np.where(self.is_inside, rest, self.map.node_of_token[self.token])
+
+    def positions(self, num_rows: int) -> Positions:
+        """The tables."""
+        trie = self.map.trie
+        segments = self._segments()
+        observed = self.observed[self.position]
+        fallback = self.map.fallback[self.node]
+        residual_segment, residual_column = self._target(np.where(fallback >= 0, fallback, observed), segments)
+        last_segment, last_column = self._target(observed, segments)
+        last_segment[self.descends] = last_column[self.descends] = -1
+        is_refined = self.root >= 0
+        own = np.where(is_refined, -1, self._column(self.observed, self.is_inside))
+        low, high = self._ranges()
+        inherited_position, inherited_place, inherited_token = self._inherited()
+        inherited_segment = self._find(inherited_position, inherited_place, segments)
+        columns = {
+            "row": self.row,
+            "teacher": self.first,
+            "own": own,
+            "taken": np.where(is_refined & ~self.is_inside, self.map.column_of_lead[self.token], -1),
+            "consumed": self.consumed,
+            "low": low,
+            "high": high,
+            "level_position": self.position,
+            "level_teacher": self.teacher,
+            "residual_segment": residual_segment,
+            "residual_column": residual_column,
+            "last_segment": last_segment,
+            "last_column": last_column,
+            "segment_level": segments.level,
+            "segment_token": segments.token,
+            "segment_start": segments.start,
+            "segment_length": segments.length,
+            "inherited_segment": inherited_segment,
+            "inherited_teacher": self.first[inherited_position],
+            "inherited_token": inherited_token,
+        }
+        owner = {
+            "positions": self.row,
+            "levels": self.row[self.position],
+            "segments": self.row[self.position[segments.level]],
+            "inherited": self.row[inherited_position],
+        }
+        starts = np.arange(num_rows + 1)
+        before = {table: np.searchsorted(rows, starts) for table, rows in owner.items()}
+        before["members"] = np.append(0, np.cumsum(segments.length))[before["segments"]]
+        before["extending"] = np.append(0, np.cumsum(high - low))[before["positions"]]
+        assert {*columns, "before"} == {item.name for item in fields(Positions)}
+        return Positions(**{name: torch.from_numpy(column) for name, column in columns.items()}, before=before)
+
+    def _segments(self) -> _Segments:
+        trie = self.map.trie
+        levels = np.arange(len(self.node))
+        ends = trie.num_equal[self.node] > 0
+        low, high = trie.first_child[self.node], trie.first_child[self.node + 1]
+        level, child = _expand(low, high)
+        divided = self.descends[level] & (child == self.child[level])
+        level, child = level[~divided], child[~divided]
+        token = np.where(child == self.child[level], -1, trie.symbol[child])
+        segments = _Segments(
+            level=np.concatenate((levels[ends], level)),
+            token=np.concatenate((np.full(int(ends.sum()), -1), token)),
+            start=np.concatenate((trie.start[self.node[ends]], trie.start[child])),
+            length=np.concatenate((trie.num_equal[self.node[ends]], trie.end[child] - trie.start[child])),
+        )
+        order = np.lexsort((segments.start, self.position[segments.level]))
+        return _Segments(*(getattr(segments, item.name)[order] for item in fields(_Segments)))
+
+    def _target(self, tokens: Ints, segments: _Segments) -> tuple[Ints, Ints]:
+        """``[L]``: the segment of a student token, or else its column; -1 for neither."""
+        place = self.map.place(self.root[self.position], tokens)
+        segment = self._find(self.position, place, segments)
+        column = np.where(segment >= 0, -1, self._column(tokens, self.is_inside[self.position]))
+        return segment, column
+
+    def _column(self, tokens: Ints, is_inside: Bools) -> Ints:
+        return np.where(is_inside, tokens, self.map.column(self.map.lead[tokens]))
+
+    def _find(self, position: Ints, place: Ints, segments: _Segments) -> Ints:
+        """The segment of a position that holds a member, by its place; -1 for none."""
+        num_members = len(self.map.members) + 1
+        keys = self.position[segments.level] * num_members + segments.start
+        found = np.searchsorted(keys, position * num_members + place, side="right") - 1
+        return np.where(place >= 0, found, -1)
+
+    def _ranges(self) -> tuple[Ints, Ints]:
+        flat = np.minimum(self.map.offsets[self.token] + self.consumed, len(self.map.extending) - 1)
+        extending = np.where(self.is_inside[:, None], self.map.extending[flat], 0)
+        return extending[:, 0].copy(), extending[:, 1].copy()
+
+    def _inherited(self) -> tuple[Ints, Ints, Ints]:
+        """Position, place of the member, and teacher token, of all mass that members inherit."""
+        first, tokens, places = self.map.inherited
+        heirs = np.flatnonzero((self.root >= 0) & ~self.is_inside)
+        root = self.root[heirs]
+        index, entry = _expand(first[root], first[root + 1])
+        return heirs[index], places[entry], tokens[entry]
+
+
+def _expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """For every range its index, and low, low + 1, ... up to high, exclusive."""
+    sizes = high - low
+    index = np.repeat(np.arange(len(low)), sizes)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[index]

@@ -1,0 +1,216 @@
+"""The compiled map between two tokenizers: which teacher tokens say what about which student tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken_pl.prefix_map.trie import Ints, Trie
+
+if TYPE_CHECKING:
+    from xtoken_pl.tokenization import CanonicalVocabulary
+
+# V_s/V_t vocabulary sizes (student/teacher), F bytes of all teacher tokens, E members, U nodes
+
+
+@dataclass(frozen=True)
+class PrefixMap:
+    r"""How the student's tokens are spelled in teacher tokens, :math:`\tau(s)`, and the teacher's in student tokens.
+
+    The *members* of a teacher token t are the student tokens whose spelling begins with t; those of the rest of a
+    teacher token (of which some bytes are there already) are the student tokens that begin with these bytes, spelled by
+    the teacher after them. A trie divides members by their further teacher tokens. It holds what there is to divide:
+    tokens and rests behind which a member goes on.
+
+    Attributes:
+        lead: ``[V_s]`` the first token of :math:`\tau(s)`, -1 where the teacher cannot write s.
+        offsets: ``[V_t + 1]`` where each teacher token's bytes begin among the F bytes of all.
+        longest: ``[F]`` the longest student token that is a prefix of a teacher token's bytes from here on; -1 for
+            none.
+        order: ``[T]`` the teacher tokens that have bytes, sorted by them.
+        extending: ``[F, 2]`` the range in ``order`` of the teacher tokens that begin with a token's bytes before this
+            one, and do not end there.
+        members: ``[E]`` student tokens, the sequences of the trie.
+        trie: Sequences are a root (a teacher token, or V_t and more for a rest) and the teacher tokens that spell what
+            is left of a member.
+        node_of_token: ``[V_t]`` the node of a teacher token, -1 where no member goes on.
+        node_of_rest: ``[F]`` the node of the rest of a teacher token from here on, -1 where no member goes on.
+        fallback: ``[U]`` the longest student token that is a prefix of a node's bytes, -1 for none.
+        student_fingerprint: Of the student's tokenizer.
+        teacher_fingerprint: Of the teacher's tokenizer.
+
+    Raises:
+        ValueError: If the arrays do not fit each other.
+    """
+
+    lead: Ints
+    offsets: Ints
+    longest: Ints
+    order: Ints
+    extending: Ints
+    members: Ints
+    trie: Trie
+    node_of_token: Ints
+    node_of_rest: Ints
+    fallback: Ints
+    student_fingerprint: str
+    teacher_fingerprint: str
+
+    def __post_init__(self) -> None:
+        num_bytes, num_nodes = len(self.longest), len(self.trie)
+        lengths = {
+            "offsets": (len(self.offsets), self.num_teacher + 1),
+            "extending": (len(self.extending), num_bytes),
+            "node_of_rest": (len(self.node_of_rest), num_bytes),
+            "fallback": (len(self.fallback), num_nodes),
+            "members": (len(self.members), int(self.trie.end[0])),
+            "the last offset": (int(self.offsets[-1]), num_bytes),
+        }
+        limits = {
+            "lead": (self.lead, self.num_teacher),
+            "longest": (self.longest, self.num_student),
+            "order": (self.order, self.num_teacher),
+            "extending": (self.extending, len(self.order) + 1),
+            "members": (self.members, self.num_student),
+            "node_of_token": (self.node_of_token, num_nodes),
+            "node_of_rest": (self.node_of_rest, num_nodes),
+            "fallback": (self.fallback, self.num_student),
+        }
+        for name, (got, wanted) in lengths.items():
+            if got != wanted:
+                raise ValueError(f"{name} of a prefix map must be {wanted}, got {got}")
+        for name, (array, limit) in limits.items():
+            if array.size and (array.min() < -1 or array.max() >= limit):
+                raise ValueError(f"{name} of a prefix map must be in [-1, {limit}), got {array.min()} to {array.max()}")
+
+    @property
+    def num_student(self) -> int:
+        """V_s."""
+        return len(self.lead)
+
+    @property
+    def num_teacher(self) -> int:
+        """V_t."""
+        return len(self.node_of_token)
+
+    @cached_property
+    def leads(self) -> NDArray[np.bool_]:
+        """``[V_t]``: whether the spelling of a student token begins with the teacher token."""
+        leads = np.zeros(self.num_teacher, dtype=bool)
+        leads[self.lead[self.lead >= 0]] = True
+        return leads
+
+    @cached_property
+    def heir(self) -> Ints:
+        """``[V_t]``: the student token that gets the mass of a teacher token which leads none; -1 for none.
+
+        The longest one that is a prefix of its bytes.
+        """
+        has_bytes = self.offsets[1:] > self.offsets[:-1]
+        heir = np.full(self.num_teacher, -1)
+        heirless = has_bytes & ~self.leads
+        heir[heirless] = self.longest[self.offsets[:-1][heirless]]
+        return heir
+
+    @cached_property
+    def group(self) -> Ints:
+        """``[V_t]``: the teacher token that leads the group to which a teacher token's mass belongs; -1 for none."""
+        inherited = np.where(self.heir >= 0, self.lead[self.heir], -1)
+        return np.where(self.leads, np.arange(self.num_teacher), inherited)
+
+    @cached_property
+    def column_of_lead(self) -> Ints:
+        """``[V_t]``: leading teacher tokens numbered from 0 on; -1 for the others."""
+        return np.where(self.leads, np.cumsum(self.leads) - 1, -1)
+
+    def column(self, leads: Ints) -> Ints:
+        """The numbers of leading teacher tokens; -1 for -1."""
+        return np.where(leads >= 0, self.column_of_lead[leads], -1)
+
+    @cached_property
+    def _place_of_member(self) -> tuple[Ints, Ints]:
+        """Sorted keys of every node of depth one and member, and the member's place."""
+        trie = self.trie
+        roots = np.arange(1, trie.first_child[1])
+        root = np.repeat(roots, trie.end[roots] - trie.start[roots])
+        key = root * self.num_student + self.members
+        order = np.argsort(key, kind="stable")
+        return key[order], order
+
+    def place(self, roots: Ints, tokens: Ints) -> Ints:
+        """Where student tokens stand among the members of nodes of depth one; -1 where they are none of them."""
+        keys, places = self._place_of_member
+        if not len(keys):
+            return np.full(len(roots), -1)
+        key = roots * self.num_student + tokens
+        index = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        return np.where((keys[index] == key) & (tokens >= 0), places[index], -1)
+
+    @cached_property
+    def inherited(self) -> tuple[Ints, Ints, Ints]:
+        """Mass that nodes of teacher tokens get from tokens that lead none.
+
+        Returns:
+            ``[U + 1]`` the first entry of each node, and for each entry the teacher token and the place of the member
+            that gets its mass.
+        """
+        tokens = np.flatnonzero(self.heir >= 0)
+        node = np.where(self.group[tokens] >= 0, self.node_of_token[self.group[tokens]], -1)
+        tokens, node = tokens[node >= 0], node[node >= 0]
+        by_node = np.argsort(node, kind="stable")
+        tokens, node = tokens[by_node], node[by_node]
+        return np.searchsorted(node, np.arange(len(self.trie) + 1)), tokens, self.place(node, self.heir[tokens])
+
+    def summary(self) -> list[tuple[str, int, int]]:
+        """What to print of it: labels, counts, and of how many."""
+        num_leads = int(self.leads.sum())
+        in_one = int(np.sum(self.lead >= 0)) - self._num_deeper
+        return [
+            ("student tokens spelled by one teacher token", in_one, self.num_student),
+            ("student tokens spelled by several", self._num_deeper, self.num_student),
+            ("student tokens that the teacher cannot write", int(np.sum(self.lead < 0)), self.num_student),
+            ("teacher tokens that lead student tokens", num_leads, self.num_teacher),
+            ("teacher tokens with an heir", int(np.sum(self.heir >= 0)), self.num_teacher),
+            ("teacher tokens whose mass is left out", int(np.sum(self.group < 0)), self.num_teacher),
+        ]
+
+    @property
+    def _num_deeper(self) -> int:
+        """Student tokens of several teacher tokens: members of a teacher token behind its own node."""
+        roots = self.node_of_token[self.node_of_token >= 0]
+        return int(np.sum(self.trie.end[roots] - self.trie.start[roots] - self.trie.num_equal[roots]))
+
+    def check_belongs_to(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
+        """Refuses a map that was made for other tokenizers.
+
+        Raises:
+            ValueError: Naming the side and both fingerprints.
+        """
+        for side, vocabulary, fingerprint in (
+            ("student", student, self.student_fingerprint),
+            ("teacher", teacher, self.teacher_fingerprint),
+        ):
+            if fingerprint != vocabulary.fingerprint:
+                raise ValueError(
+                    f"a prefix map must belong to the tokenizers that it is used with: its {side} tokenizer has "
+                    f"fingerprint {fingerprint}, but {vocabulary.name!r} has {vocabulary.fingerprint}. Rebuild it with "
+                    "`python -m xtoken_pl prefix_map`, or leave the path out"
+                )
+
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes a safetensors file; see :func:`save_prefix_map`."""
+        from xtoken_pl.prefix_map.storage import save_prefix_map
+
+        save_prefix_map(self, path, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> PrefixMap:
+        """Reads a file of :meth:`save`; see :func:`load_prefix_map`."""
+        from xtoken_pl.prefix_map.storage import load_prefix_map
+
+        return load_prefix_map(path)
