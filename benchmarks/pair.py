@@ -6,6 +6,7 @@ import sys
 from functools import cached_property
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,14 @@ from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.losses.planning import plan_losses
 from xtoken_pl.losses.tasks import HiddenRows, TeacherTask
 from xtoken_pl.models import Head
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the tokenizers are those of the tests
 import real_tokenizers
+
+_Loss = TypeVar("_Loss", bound=SpanLoss)
 
 #: Bytes: room for nothing but blocks, and room for 512 rows of the pair.
 FLAT, KEPT = 0.5e9, 1.8e9
@@ -43,7 +47,7 @@ class Pair:
         """W."""
         return build_projection(self.student_tokenizer, self.teacher_tokenizer)
 
-    def bound(self, loss: SpanLoss) -> SpanLoss:
+    def bound(self, loss: _Loss) -> _Loss:
         """``loss``, bound to the pair."""
         loss.bind(self.student, self.teacher, self.projection if loss.needs_projection else None)
         return loss
@@ -81,8 +85,13 @@ class Case:
         """Cross-entropy and the loss of every teacher with dynamic scaling, forward and backward."""
         self.clear()
         student = HiddenRows(self.hidden, self.batch.student.labels, self.student_head)
-        tasks = {name: TeacherTask(rows, self.batch.teachers[name].spans, loss) for name, rows in self.teachers.items()}
-        scores = evaluate_rows(student, tasks, self.batch.cuts, memory)
+        batch = plan_losses(self.batch, dict.fromkeys(self.teachers, loss))
+        views = {name: batch.teachers[name] for name in self.teachers}
+        tasks = {
+            name: TeacherTask(rows, views[name].spans, loss, plan=views[name].plan)
+            for name, rows in self.teachers.items()
+        }
+        scores = evaluate_rows(student, tasks, batch.cuts, memory)
         ce = scores.token_nats.mean()
         kd = torch.stack([spans.loss.mean() for spans in scores.spans.values()]).sum()
         total = ce + DynamicLossScaling.scale(ce.detach(), kd.detach()) * kd

@@ -69,8 +69,9 @@ class BytePrefixReference:
         rows: Sequence[Sequence[float]],
         row_exists: Sequence[bool] | None = None,
     ) -> dict[Key, tuple[float, list[int]]]:
-        """The groups of student tokens at a position, with the teacher's mass of each; the masses sum to 1 or are all 0.
+        """The groups of student tokens at a position, and the teacher's mass of each; the masses sum to 1 or all are 0.
 
+        There is none where the teacher cannot write the observed token.
         A student token is in one group at most, those that the teacher cannot write may be in none. Groups without
         mass are given too.
 
@@ -82,6 +83,8 @@ class BytePrefixReference:
             row_exists: Which rows may be used below t_1; all of them without it.
         """
         observed = student_ids[position]
+        if not self.written[observed]:
+            return {}  # what the teacher cannot write is not learned from it
         offset = sum(_symbols(self.student_bytes[s]) for s in student_ids[:position])
         first, start = 0, 0  # of the teacher token that covers the offset
         while start + _symbols(self.teacher_bytes[teacher_ids[first]]) <= offset:

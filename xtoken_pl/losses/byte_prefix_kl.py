@@ -2,8 +2,6 @@ r"""Byte-prefix KL: the teacher's pass over the text divides the student's vocab
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -17,10 +15,55 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 
 
 class BytePrefixKL(SpanLoss):
-    r"""KL(teacher || student) over groups of student tokens whose mass the teacher's pass determines.
+    r"""KL(teacher || student) over groups of student tokens, all whose masses the teacher's one pass gives.
+
+    .. math:: L = \sum_{\text{positions}} \sum_g Q_g \log \frac{Q_g}{\sum_{s \in g} p_S(s)}
+
+    per span, summed over its student positions. With the observed teacher tokens :math:`t_1, t_2, \ldots` from a
+    position on, :math:`q_d` the distribution that predicts :math:`t_d`, and :math:`\tau(s)` the teacher tokens that
+    spell student token s, the groups are
+
+    - at a boundary of both sides: for every teacher token v the student tokens whose spelling begins with v,
+      :math:`Q = q_1(v)`. A v that leads no spelling adds to the group of the longest student token that is a prefix of
+      its bytes (its *heir*);
+    - of these the group of :math:`t_1` is divided along the observed path, as deep as it goes: student tokens that
+      follow it for d tokens and go on with v have :math:`Q = M_d\,q_{d+1}(v)`, :math:`M_d = q_1(t_1) \cdots q_d(t_d)`.
+      What no spelling goes on with belongs to the student token that ends after :math:`t_1 \ldots t_d`, or else the
+      longest one that is a prefix of their bytes; and the path's own end to the observed student token;
+    - inside a teacher token, of whose bytes b are there already: single student tokens. Only teacher tokens that
+      begin with b and are longer take part, each for the longest student token that is a prefix of its other bytes.
+      Student tokens that go on behind the rest of :math:`t_1` are divided along the path as above.
+
+    :math:`Q` is normalized over what student tokens can stand for: a teacher's special token that the student lacks,
+    or a byte that it cannot write, is conditioned away, and nothing else is lost. A position whose observed token the
+    teacher cannot write, or which only one side has before a text (SentencePiece's space), has loss zero.
+
+    **What is exact.** If the teacher's probability is that of its tokenizer's own (*canonical*) token sequences, and
+    the student's tokenizer takes the longest token that it can, then at a boundary :math:`Q_g` is the probability that
+    the student's next token is in g, given the teacher's tokens so far, unless
+
+    - a teacher token that the text does not have leads longer student tokens only and is none itself (133 of Qwen 3's
+      tokens for Llama 3): text that stops there belongs to another group;
+    - a student token ends inside a teacher token that leaves the observed path below its first token, other than the
+      observed one;
+    - rows end (a window, masked text): undivided groups are still right, their division is unknown.
+
+    Inside a teacher token it is given, besides, that the teacher's token goes on, and a student token that goes on
+    behind a teacher token which the text does not have counts as its beginning. Everywhere the teacher is not told
+    that the student's last token ended: behind ``12`` it may expect a digit that the student would have packed.
+
+    **What it reduces to.** With the same tokenizer on both sides every group is one token: the KL
+    (:class:`TokenKL`). With student tokens that are never longer than the teacher's, nothing is to be divided:
+    byte-prefix marginalization. Without the path (depth 0): the KL of leading tokens, which cannot tell ``1``, ``12``
+    and ``123`` apart under a teacher that splits digits. Unlike P-KL it needs no weights for a token's further pieces,
+    and never prefers a token for being spelled shorter.
 
     Args:
         prefix_map: A file of ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
+
+    References:
+        [0] The loss is ours. Related: byte-prefix marginalization (BPM), https://arxiv.org/abs/2607.22334; likelihood
+            scoring, https://arxiv.org/abs/2512.14954; ALM, https://arxiv.org/abs/2503.20083
     """
 
     unwritten: Tensor  # student tokens that the teacher cannot write
@@ -29,6 +72,7 @@ class BytePrefixKL(SpanLoss):
         super().__init__()
         self.prefix_map = prefix_map
         self._planner: PrefixPlanner | None = None
+        self._summary: list[tuple[str, int, int]] = []
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Loads or compiles the map.
@@ -43,17 +87,22 @@ class BytePrefixKL(SpanLoss):
             prefix_map.check_belongs_to(student, teacher)
         if not prefix_map.leads.any():
             raise ValueError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
+        self._summary = prefix_map.summary()
         self._planner = PrefixPlanner(prefix_map, student, teacher)
         self.mass = PrefixMass(prefix_map)
         unwritten = torch.from_numpy(prefix_map.lead < 0).nonzero().squeeze(1)
         self.register_buffer("unwritten", unwritten, persistent=False)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{count:,} {label}" for label, count, _ in self._summary)
 
     def plan(self, student: TokenBatch, teacher: TeacherBatch) -> PrefixPlan:
         assert self._planner is not None, "bind comes first"
         return self._planner.plan(student, teacher)
 
     def forward(self, block: SpanBlock) -> SpanScores:
-        plan, student = cast(PrefixPlan, block.plan), block.student
+        assert isinstance(block.plan, PrefixPlan), "plan comes first"
+        plan, student = block.plan, block.student
         groups = (
             self.mass.at_boundaries(plan.boundary, block.teacher),
             self.mass.inside_tokens(plan.inside, block.teacher),

@@ -67,7 +67,8 @@ class PrefixPlanner:
         covered = np.append(0, np.cumsum(length))
         surplus = end[last] - end[teacher_first] - (covered[student_last] - covered[student_first])
         offset = start[row] - start[student_first[span]] + surplus[span]
-        takes_part = (offset >= 0) & (np.abs(surplus[span]) <= 1)
+        # A token that the teacher cannot write is not learned from it either.
+        takes_part = (offset >= 0) & (np.abs(surplus[span]) <= 1) & (self.map.lead[labels[row]] >= 0)
         row, offset, span = row[takes_part], offset[takes_part], span[takes_part]
         place = end[teacher_first[span]] + offset
         first = np.searchsorted(end, place, side="right") - 1
@@ -128,7 +129,6 @@ class _Walk:
 
     def positions(self, num_rows: int) -> Positions:
         """The tables."""
-        trie = self.map.trie
         segments = self._segments()
         observed = self.observed[self.position]
         fallback = self.map.fallback[self.node]
@@ -139,7 +139,6 @@ class _Walk:
         own = np.where(is_refined, -1, self._column(self.observed, self.is_inside))
         low, high = self._ranges()
         inherited_position, inherited_place, inherited_token = self._inherited()
-        inherited_segment = self._find(inherited_position, inherited_place, segments)
         columns = {
             "row": self.row,
             "teacher": self.first,
@@ -158,7 +157,7 @@ class _Walk:
             "segment_token": segments.token,
             "segment_start": segments.start,
             "segment_length": segments.length,
-            "inherited_segment": inherited_segment,
+            "inherited_segment": self._find(inherited_position, inherited_place, segments),
             "inherited_teacher": self.first[inherited_position],
             "inherited_token": inherited_token,
         }
@@ -172,7 +171,6 @@ class _Walk:
         before = {table: np.searchsorted(rows, starts) for table, rows in owner.items()}
         before["members"] = np.append(0, np.cumsum(segments.length))[before["segments"]]
         before["extending"] = np.append(0, np.cumsum(high - low))[before["positions"]]
-        assert {*columns, "before"} == {item.name for item in fields(Positions)}
         return Positions(**{name: torch.from_numpy(column) for name, column in columns.items()}, before=before)
 
     def _segments(self) -> _Segments:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,29 @@ from xtoken_pl.batch import LossPlan, Movable
 # N student rows, R positions, L levels, G segments, X inherited packets of mass
 
 
-def _column(table: str, refers_to: str | None = None) -> Any:
-    """A column of a table; its entries are indices into ``refers_to`` (-1 for none), or independent of the batch."""
-    return field(metadata={"table": table, "refers_to": refers_to})
+#: Of every column its table, and what its entries are indices of (-1 for none), where they depend on the batch.
+_COLUMNS: dict[str, tuple[str, str | None]] = {
+    "row": ("positions", "student"),
+    "teacher": ("positions", "teacher"),
+    "own": ("positions", None),
+    "taken": ("positions", None),
+    "consumed": ("positions", None),
+    "low": ("positions", None),
+    "high": ("positions", None),
+    "level_position": ("levels", "positions"),
+    "level_teacher": ("levels", "teacher"),
+    "residual_segment": ("levels", "segments"),
+    "residual_column": ("levels", None),
+    "last_segment": ("levels", "segments"),
+    "last_column": ("levels", None),
+    "segment_level": ("segments", "levels"),
+    "segment_token": ("segments", None),
+    "segment_start": ("segments", None),
+    "segment_length": ("segments", None),
+    "inherited_segment": ("inherited", "segments"),
+    "inherited_teacher": ("inherited", "teacher"),
+    "inherited_token": ("inherited", None),
+}
 
 
 @dataclass
@@ -50,26 +69,26 @@ class Positions(Movable):
     """
 
     before: dict[str, NDArray[np.int64]]
-    row: Tensor = _column("positions", "student")
-    teacher: Tensor = _column("positions", "teacher")
-    own: Tensor = _column("positions")
-    taken: Tensor = _column("positions")
-    consumed: Tensor = _column("positions")
-    low: Tensor = _column("positions")
-    high: Tensor = _column("positions")
-    level_position: Tensor = _column("levels", "positions")
-    level_teacher: Tensor = _column("levels", "teacher")
-    residual_segment: Tensor = _column("levels", "segments")
-    residual_column: Tensor = _column("levels")
-    last_segment: Tensor = _column("levels", "segments")
-    last_column: Tensor = _column("levels")
-    segment_level: Tensor = _column("segments", "levels")
-    segment_token: Tensor = _column("segments")
-    segment_start: Tensor = _column("segments")
-    segment_length: Tensor = _column("segments")
-    inherited_segment: Tensor = _column("inherited", "segments")
-    inherited_teacher: Tensor = _column("inherited", "teacher")
-    inherited_token: Tensor = _column("inherited")
+    row: Tensor
+    teacher: Tensor
+    own: Tensor
+    taken: Tensor
+    consumed: Tensor
+    low: Tensor
+    high: Tensor
+    level_position: Tensor
+    level_teacher: Tensor
+    residual_segment: Tensor
+    residual_column: Tensor
+    last_segment: Tensor
+    last_column: Tensor
+    segment_level: Tensor
+    segment_token: Tensor
+    segment_start: Tensor
+    segment_length: Tensor
+    inherited_segment: Tensor
+    inherited_teacher: Tensor
+    inherited_token: Tensor
 
     def cut(self, student_rows: slice, teacher_rows: slice) -> Positions:
         """Those of some student rows, with indices counted from the first of them and of the teacher rows."""
@@ -77,14 +96,15 @@ class Positions(Movable):
         end = {table: int(before[student_rows.stop]) for table, before in self.before.items()}
         bases = {**first, "student": student_rows.start, "teacher": teacher_rows.start}
 
-        def part(item: Field[Any]) -> Tensor:
-            table, refers_to = item.metadata["table"], item.metadata["refers_to"]
-            values: Tensor = getattr(self, item.name)[first[table] : end[table]]
+        def part(name: str, table: str, refers_to: str | None) -> Tensor:
+            values: Tensor = getattr(self, name)[first[table] : end[table]]
             return values if refers_to is None else values.sub(bases[refers_to]).clamp_min(-1)
 
         before = {table: counts[student_rows.start : student_rows.stop + 1] for table, counts in self.before.items()}
-        columns = {item.name: part(item) for item in fields(self) if item.metadata}
-        return Positions(**columns, before={table: counts - first[table] for table, counts in before.items()})
+        return Positions(
+            before={table: counts - first[table] for table, counts in before.items()},
+            **{name: part(name, *relation) for name, relation in _COLUMNS.items()},
+        )
 
     def count(self, table: str) -> int:
         """Entries of a table."""

@@ -1,0 +1,47 @@
+"""The byte-prefix KL against P-KL, its plans, and its map: ``python -m benchmarks.byte_prefix``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measure import Figure, ratios, run, seconds
+from benchmarks.pair import FLAT, KEPT, Case, Pair
+from xtoken_pl import BytePrefixKL, PrefixMap, ProjectionKL, build_prefix_map
+from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.losses.planning import plan_losses
+
+_WAYS = {"kept": KEPT, "flat": FLAT}
+_ROUNDS = 2
+
+
+def figures() -> Iterator[Figure]:
+    """Whole steps at hidden size 1,024, the losses' own work at 64, and what comes before the first step."""
+    pair = Pair()
+    prefix_map = build_prefix_map(pair.student_tokenizer, pair.teacher_tokenizer)
+    build = partial(build_prefix_map, pair.student_tokenizer, pair.teacher_tokenizer)
+    yield Figure("compiling the prefix map", seconds(build), "s", 15)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "map.safetensors"
+        prefix_map.save(path)
+        yield Figure("loading the prefix map", seconds(lambda: PrefixMap.load(path)), "s", 0.3)
+
+    ours, projected = pair.bound(BytePrefixKL()), pair.bound(ProjectionKL())
+    case, small, long = Case(pair, 512, 1024), Case(pair, 512, 64), Case(pair, 4096, 64)
+    for name, budget in _WAYS.items():
+        yield _against(case, f"512 tokens: CE + byte-prefix KL against CE + P-KL, {name}", ours, projected, budget)
+    yield _against(small, "the same at hidden size 64, kept", ours, projected, KEPT)
+    plan = seconds(lambda: plan_losses(long.batch, {"teacher0": ours}))
+    yield Figure("planning 4,096 tokens", 1e3 * plan, "ms", 40)
+
+
+def _against(case: Case, what: str, ours: BytePrefixKL, projected: ProjectionKL, budget: float) -> Figure:
+    candidates: dict[str, Callable[[], object]] = {"ours": partial(case.distil, ours, LogitMemory(budget))}
+    times = ratios(partial(case.distil, projected, LogitMemory(budget)), candidates, _ROUNDS)
+    return Figure(what, times.ratio("ours"), "x", 1.5, note=times.note("ours"))
+
+
+if __name__ == "__main__":
+    run(figures)

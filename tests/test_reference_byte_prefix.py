@@ -1,0 +1,399 @@
+"""The slow reference of the byte-prefix KL, against probabilities counted over every text of a toy language.
+
+A toy tokenizer cuts a text leftmost-longest. A toy teacher gives random probabilities to the next token, of those
+after which the sequence is still the one that its tokenizer makes; texts are short, so all of them are listed with
+their probabilities. A group's mass is right if it is the probability that the student's next token is in the group.
+"""
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+
+import pytest
+from reference_byte_prefix import BytePrefixReference, Key
+
+EOS = b""
+
+
+def strings(alphabet: str, *lengths: int) -> list[bytes]:
+    """All strings over the alphabet of the given lengths."""
+    return ["".join(letters).encode() for length in lengths for letters in product(alphabet, repeat=length)]
+
+
+class Toy:
+    """A vocabulary with eos, in an order of its own, and its leftmost-longest cut."""
+
+    def __init__(self, texts: list[bytes], seed: int = 0) -> None:
+        self.texts = [*texts, EOS]
+        random.Random(seed).shuffle(self.texts)
+        self.ids = {text: token for token, text in enumerate(self.texts)}
+        self.cut = lru_cache(None)(self._cut)
+
+    def _cut(self, text: bytes) -> tuple[bytes, ...]:
+        """The text's tokens; none if it cannot be written."""
+        if not text:
+            return ()
+        first = max((token for token in self.texts if token and text.startswith(token)), key=len, default=EOS)
+        rest = self.cut(text[len(first) :]) if first else ()
+        return (first, *rest) if first and b"".join((first, *rest)) == text else ()
+
+    def encode(self, text: bytes) -> list[int]:
+        return [self.ids[token] for token in (*self.cut(text), EOS)]
+
+
+@dataclass(frozen=True)
+class Language:
+    """All texts of at most `longest` bytes, with the probabilities of a random teacher."""
+
+    student: Toy
+    teacher: Toy
+    longest: int
+    seed: int = 0
+
+    def row(self, prefix: tuple[bytes, ...]) -> dict[bytes, float]:
+        """The teacher's distribution after these tokens."""
+        allowed = [EOS]
+        for token in self.teacher.texts:
+            text = b"".join((*prefix, token))
+            if token and len(text) <= self.longest and self.teacher.cut(text) == (*prefix, token):
+                allowed.append(token)
+        weights = {v: random.Random(f"{self.seed} {prefix} {v!r}").random() ** 2 + 0.01 for v in allowed}
+        return {v: weight / sum(weights.values()) for v, weight in weights.items()}
+
+    @cached_property
+    def probabilities(self) -> dict[bytes, float]:
+        """Every text's probability."""
+        found: dict[bytes, float] = {}
+
+        def extend(prefix: tuple[bytes, ...], probability: float) -> None:
+            for token, p in self.row(prefix).items():
+                if token == EOS:
+                    found[b"".join(prefix)] = probability * p
+                else:
+                    extend((*prefix, token), probability * p)
+
+        extend((), 1.0)
+        return found
+
+    def rows(self, text: bytes) -> list[list[float]]:
+        """The teacher's rows along a text, over its ids."""
+        tokens = self.teacher.cut(text)
+        return [[self.row(tokens[:j]).get(v, 0.0) for v in self.teacher.texts] for j in range(len(tokens) + 1)]
+
+    @cached_property
+    def reference(self) -> BytePrefixReference:
+        return BytePrefixReference(
+            self.student.texts,
+            self.teacher.texts,
+            lambda text: tuple(self.teacher.ids[token] for token in self.teacher.cut(text)),
+            {self.student.ids[EOS]: self.teacher.ids[EOS]},
+        )
+
+
+@dataclass(frozen=True)
+class Position:
+    """A student token of a text, and where it stands in the teacher's tokens."""
+
+    language: Language
+    text: bytes
+    index: int
+
+    @property
+    def offset(self) -> int:
+        return len(b"".join(self.language.student.cut(self.text)[: self.index]))
+
+    @property
+    def teacher_tokens(self) -> tuple[bytes, ...]:
+        return (*self.language.teacher.cut(self.text), EOS)
+
+    @property
+    def first(self) -> int:
+        """Index of the teacher token that covers the offset."""
+        ends = [len(b"".join(self.teacher_tokens[: j + 1])) for j in range(len(self.teacher_tokens) - 1)]
+        return sum(end <= self.offset for end in ends)
+
+    @property
+    def there(self) -> bytes:
+        """The bytes of that teacher token that stand before the offset."""
+        return self.text[len(b"".join(self.teacher_tokens[: self.first])) : self.offset]
+
+    def counted(self) -> dict[bytes, float]:
+        """Probability of each student token, over the texts that share the teacher's tokens before the position.
+
+        Inside a teacher token, over those of them whose teacher token begins with the bytes already there, and is
+        longer. The student's token is the first of the cut from the position on: that another text would be cut
+        across the position is not held against it (the student's own past is not conditioned on).
+        """
+        language, before, there = self.language, self.teacher_tokens[: self.first], self.there
+        found: Counter[bytes] = Counter()
+        for text, probability in language.probabilities.items():
+            tokens = (*language.teacher.cut(text), EOS)
+            if tokens[: len(before)] != before or len(tokens) == len(before):
+                continue
+            covering = tokens[len(before)]
+            if not there or (covering.startswith(there) and covering != there):
+                found[(*language.student.cut(text[self.offset :]), EOS)[0]] += probability
+        total = sum(found.values())
+        return {token: probability / total for token, probability in found.items()}
+
+    def approximations(self) -> set[str]:
+        """Why the masses need not be the probabilities here; empty where they must be.
+
+        All of these are about a teacher token v that the teacher may write and does not write in this text:
+
+        - "lead": v begins the teacher's writing of a longer student token, and is no student token with what stands
+          before it, so that the student may stop before v ends;
+        - "ending": v follows t_1…t_d and begins nothing, but a student token ends inside v;
+        - "inside": what is left of v begins a longer student token.
+        """
+        student, teacher = self.language.student, self.language.teacher
+        there, path = self.there, self.teacher_tokens[self.first :]
+        rows = [self.language.row(self.teacher_tokens[:j]) for j in range(len(self.teacher_tokens))]
+        found = set()
+        for v in rows[self.first]:
+            left = v[len(there) :]
+            if v in (path[0], EOS) or not v.startswith(there) or v == there:
+                continue
+            longer = [s for s in student.texts if s.startswith(left) and s != left]
+            if there and longer:
+                found.add("inside")
+            if not there and left not in student.texts and any(teacher.cut(s)[:1] == (v,) for s in longer):
+                found.add("lead")
+        if path[0] == EOS:
+            return found
+        written = path[0][len(there) :]
+        for depth in range(1, len(path)):
+            # The student tokens that go on after t_1…t_depth, and the teacher's writing of what they go on with.
+            below: dict[bytes, tuple[bytes, ...]] = {}
+            for s in student.texts:
+                if s.startswith(written) and s != written:
+                    tokens = (path[0], *teacher.cut(s[len(path[0]) - len(there) :])) if there else teacher.cut(s)
+                    if tokens[:depth] == path[:depth]:
+                        below[s] = tokens[depth:]
+            if not below:
+                break
+            for v in rows[self.first + depth]:
+                if v in (path[depth], EOS):
+                    continue
+                if any(rest[0] == v for rest in below.values()):
+                    if written + v not in student.texts:
+                        found.add("lead")
+                elif any(len(written) < len(s) and (written + v).startswith(s) for s in student.texts):
+                    found.add("ending")
+            written += path[depth]
+        return found
+
+
+def positions(language: Language) -> list[Position]:
+    return [
+        Position(language, text, index)
+        for text in language.probabilities
+        for index in range(len(language.student.cut(text)) + 1)
+    ]
+
+
+def groups_of(position: Position) -> dict[Key, tuple[float, list[int]]]:
+    language, text = position.language, position.text
+    return language.reference.groups(
+        position.index, language.student.encode(text), language.teacher.encode(text), language.rows(text)
+    )
+
+
+def kind(groups: dict[Key, tuple[float, list[int]]]) -> str:
+    place = "inside" if any(key[0] == "token" for key in groups) else "boundary"
+    return f"{place}, refined" if any(key[0] in ("end", "child") for key in groups) else place
+
+
+def difference(position: Position, groups: dict[Key, tuple[float, list[int]]]) -> float:
+    """Largest difference of a group's mass and its counted probability."""
+    counted, texts = position.counted(), position.language.student.texts
+    return max(abs(mass - sum(counted.get(texts[s], 0.0) for s in tokens)) for mass, tokens in groups.values())
+
+
+PAIRS = {
+    "digits": (strings("ab", 1, 2, 3), strings("ab", 1), 7),
+    "three digits": (strings("abc", 1, 2, 3), strings("abc", 1), 5),
+    "same": ([b"a", b"b", b"ab", b"aba", b"bbab"], [b"a", b"b", b"ab", b"aba", b"bbab"], 6),
+    "same, with gaps": ([b"a", b"b", b"abab", b"aba", b"bbab"], [b"a", b"b", b"abab", b"aba", b"bbab"], 6),
+    "characters": (strings("ab", 1), [b"a", b"b", b"ab", b"bab", b"aab"], 7),
+    "shorter": ([b"a", b"b", b"ab"], [b"a", b"b", b"ab", b"bab", b"aab", b"abb"], 7),
+    "mixed": ([b"a", b"b", b"ab", b"ba", b"bba", b"abab"], [b"a", b"b", b"aa", b"bab", b"bb"], 7),
+    "mixed, long": ([b"a", b"b", b"aa", b"aba", b"bb"], [b"a", b"b", b"ba", b"ab", b"bbb", b"abaa"], 7),
+    "mixed, three": (
+        [b"a", b"b", b"c", b"aa", b"ab", b"abc", b"ca"],
+        [b"a", b"b", b"c", b"bc", b"cab", b"ac"],
+        5,
+    ),
+}
+
+
+@lru_cache(None)
+def language_of(pair: str) -> Language:
+    student, teacher, longest = PAIRS[pair]
+    return Language(Toy(student, seed=1), Toy(teacher, seed=2), longest)
+
+
+@pytest.mark.parametrize(
+    ("pair", "everywhere", "least"),
+    [
+        ("digits", True, {"boundary": 200, "boundary, refined": 500}),
+        ("three digits", True, {"boundary": 300, "boundary, refined": 500}),
+        ("same", True, {"boundary": 500}),
+        ("same, with gaps", True, {"boundary": 500}),
+        ("characters", True, {"boundary": 1000, "inside": 400}),
+        ("shorter", True, {"boundary": 1000, "inside": 200}),
+        ("mixed", False, {"boundary": 200, "boundary, refined": 80, "inside, refined": 100}),
+        ("mixed, long", False, {"boundary": 200, "boundary, refined": 60, "inside": 10, "inside, refined": 100}),
+        ("mixed, three", False, {"boundary": 800, "boundary, refined": 150, "inside": 15, "inside, refined": 100}),
+    ],
+)
+def test_masses_are_the_probabilities_of_the_students_next_token(
+    pair: str, everywhere: bool, least: dict[str, int]
+) -> None:
+    language = language_of(pair)
+    assert math.isclose(sum(language.probabilities.values()), 1.0)
+    checked: Counter[str] = Counter()
+    for position in positions(language):
+        groups = groups_of(position)
+        assert kind(groups).startswith("inside") == bool(position.there)
+        assert max(Counter(s for _, tokens in groups.values() for s in tokens).values()) == 1, "groups are disjoint"
+        approximations = position.approximations()
+        assert not (everywhere and approximations)
+        if not approximations:
+            assert difference(position, groups) < 1e-10
+            checked[kind(groups)] += 1
+    assert set(checked) == set(least)
+    assert all(checked[which] >= number for which, number in least.items()), checked
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason", "least"),
+    [("mixed", "lead", 100), ("mixed", "ending", 100), ("mixed, long", "inside", 20), ("mixed, three", "ending", 100)],
+)
+def test_each_approximation_is_one(pair: str, reason: str, least: int) -> None:
+    alone = [position for position in positions(language_of(pair)) if position.approximations() == {reason}]
+    wrong = [position for position in alone if difference(position, groups_of(position)) > 1e-6]
+    assert len(wrong) >= max(least, 0.5 * len(alone))
+
+
+# By hand
+
+
+@pytest.fixture
+def digits() -> BytePrefixReference:
+    """Student a 0, ab 1, abc 2, b 3, c 4, ac 5, eos 6; teacher a 0, b 1, c 2, eos 3."""
+    return BytePrefixReference(
+        [b"a", b"ab", b"abc", b"b", b"c", b"ac", b""],
+        [b"a", b"b", b"c", b""],
+        lambda text: tuple(b"abc".index(letter) for letter in text),
+        {6: 3},
+    )
+
+
+DIGIT_ROWS = [[0.5, 0.2, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1], [0.2, 0.1, 0.4, 0.3], [0.0, 0.0, 0.0, 1.0]]
+DIGIT_LEADS: dict[Key, tuple[float, list[int]]] = {
+    ("lead", 1): (0.2, [3]),
+    ("lead", 2): (0.2, [4]),
+    ("lead", 3): (0.1, [6]),
+}
+
+
+@pytest.mark.parametrize(
+    ("teacher_ids", "row_exists", "below"),
+    [
+        (
+            [0, 1, 2, 3],
+            None,
+            {
+                ("end", 1): (0.5 * 0.2, [0]),
+                ("child", 1, 2): (0.5 * 0.2, [5]),
+                ("end", 2): (0.5 * 0.6 * 0.6, [1]),
+                ("child", 2, 2): (0.5 * 0.6 * 0.4, [2]),
+            },
+        ),
+        # The second row is the last: ab and abc are one group.
+        (
+            [0, 1],
+            None,
+            {("end", 1): (0.1, [0]), ("child", 1, 2): (0.1, [5]), ("child", 1, 1): (0.3, [1, 2])},
+        ),
+        (
+            [0, 1, 2, 3],
+            [True, True, False, True],
+            {("end", 1): (0.1, [0]), ("child", 1, 2): (0.1, [5]), ("child", 1, 1): (0.3, [1, 2])},
+        ),
+        ([0, 1, 2, 3], [True, False, True, True], {("lead", 0): (0.5, [0, 1, 2, 5])}),
+        ([0], None, {("lead", 0): (0.5, [0, 1, 2, 5])}),
+    ],
+)
+def test_groups_at_a_boundary(
+    digits: BytePrefixReference,
+    teacher_ids: list[int],
+    row_exists: list[bool] | None,
+    below: dict[Key, tuple[float, list[int]]],
+) -> None:
+    groups = digits.groups(0, [2, 6], teacher_ids, DIGIT_ROWS, row_exists)
+    expected = DIGIT_LEADS | below
+    assert {key: tokens for key, (_, tokens) in groups.items()} == {
+        key: tokens for key, (_, tokens) in expected.items()
+    }
+    assert {key: mass for key, (mass, _) in groups.items()} == pytest.approx({k: m for k, (m, _) in expected.items()})
+
+
+def test_loss_is_the_kl_over_the_groups(digits: BytePrefixReference) -> None:
+    student_probs = [0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1]
+    pairs = [(0.2, 0.1), (0.2, 0.1), (0.1, 0.1), (0.1, 0.1), (0.1, 0.1), (0.18, 0.2), (0.12, 0.3)]
+    expected = sum(q * math.log(q / p) for q, p in pairs)
+    assert digits.loss(0, [2, 6], [0, 1, 2, 3], DIGIT_ROWS, student_probs) == pytest.approx(expected)
+    assert digits.loss(1, [2, 6], [0, 1, 2, 3], DIGIT_ROWS, student_probs) == pytest.approx(math.log(1 / 0.1))
+    assert digits.loss(0, [2, 6], [0], DIGIT_ROWS, [0.0, 0.2, 0.3, 0.0, 0.2, 0.2, 0.1]) == math.inf
+
+
+def test_groups_inside_a_teacher_token() -> None:
+    # Text abc: the student's a|bc, the teacher's ab|c.
+    teacher = [b"a", b"b", b"c", b"ab", b"abb", b"ac", b""]
+    reference = BytePrefixReference(
+        [b"a", b"b", b"bc", b"c", b""], teacher, lambda text: tuple(b"abc".index(letter) for letter in text), {4: 6}
+    )
+    rows = [[0.1, 0.1, 0.1, 0.3, 0.2, 0.1, 0.1], [0.1, 0.1, 0.5, 0.1, 0.1, 0.0, 0.1], [0.0] * 6 + [1.0]]
+    groups = reference.groups(1, [0, 2, 4], [3, 2, 6], rows)
+    # abb leaves bb, which begins with the student's b.
+    expected: dict[Key, float] = {
+        ("token", 0): 0.0,
+        ("token", 3): 0.1 / 0.6,
+        ("token", 4): 0.0,
+        ("end", 1): (0.2 + 0.3 * 0.5) / 0.6,
+        ("child", 1, 2): 0.3 * 0.5 / 0.6,
+    }
+    assert {key: mass for key, (mass, _) in groups.items()} == pytest.approx(expected)
+    assert groups["end", 1][1] == [1]
+    assert groups["child", 1, 2][1] == [2]
+
+
+def test_mass_that_no_group_can_take_is_dropped() -> None:
+    # The student's two a, and x, which the teacher cannot write although it has xx.
+    reference = BytePrefixReference(
+        [b"a", b"a", b"x", b""], [b"a", b"xx", b"", b""], lambda text: (0,) * (text == b"a"), {3: 2}
+    )
+    groups = reference.groups(0, [1, 3], [0, 2], [[0.4, 0.3, 0.2, 0.1], [0.0, 0.0, 1.0, 0.0]])
+    assert reference.phi(b"ab") == 0
+    assert groups == {("lead", 0): (pytest.approx(2 / 3), [0, 1]), ("lead", 2): (pytest.approx(1 / 3), [3])}
+    assert reference.loss(0, [1, 3], [0, 2], [[0.0, 0.9, 0.0, 0.1], [0.0] * 4], [0.25] * 4) == 0.0
+
+
+def test_loss_between_equal_vocabularies_is_kl() -> None:
+    language = language_of("same")
+    text = b"abbbab"
+    student_probs = [random.Random(s).random() for s in range(len(language.student.texts))]
+    for index, row in enumerate(language.rows(text)):
+        ids, teacher_ids = language.student.encode(text), language.teacher.encode(text)
+        expected = sum(
+            p * math.log(p / student_probs[language.student.ids[v]])
+            for v, p in zip(language.teacher.texts, row, strict=True)
+            if p > 0
+        )
+        loss = language.reference.loss(index, ids, teacher_ids, language.rows(text), student_probs)
+        assert loss == pytest.approx(expected)
