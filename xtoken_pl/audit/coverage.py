@@ -12,6 +12,8 @@ from torch import Tensor
 from xtoken_pl.alignment import SpanAligner, SpanStatistics
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
 from xtoken_pl.audit.recommendation import CRITICAL, Recommendation, recommend_loss
+from xtoken_pl.prefix_map import build_prefix_map
+from xtoken_pl.prefix_map.statistics import PositionStatistics
 from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -49,6 +51,7 @@ class CoverageAudit:
         categories: By category of the student's tokens.
         recommendation: The loss and the reason.
         spans: Of a text, where one was given.
+        positions: Of the same text, what the byte-prefix KL knows of it.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, coverage audit.
@@ -63,6 +66,7 @@ class CoverageAudit:
     categories: dict[Category, CategoryCoverage]
     recommendation: Recommendation
     spans: SpanStatistics | None
+    positions: PositionStatistics | None
 
     @classmethod
     def of(
@@ -79,7 +83,7 @@ class CoverageAudit:
         Args:
             projection: W, where the caller has it already.
             critical: Categories of the student's tokens that must not be lost; see :func:`recommend_loss`.
-            text: For the statistics of spans.
+            text: For the statistics of spans and positions.
 
         Raises:
             ValueError: If a critical category is unknown, W belongs to other tokenizers, or the text is empty.
@@ -114,6 +118,7 @@ class CoverageAudit:
             },
             recommendation=recommend_loss(student, teacher, critical=critical, strict=strict),
             spans=None if text is None else _span_statistics(student, teacher, text),
+            positions=None if text is None else _position_statistics(student, teacher, text),
         )
 
     @property
@@ -145,6 +150,7 @@ class CoverageAudit:
             },
             "recommendation": asdict(self.recommendation),
             "spans": None if self.spans is None else asdict(self.spans),
+            "positions": None if self.positions is None else asdict(self.positions),
         }
 
 
@@ -154,3 +160,8 @@ def _span_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary,
         raise ValueError("the text for the statistics of spans must not be empty; give another, or none")
     spans = SpanAligner(student.tokenizer, teacher.tokenizer).align(student_ids, teacher_ids)
     return SpanStatistics.of(spans, len(student_ids), len(teacher_ids))
+
+
+def _position_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> PositionStatistics:
+    prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
+    return PositionStatistics.of(prefix_map, student, teacher, text)

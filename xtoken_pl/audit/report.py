@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,20 @@ def table(audit: CoverageAudit) -> str:
         }
         lines += [f"  {kind:<14}{count:>9,}{count / max(1, spans.num_spans):>8.1%}" for kind, count in kinds.items()]
         lines += [f"  {'gaps':<14}{spans.student_gaps:>9,} student tokens, {spans.teacher_gaps:,} teacher tokens", ""]
+    if audit.positions is not None:
+        described = {
+            "exact": "the mass of the observed token alone is known",
+            "grouped": "that of a group of tokens is known",
+            "inside": "inside a teacher token",
+            "skipped": "in no span, or not written by the teacher",
+        }
+        counts = asdict(audit.positions)
+        lines.append("positions of the text under the byte-prefix KL:")
+        lines += [
+            f"  {kind:<14}{counts[kind]:>9,}{counts[kind] / max(1, sum(counts.values())):>8.1%}  {what}"
+            for kind, what in described.items()
+        ]
+        lines.append("")
     lines.append(f"recommended: {audit.recommendation.loss}, because {audit.recommendation.reason}")
     return "\n".join(lines)
 

@@ -178,7 +178,7 @@ class _Walk:
         levels = np.arange(len(self.node))
         ends = trie.num_equal[self.node] > 0
         low, high = trie.first_child[self.node], trie.first_child[self.node + 1]
-        level, child = _expand(low, high)
+        level, child = expand(low, high)
         divided = self.descends[level] & (child == self.child[level])
         level, child = level[~divided], child[~divided]
         token = np.where(child == self.child[level], -1, trie.symbol[child])
@@ -218,11 +218,11 @@ class _Walk:
         first, tokens, places = self.map.inherited
         heirs = np.flatnonzero((self.root >= 0) & ~self.is_inside)
         root = self.root[heirs]
-        index, entry = _expand(first[root], first[root + 1])
+        index, entry = expand(first[root], first[root + 1])
         return heirs[index], places[entry], tokens[entry]
 
 
-def _expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
+def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
     """For every range its index, and low, low + 1, ... up to high, exclusive."""
     sizes = high - low
     index = np.repeat(np.arange(len(low)), sizes)
