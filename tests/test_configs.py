@@ -59,7 +59,7 @@ FEW_STEPS = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "-
 FEW_STEPS += ["--data.sequence_length", "64"]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "quickstart_two_teachers"])
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_byte_prefix_kl", "quickstart_two_teachers"])
 def test_quickstart_runs_on_its_real_teachers_and_texts(
     quickstart: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,7 @@ def test_quickstart_runs_on_its_real_teachers_and_texts(
     events = EventAccumulator(str(run))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    teachers = ["smollm2"] if name == "quickstart" else ["smollm2", "gemma3"]
+    teachers = ["smollm2", "gemma3"] if name == "quickstart_two_teachers" else ["smollm2"]
     assert {f"train/scale/{teacher}" for teacher in teachers} <= tags
     for tag in ("train/loss", "val/bits_per_byte", *(f"train/kd/{teacher}" for teacher in teachers)):
         assert all(math.isfinite(event.value) for event in events.Scalars(tag))

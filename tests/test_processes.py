@@ -19,6 +19,7 @@ model:
   teachers:
     split: {model: split, alpha: 0.5, loss: xtoken_pl.ProjectionKL, learn_projection: true}
     hybrid: {model: split, alpha: 0.2, loss: xtoken_pl.HybridKL}
+    prefix: {model: split, alpha: 0.2, loss: xtoken_pl.BytePrefixKL}
     same: {model: same, alpha: 0.3, loss: auto}
   weighting: {class_path: xtoken_pl.ConfidenceWeighting, init_args: {sharpness: 2.0}}
   optimizer: {learning_rate: 1.0e-2, warmup_fraction: 0.0}

@@ -197,6 +197,15 @@ def test_loss_of_a_recipe_is_changed_on_the_command_line(inside: Path) -> None:
     assert projected["train/ce"][0] == pytest.approx(hybrid["train/ce"][0], rel=1e-6)
 
 
+def test_byte_prefix_kl_trains_as_the_papers_losses_do(inside: Path) -> None:
+    tags = train(ROOT / "configs/llama1b_from_qwen4b_byte_prefix_kl.yaml")
+    assert tags["train/loss"] == pytest.approx([2 * ce for ce in tags["train/ce"]], rel=1e-4)
+    assert all(0 < value < math.inf for value in tags["train/kd/qwen"])
+    assert all(0 <= value < 0.5 for value in tags["train/unmapped_mass/qwen"])
+    projected = train(ROOT / "configs/paper/llama1b_from_qwen4b_p_kl.yaml")
+    assert tags["train/ce"][0] == pytest.approx(projected["train/ce"][0], rel=1e-6)
+
+
 def test_cross_entropy_alone_beside_a_teacher_logs_it_and_learns_nothing_from_it(inside: Path) -> None:
     """Laid over a run with teachers, the baseline sees that run's very windows."""
     recipe = ROOT / "configs/paper/llama1b_from_llama3b_kl.yaml"
