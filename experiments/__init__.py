@@ -1,0 +1,1 @@
+"""Small controlled experiments that compare the losses."""
