@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Figure, ratios, run, seconds
-from benchmarks.pair import FLAT, KEPT, Case, Pair
+from benchmarks.pair import FLAT, KEPT, Case, Pair, real_tokenizers
 from xtoken_pl import BytePrefixKL, PrefixMap, ProjectionKL, build_prefix_map
 from xtoken_pl.losses.memory import LogitMemory
 from xtoken_pl.losses.planning import plan_losses
@@ -35,6 +35,14 @@ def figures() -> Iterator[Figure]:
     yield _against(small, "the same at hidden size 64, kept", ours, projected, KEPT)
     plan = seconds(lambda: plan_losses(long.batch, {"teacher0": ours}))
     yield Figure("planning 4,096 tokens", 1e3 * plan, "ms", 40)
+    del case, small, long
+
+    # A student of shorter tokens: a fifth of its positions lie inside a teacher token.
+    pair = Pair(real_tokenizers.smollm2())
+    ours, projected = pair.bound(BytePrefixKL()), pair.bound(ProjectionKL())
+    case = Case(pair, 512, 1024)
+    for name, budget in _WAYS.items():
+        yield _against(case, f"SmolLM2 from Qwen 3: the same, {name}", ours, projected, budget)
 
 
 def _against(case: Case, what: str, ours: BytePrefixKL, projected: ProjectionKL, budget: float) -> Figure:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary, Projection, SpanLoss, build_projection
 from xtoken_pl.callbacks import DynamicLossScaling
@@ -35,10 +36,13 @@ TEXT = " ".join(topics[key] for key in (*_FIRST, *sorted(topics.keys() - set(_FI
 
 
 class Pair:
-    """Both vocabularies, and W."""
+    """Both vocabularies, and W; Llama 3 and Qwen 3 unless others are given."""
 
-    def __init__(self) -> None:
-        self.student_tokenizer, self.teacher_tokenizer = real_tokenizers.llama3(), real_tokenizers.qwen3()
+    def __init__(
+        self, student: PreTrainedTokenizerFast | None = None, teacher: PreTrainedTokenizerFast | None = None
+    ) -> None:
+        self.student_tokenizer = student or real_tokenizers.llama3()
+        self.teacher_tokenizer = teacher or real_tokenizers.qwen3()
         self.student = CanonicalVocabulary.from_tokenizer(self.student_tokenizer)
         self.teacher = CanonicalVocabulary.from_tokenizer(self.teacher_tokenizer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -285,6 +285,22 @@ def test_no_full_logits_are_held(folders: dict[str, str], windows: list[dict[str
     assert 0 < largest < len(batch.student.rows) * len(module.student_vocabulary) / 4
 
 
+def test_losses_plan_a_batch_once_on_the_host(
+    folders: dict[str, str], windows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch = make_module(folders, BytePrefixKL()), collate(windows, NAMES)
+    planned = module.on_before_batch_transfer(batch, 0)
+    assert planned.teachers["other"].plan is not None
+    assert planned.teachers["same"].plan is None
+    assert batch.teachers["other"].plan is None
+    # It reads behind spans, so that there are fewer places to cut, and all of them are places of the batch.
+    assert 10 < len(planned.cuts.student) < len(batch.cuts.student)
+    assert {*planned.cuts.student.tolist()} < {*batch.cuts.student.tolist()}
+    expected = module.training_step(batch, 0)
+    monkeypatch.setattr(BytePrefixKL, "plan", None)
+    assert torch.equal(cast(Any, module.training_step(planned, 0))["loss"], cast(Any, expected)["loss"])
+
+
 class AsksTheDevice(TorchDispatchMode):
     """Notes operations whose result the CPU has to wait for."""
 
@@ -313,7 +329,8 @@ def test_a_step_never_asks_the_device(
 
     monkeypatch.setattr("xtoken_pl.module.hidden_states", unwatched)
     for loss in CROSS_LOSSES:
-        module, batch = make_module(folders, loss, memory=memory), collate(windows, NAMES)
+        module = make_module(folders, loss, memory=memory)
+        batch = module.on_before_batch_transfer(collate(windows, NAMES), 0)  # while it is on the host
         module.weighting = ConfidenceWeighting()
         module.kd_scale = DynamicLossScaling.scale
         module.train()

@@ -2,97 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 from functools import cache
 from itertools import product
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
+from prefix_pairs import TEXT, Pair
 from reference_byte_prefix import BytePrefixReference
-from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
-from test_reference_byte_prefix import Language, Position, Toy
+from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from toy_languages import Language, Position, Toy
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import BytePrefixKL, CanonicalVocabulary, TokenKL
-from xtoken_pl.batch import DistillBatch, SpanBatch
-from xtoken_pl.data import Windower, collate
-from xtoken_pl.losses.base import SideRows, SpanBlock
+from xtoken_pl import CanonicalVocabulary, TokenKL
+from xtoken_pl.data import collate
 from xtoken_pl.losses.group_kl import Groups, group_kl
 from xtoken_pl.losses.planning import plan_losses
 from xtoken_pl.prefix_map import PrefixPlan
-from xtoken_pl.tokenization.writing import write_bytes
-
-TEXT = TEXTS[0][:500] + " 1234 + 56 = 1290; 99 of 150 (17%) in 2024 " + TEXTS[3][:500]
-
-
-@dataclass
-class Pair:
-    """A loss bound to two tokenizers, and one window of a text under both."""
-
-    loss: BytePrefixKL
-    student: CanonicalVocabulary
-    teacher: CanonicalVocabulary
-    window: dict[str, Any]
-    batch: DistillBatch
-
-    @classmethod
-    def of(cls, student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, text: str = TEXT) -> Pair:
-        vocabularies = [CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)]
-        loss = BytePrefixKL()
-        loss.bind(*vocabularies, None)
-        columns = Windower(vocabularies[0], {"t": vocabularies[1]}, 10_000)([text])
-        window = {name: column[0] for name, column in columns.items()}
-        batch = plan_losses(collate([window], ["t"]), {"t": loss})
-        return cls(loss, *vocabularies, window, batch)
-
-    @property
-    def spans(self) -> SpanBatch:
-        return self.batch.teachers["t"].spans
-
-    def rows(self, *, seed: int = 0, scale: float = 2.0, observed: float = 8.0) -> tuple[Tensor, Tensor]:
-        """Random log-probabilities of both sides, in which the observed tokens stand out."""
-        torch.manual_seed(seed)
-        view = self.batch.teachers["t"]
-        sides = (self.batch.student.labels, self.student), (view.tokens.labels, self.teacher)
-        logits = [scale * torch.randn(len(labels), len(vocabulary)).double() for labels, vocabulary in sides]
-        for side, (labels, _) in zip(logits, sides, strict=True):
-            side[torch.arange(len(labels)), labels] += observed * torch.rand(len(labels)).double()
-        student, teacher = (side.log_softmax(-1) for side in logits)
-        return student, teacher
-
-    def block(self, student: Tensor, teacher: Tensor) -> SpanBlock:
-        view = self.batch.teachers["t"]
-        spans = view.spans
-        return SpanBlock(
-            SideRows(student, self.batch.student.labels, spans.student_first, spans.student_length, spans.student_span),
-            SideRows(teacher, view.tokens.labels, spans.teacher_first, spans.teacher_length, spans.teacher_span),
-            view.plan,
-        )
-
-    def groups(self, teacher: Tensor) -> tuple[Groups, Groups]:
-        block = self.block(teacher[:0], teacher)
-        plan: Any = block.plan
-        mass = self.loss.mass
-        return mass.at_boundaries(plan.boundary, block.teacher), mass.inside_tokens(plan.inside, block.teacher)
-
-    def reference(self) -> BytePrefixReference:
-        by_bytes: dict[bytes, int] = {}
-        for token, text in enumerate(self.teacher.token_bytes):
-            by_bytes.setdefault(text, token)
-
-        def tau(text: bytes) -> tuple[int, ...]:
-            return (by_bytes[text],) if text in by_bytes else tuple(write_bytes(self.teacher, [text])[0])
-
-        return BytePrefixReference(self.student.token_bytes, self.teacher.token_bytes, tau, self.special())
-
-    def special(self) -> dict[int, int]:
-        """Student special id -> the teacher's of the same role, of several roles the first."""
-        roles = self.teacher.roles
-        return {s: roles[role] for role, s in reversed(self.student.roles.items()) if role in roles}
-
 
 PAIRS = {
     "packing from splitting": (packing_tokenizer, splitting_tokenizer),
@@ -108,16 +38,14 @@ def make(name: str) -> Pair:
     return Pair.of(student(), teacher())
 
 
-@every_pair
-def test_every_position_equals_the_slow_reference(name: str) -> None:
-    pair = make(name)
+def assert_equals_the_reference(pair: Pair) -> None:
     student, teacher = pair.rows()
     groups = pair.groups(teacher)
     ours = group_kl(student, *groups)
     reference = pair.reference()
     skip_s, skip_t = len(pair.student.prefix_ids), len(pair.teacher.prefix_ids)
     student_ids, teacher_ids = pair.window["student_ids"][skip_s:], pair.window["t/ids"][skip_t:]
-    # Row r predicts the token behind its position; tokens at the start of the text may have none.
+    # Row r predicts the token behind its position; masked tokens, and some at the start of the text, have none.
     predicted = (pair.batch.teachers["t"].tokens.rows + 1 - skip_t).tolist()
     known = dict(zip(predicted, teacher.exp().tolist(), strict=True))
     rows = [known.get(index, []) for index in range(len(teacher_ids))]
@@ -129,6 +57,50 @@ def test_every_position_equals_the_slow_reference(name: str) -> None:
         probs = student[row].exp().tolist()
         expected = reference.loss(of_row[row], student_ids, teacher_ids, rows, probs, exists)
         assert ours[row].item() == pytest.approx(expected, abs=1e-10, rel=1e-10), row
+
+
+@every_pair
+def test_every_position_equals_the_slow_reference(name: str) -> None:
+    assert_equals_the_reference(make(name))
+
+
+def test_masked_text_is_not_read() -> None:
+    """The path behind a position ends before it, in the middle of a text too."""
+    whole = Pair.of(packing_tokenizer(), splitting_tokenizer())
+    pair = Pair.of(packing_tokenizer(), splitting_tokenizer(), masked=range(3, len(whole.window["student_ids"]), 5))
+    assert 20 < pair.plan.boundary.count("levels") < 0.9 * whole.plan.boundary.count("levels")
+    assert_equals_the_reference(pair)
+
+
+def test_without_the_path_it_is_the_kl_of_leading_tokens() -> None:
+    pair = Pair.of(packing_tokenizer(), splitting_tokenizer())
+    view = pair.batch.teachers["t"]
+    apart = replace(view, tokens=replace(view.tokens, rows=2 * view.tokens.rows))  # no row is that of the next token
+    plan = cast(PrefixPlan, pair.loss.plan(pair.batch.student, apart))
+    assert plan.boundary.count("levels") == 0
+    student, teacher = pair.rows()
+    groups = pair.loss.mass.at_boundaries(plan.boundary, pair.block(student, teacher).teacher)
+    reference = pair.reference()
+    for place in (0, 7, 50):
+        row, teacher_row = int(plan.boundary.row[place]), int(plan.boundary.teacher[place])
+        expected = 0.0
+        for lead, members in reference.leads.items():
+            target = [v for v in range(len(pair.teacher)) if lead_of(reference, v) == lead]
+            mass = teacher[teacher_row].exp()[target].sum()
+            expected += float(mass * (mass / student[row].exp()[members].sum()).log())
+        dropped = [v for v in range(len(pair.teacher)) if lead_of(reference, v) is None]
+        assert float(teacher[teacher_row].exp()[dropped].sum()) < 1e-3
+        total = 1 - float(teacher[teacher_row].exp()[dropped].sum())
+        normalized = expected / total - math.log(total)
+        assert group_kl(student, groups)[row].item() == pytest.approx(normalized, abs=1e-10)
+
+
+def lead_of(reference: BytePrefixReference, v: int) -> int | None:
+    """The leading token of the group that gets a teacher token's mass."""
+    if v in reference.leads:
+        return v
+    heir = reference.phi(reference.teacher_bytes[v])
+    return None if heir is None else reference.written[heir][0]
 
 
 @every_pair
@@ -158,11 +130,11 @@ def plain_group_kl(log_probs: Tensor, *groups: Groups) -> Tensor:
         if part.column is not None:
             none = torch.zeros(len(probs), mass.shape[1] + 1, dtype=probs.dtype)
             ours = none.index_add(1, part.column, probs)[:, :-1]
-        segments = torch.zeros_like(part.segment_mass).index_add(0, part.member_segment, probs.flatten()[part.member])
-        total = mass.sum(-1).index_add(0, part.segment_position, part.segment_mass)
-        of_segment = part.segment_mass / total[part.segment_position]
+        branches = torch.zeros_like(part.branch_mass).index_add(0, part.member_branch, probs.flatten()[part.member])
+        total = mass.sum(-1).index_add(0, part.branch_position, part.branch_mass)
+        of_branch = part.branch_mass / total[part.branch_position]
         nats = nats_of(mass / total[:, None], ours).sum(-1)
-        nats = nats.index_add(0, part.segment_position, nats_of(of_segment, segments))
+        nats = nats.index_add(0, part.branch_position, nats_of(of_branch, branches))
         loss = loss.index_add(0, part.row, nats)
     return loss
 
@@ -171,8 +143,50 @@ def test_gradcheck() -> None:
     pair = Pair.of(reversing_tokenizer(), packing_tokenizer(), TEXT[:150])
     student, teacher = pair.rows()
     groups = pair.groups(teacher)
-    assert all(part.segment_mass.numel() for part in groups), "both kinds are divided"
+    assert all(part.branch_mass.numel() for part in groups), "both kinds are divided"
     assert torch.autograd.gradcheck(lambda rows: group_kl(rows, *groups), student.requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"), [("float32", "float32"), ("float64", "float32"), ("float32", "float64")]
+)
+def test_other_precisions_are_close(of_student: str, of_teacher: str) -> None:
+    pair = make("reversing from packing")
+    student, teacher = pair.rows()
+    exact = pair.loss(pair.block(student, teacher)).loss
+    rows = student.to(of_student).requires_grad_()
+    nats = pair.loss(pair.block(rows, teacher.to(of_teacher))).loss
+    nats.sum().backward()
+    assert nats.dtype == rows.dtype
+    torch.testing.assert_close(nats.double().detach(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_a_broken_row_shows_and_spoils_no_other_window() -> None:
+    pair = make("packing from splitting")
+    student, teacher = pair.rows()
+    before = group_kl(student, *pair.groups(teacher))
+    teacher[0] = math.nan
+    after = group_kl(student, *pair.groups(teacher))
+    reads_it = pair.plan.boundary.teacher == 0
+    assert after[pair.plan.boundary.row[reads_it]].isnan().all()
+    impossible = pair.rows()[1]
+    impossible[0, pair.batch.teachers["t"].tokens.labels[0]] = -math.inf
+    after = group_kl(student, *pair.groups(impossible))
+    assert after.isfinite().all()
+    torch.testing.assert_close(after[50:], before[50:], rtol=0, atol=1e-9)
+
+
+def test_no_span_is_no_loss_and_has_a_gradient() -> None:
+    pair = make("packing from splitting")
+    window = {**pair.window, "t/spans": [], "t/ids": []}
+    batch = plan_losses(collate([window], ["t"]), {"t": pair.loss})
+    empty = replace(pair, batch=batch)
+    student, teacher = empty.rows()
+    student.requires_grad_()
+    scores = pair.loss(empty.block(student, teacher))
+    assert scores.loss.shape == scores.unmapped_mass.shape == (0,)
+    scores.loss.sum().backward()
+    assert torch.equal(cast(Tensor, student.grad), torch.zeros_like(student))
 
 
 def test_the_same_tokenizer_gives_token_kl() -> None:
@@ -208,7 +222,7 @@ def test_every_position_of_real_text_holds_all_of_the_teachers_mass(
 ) -> None:
     """In single precision; but for special tokens that the student has no counterpart of."""
     pair = Pair.of(*(request.getfixturevalue(name) for name in names), REAL_TEXT)
-    tokens, plan = pair.batch.teachers["t"].tokens, cast(PrefixPlan, pair.batch.teachers["t"].plan)
+    tokens, plan = pair.batch.teachers["t"].tokens, pair.plan
     torch.manual_seed(0)
     rows = (3 * torch.randn(len(tokens.labels), len(pair.teacher))).log_softmax(-1)
     shared, texts, student_texts = set(pair.special().values()), pair.teacher.token_bytes, set(pair.student.token_bytes)
@@ -229,7 +243,7 @@ def test_every_position_of_real_text_holds_all_of_the_teachers_mass(
 
     num_positions = 0
     for groups, positions in zip(pair.groups(rows), (plan.boundary, plan.inside), strict=True):
-        total = groups.column_mass.sum(-1).index_add(0, groups.segment_position, groups.segment_mass)
+        total = groups.column_mass.sum(-1).index_add(0, groups.branch_position, groups.branch_mass)
         for place, (row, consumed) in enumerate(zip(positions.teacher, positions.consumed.tolist(), strict=True)):
             there = texts[tokens.labels[row]][:consumed]
             expected = rows[row].double().exp()[stands_for_text(there)].sum().item()
@@ -293,7 +307,7 @@ def test_masses_are_the_probabilities_counted_over_all_texts(
         order = [language.teacher.ids[token] for token in pair.teacher.token_bytes]
         rows = torch.tensor(language.rows(text.encode()), dtype=torch.float64)[:, order]
         rows = rows[pair.batch.teachers["t"].tokens.rows + 1]  # nothing predicts the first token
-        plan = cast(PrefixPlan, pair.batch.teachers["t"].plan)
+        plan = pair.plan
         for groups, positions in zip(pair.groups(rows.log()), (plan.boundary, plan.inside), strict=True):
             for place, row in enumerate(positions.row.tolist()):
                 index = int(pair.batch.student.rows[row]) + 1
@@ -313,15 +327,15 @@ def listed(pair: Pair, groups: Groups, place: int) -> list[tuple[float, list[int
     """The groups of a position: mass and student tokens."""
     size = len(pair.student)
     column = torch.arange(size) if groups.column is None else groups.column
-    inside = torch.nonzero(groups.segment_position[groups.member_segment] == place).flatten()
+    inside = torch.nonzero(groups.branch_position[groups.member_branch] == place).flatten()
     members = (groups.member[inside] - place * size).tolist()
     found: list[tuple[float, list[int]]] = []
     for c, mass in enumerate(groups.column_mass[place].tolist()):
         tokens = [s for s in torch.nonzero(column == c).flatten().tolist() if s not in members]
         found.append((mass, tokens))
-    for g in torch.nonzero(groups.segment_position == place).flatten().tolist():
-        tokens = [s for s, m in zip(members, groups.member_segment[inside].tolist(), strict=True) if m == g]
-        found.append((float(groups.segment_mass[g]), tokens))
+    for g in torch.nonzero(groups.branch_position == place).flatten().tolist():
+        tokens = [s for s, m in zip(members, groups.member_branch[inside].tolist(), strict=True) if m == g]
+        found.append((float(groups.branch_mass[g]), tokens))
     return found
 
 
@@ -333,8 +347,8 @@ def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(
     pair = Pair.of(splitting, packing, "01101")
     _, teacher = pair.rows()
     boundary, _ = pair.groups(teacher)
-    assert boundary.segment_mass.numel() == 0
-    plan = cast(PrefixPlan, pair.batch.teachers["t"].plan)
+    assert boundary.branch_mass.numel() == 0
+    plan = pair.plan
     for place, row in enumerate(plan.boundary.teacher.tolist()):
         for s, text in enumerate(pair.student.token_bytes):
             if not text:

@@ -57,7 +57,7 @@ def table(audit: CoverageAudit) -> str:
         lines += [f"  {'gaps':<14}{spans.student_gaps:>9,} student tokens, {spans.teacher_gaps:,} teacher tokens", ""]
     if audit.positions is not None:
         described = {
-            "exact": "the mass of the observed token alone is known",
+            "single": "the mass of the observed token alone is known",
             "grouped": "that of a group of tokens is known",
             "inside": "inside a teacher token",
             "skipped": "in no span, or not written by the teacher",

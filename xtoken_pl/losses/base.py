@@ -78,8 +78,8 @@ class SpanBlock:
     """All rows of some consecutive spans, of both sides.
 
     Attributes:
-        student, teacher: The rows; the teacher's of spans behind them follow where the plan reads them.
-        plan: Of these rows, where the loss makes one.
+        student, teacher: The rows.
+        plan: Of these rows, where the loss makes one; it reads no others.
     """
 
     student: SideRows

@@ -35,12 +35,17 @@ class BytePrefixKL(SpanLoss):
       Student tokens that go on behind the rest of :math:`t_1` are divided along the path as above.
 
     :math:`Q` is normalized over what student tokens can stand for: a teacher's special token that the student lacks,
-    or a byte that it cannot write, is conditioned away, and nothing else is lost. A position whose observed token the
-    teacher cannot write, or which only one side has before a text (SentencePiece's space), has loss zero.
+    or a token whose bytes begin with none of the student's that the teacher can write, is conditioned away. No other
+    mass is lost. A position whose observed token the teacher cannot write, or which only one side has before a text
+    (SentencePiece's space), has loss zero. A group whose student probability is below 2e-31 (in single precision)
+    counts as that, and has no gradient. A teacher's ``temperature`` tempers each :math:`q_d`, not the probability of
+    the text.
 
-    **What is exact.** If the teacher's probability is that of its tokenizer's own (*canonical*) token sequences, and
-    the student's tokenizer takes the longest token that it can, then at a boundary :math:`Q_g` is the probability that
-    the student's next token is in g, given the teacher's tokens so far, unless
+    **What is exact.** If the teacher's probability is that of its tokenizer's own (*canonical*) token sequences, the
+    student's tokenizer takes the longest token that it can, and the teacher's tokenizer writes text that begins with s
+    by tokens that begin with :math:`\tau(s)` (its last token may be a longer one; merges across the end of s may break
+    this), then at a boundary :math:`Q_g` is the probability that the student's next token is in g, given the teacher's
+    tokens so far, unless
 
     - a teacher token that the text does not have leads longer student tokens only and is none itself (133 of Qwen 3's
       tokens for Llama 3): text that stops there belongs to another group;

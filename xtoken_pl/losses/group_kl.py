@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from xtoken_pl.losses.divergence import smallest_prob
 
-# P rows, R of them, C columns, G segments, M members of segments, V vocabulary size
+# P rows, R of them, C columns, G branches, M members of branches, V vocabulary size
 
 
 class ColumnSums(nn.Module):
@@ -43,26 +43,30 @@ class ColumnSums(nn.Module):
 class Groups:
     r"""The teacher's mass of the groups of some rows, not normalized.
 
-    A token belongs to its column, unless it is a member of one of the row's segments.
+    A token belongs to its column, unless it is a member of one of the row's branches.
 
     Attributes:
         row: ``[R]`` increasing.
         column_mass: ``[R, C]``.
         sums: From tokens to columns; None where they are the same.
         column: ``[V]`` the column of each token, C for none; None where they are the same.
-        segment_mass: ``[G]``.
-        segment_position: ``[G]`` places in ``row``.
-        member_segment, member: ``[M]`` the segment, and the place ``r * V + token`` in the rows ``[R, V]``.
+        branch_mass: ``[G]``.
+        branch_position: ``[G]`` places in ``row``.
+        member_branch, member: ``[M]`` the branch, and the place ``r * V + token`` in the rows ``[R, V]``.
     """
 
     row: Tensor
     column_mass: Tensor
     sums: ColumnSums | None
     column: Tensor | None
-    segment_mass: Tensor
-    segment_position: Tensor
-    member_segment: Tensor
+    branch_mass: Tensor
+    branch_position: Tensor
+    member_branch: Tensor
     member: Tensor
+
+    def to_dtype(self, dtype: torch.dtype) -> Groups:
+        """With masses of this type."""
+        return replace(self, column_mass=self.column_mass.to(dtype), branch_mass=self.branch_mass.to(dtype))
 
 
 def group_kl(student_log_probs: Tensor, *groups: Groups) -> Tensor:
@@ -71,7 +75,8 @@ def group_kl(student_log_probs: Tensor, *groups: Groups) -> Tensor:
     .. math:: \sum_g Q_g \log \frac{Q_g}{\sum_{s \in g} p_S(s)}, \quad \sum_g Q_g = 1
 
     The masses are normalized here. A row of no groups, or without any mass, has loss zero. The gradient
-    :math:`-p_S(s)\, Q_g / P_g` is written by hand: it is a gather of ratios, and the members are few.
+    :math:`-p_S(s)\, Q_g / P_g` is written by hand: it is a gather of ratios, and the members are few. A group whose
+    :math:`P_g` underflows counts as 2e-31 (in single precision), and then has no gradient.
 
     Shape:
         student_log_probs: ``[P, V]``; returns ``[P]``, nats.
@@ -84,20 +89,21 @@ class _GroupKL(torch.autograd.Function):
     def forward(ctx: Any, log_probs: Tensor, groups: tuple[Groups, ...]) -> Tensor:
         loss = log_probs.new_zeros(len(log_probs))
         smallest = smallest_prob(log_probs.dtype)
+        groups = tuple(part.to_dtype(log_probs.dtype) for part in groups)
         saved: list[Tensor] = []
         for part in groups:
             probs = _select(log_probs, part.row).exp()  # [R, V]
             column_ratio = part.column_mass / (probs if part.sums is None else part.sums(probs)).clamp_min(smallest)
-            of_segments = torch.zeros_like(part.segment_mass)
-            of_segments.index_add_(0, part.member_segment, probs.view(-1)[part.member])
-            segment_ratio = part.segment_mass / of_segments.clamp_min(smallest)
+            of_branches = torch.zeros_like(part.branch_mass)
+            of_branches.index_add_(0, part.member_branch, probs.view(-1)[part.member])
+            branch_ratio = part.branch_mass / of_branches.clamp_min(smallest)
             nats = (part.column_mass * column_ratio.clamp_min(smallest).log()).sum(-1)
             total = part.column_mass.sum(-1)
-            nats.index_add_(0, part.segment_position, part.segment_mass * segment_ratio.clamp_min(smallest).log())
-            total.index_add_(0, part.segment_position, part.segment_mass)
+            nats.index_add_(0, part.branch_position, part.branch_mass * branch_ratio.clamp_min(smallest).log())
+            total.index_add_(0, part.branch_position, part.branch_mass)
             scale = 1 / total.clamp_min(smallest)
-            loss[part.row] = torch.where(total > smallest, nats * scale - total.clamp_min(smallest).log(), 0.0)
-            saved += [probs, column_ratio, segment_ratio, torch.where(total > smallest, scale, 0.0)]
+            loss[part.row] = torch.where(total <= smallest, 0.0, nats * scale - total.clamp_min(smallest).log())
+            saved += [probs, column_ratio, branch_ratio, torch.where(total <= smallest, 0.0, scale)]
         ctx.groups = groups
         ctx.shape = log_probs.shape
         ctx.save_for_backward(*saved)
@@ -109,13 +115,13 @@ class _GroupKL(torch.autograd.Function):
         saved = ctx.saved_tensors
         parts = [saved[place : place + 4] for place in range(0, len(saved), 4)]
         results = []
-        for part, (probs, column_ratio, segment_ratio, scale) in zip(ctx.groups, parts, strict=True):
+        for part, (probs, column_ratio, branch_ratio, scale) in zip(ctx.groups, parts, strict=True):
             if part.column is None:
                 ratio = column_ratio.clone()
             else:
                 none = column_ratio.new_zeros(len(column_ratio), 1)
                 ratio = torch.cat((column_ratio, none), dim=1).index_select(1, part.column)  # [R, V]
-            ratio.view(-1)[part.member] = segment_ratio[part.member_segment]
+            ratio.view(-1)[part.member] = branch_ratio[part.member_branch]
             results.append(ratio.mul_(probs).mul_((-grad[part.row] * scale)[:, None]))
         whole = [result for result in results if len(result) == ctx.shape[0]]
         if whole:

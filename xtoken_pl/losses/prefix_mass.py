@@ -9,7 +9,10 @@ from xtoken_pl.losses.base import SideRows
 from xtoken_pl.losses.group_kl import ColumnSums, Groups
 from xtoken_pl.prefix_map import Positions, PrefixMap
 
-# Q teacher rows, R positions, C columns, L levels, G segments, M members, V_s/V_t vocabulary sizes
+# Q teacher rows, R positions, C columns, L levels, G branches, M members, V_s/V_t vocabulary sizes
+
+
+_LEAST_NATS = -1e4
 
 
 class PrefixMass(nn.Module):
@@ -50,21 +53,21 @@ class PrefixMass(nn.Module):
         # The observed token's mass has its own way.
         probs.scatter_(1, teacher.labels[positions.teacher][:, None], 0.0)
         column_mass = self.of_teacher(probs)
-        # Of the group that it leads the segments take everything, also what members inherit.
-        taken = positions.taken.clamp_min(0)[:, None]
-        left = column_mass.gather(1, taken).masked_fill(positions.taken[:, None] >= 0, 0.0)
-        column_mass.scatter_(1, taken, left)
-        inherited = teacher.log_probs[positions.inherited_teacher, positions.inherited_token].exp()
-        segment_mass = column_mass.new_zeros(positions.count("segments"))
-        segment_mass.index_add_(0, positions.inherited_segment, inherited)
-        self._follow_path(positions, teacher, column_mass, segment_mass)
+        # Of the group that it leads the branches take everything, also what members inherit.
+        divided = positions.divided_column[:, None]
+        left = column_mass.gather(1, divided.clamp_min(0)).masked_fill(divided >= 0, 0.0)
+        column_mass.scatter_(1, divided.clamp_min(0), left)
+        inherited = teacher.log_probs[positions.heir_teacher, positions.heir_token].exp()
+        branch_mass = column_mass.new_zeros(positions.count("branches"))
+        branch_mass.index_add_(0, positions.heir_branch, inherited)
+        self._follow_path(positions, teacher, column_mass, branch_mass)
         return Groups(
             row=positions.row,
             column_mass=column_mass,
             sums=self.of_student,
             column=self.student_column,
-            segment_mass=segment_mass,
-            segment_position=positions.level_position[positions.segment_level],
+            branch_mass=branch_mass,
+            branch_position=positions.level_position[positions.branch_level],
             **self._members(positions),
         )
 
@@ -78,54 +81,55 @@ class PrefixMass(nn.Module):
         column_mass = mass.new_zeros(len(positions.row), self.num_student)
         flat = column_mass.view(-1)
         flat.index_add_(0, position * self.num_student + heir.clamp_min(0), mass)
-        # Segments take what their members have.
+        # Branches take what their members have.
         members = self._members(positions)
-        segment_mass = column_mass.new_zeros(positions.count("segments"))
-        segment_mass.index_add_(0, members["member_segment"], flat[members["member"]])
+        branch_mass = column_mass.new_zeros(positions.count("branches"))
+        branch_mass.index_add_(0, members["member_branch"], flat[members["member"]])
         flat[members["member"]] = 0.0
-        self._follow_path(positions, teacher, column_mass, segment_mass)
+        self._follow_path(positions, teacher, column_mass, branch_mass)
         return Groups(
             row=positions.row,
             column_mass=column_mass,
             sums=None,
             column=None,
-            segment_mass=segment_mass,
-            segment_position=positions.level_position[positions.segment_level],
+            branch_mass=branch_mass,
+            branch_position=positions.level_position[positions.branch_level],
             **members,
         )
 
     def _members(self, positions: Positions) -> dict[str, Tensor]:
-        """``[M]`` each: the segments of all members, and their places in the rows ``[R, V_s]``."""
-        segment, place = _expand(positions.segment_start, positions.segment_length, positions.count("members"))
-        position = positions.level_position[positions.segment_level[segment]]
-        return {"member_segment": segment, "member": position * self.num_student + self.members[place]}
+        """``[M]`` each: the branches of all members, and their places in the rows ``[R, V_s]``."""
+        branch, place = _expand(positions.branch_start, positions.branch_length, positions.count("members"))
+        position = positions.level_position[positions.branch_level[branch]]
+        return {"member_branch": branch, "member": position * self.num_student + self.members[place]}
 
     @staticmethod
-    def _follow_path(positions: Positions, teacher: SideRows, column_mass: Tensor, segment_mass: Tensor) -> None:
+    def _follow_path(positions: Positions, teacher: SideRows, column_mass: Tensor, branch_mass: Tensor) -> None:
         """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first."""
 
         def add_to_columns(mass: Tensor, position: Tensor, column: Tensor) -> None:
             place = position * column_mass.shape[1] + column.clamp_min(0)
             column_mass.view(-1).index_add_(0, place, mass.masked_fill(column < 0, 0.0))
 
-        def add_to_segments(mass: Tensor, segment: Tensor) -> None:
-            segment_mass.index_add_(0, segment.clamp_min(0), mass.masked_fill(segment < 0, 0.0))
+        def add_to_branches(mass: Tensor, branch: Tensor) -> None:
+            branch_mass.index_add_(0, branch.clamp_min(0), mass.masked_fill(branch < 0, 0.0))
 
-        observed = teacher.token_log_probs()  # [Q]
+        # Finite, or one row would spoil the path of all behind it.
+        observed = teacher.token_log_probs().clamp_min(_LEAST_NATS)  # [Q]
         everyone = torch.arange(len(positions.row), device=column_mass.device)
-        add_to_columns(observed[positions.teacher].exp(), everyone, positions.own)
+        add_to_columns(observed[positions.teacher].exp(), everyone, positions.observed_column)
         # In double precision, since long sums are subtracted.
         path = torch.cat((observed.new_zeros(1, dtype=torch.float64), observed.double().cumsum(0)))  # [Q + 1]
         first = positions.teacher[positions.level_position]
         reached = (path[positions.level_teacher] - path[first]).exp().to(observed.dtype)  # [L], M_d
         stays = observed[positions.level_teacher].exp()  # [L]
-        token, level = positions.segment_token, positions.segment_level
+        token, level = positions.branch_token, positions.branch_level
         leaves = teacher.log_probs[positions.level_teacher[level], token.clamp_min(0)].exp().masked_fill(token < 0, 0.0)
-        segment_mass += reached[level] * leaves
+        branch_mass += reached[level] * leaves
         residual = reached * (1 - stays.index_add(0, level, leaves)).clamp_min(0)
-        add_to_segments(residual, positions.residual_segment)
+        add_to_branches(residual, positions.residual_branch)
         add_to_columns(residual, positions.level_position, positions.residual_column)
-        add_to_segments(reached * stays, positions.last_segment)
+        add_to_branches(reached * stays, positions.last_branch)
         add_to_columns(reached * stays, positions.level_position, positions.last_column)
 
 

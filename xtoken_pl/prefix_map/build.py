@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.prefix_map.trie import ByteTrie, Ints, Trie
+from xtoken_pl.prefix_map.trie import ByteTrie, Ints, Trie, expand
 from xtoken_pl.projection.build import exact_matches
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.tokenization.writing import write_bytes
@@ -56,7 +56,7 @@ def build_prefix_map(
     roots = np.arange(1, trie.first_child[1])
     root_symbols = trie.symbol[roots]
     node_of_root = np.full(trie.num_symbols, -1)
-    node_of_root[root_symbols] = roots
+    node_of_root[root_symbols] = np.where(trie.goes_on[roots], roots, -1)
     node_of_rest = np.where(is_inside & (rest > 0), node_of_root[len(teacher) + rest], -1)
 
     before = np.where(is_inside, by_teacher.node[starts - 1], 0)
@@ -99,11 +99,9 @@ def _members_of_rests(
     student: CanonicalVocabulary, by_student: ByteTrie, rests: Ints, first_root: int, speller: _Speller
 ) -> list[_Sequence]:
     trie = by_student.trie
-    starts, sizes = trie.start[rests], trie.end[rests] - trie.start[rests]
-    places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
-    tokens = by_student.tokens[places].tolist()
-    roots = np.repeat(first_root + rests, sizes).tolist()
-    left = [student.token_bytes[s][d:] for s, d in zip(tokens, np.repeat(trie.depth[rests], sizes), strict=True)]
+    index, places = expand(trie.start[rests], trie.end[rests])
+    tokens, roots = by_student.tokens[places].tolist(), (first_root + rests[index]).tolist()
+    left = [student.token_bytes[s][d:] for s, d in zip(tokens, trie.depth[rests[index]].tolist(), strict=True)]
     spelled = speller(left)
     # What the teacher cannot write never follows.
     return [

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
 from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.prefix_map.trie import Ints
+from xtoken_pl.prefix_map.trie import Ints, expand
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 Bools = NDArray[np.bool_]
 
-# N/Q student/teacher rows, R positions, L levels, G segments, X inherited packets
+# N/Q student/teacher rows, R positions, L levels, G branches, X inherited packets
 
 
 class PrefixPlanner:
@@ -67,8 +67,9 @@ class PrefixPlanner:
         covered = np.append(0, np.cumsum(length))
         surplus = end[last] - end[teacher_first] - (covered[student_last] - covered[student_first])
         offset = start[row] - start[student_first[span]] + surplus[span]
+        assert np.abs(surplus).max(initial=0) <= 1, "spans hold the same text, but for a space before it"
         # A token that the teacher cannot write is not learned from it either.
-        takes_part = (offset >= 0) & (np.abs(surplus[span]) <= 1) & (self.map.lead[labels[row]] >= 0)
+        takes_part = (offset >= 0) & (self.map.lead[labels[row]] >= 0)
         row, offset, span = row[takes_part], offset[takes_part], span[takes_part]
         place = end[teacher_first[span]] + offset
         first = np.searchsorted(end, place, side="right") - 1
@@ -76,7 +77,7 @@ class PrefixPlanner:
 
 
 @dataclass
-class _Segments:
+class _Branches:
     """Neighbouring members, sorted by position and place: ``[G]``."""
 
     level: Ints
@@ -129,51 +130,51 @@ class _Walk:
 
     def positions(self, num_rows: int) -> Positions:
         """The tables."""
-        segments = self._segments()
+        branches = self._branches()
         observed = self.observed[self.position]
         fallback = self.map.fallback[self.node]
-        residual_segment, residual_column = self._target(np.where(fallback >= 0, fallback, observed), segments)
-        last_segment, last_column = self._target(observed, segments)
-        last_segment[self.descends] = last_column[self.descends] = -1
+        residual_branch, residual_column = self._target(np.where(fallback >= 0, fallback, observed), branches)
+        last_branch, last_column = self._target(observed, branches)
+        last_branch[self.descends] = last_column[self.descends] = -1
         is_refined = self.root >= 0
-        own = np.where(is_refined, -1, self._column(self.observed, self.is_inside))
+        observed_column = np.where(is_refined, -1, self._column(self.observed, self.is_inside))
         low, high = self._ranges()
-        inherited_position, inherited_place, inherited_token = self._inherited()
+        heir_position, heir_place, heir_token = self._inherited()
         columns = {
             "row": self.row,
             "teacher": self.first,
-            "own": own,
-            "taken": np.where(is_refined & ~self.is_inside, self.map.column_of_lead[self.token], -1),
+            "observed_column": observed_column,
+            "divided_column": np.where(is_refined & ~self.is_inside, self.map.column_of_lead[self.token], -1),
             "consumed": self.consumed,
             "low": low,
             "high": high,
             "level_position": self.position,
             "level_teacher": self.teacher,
-            "residual_segment": residual_segment,
+            "residual_branch": residual_branch,
             "residual_column": residual_column,
-            "last_segment": last_segment,
+            "last_branch": last_branch,
             "last_column": last_column,
-            "segment_level": segments.level,
-            "segment_token": segments.token,
-            "segment_start": segments.start,
-            "segment_length": segments.length,
-            "inherited_segment": self._find(inherited_position, inherited_place, segments),
-            "inherited_teacher": self.first[inherited_position],
-            "inherited_token": inherited_token,
+            "branch_level": branches.level,
+            "branch_token": branches.token,
+            "branch_start": branches.start,
+            "branch_length": branches.length,
+            "heir_branch": self._find(heir_position, heir_place, branches),
+            "heir_teacher": self.first[heir_position],
+            "heir_token": heir_token,
         }
         owner = {
             "positions": self.row,
             "levels": self.row[self.position],
-            "segments": self.row[self.position[segments.level]],
-            "inherited": self.row[inherited_position],
+            "branches": self.row[self.position[branches.level]],
+            "heirs": self.row[heir_position],
         }
         starts = np.arange(num_rows + 1)
         before = {table: np.searchsorted(rows, starts) for table, rows in owner.items()}
-        before["members"] = np.append(0, np.cumsum(segments.length))[before["segments"]]
+        before["members"] = np.append(0, np.cumsum(branches.length))[before["branches"]]
         before["extending"] = np.append(0, np.cumsum(high - low))[before["positions"]]
         return Positions(**{name: torch.from_numpy(column) for name, column in columns.items()}, before=before)
 
-    def _segments(self) -> _Segments:
+    def _branches(self) -> _Branches:
         trie = self.map.trie
         levels = np.arange(len(self.node))
         ends = trie.num_equal[self.node] > 0
@@ -182,29 +183,29 @@ class _Walk:
         divided = self.descends[level] & (child == self.child[level])
         level, child = level[~divided], child[~divided]
         token = np.where(child == self.child[level], -1, trie.symbol[child])
-        segments = _Segments(
+        branches = _Branches(
             level=np.concatenate((levels[ends], level)),
             token=np.concatenate((np.full(int(ends.sum()), -1), token)),
             start=np.concatenate((trie.start[self.node[ends]], trie.start[child])),
             length=np.concatenate((trie.num_equal[self.node[ends]], trie.end[child] - trie.start[child])),
         )
-        order = np.lexsort((segments.start, self.position[segments.level]))
-        return _Segments(*(getattr(segments, item.name)[order] for item in fields(_Segments)))
+        order = np.lexsort((branches.start, self.position[branches.level]))
+        return _Branches(*(getattr(branches, item.name)[order] for item in fields(_Branches)))
 
-    def _target(self, tokens: Ints, segments: _Segments) -> tuple[Ints, Ints]:
-        """``[L]``: the segment of a student token, or else its column; -1 for neither."""
+    def _target(self, tokens: Ints, branches: _Branches) -> tuple[Ints, Ints]:
+        """``[L]``: the branch of a student token, or else its column; -1 for neither."""
         place = self.map.place(self.root[self.position], tokens)
-        segment = self._find(self.position, place, segments)
-        column = np.where(segment >= 0, -1, self._column(tokens, self.is_inside[self.position]))
-        return segment, column
+        branch = self._find(self.position, place, branches)
+        column = np.where(branch >= 0, -1, self._column(tokens, self.is_inside[self.position]))
+        return branch, column
 
     def _column(self, tokens: Ints, is_inside: Bools) -> Ints:
         return np.where(is_inside, tokens, self.map.column(self.map.lead[tokens]))
 
-    def _find(self, position: Ints, place: Ints, segments: _Segments) -> Ints:
-        """The segment of a position that holds a member, by its place; -1 for none."""
+    def _find(self, position: Ints, place: Ints, branches: _Branches) -> Ints:
+        """The branch of a position that holds a member, by its place; -1 for none."""
         num_members = len(self.map.members) + 1
-        keys = self.position[segments.level] * num_members + segments.start
+        keys = self.position[branches.level] * num_members + branches.start
         found = np.searchsorted(keys, position * num_members + place, side="right") - 1
         return np.where(place >= 0, found, -1)
 
@@ -220,10 +221,3 @@ class _Walk:
         root = self.root[heirs]
         index, entry = expand(first[root], first[root + 1])
         return heirs[index], places[entry], tokens[entry]
-
-
-def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
-    """For every range its index, and low, low + 1, ... up to high, exclusive."""
-    sizes = high - low
-    index = np.repeat(np.arange(len(low)), sizes)
-    return index, np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[index]

@@ -69,6 +69,7 @@ class PrefixMap:
             "node_of_rest": (len(self.node_of_rest), num_bytes),
             "fallback": (len(self.fallback), num_nodes),
             "members": (len(self.members), int(self.trie.end[0])),
+            "the trie": (sum(map(len, self.trie.arrays().values())), num_nodes * len(self.trie.arrays())),
             "the last offset": (int(self.offsets[-1]), num_bytes),
         }
         limits = {
@@ -80,6 +81,11 @@ class PrefixMap:
             "node_of_token": (self.node_of_token, num_nodes),
             "node_of_rest": (self.node_of_rest, num_nodes),
             "fallback": (self.fallback, self.num_student),
+            "offsets": (self.offsets, num_bytes + 1),
+            "trie.start": (self.trie.start, len(self.members) + 1),
+            "trie.end": (self.trie.end, len(self.members) + 1),
+            "trie.parent": (self.trie.parent, num_nodes),
+            "trie.symbol": (self.trie.symbol, self.trie.num_symbols),
         }
         for name, (got, wanted) in lengths.items():
             if got != wanted:

@@ -1,4 +1,4 @@
-"""How much of a text the byte-prefix KL knows exactly."""
+"""What the byte-prefix KL knows of the positions of a text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from xtoken_pl.data import Windower, collate
-from xtoken_pl.prefix_map.planner import PrefixPlanner, expand
+from xtoken_pl.prefix_map.planner import PrefixPlanner
 from xtoken_pl.prefix_map.positions import Positions
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.prefix_map.trie import Ints
+from xtoken_pl.prefix_map.trie import Ints, expand
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
@@ -19,13 +19,13 @@ class PositionStatistics:
     """Counts of the student's positions in one text.
 
     Attributes:
-        exact: At a boundary of both sides, with a mass for the observed token alone.
+        single: At a boundary of both sides, with a mass for the observed token alone.
         grouped: At a boundary, with a mass for a group of tokens.
         inside: Inside a teacher token.
         skipped: In no span, or without any mass.
     """
 
-    exact: int
+    single: int
     grouped: int
     inside: int
     skipped: int
@@ -40,8 +40,8 @@ class PositionStatistics:
         batch = collate([{name: column[0] for name, column in columns.items()}], ["teacher"])
         plan = PrefixPlanner(prefix_map, student, teacher).plan(batch.student, batch.teachers["teacher"])
         sizes = _group_sizes(prefix_map, plan.boundary, batch.student.labels.numpy())
-        exact, num_inside = int(np.sum(sizes == 1)), plan.inside.count("positions")
-        return cls(exact, len(sizes) - exact, num_inside, len(batch.student.labels) - len(sizes) - num_inside)
+        single, num_inside = int(np.sum(sizes == 1)), plan.inside.count("positions")
+        return cls(single, len(sizes) - single, num_inside, len(batch.student.labels) - len(sizes) - num_inside)
 
 
 def _group_sizes(prefix_map: PrefixMap, positions: Positions, labels: Ints) -> Ints:
@@ -49,9 +49,9 @@ def _group_sizes(prefix_map: PrefixMap, positions: Positions, labels: Ints) -> I
     observed = labels[positions.row.numpy()]
     lead = prefix_map.lead
     sizes = np.bincount(lead[lead >= 0], minlength=prefix_map.num_teacher)[lead[observed]]
-    start, length = positions.segment_start.numpy(), positions.segment_length.numpy()
-    segment, place = expand(start, start + length)
-    position = positions.level_position.numpy()[positions.segment_level.numpy()][segment]
+    start, length = positions.branch_start.numpy(), positions.branch_length.numpy()
+    branch, place = expand(start, start + length)
+    position = positions.level_position.numpy()[positions.branch_level.numpy()][branch]
     is_observed = prefix_map.members[place] == observed[position]
-    sizes[position[is_observed]] = length[segment[is_observed]]
+    sizes[position[is_observed]] = length[branch[is_observed]]
     return sizes

@@ -33,7 +33,7 @@ def save_prefix_map(prefix_map: PrefixMap, path: str | os.PathLike[str], *, over
         "teacher_fingerprint": prefix_map.teacher_fingerprint,
     }
     arrays = {name: getattr(prefix_map, name) for name in _ARRAYS}
-    arrays |= {f"trie.{name}": getattr(prefix_map.trie, name) for name in _TRIE_ARRAYS}
+    arrays |= {f"trie.{name}": array for name, array in prefix_map.trie.arrays().items()}
     assert all(array.max(initial=0) < 2**31 for array in arrays.values())
     small = {name: np.ascontiguousarray(array, dtype=np.int32) for name, array in arrays.items()}
     with atomic_path(path, kind="file", overwrite=overwrite) as part:

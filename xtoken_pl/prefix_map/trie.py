@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 
@@ -81,6 +81,10 @@ class Trie:
         )
         return trie, node
 
+    def arrays(self) -> dict[str, Ints]:
+        """By name, ``[U]`` each."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "num_symbols"}
+
     def __len__(self) -> int:
         return len(self.start)
 
@@ -155,3 +159,10 @@ class ByteTrie:
             reached[active] = node[active]
             place[active] += 1
         return node, self.longest[reached]
+
+
+def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """For every range its index, and low, low + 1, ... up to high, exclusive."""
+    sizes = high - low
+    index = np.repeat(np.arange(len(low)), sizes)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[index]
