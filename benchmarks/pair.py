@@ -46,6 +46,11 @@ class Pair:
         self.student = CanonicalVocabulary.from_tokenizer(self.student_tokenizer)
         self.teacher = CanonicalVocabulary.from_tokenizer(self.teacher_tokenizer)
 
+    @classmethod
+    def of_shorter_tokens(cls) -> Pair:
+        """SmolLM2 -> Qwen 3: a fifth of the student's positions lie inside a teacher token."""
+        return cls(real_tokenizers.smollm2())
+
     @cached_property
     def projection(self) -> Projection:
         """W."""

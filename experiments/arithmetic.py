@@ -85,7 +85,7 @@ def main(
     options: dict[str, Any] | None = None,
     ce_weight: float = 1.0,
     kd_weight: float = 1.0,
-    dynamic_scaling: bool = False,
+    dynamic_scaling: bool = True,
     summary: bool = False,
 ) -> None:
     """Train a student for every seed, and print the table of all results.
@@ -99,7 +99,7 @@ def main(
         options: What the loss is made with.
         ce_weight: Fixed weight of the cross-entropy.
         kd_weight: Fixed weight of the distillation loss.
-        dynamic_scaling: Scale the distillation loss to the cross-entropy, step by step.
+        dynamic_scaling: Scale the distillation loss to the cross-entropy, step by step, as the paper does.
         summary: Only print the table.
     """
     torch.set_num_threads(1)  # more of them slow models of this size down
