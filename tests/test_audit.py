@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, cast
@@ -213,6 +214,9 @@ def test_audit_prints_a_table_and_writes_json_and_picture(
         assert line == [f"{row['count']:,}", *shares, f"{row['unmapped']:,}"]
         assert row["unmapped"] == row["count"] - row["covered"]
     assert stored["spans"]["one_to_many"] + stored["spans"]["many_to_one"] > 0
+    for kind, count in stored["positions"].items():
+        assert re.search(rf"^  {kind} +{count:,} +[\d.]+%  ", printed, flags=re.MULTILINE)
+    assert min(stored["positions"][kind] for kind in ("single", "grouped", "inside")) > 0
     assert sum(row["count"] for row in stored["categories"].values()) == stored["num_student"]
     assert matplotlib.image.imread("audit.png").shape[0] > 300
     with pytest.raises(FileExistsError, match=r"audit\.json exists and is not overwritten"):

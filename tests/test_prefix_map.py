@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from prefix_pairs import Pair
+from prefix_pairs import TEXT, Pair
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import BytePrefixKL, CanonicalVocabulary, PrefixMap, build_prefix_map, build_projection
 from xtoken_pl.cli import main
+from xtoken_pl.prefix_map.statistics import PositionStatistics
 from xtoken_pl.prefix_map.trie import ByteTrie, Trie
 
 sequences_of_small_numbers = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=12)
@@ -179,3 +181,30 @@ def test_a_stored_map_gives_the_same_loss_and_a_foreign_one_is_refused(small: Pr
     assert torch.equal(stored(block).loss, pair.loss(block).loss)
     with pytest.raises(ValueError, match="must belong to the tokenizers"):
         BytePrefixKL(prefix_map=str(path)).bind(pair.teacher, pair.student, None)
+
+
+@pytest.mark.parametrize(
+    "tokenizers", [(packing_tokenizer, splitting_tokenizer), (reversing_tokenizer, packing_tokenizer)]
+)
+def test_position_statistics_count_the_groups_of_the_reference(
+    tokenizers: tuple[Callable[[], PreTrainedTokenizerFast], Callable[[], PreTrainedTokenizerFast]],
+) -> None:
+    pair = Pair.of(*(make() for make in tokenizers))
+    prefix_map = build_prefix_map(pair.student.tokenizer, pair.teacher.tokenizer)
+    found = PositionStatistics.of(prefix_map, pair.student, pair.teacher, TEXT)
+    reference = pair.reference()
+    ids, teacher_ids = (pair.window[name] for name in ("student_ids", "t/ids"))
+    ids, teacher_ids = ids[len(pair.student.prefix_ids) :], teacher_ids[len(pair.teacher.prefix_ids) :]
+    rows = [[1 / len(pair.teacher)] * len(pair.teacher)] * len(teacher_ids)
+    expected: Counter[str] = Counter()
+    for row in (pair.batch.student.rows[pair.spans.student_span < len(pair.spans)] + 1).tolist():
+        index = row - len(pair.student.prefix_ids)
+        groups = [tokens for _, tokens in reference.groups(index, ids, teacher_ids, rows).values()]
+        (size,) = [len(tokens) for tokens in groups if ids[index] in tokens]
+        start = sum(len(pair.student.token_bytes[s]) or 1 for s in ids[:index])
+        ends = np.cumsum([len(pair.teacher.token_bytes[t]) or 1 for t in teacher_ids])
+        is_inside = start > 0 and start not in ends
+        expected["inside" if is_inside else "single" if size == 1 else "grouped"] += 1
+    assert (found.single, found.grouped, found.inside) == tuple(expected[k] for k in ("single", "grouped", "inside"))
+    assert found.skipped == len(pair.batch.student.labels) - expected.total()
+    assert found.single > 100
