@@ -18,7 +18,6 @@ from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
-from xtoken_pl.losses.planning import plan_losses
 from xtoken_pl.losses.tasks import HiddenRows, TeacherTask
 from xtoken_pl.models import Head
 
@@ -94,7 +93,7 @@ class Case:
         """Cross-entropy and the loss of every teacher with dynamic scaling, forward and backward."""
         self.clear()
         student = HiddenRows(self.hidden, self.batch.student.labels, self.student_head)
-        batch = plan_losses(self.batch, dict.fromkeys(self.teachers, loss))
+        batch = self.batch if loss.planner is None else self.batch.planned(dict.fromkeys(self.teachers, loss.planner))
         views = {name: batch.teachers[name] for name in self.teachers}
         tasks = {
             name: TeacherTask(rows, views[name].spans, loss, plan=views[name].plan)

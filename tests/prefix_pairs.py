@@ -17,7 +17,6 @@ from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses.base import SideRows, SpanBlock
 from xtoken_pl.losses.group_kl import Groups
-from xtoken_pl.losses.planning import plan_losses
 from xtoken_pl.prefix_map import PrefixPlan
 from xtoken_pl.tokenization.writing import write_bytes
 
@@ -51,7 +50,7 @@ class Pair:
         window = {name: column[0] for name, column in columns.items()}
         for index in masked:
             window["loss_mask"][index] = 0
-        batch = plan_losses(collate([window], ["t"]), {"t": loss})
+        batch = collate([window], ["t"], {"t": loss.planner})
         return cls(loss, *vocabularies, window, batch)
 
     @property

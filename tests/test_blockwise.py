@@ -34,6 +34,7 @@ from xtoken_pl.data import Windower, collate
 from xtoken_pl.data.windows import teacher_columns
 from xtoken_pl.losses import PartitionedLoss
 from xtoken_pl.models import hidden_states
+from xtoken_pl.prefix_map import PrefixPlanner
 from xtoken_pl.segments import even_segments, greedy_segments
 
 NAMES = ["other", "same"]
@@ -285,11 +286,11 @@ def test_no_full_logits_are_held(folders: dict[str, str], windows: list[dict[str
     assert 0 < largest < len(batch.student.rows) * len(module.student_vocabulary) / 4
 
 
-def test_losses_plan_a_batch_once_on_the_host(
+def test_a_batch_is_planned_once(
     folders: dict[str, str], windows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, batch = make_module(folders, BytePrefixKL()), collate(windows, NAMES)
-    planned = module.on_before_batch_transfer(batch, 0)
+    planned = collate(windows, NAMES, module.planners())
     assert planned.teachers["other"].plan is not None
     assert planned.teachers["same"].plan is None
     assert batch.teachers["other"].plan is None
@@ -297,7 +298,7 @@ def test_losses_plan_a_batch_once_on_the_host(
     assert 10 < len(planned.cuts.student) < len(batch.cuts.student)
     assert {*planned.cuts.student.tolist()} < {*batch.cuts.student.tolist()}
     expected = module.training_step(batch, 0)
-    monkeypatch.setattr(BytePrefixKL, "plan", None)
+    monkeypatch.setattr(PrefixPlanner, "plan", None)
     assert torch.equal(cast(Any, module.training_step(planned, 0))["loss"], cast(Any, expected)["loss"])
 
 
@@ -330,7 +331,7 @@ def test_a_step_never_asks_the_device(
     monkeypatch.setattr("xtoken_pl.module.hidden_states", unwatched)
     for loss in CROSS_LOSSES:
         module = make_module(folders, loss, memory=memory)
-        batch = module.on_before_batch_transfer(collate(windows, NAMES), 0)  # while it is on the host
+        batch = collate(windows, NAMES, module.planners())
         module.weighting = ConfidenceWeighting()
         module.kd_scale = DynamicLossScaling.scale
         module.train()

@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import CanonicalVocabulary, TokenKL
 from xtoken_pl.data import collate
 from xtoken_pl.losses.group_kl import Groups, group_kl
-from xtoken_pl.losses.planning import plan_losses
 from xtoken_pl.prefix_map import PrefixPlan
 
 PAIRS = {
@@ -76,7 +75,7 @@ def test_without_the_path_it_is_the_kl_of_leading_tokens() -> None:
     pair = Pair.of(packing_tokenizer(), splitting_tokenizer())
     view = pair.batch.teachers["t"]
     apart = replace(view, tokens=replace(view.tokens, rows=2 * view.tokens.rows))  # no row is that of the next token
-    plan = cast(PrefixPlan, pair.loss.plan(pair.batch.student, apart))
+    plan = cast(PrefixPlan, pair.loss.planner(pair.batch.student, apart))
     assert plan.boundary.count("levels") == 0
     student, teacher = pair.rows()
     groups = pair.loss.mass.at_boundaries(plan.boundary, pair.block(student, teacher).teacher)
@@ -148,9 +147,11 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize(
-    ("of_student", "of_teacher"), [("float32", "float32"), ("float64", "float32"), ("float32", "float64")]
+    ("of_student", "of_teacher"),
+    [(torch.float32, torch.float32), (torch.float64, torch.float32), (torch.float32, torch.float64)],
+    ids=str,
 )
-def test_other_precisions_are_close(of_student: str, of_teacher: str) -> None:
+def test_other_precisions_are_close(of_student: torch.dtype, of_teacher: torch.dtype) -> None:
     pair = make("reversing from packing")
     student, teacher = pair.rows()
     exact = pair.loss(pair.block(student, teacher)).loss
@@ -179,7 +180,7 @@ def test_a_broken_row_shows_and_spoils_no_other_window() -> None:
 def test_no_span_is_no_loss_and_has_a_gradient() -> None:
     pair = make("packing from splitting")
     window = {**pair.window, "t/spans": [], "t/ids": []}
-    batch = plan_losses(collate([window], ["t"]), {"t": pair.loss})
+    batch = collate([window], ["t"], {"t": pair.loss.planner})
     empty = replace(pair, batch=batch)
     student, teacher = empty.rows()
     student.requires_grad_()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -17,8 +18,9 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import CanonicalVocabulary, DistillDataModule, TextSource
+from xtoken_pl import BytePrefixKL, CanonicalVocabulary, DistillDataModule, TextSource
 from xtoken_pl.data import Windower, collate, load_source
+from xtoken_pl.prefix_map import PrefixPlan
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
 TEACHERS = {
@@ -332,3 +334,21 @@ def test_missing_text_in_a_later_row_is_named(tmp_path: Path) -> None:
 def test_option_of_a_data_set_beside_a_local_path_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="revision belongs to a data set"):
         load_source(TextSource(path=str(folder / "a.jsonl"), revision="main"))
+
+
+def test_plans_are_made_in_the_workers_of_the_loader(tmp_path: Path) -> None:
+    student, teacher = (CanonicalVocabulary.from_tokenizer(make()) for make in (packing_tokenizer, splitting_tokenizer))
+    loss = BytePrefixKL()
+    loss.bind(student, teacher, None)
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:3]))
+    data = DistillDataModule(TextSource(path=str(path)), sequence_length=64, num_workers=1)
+    data.connect(student, {"t": teacher}, {"t": pickle.loads(pickle.dumps(loss.planner))})
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    plan = batch.teachers["t"].plan
+    assert isinstance(plan, PrefixPlan)
+    assert plan.boundary.count("levels") > 10
+    # As it is made in this process, dataclasses and all.
+    again = loss.planner(batch.student, batch.teachers["t"])
+    assert torch.equal(plan.boundary.level_teacher, cast(PrefixPlan, again).boundary.level_teacher)

@@ -97,7 +97,7 @@ class SpanBatch(Movable):
 
 @dataclass
 class LossPlan(Movable, ABC):
-    """What a loss finds out about a batch from its tokens alone; see :meth:`xtoken_pl.SpanLoss.plan`.
+    """What a loss finds out about a batch from its tokens alone; see :attr:`xtoken_pl.SpanLoss.planner`.
 
     Attributes:
         reach: ``[N]`` the end of the teacher rows that a student row reads (0 for none); kept on the host.
@@ -117,6 +117,10 @@ class TeacherBatch(Movable):
     tokens: TokenBatch
     spans: SpanBatch
     plan: LossPlan | None = None
+
+
+#: Makes the plan of one teacher's loss from the student's tokens and the teacher's view.
+Planner = Callable[[TokenBatch, TeacherBatch], LossPlan]
 
 
 @dataclass
@@ -222,3 +226,19 @@ class DistillBatch(Movable):
     student: TokenBatch
     teachers: dict[str, TeacherBatch]
     cuts: RowCuts
+
+    def planned(self, planners: Mapping[str, Planner]) -> DistillBatch:
+        """The batch with the plans of losses that make one, and cut only where all of them allow it.
+
+        Args:
+            planners: By teacher. Plans that are there already stay.
+        """
+        wanted = [name for name in planners if name in self.teachers and self.teachers[name].plan is None]
+        if not wanted:
+            return self
+        plans = {name: planners[name](self.student, self.teachers[name]) for name in wanted}
+        teachers = {name: replace(view, plan=plans.get(name, view.plan)) for name, view in self.teachers.items()}
+        known = {name: view.plan for name, view in teachers.items() if view.plan is not None}
+        cuts = RowCuts.of(len(self.student.labels), {name: view.spans for name, view in teachers.items()}, known)
+        # Plans are made on the host.
+        return replace(self, teachers=teachers, cuts=cuts).to(self.student.labels.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,14 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
-from xtoken_pl.batch import DistillBatch, TokenBatch
+from xtoken_pl.batch import DistillBatch, Planner, TokenBatch
 from xtoken_pl.binding import bind_loss, check_teachers
 from xtoken_pl.checkpoints import check_learned_projections
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
-from xtoken_pl.losses.planning import plan_losses
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.metrics import EvaluationMetrics
 from xtoken_pl.models import Head, LoadedModel, hidden_states, load_model
@@ -145,6 +144,11 @@ class MultiTeacherDistillModule(pl.LightningModule):
         self._bind_losses()
         return self.student_vocabulary, self.teacher_vocabularies
 
+    def planners(self) -> dict[str, Planner]:
+        """Of the losses that read a batch's tokens first, by teacher; the data module calls them in its workers."""
+        losses = cast(Mapping[str, SpanLoss], self.losses)
+        return {name: planner for name, loss in losses.items() if (planner := loss.planner) is not None}
+
     def setup(self, stage: str) -> None:
         """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
         self._bind_losses()
@@ -219,10 +223,6 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
             )
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Lets the losses plan while the batch is on the host, so that the device is never asked."""
-        return plan_losses(batch, cast(Any, self.losses)) if isinstance(batch, DistillBatch) else batch
-
     # One step ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: DistillBatch, batch_idx: int) -> STEP_OUTPUT:
@@ -260,7 +260,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
 
     def score(self, batch: DistillBatch) -> RowScores:
         """Cross-entropy of every kept token, and each teacher's loss of every span."""
-        batch = plan_losses(batch, cast(Any, self.losses))
+        batch = batch.planned(self.planners())  # where the data module did not
         student = self._rows(self.student, self.student_head, batch.student)
         tasks: dict[str, TeacherTask] = {}
         for name, teacher in self.teachers.items():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xtoken_pl.batch import DistillBatch, RowCuts, SpanBatch, TeacherBatch, TokenBatch
+from xtoken_pl.batch import DistillBatch, Planner, RowCuts, SpanBatch, TeacherBatch, TokenBatch
 from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
 
 # B windows, T padded length, N/Q student/teacher rows, S spans
@@ -17,7 +17,9 @@ from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
 Window = dict[str, Any]
 
 
-def collate(windows: Sequence[Window], teachers: Sequence[str]) -> DistillBatch:
+def collate(
+    windows: Sequence[Window], teachers: Sequence[str], planners: Mapping[str, Planner] | None = None
+) -> DistillBatch:
     """Pads windows on the right, and lists the rows to score.
 
     A token takes part if the loss mask keeps it and a token stands before it. A span takes part if all its student
@@ -26,6 +28,7 @@ def collate(windows: Sequence[Window], teachers: Sequence[str]) -> DistillBatch:
     Args:
         windows: Rows of :class:`xtoken_pl.data.Windower`.
         teachers: Their names.
+        planners: By teacher, of the losses that plan a batch.
     """
     ids = [np.asarray(window[STUDENT_IDS], dtype=np.int64) for window in windows]
     masks = [np.asarray(window[LOSS_MASK], dtype=bool) for window in windows]
@@ -42,7 +45,8 @@ def collate(windows: Sequence[Window], teachers: Sequence[str]) -> DistillBatch:
         num_rows += len(tokens)
     student = _tokens(ids, np.concatenate(student_rows))
     views = {name: _teacher(windows, name, row_of_token, num_rows) for name in teachers}
-    return DistillBatch(student, views, RowCuts.of(num_rows, {name: view.spans for name, view in views.items()}))
+    cuts = RowCuts.of(num_rows, {name: view.spans for name, view in views.items()})
+    return DistillBatch(student, views, cuts).planned(planners or {})
 
 
 def _teacher(

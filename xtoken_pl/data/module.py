@@ -12,6 +12,7 @@ from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
+from xtoken_pl.batch import Planner
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.streams import EndlessStream
@@ -70,10 +71,17 @@ class DistillDataModule(pl.LightningDataModule):
         self.seed = seed
         self.datasets: dict[str, Dataset | IterableDataset] = {}
         self._windower: Windower | None = None
+        self._planners: dict[str, Planner] = {}
 
-    def connect(self, student: CanonicalVocabulary, teachers: dict[str, CanonicalVocabulary]) -> None:
-        """Sets the tokenizers. The Trainer's module is asked where this was not called."""
+    def connect(
+        self,
+        student: CanonicalVocabulary,
+        teachers: dict[str, CanonicalVocabulary],
+        planners: dict[str, Planner] | None = None,
+    ) -> None:
+        """Sets the tokenizers, and what plans batches. The Trainer's module is asked where this was not called."""
         self._windower = Windower(student, teachers, self.sequence_length)
+        self._planners = planners or {}
 
     @property
     def windower(self) -> Windower:
@@ -82,7 +90,8 @@ class DistillDataModule(pl.LightningDataModule):
             if self.trainer is None or self.trainer.lightning_module is None:
                 raise RuntimeError("a data module without a Trainer must be told its tokenizers; call connect() first")
             module = cast(Any, self.trainer.lightning_module)
-            self.connect(*module.vocabularies())
+            student, teachers = module.vocabularies()
+            self.connect(student, teachers, module.planners())
         assert self._windower is not None
         return self._windower
 
@@ -165,6 +174,6 @@ class DistillDataModule(pl.LightningDataModule):
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=partial(collate, teachers=list(self.windower.teachers)),
+            collate_fn=partial(collate, teachers=list(self.windower.teachers), planners=self._planners),
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

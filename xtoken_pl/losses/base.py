@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch, sum_by_span
+from xtoken_pl.batch import LossPlan, Planner, sum_by_span
 from xtoken_pl.checks import check_choice
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -125,10 +125,13 @@ class SpanLoss(nn.Module, ABC):
         """Makes the weights of W parameters; called after :meth:`bind`, where ``can_learn_projection`` is True."""
         raise NotImplementedError(f"{type(self).__name__} does not learn a projection")
 
-    def plan(self, student: TokenBatch, teacher: TeacherBatch) -> LossPlan | None:
-        """What the loss finds out about a batch from its tokens alone, on the host; None where there is nothing.
+    @property
+    def planner(self) -> Planner | None:
+        """What finds out about a batch from its tokens alone, before there are logits; None where there is nothing.
 
-        It may read teacher rows behind a span: blocks are then cut where no row reads behind the cut.
+        It is called where batches are made, in the processes of the data loader, so that it must be picklable and
+        should hold no tensor of the loss. Its plan may read teacher rows behind a span: blocks are then cut where no
+        row reads behind the cut.
         """
         return None
 

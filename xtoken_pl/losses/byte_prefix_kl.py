@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken_pl.batch import TeacherBatch, TokenBatch
+from xtoken_pl.batch import Planner
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
 from xtoken_pl.losses.group_kl import group_kl
 from xtoken_pl.losses.prefix_mass import PrefixMass
@@ -101,9 +101,10 @@ class BytePrefixKL(SpanLoss):
     def extra_repr(self) -> str:
         return ", ".join(f"{count:,} {label}" for label, count, _ in self._summary)
 
-    def plan(self, student: TokenBatch, teacher: TeacherBatch) -> PrefixPlan:
+    @property
+    def planner(self) -> Planner:
         assert self._planner is not None, "bind comes first"
-        return self._planner.plan(student, teacher)
+        return self._planner.plan
 
     def forward(self, block: SpanBlock) -> SpanScores:
         assert isinstance(block.plan, PrefixPlan), "plan comes first"
