@@ -13,7 +13,7 @@ from xtoken_pl import BytePrefixKL, PrefixMap, ProjectionKL, build_prefix_map
 from xtoken_pl.losses.memory import LogitMemory
 
 _WAYS = {"kept": KEPT, "flat": FLAT}
-_ROUNDS = 4
+_ROUNDS = 2
 
 
 def figures() -> Iterator[Figure]:
