@@ -212,7 +212,6 @@ REAL_TEXT = "  Ça coûte 1 234,50 € (中文: 數字)!\n\n\tif x >= 12345:\n  
         ("llama3", "qwen3"),
         ("smollm2", "qwen3"),
         ("llama3", "smollm2"),
-        ("qwen3", "o200k"),
         ("smollm2", "llama2_style"),
         ("llama2_style", "smollm2"),
     ],

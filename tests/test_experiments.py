@@ -17,7 +17,7 @@ def test_arithmetic_runs_from_the_teacher_to_the_table_and_keeps_what_is_done(
     monkeypatch.setattr(arithmetic, "_NUM_HELD_OUT", 20)
     folder = str(tmp_path / "arithmetic")
     arithmetic.main("BytePrefixKL", "splitting", seeds=(0, 1), steps=2, folder=folder)
-    assert "| BytePrefixKL | splitting | steps 2 |" in capsys.readouterr().out
+    assert "| BytePrefixKL | splitting | steps 2, dynamic_scaling True |" in capsys.readouterr().out
     results = arithmetic.read_results(Path(folder))
     assert [result["settings"]["seed"] for result in results] == [0, 1]
     assert all(result["kd"] > 0 and 0 <= result["exact_match"] <= 1 for result in results)
