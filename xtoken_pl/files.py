@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import safetensors
 
 Kind = Literal["file", "folder"]
 
@@ -35,6 +37,48 @@ def atomic_path(path: str | os.PathLike[str], *, kind: Kind, overwrite: bool = F
         except OSError:
             previous.replace(target)
             raise
+
+
+def read_safetensors(
+    path: str | os.PathLike[str],
+    *,
+    framework: Literal["pt", "numpy"],
+    file_format: str,
+    names: Collection[str],
+    setting: str,
+    kind: str,
+    verb: str,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The header and the tensors of a file that one of our commands wrote.
+
+    Args:
+        file_format: What the header's ``format`` must be.
+        names: Tensors that must be there.
+        setting: What the path was given as; for messages, like the other two.
+        kind: What the file holds.
+        verb: The command that writes it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or of another format.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{setting} must be a file written by `python -m xtoken_pl {verb}`; there is none at {name!r}"
+        )
+    try:
+        with safetensors.safe_open(path, framework=framework) as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{name!r} is no whole safetensors file ({error}); rebuild it") from error
+    if header.get("format") != file_format or not set(names) <= tensors.keys():
+        raise ValueError(
+            f"{name!r} is no {kind} of format {file_format!r} (got {header.get('format')!r}); "
+            f"make one with `python -m xtoken_pl {verb}`"
+        )
+    return header, tensors
 
 
 def check_target(path: Path, *, kind: Kind, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from xtoken_pl.batch import DistillBatch, Planner, RowCuts, SpanBatch, TeacherBatch, TokenBatch
 from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
+from xtoken_pl.ranges import expand
 
 # B windows, T padded length, N/Q student/teacher rows, S spans
 
@@ -61,9 +62,11 @@ def _teacher(
     window_index = np.repeat(np.arange(len(kept)), [len(s) for s in kept])
     student_length, teacher_length = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
     teacher_first = np.cumsum(teacher_length) - teacher_length
-    teacher_rows = _ranges(window_index * width + spans[:, 2] - 1, teacher_length)
+    first_position = window_index * width + spans[:, 2] - 1
+    _, teacher_rows = expand(first_position, first_position + teacher_length)
     student_span = np.full(num_rows, len(spans), dtype=np.int64)
-    student_span[_ranges(student_first, student_length)] = np.repeat(np.arange(len(spans)), student_length)
+    span, row = expand(student_first, student_first + student_length)
+    student_span[row] = span
     teacher_span = np.repeat(np.arange(len(spans)), teacher_length)
     columns = (student_first, student_length, teacher_first, teacher_length, student_span, teacher_span)
     return TeacherBatch(_tokens(ids, teacher_rows), SpanBatch(*map(torch.from_numpy, columns)))
@@ -74,13 +77,6 @@ def _kept_spans(flat: Any, row_of_token: NDArray[np.int64]) -> NDArray[np.int64]
     masked = np.concatenate(([0], np.cumsum(row_of_token < 0)))
     takes_part = (masked[spans[:, 1]] == masked[spans[:, 0]]) & (spans[:, 2] >= 1)
     return spans[takes_part]
-
-
-def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """starts[0], starts[0] + 1, ... for every start, each as long as its length says."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
 def _tokens(ids: list[NDArray[np.int64]], rows: NDArray[np.int64]) -> TokenBatch:

@@ -8,10 +8,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.prefix_map.trie import ByteTrie, Ints, Trie, expand
+from xtoken_pl.prefix_map.trie import ByteTrie, Trie
 from xtoken_pl.projection.build import exact_matches
+from xtoken_pl.ranges import Ints, expand
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.tokenization.writing import write_bytes
+from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
 
 #: Root, student token, and the teacher tokens that spell what the root leaves of it.
 _Sequence = tuple[int, int, Sequence[int]]
@@ -82,11 +83,7 @@ class _Speller:
 
     def __init__(self, teacher: CanonicalVocabulary) -> None:
         self.teacher = teacher
-        self.whole: dict[bytes, int] = {}
-        # Of tokens of equal bytes those that spell them come before byte pieces, then the lowest id.
-        for t in np.lexsort((-np.arange(len(teacher)), ~teacher.is_byte_piece)).tolist():
-            self.whole[teacher.token_bytes[t]] = t
-        self.whole.pop(b"", None)
+        self.whole = whole_tokens(teacher)
 
     def __call__(self, texts: list[bytes]) -> list[tuple[int, ...]]:
         unknown = list(dict.fromkeys(text for text in texts if text and text not in self.whole))

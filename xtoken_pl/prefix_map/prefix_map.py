@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken_pl.prefix_map.trie import Ints, Trie
+from xtoken_pl.prefix_map.trie import Trie
+from xtoken_pl.ranges import Ints
 
 if TYPE_CHECKING:
     from xtoken_pl.tokenization import CanonicalVocabulary

@@ -10,7 +10,7 @@ from xtoken_pl.data import Windower, collate
 from xtoken_pl.prefix_map.planner import PrefixPlanner
 from xtoken_pl.prefix_map.positions import Positions
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.prefix_map.trie import Ints, expand
+from xtoken_pl.ranges import Ints, expand
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 

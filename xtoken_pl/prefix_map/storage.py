@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
-from xtoken_pl.files import atomic_path
+from xtoken_pl.files import atomic_path, read_safetensors
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.trie import Trie
 
@@ -47,23 +44,16 @@ def load_prefix_map(path: str | os.PathLike[str]) -> PrefixMap:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no prefix map, is damaged, or its arrays do not fit each other.
     """
-    name = os.fspath(path)
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"prefix_map must be a file written by `python -m xtoken_pl prefix_map`; there is none at {name!r}"
-        )
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays: dict[str, Any] = {key: file.get_tensor(key).astype(np.int64) for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{name!r} is no whole safetensors file ({error}); rebuild it") from error
-    wanted = {*_ARRAYS, *(f"trie.{item}" for item in _TRIE_ARRAYS)}
-    if header.get("format") != _FORMAT or not wanted <= arrays.keys():
-        raise ValueError(
-            f"{name!r} is no prefix map of format {_FORMAT!r} (got {header.get('format')!r}); "
-            "make one with `python -m xtoken_pl prefix_map`"
-        )
+    header, stored = read_safetensors(
+        path,
+        framework="numpy",
+        file_format=_FORMAT,
+        names=(*_ARRAYS, *(f"trie.{item}" for item in _TRIE_ARRAYS)),
+        setting="prefix_map",
+        kind="prefix map",
+        verb="prefix_map",
+    )
+    arrays = {name: array.astype(np.int64) for name, array in stored.items()}
     trie = Trie(**{item: arrays[f"trie.{item}"] for item in _TRIE_ARRAYS}, num_symbols=int(header["num_symbols"]))
     try:
         return PrefixMap(
@@ -73,4 +63,4 @@ def load_prefix_map(path: str | os.PathLike[str]) -> PrefixMap:
             teacher_fingerprint=header["teacher_fingerprint"],
         )
     except ValueError as error:
-        raise ValueError(f"{name!r} is damaged ({error}); rebuild it") from error
+        raise ValueError(f"{os.fspath(path)!r} is damaged ({error}); rebuild it") from error

@@ -9,9 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken_pl.ranges import Ints
 from xtoken_pl.tokenization import CanonicalVocabulary
-
-Ints = NDArray[np.int64]
 
 # U nodes, E sequences, F symbols of all sequences, one sequence behind the other
 
@@ -159,10 +158,3 @@ class ByteTrie:
             reached[active] = node[active]
             place[active] += 1
         return node, self.longest[reached]
-
-
-def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
-    """For every range its index, and low, low + 1, ... up to high, exclusive."""
-    sizes = high - low
-    index = np.repeat(np.arange(len(low)), sizes)
-    return index, np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[index]

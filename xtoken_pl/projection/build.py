@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xtoken_pl.projection.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.tokenization.writing import write_bytes
+from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,7 @@ def build_projection(
 
 def exact_matches(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> NDArray[np.int64]:
     """``[V_s]``, the teacher token of equal bytes or role for every student token, -1 for none; pass 1 of W."""
-    by_bytes: dict[bytes, int] = {}
-    # Later entries win, so the preferred ones come last: spelled pieces over byte pieces, then lower ids.
-    order = np.lexsort((-np.arange(len(teacher)), ~teacher.is_byte_piece))
-    for t in order.tolist():
-        by_bytes[teacher.token_bytes[t]] = t
-    by_bytes.pop(b"", None)
+    by_bytes = whole_tokens(teacher)
     exact = np.array([by_bytes.get(text, -1) for text in student.token_bytes], dtype=np.int64)
     for role, s in reversed(student.roles.items()):
         if role in teacher.roles:

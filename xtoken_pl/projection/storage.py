@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import save_file
 
-from xtoken_pl.files import atomic_path
+from xtoken_pl.files import atomic_path, read_safetensors
 from xtoken_pl.projection.projection import Projection
 
 _FORMAT = "xtoken_pl.projection.v1"
@@ -45,21 +43,15 @@ def load_projection(path: str | os.PathLike[str]) -> Projection:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no projection, is damaged, or holds wrong values.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"projection must be a file written by `python -m xtoken_pl project`; there is none at {os.fspath(path)!r}"
-        )
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)!r} is no whole safetensors file ({error}); rebuild it") from error
-    if header.get("format") != _FORMAT or not {"indices", "weights", "is_exact"} <= tensors.keys():
-        raise ValueError(
-            f"{os.fspath(path)!r} is no projection of format {_FORMAT!r} (got {header.get('format')!r}); "
-            "make one with `python -m xtoken_pl project`"
-        )
+    header, tensors = read_safetensors(
+        path,
+        framework="pt",
+        file_format=_FORMAT,
+        names=("indices", "weights", "is_exact"),
+        setting="projection",
+        kind="projection",
+        verb="project",
+    )
     return Projection(
         indices=tensors["indices"].long(),
         weights=tensors["weights"],

@@ -10,6 +10,15 @@ import numpy as np
 from xtoken_pl.tokenization.vocabulary import BYTE_TO_UNICODE, CanonicalVocabulary
 
 
+def whole_tokens(vocabulary: CanonicalVocabulary) -> dict[bytes, int]:
+    """Bytes -> the token that has them; of several one that spells them before a byte piece, then the lowest id."""
+    # Later entries win, so that the preferred ones come last.
+    order = np.lexsort((-np.arange(len(vocabulary)), ~vocabulary.is_byte_piece))
+    by_bytes = {vocabulary.token_bytes[token]: token for token in order.tolist()}
+    by_bytes.pop(b"", None)
+    return by_bytes
+
+
 def write_bytes(vocabulary: CanonicalVocabulary, pieces: Sequence[bytes]) -> list[list[int]]:
     """The tokens that write each piece in the middle of a text; [] where they cannot, or would write other bytes.
 
