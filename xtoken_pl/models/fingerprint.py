@@ -1,0 +1,53 @@
+"""Which weights a model has, without reading them all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from xtoken_pl.teacher import ModelSource
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+#: Bytes that are read of each file, spread evenly over it.
+_PIECE_BYTES, _NUM_PIECES = 2**16, 16
+
+
+def model_fingerprint(source: ModelSource) -> str:
+    """Names the configuration and the weights of a model.
+
+    Of a hub id it is the commit that its revision stands for; of a folder the hash of its configuration and of
+    samples of its weights (their sizes, and 16 pieces of 64 KB of each file). Training changes every weight, so that
+    samples tell a model from a later one; a few weights that were edited by hand may go unnoticed.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    try:
+        config = cached_file(source.model, "config.json", revision=source.revision)
+    except OSError as error:
+        raise ValueError(
+            f"a model must be a folder or a hub id with a config.json; {source.model!r} (revision {source.revision!r}) "
+            f"could not be read. Check the path or the id. Reason: {error}"
+        ) from error
+    commit = None if Path(source.model).is_dir() else extract_commit_hash(config, None)
+    if commit is not None:
+        return f"commit:{commit}"
+    folder = Path(config).parent
+    digest = hashlib.sha256(Path(config).read_bytes())
+    for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        _add_samples(digest, path)
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _add_samples(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size} ".encode())
+    last = max(0, size - _PIECE_BYTES)
+    with path.open("rb") as file:
+        for offset in sorted({last * place // (_NUM_PIECES - 1) for place in range(_NUM_PIECES)}):
+            file.seek(offset, os.SEEK_SET)
+            digest.update(file.read(_PIECE_BYTES))
