@@ -57,10 +57,9 @@ def _rows(loss: MatchedRowLoss) -> tuple[HiddenRows, TeacherTask, RowCuts]:
     columns = Windower(*module.vocabularies(), _LENGTH)([TEXT])
     windows = [{key: column[index] for key, column in columns.items()} for index in range(_NUM_WINDOWS)]
     batch = collate(windows, ["gemma3"])
-    view, loaded = batch.teachers["gemma3"], module._loaded_teachers["gemma3"]
+    view = batch.teachers["gemma3"]
     with torch.no_grad():
-        student = module._rows(module.student, module.student_head, batch.student)
-        teacher = module._rows(loaded.model, loaded.head, view.tokens)
+        student, teacher = module.student_rows(batch.student), module.teacher_rows("gemma3", view.tokens)
     student.hidden.requires_grad_()
     return student, TeacherTask(teacher, view.spans, cast(SpanLoss, module.losses["gemma3"])), batch.cuts
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.callbacks.shared import distill_module, output_folder
-from xtoken_pl.files import atomic_path, check_target
+from xtoken_pl.export import write_student
+from xtoken_pl.files import check_target
+from xtoken_pl.models.sharding import full_state
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.teacher import DType
-
-logger = logging.getLogger(__name__)
 
 
 class HFExport(pl.Callback):
@@ -42,18 +40,28 @@ class HFExport(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         target = output_folder(trainer, self.dirpath, "export")
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             export_student(distill_module(pl_module, self), target, dtype=self.dtype, overwrite=self.overwrite)
-            logger.info("exported the student to %s", target)
+            rank_zero_info(f"exported the student to {target}")
 
 
 def export_student(
     module: MultiTeacherDistillModule, target: Path, *, dtype: DType = "auto", overwrite: bool = False
 ) -> None:
-    """Writes weights (safetensors), configuration, generation configuration and tokenizer; whole or not at all."""
-    student = module.student
-    if dtype != "auto":
-        student = copy.deepcopy(student).to(getattr(torch, dtype))  # ties are kept
-    with atomic_path(target, kind="folder", overwrite=overwrite) as folder:
-        student.save_pretrained(folder)
-        module.student_vocabulary.tokenizer.save_pretrained(folder)
+    """Writes the student; every process has to call it, and the first one writes.
+
+    See :func:`xtoken_pl.export.write_student`.
+    """
+    weights = full_state(module.student)
+    if module.global_rank == 0:
+        student = module.student
+        write_student(
+            target,
+            student.config,
+            weights,
+            module.student_vocabulary.tokenizer,
+            student.generation_config,
+            trust_remote_code=module.student_source.trust_remote_code,
+            dtype=dtype,
+            overwrite=overwrite,
+        )

@@ -33,7 +33,7 @@ from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.data.windows import teacher_columns
 from xtoken_pl.losses import PartitionedLoss
-from xtoken_pl.models import hidden_states
+from xtoken_pl.models.causal_lm import states_of_body
 from xtoken_pl.prefix_map import PrefixPlanner
 from xtoken_pl.segments import even_segments, greedy_segments
 
@@ -326,9 +326,9 @@ def test_a_step_never_asks_the_device(
 
     def unwatched(*arguments: Any) -> Tensor:
         with _disable_current_modes():
-            return hidden_states(*arguments)
+            return states_of_body(*arguments)
 
-    monkeypatch.setattr("xtoken_pl.module.hidden_states", unwatched)
+    monkeypatch.setattr("xtoken_pl.models.causal_lm.states_of_body", unwatched)
     for loss in CROSS_LOSSES:
         module = make_module(folders, loss, memory=memory)
         batch = collate(windows, NAMES, module.planners())

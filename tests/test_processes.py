@@ -1,4 +1,4 @@
-"""Two processes compute the same losses as one."""
+"""Two processes, sharded or not, compute the losses of one."""
 
 from __future__ import annotations
 
@@ -7,67 +7,113 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from logged import scalars
+import torch
+from safetensors.torch import load_file
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-CONFIG = """
-seed_everything: 1
-model:
-  student: {model: student}
-  teachers:
-    split: {model: split, alpha: 0.5, loss: xtoken_pl.ProjectionKL, learn_projection: true}
-    hybrid: {model: split, alpha: 0.2, loss: xtoken_pl.HybridKL}
-    prefix: {model: split, alpha: 0.2, loss: xtoken_pl.BytePrefixKL}
-    same: {model: same, alpha: 0.3, loss: auto}
-  weighting: {class_path: xtoken_pl.ConfidenceWeighting, init_args: {sharpness: 2.0}}
-  optimizer: {learning_rate: 1.0e-2, warmup_fraction: 0.0}
-data:
-  train: {path: texts.jsonl}
-  sequence_length: 64
-  num_workers: 0
-trainer:
-  accelerator: cpu
-  max_steps: 4
-  log_every_n_steps: 1
-  enable_progress_bar: false
-  enable_model_summary: false
-  enable_checkpointing: false
-  logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: NAME}}
-  callbacks:
-    - class_path: xtoken_pl.callbacks.DynamicLossScaling
-    - class_path: xtoken_pl.callbacks.TeacherMonitor
-    - class_path: xtoken_pl.callbacks.HFExport
-    - class_path: xtoken_pl.callbacks.ProjectionExport
-"""
+RECIPES = ["cross", "same", "both", "adaptive", "learned", "offloaded"]
+STRATEGIES = ["ddp", "fsdp2"]
 
 
-def losses(folder: Path, name: str, *arguments: str) -> dict[str, list[float]]:
-    (folder / f"{name}.yaml").write_text(CONFIG.replace("NAME", name))
-    command = [sys.executable, "-m", "xtoken_pl", "fit", "--config", f"{name}.yaml", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    logged = scalars(folder / "runs" / name / "version_0")
-    return {tag: values for tag, values in logged.items() if tag.startswith("train/")}
+def prepare(folder: Path) -> None:
+    """A student, two teachers, and four texts, two of which share no span with the teacher that splits."""
+    backend = Tokenizer.from_str(splitting_tokenizer().backend_tokenizer.to_str())
+    # Without an eos its one token of such a text has no predecessor.
+    without_eos = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|end_of_text|>")
+    write_model(folder / "student", packing_tokenizer(), seed=1, tied=True, hidden_size=64)
+    write_model(folder / "split", without_eos, seed=2)
+    write_model(folder / "same", packing_tokenizer(), seed=3)
+    # They are the whole epoch, so that every step sees all of them, in whatever order.
+    texts = [TEXTS[0][:60], TEXTS[1][:25], "a", "b"]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def test_two_processes_with_uneven_shares_give_the_losses_of_one(tmp_path: Path) -> None:
-    write_model(tmp_path / "student", packing_tokenizer(), seed=1)
-    write_model(tmp_path / "split", splitting_tokenizer(), seed=2)
-    write_model(tmp_path / "same", packing_tokenizer(), seed=3)
-    # Two windows of different lengths are the whole epoch, so that every step sees both, in whatever order.
-    lines = [json.dumps({"text": text}) + "\n" for text in (TEXTS[0][:60], TEXTS[1][:25])]
-    (tmp_path / "texts.jsonl").write_text("".join(lines))
-    one = losses(tmp_path, "one", "--data.batch_size", "2")
-    two = losses(tmp_path, "two", "--data.batch_size", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    assert one.keys() == two.keys()
-    assert (tmp_path / "runs/two/version_0/export/model.safetensors").is_file()
-    assert (tmp_path / "runs/two/version_0/projections/split.safetensors").is_file()
-    assert 0.5 < one["train/alpha/same"][0] < 0.99  # by confidence, and not its own 0.3
-    assert one["train/loss"][0] > 1.2 * one["train/loss"][-1]  # it learned, so that the gradients mattered
-    for tag, values in one.items():
-        assert two[tag] == pytest.approx(values, rel=1e-4), tag
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `strategies.py` wrote for one process, and for two under each strategy."""
+    path = tmp_path_factory.mktemp("processes")
+    prepare(path)
+    script = Path(__file__).with_name("strategies.py")
+    for name in ("one", *STRATEGIES):
+        done = subprocess.run(
+            [sys.executable, str(script), name, str(path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+    return path
+
+
+def results(folder: Path, name: str) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_twenty_steps_of_two_processes_have_the_losses_of_one(folder: Path, strategy: str, recipe: str) -> None:
+    one, two = results(folder, "one")[recipe], results(folder, strategy)[recipe]
+    assert len(one["steps"]) == len(two["steps"]) == 20
+    assert one["steps"][0]["train/loss"] > 1.1 * one["steps"][-1]["train/loss"]  # it learned: the gradients mattered
+    assert "train/kd" in one["steps"][0]
+    for mine, theirs in zip(one["steps"] + one["validations"], two["steps"] + two["validations"], strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5)
+
+
+def test_offloaded_teachers_and_recomputed_activations_change_nothing(folder: Path) -> None:
+    for name in ("one", *STRATEGIES):
+        found = results(folder, name)
+        for offloaded, plain in zip(found["offloaded"]["steps"], found["both"]["steps"], strict=True):
+            assert offloaded == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_process_without_a_span_takes_part(folder: Path) -> None:
+    """Otherwise the texts would not test what they are for."""
+    steps = results(folder, "one")["cross"]["steps"]
+    assert 0.5 < steps[0]["train/span_coverage/split"] < 1
+
+
+def test_weights_between_teachers_are_those_of_all_processes(folder: Path) -> None:
+    alphas = {step["train/alpha/same"] for step in results(folder, "one")["adaptive"]["steps"]}
+    assert len(alphas) == 1  # the teachers stay as they are, and every step sees the same texts
+    assert 0.4 < alphas.pop() < 0.99  # by confidence, and not its own 0.3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_exports_of_two_processes_are_those_of_one(folder: Path, strategy: str) -> None:
+    mine, theirs = folder / "one/learned", folder / strategy / "learned"
+    expected, found = (load_file(path / "export/model.safetensors") for path in (mine, theirs))
+    assert expected.keys() == found.keys()
+    assert "lm_head.weight" not in found  # tied, and stored once
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    learned, other = (load_file(path / "projections/split.safetensors")["weights"] for path in (mine, theirs))
+    torch.testing.assert_close(other, learned, rtol=1e-4, atol=1e-5)
+    assert type(AutoModelForCausalLM.from_pretrained(theirs / "export")).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("strategy", ["one", *STRATEGIES])
+def test_a_checkpoint_holds_the_student_its_optimizer_and_little_else(folder: Path, strategy: str) -> None:
+    path = folder / strategy / "learned/last.ckpt"
+    state = torch.load(path, weights_only=True)
+    tensors = [*state["state_dict"].values(), *_tensors(state["optimizer_states"])]
+    needed = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+    student = {name: t for name, t in state["state_dict"].items() if name.startswith("student.")}
+    parameters = sum({t.data_ptr(): t.nbytes for t in student.values()}.values())
+    whole = load_file(folder / strategy / "learned/export/model.safetensors")
+    assert parameters == sum(tensor.nbytes for tensor in whole.values())
+    assert path.stat().st_size <= 1.05 * needed
+
+
+def _tensors(state: Any) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else []
+    return [tensor for part in parts for tensor in _tensors(part)]

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from xtoken_pl.batch import DistillBatch, Planner, TokenBatch
 from xtoken_pl.binding import bind_loss, check_teachers
+from xtoken_pl.checkpoint_layout import number_by_module, share_tied_weights
 from xtoken_pl.checkpoints import check_learned_projections
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.losses import SpanLoss
@@ -26,10 +28,11 @@ from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.metrics import EvaluationMetrics
-from xtoken_pl.models import Head, LoadedModel, hidden_states, load_model
+from xtoken_pl.models import FrozenModel, Head, hidden_states, load_model
+from xtoken_pl.models.sharding import compile_layers, data_parallel_mesh, release, shard
 from xtoken_pl.optimization import OptimizerRecipe
 from xtoken_pl.projection import LearnedProjection, Projection
-from xtoken_pl.teacher import Student, Teacher, load_vocabulary
+from xtoken_pl.teacher import ModelSource, Student, Teacher, load_vocabulary
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.totals import StepTotals
 from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
@@ -97,7 +100,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
         self.kd_scale: KDScale = self.fixed_kd_scale
         self.losses = nn.ModuleDict()
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
-        self._loaded_teachers: dict[str, LoadedModel] = {}
+        self._loaded_teachers: dict[str, FrozenModel] = {}
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
 
     # What to subclass --------------------------------------------------------------------------------------------
@@ -178,15 +181,31 @@ class MultiTeacherDistillModule(pl.LightningModule):
         """Loads the weights and checks every head; does nothing the second time."""
         if "student" in self._modules:
             return
+        mesh = None if self._device_mesh is None else data_parallel_mesh(self._device_mesh)
         student = load_model(self.student_source, self.student_vocabulary, role="student")
-        self._loaded_teachers = {
-            name: load_model(teacher, self.teacher_vocabularies[name], role=f"teacher {name!r}")
-            for name, teacher in self.teachers.items()
-        }
-        for teacher in self._loaded_teachers.values():
-            teacher.model.requires_grad_(False)
+        if self.student_source.activation_checkpointing:
+            student.model.activation_checkpointing_enable({"use_reentrant": False})
+        self._place(student.model, self.student_source, mesh)
+        self._loaded_teachers = {name: self._load_teacher(name, mesh) for name in self.teachers}
         self.student_head = student.head
         self.student = student.model.train()
+
+    def _load_teacher(self, name: str, mesh: DeviceMesh | None) -> FrozenModel:
+        source = self.teachers[name]
+        device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
+        loaded = load_model(source, self.teacher_vocabularies[name], role=f"teacher {name!r}", device=device)
+        loaded.model.requires_grad_(False)
+        self._place(loaded.model, source, None if source.quantization else mesh, cpu_offload=source.cpu_offload)
+        return FrozenModel(loaded, cpu_offload=source.cpu_offload)
+
+    @staticmethod
+    def _place(
+        model: PreTrainedModel, source: ModelSource, mesh: DeviceMesh | None, *, cpu_offload: bool = False
+    ) -> None:
+        if source.compile:
+            compile_layers(model)
+        if mesh is not None:
+            shard(model, mesh, cpu_offload=cpu_offload)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         num_steps = self.trainer.estimated_stepping_batches
@@ -208,10 +227,19 @@ class MultiTeacherDistillModule(pl.LightningModule):
         for parameter, gradient in held:
             parameter.grad = gradient
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Gives checkpoints one layout, so that a run may go on with another number of processes."""
+        share_tied_weights(checkpoint["state_dict"], self)
+        # Optimizers are left out where only weights are stored, and by all processes but the first one.
+        for state, optimizer in zip(checkpoint.get("optimizer_states", []), self.trainer.optimizers, strict=False):
+            if state:
+                number_by_module(state, optimizer, self)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint whose learned projections are not those of this run."""
         training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
-        check_learned_projections(checkpoint["state_dict"], self, training=training)
+        if "state_dict" in checkpoint:  # a sharded run has taken it by now
+            check_learned_projections(checkpoint["state_dict"], self, training=training)
 
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate; the values given now win."""
@@ -261,29 +289,27 @@ class MultiTeacherDistillModule(pl.LightningModule):
     def score(self, batch: DistillBatch) -> RowScores:
         """Cross-entropy of every kept token, and each teacher's loss of every span."""
         batch = batch.planned(self.planners())  # where the data module did not
-        student = self._rows(self.student, self.student_head, batch.student)
+        student = self.student_rows(batch.student)
         tasks: dict[str, TeacherTask] = {}
         for name, teacher in self.teachers.items():
-            view, loaded = batch.teachers[name], self._loaded_teachers[name]
-            with torch.no_grad():
-                rows = self._rows(self._placed(loaded.model), loaded.head, view.tokens)
+            view = batch.teachers[name]
+            rows = self.teacher_rows(name, view.tokens)
             loss = cast(SpanLoss, self.losses[name])
             confidence = self.weighting.row_confidence if self.training else None
             tasks[name] = TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
         return evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
 
+    def student_rows(self, tokens: TokenBatch) -> HiddenRows:
+        """The student's pass over its sequences, up to its head."""
+        return _rows(hidden_states(self.student, tokens.input_ids, tokens.attention_mask), self.student_head, tokens)
+
+    def teacher_rows(self, name: str, tokens: TokenBatch) -> HiddenRows:
+        """A teacher's pass over its sequences, without a gradient."""
+        return _rows(*self._loaded_teachers[name].run(tokens.input_ids, tokens.attention_mask), tokens)
+
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
         """Without a callback the distillation loss keeps its fixed weight."""
         return torch.full_like(kd, self.kd_weight)
-
-    @staticmethod
-    def _rows(model: PreTrainedModel, head: Head, tokens: TokenBatch) -> HiddenRows:
-        hidden = hidden_states(model, tokens.input_ids, tokens.attention_mask)  # [B, T, H]
-        return HiddenRows(hidden.flatten(0, 1).index_select(0, tokens.rows), tokens.labels, head)
-
-    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Lightning moves only what is in the module tree; a teacher follows at its first use."""
-        return model if model.device == self.device else cast(Any, model).to(self.device)
 
     @property
     def _num_processes(self) -> int:
@@ -293,6 +319,16 @@ class MultiTeacherDistillModule(pl.LightningModule):
         if self._trainer is None:
             return values
         return cast(Tensor, self._trainer.strategy.reduce(values, reduce_op="sum"))
+
+    def on_after_backward(self) -> None:
+        """Frees what the losses needed of the teachers; adds up the gradients that no strategy adds up."""
+        for teacher in self._loaded_teachers.values():
+            teacher.release()
+        if self._device_mesh is not None:
+            # Sharding averages the gradients of what it shards: the student's.
+            for parameter in self._projection_parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")
 
     # Validation and test -------------------------------------------------------------------------------------------
 
@@ -308,3 +344,10 @@ class MultiTeacherDistillModule(pl.LightningModule):
         metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels])
         for tag, metric in metrics.items():
             self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)
+        for model in (self.student, *(teacher.model for teacher in self._loaded_teachers.values())):
+            release(model)
+
+
+def _rows(hidden: Tensor, head: Head, tokens: TokenBatch) -> HiddenRows:
+    """Those of ``[B, T, H]`` hidden states that predict the tokens of interest."""
+    return HiddenRows(hidden.flatten(0, 1).index_select(0, tokens.rows), tokens.labels, head)

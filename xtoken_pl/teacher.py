@@ -11,6 +11,7 @@ from xtoken_pl.losses import SpanLoss
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+Quantization = Literal["8bit", "4bit"]
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,7 @@ class ModelSource:
         dtype: Of the weights; ``auto`` takes the checkpoint's own.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ...; None lets transformers choose.
         trust_remote_code: Run code that comes with the model. Off unless asked for.
+        compile: Compile every layer with ``torch.compile``.
     """
 
     model: str
@@ -30,6 +32,7 @@ class ModelSource:
     dtype: DType = "float32"
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    compile: bool = False
 
 
 def load_vocabulary(source: ModelSource) -> CanonicalVocabulary:
@@ -44,9 +47,12 @@ class Student(ModelSource):
 
     Attributes:
         weights: ``pretrained`` loads them; ``random`` builds the model from its configuration, under the run's seed.
+        activation_checkpointing: Keep only the inputs of every layer for the backward pass, and run the layer again
+            there: less memory, about a third more of the student's time.
     """
 
     weights: Literal["pretrained", "random"] = "pretrained"
+    activation_checkpointing: bool = False
 
 
 @dataclass(kw_only=True)
@@ -61,10 +67,13 @@ class Teacher(ModelSource):
         temperature: Softmax temperature > 0 on both sides; the loss is multiplied by its square.
         projection: A file of ``python -m xtoken_pl project``; None builds W from the two tokenizers.
         learn_projection: Learn the weights of W together with the student; for ProjectionKL.
+        cpu_offload: Keep the weights in the host's memory, but for the teacher's pass; its head stays for the losses.
+        quantization: Load the layers in 8 or 4 bits (NF4) with bitsandbytes; the head keeps its ``dtype``. Such a
+            teacher is held whole by every process, sharded or not.
 
     Raises:
-        ValueError: If alpha is negative or no number, temperature is not > 0, or the loss has no use for
-            ``projection`` or ``learn_projection``.
+        ValueError: If alpha is negative or no number, temperature is not > 0, the loss has no use for
+            ``projection`` or ``learn_projection``, or a quantized teacher is to be offloaded.
     """
 
     loss: SpanLoss | Literal["auto"] = "auto"
@@ -72,11 +81,18 @@ class Teacher(ModelSource):
     temperature: float = 1.0
     projection: str | None = None
     learn_projection: bool = False
+    cpu_offload: bool = False
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         check_not_negative("alpha", self.alpha, "0 switches a teacher off")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions as they are")
+        if self.quantization is not None and self.cpu_offload:
+            raise ValueError(
+                f"quantization={self.quantization!r} and cpu_offload exclude each other (quantized weights stay where "
+                "they were made); leave one out"
+            )
         if isinstance(self.loss, SpanLoss):
             self.check_loss(self.loss)
         elif self.loss != "auto":

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from xtoken_pl.models.head import Head
-from xtoken_pl.teacher import ModelSource, Student
+from xtoken_pl.teacher import ModelSource, Quantization, Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 # B batch, T tokens, H hidden size
+
+#: The method of a sharded model that gathers its weights and computes its states; see ``sharding.shard``.
+GATHERING_STATES = "gathering_hidden_states"
 
 _NUM_CHECKED_TOKENS = 8
 _LARGE_LOGIT = 1000.0
@@ -21,24 +25,28 @@ _LARGE_LOGIT = 1000.0
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
-def load_causal_lm(source: ModelSource, *, role: str) -> PreTrainedModel:
+def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """Loads the model of ``source``, in evaluation mode.
 
     A :class:`Student` with ``weights="random"`` is built from its configuration alone.
 
     Args:
         role: What the model is, for messages: ``student``, or ``teacher 'NAME'``.
+        device: Where quantized weights belong; they are made there.
 
     Raises:
         ValueError: If there is no such model.
+        ImportError: If it is to be quantized, and bitsandbytes is not installed.
     """
-    common = {
+    common: dict[str, Any] = {
         "revision": source.revision,
         "trust_remote_code": source.trust_remote_code,
         "dtype": source.dtype if source.dtype == "auto" else getattr(torch, source.dtype),
     }
     if source.attn_implementation is not None:
         common["attn_implementation"] = source.attn_implementation
+    if isinstance(source, Teacher) and source.quantization is not None:
+        common |= _quantized(source.quantization, role, device)
     try:
         if isinstance(source, Student) and source.weights == "random":
             config = AutoConfig.from_pretrained(
@@ -58,6 +66,16 @@ def load_causal_lm(source: ModelSource, *, role: str) -> PreTrainedModel:
     return cast(PreTrainedModel, model).eval()
 
 
+def _quantized(bits: Quantization, role: str, device: torch.device | str) -> dict[str, Any]:
+    if find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"quantization={bits!r} of the {role} needs bitsandbytes, which is not installed; install it "
+            "(pip install bitsandbytes), or leave quantization out"
+        )
+    config = BitsAndBytesConfig(load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit", bnb_4bit_quant_type="nf4")
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model and its checked head."""
@@ -66,16 +84,19 @@ class LoadedModel:
     head: Head
 
 
-def load_model(source: ModelSource, vocabulary: CanonicalVocabulary, *, role: str) -> LoadedModel:
+def load_model(
+    source: ModelSource, vocabulary: CanonicalVocabulary, *, role: str, device: torch.device | str = "cpu"
+) -> LoadedModel:
     """Loads a model, and checks that its head, cut to ``vocabulary``, gives its own logits.
 
     Args:
         role: What the model is, for messages.
+        device: Where quantized weights belong.
 
     Raises:
         ValueError: If there is no such model, or its head cannot be used.
     """
-    model = load_causal_lm(source, role=role)
+    model = load_causal_lm(source, role=role, device=device)
     head = Head.of(model, vocabulary)
     check_head(model, head, role=role)
     return LoadedModel(model, head)
@@ -83,6 +104,14 @@ def load_model(source: ModelSource, vocabulary: CanonicalVocabulary, *, role: st
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """``[B, T] -> [B, T, H]``: the states that the head is applied to."""
+    gathering = getattr(model, GATHERING_STATES, None)
+    if gathering is not None:
+        return cast(Tensor, gathering(input_ids, attention_mask))
+    return states_of_body(model, input_ids, attention_mask)
+
+
+def states_of_body(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The same, of a model whose weights are there."""
     output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return cast(Tensor, output.last_hidden_state)
 

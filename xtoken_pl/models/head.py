@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,14 @@ class Head:
         weight, bias = self.layer.weight[: self.vocabulary_size], getattr(self.layer, "bias", None)
         dtype = dtype or weight.dtype
         return weight.to(dtype), None if bias is None else bias[: self.vocabulary_size].to(dtype)
+
+    def fixed(self) -> Head:
+        """The same with the weights as they are now, which stay when those of the model move away."""
+        layer = nn.Linear(1, 1, bias=False, device="meta")
+        layer.weight = nn.Parameter(self.layer.weight.detach(), requires_grad=False)
+        if (bias := getattr(self.layer, "bias", None)) is not None:
+            layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        return replace(self, layer=layer)
 
     def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """``[N, H] -> [N, V]``, in float32 at least, whatever the precision of the product."""

@@ -1,0 +1,119 @@
+"""Trains small students under a strategy, and writes what came out; started as a script by test_processes.py.
+
+python strategies.py STRATEGY FOLDER, with the folder of `test_processes.prepare`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from xtoken_pl import (
+    ConfidenceWeighting,
+    DistillDataModule,
+    HybridKL,
+    MultiTeacherDistillModule,
+    OptimizerRecipe,
+    ProjectionKL,
+    Student,
+    Teacher,
+    TextSource,
+)
+from xtoken_pl.callbacks import DynamicLossScaling, HFExport, ProjectionExport, TeacherMonitor
+
+NUM_STEPS, NUM_WINDOWS = 20, 4
+
+
+class Recorder(pl.Callback):
+    """Every scalar of every step, and of every validation."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.validations: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.steps.append({tag: value.item() for tag, value in trainer.callback_metrics.items() if "train/" in tag})
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            values = trainer.callback_metrics.items()
+            self.validations.append({tag: value.item() for tag, value in values if "val/" in tag})
+
+
+def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]]:
+    """By name, the teachers and the other arguments of the module."""
+
+    def split(**options: Any) -> Teacher:
+        return Teacher(model=str(folder / "split"), loss=ProjectionKL(), alpha=0.5, **options)
+
+    def same(**options: Any) -> Teacher:
+        return Teacher(model=str(folder / "same"), alpha=0.3, **options)
+
+    hybrid = Teacher(model=str(folder / "split"), loss=HybridKL(), alpha=0.2)
+    adaptive = {"weighting": ConfidenceWeighting(sharpness=2.0)}
+    return {
+        "cross": ({"split": split()}, {}),
+        "same": ({"same": same()}, {}),
+        "both": ({"split": split(), "same": same()}, {}),
+        "adaptive": ({"split": split(), "same": same(), "hybrid": hybrid}, adaptive),
+        "learned": ({"split": split(learn_projection=True)}, {}),
+        "offloaded": ({"split": split(cpu_offload=True), "same": same(cpu_offload=True)}, {}),
+    }
+
+
+def strategy(name: str) -> dict[str, Any]:
+    """The Trainer's arguments; one process sees the windows that two share."""
+    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    choices: dict[str, dict[str, Any]] = {
+        "one": {"devices": 1},
+        "ddp": {"devices": 2, "strategy": "ddp"},
+        "fsdp2": {"devices": 2, "strategy": sharded},
+    }
+    return choices[name]
+
+
+def main(name: str, folder: Path) -> None:
+    """Runs every recipe, one after the other."""
+    results: dict[str, Any] = {}
+    for recipe, (teachers, options) in recipes(folder).items():
+        pl.seed_everything(1, verbose=False)
+        student = Student(model=str(folder / "student"), activation_checkpointing=recipe == "offloaded")
+        optimizer = OptimizerRecipe(learning_rate=1e-3, warmup_fraction=0.0)
+        module = MultiTeacherDistillModule(student, teachers, optimizer=optimizer, **options)
+        arguments = strategy(name)
+        source = TextSource(path=str(folder / "texts.jsonl"))
+        data = DistillDataModule(
+            source, source, sequence_length=64, batch_size=NUM_WINDOWS // arguments["devices"], num_workers=0
+        )
+        recorder, output = Recorder(), folder / name / recipe
+        callbacks = [DynamicLossScaling(), TeacherMonitor(), recorder]
+        if recipe == "learned":
+            callbacks += [HFExport(str(output / "export")), ProjectionExport(str(output / "projections"))]
+            callbacks += [ModelCheckpoint(str(output), save_last=True, save_weights_only=False)]
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=NUM_STEPS,
+            gradient_clip_val=1.0,
+            log_every_n_steps=1,
+            check_val_every_n_epoch=7,
+            logger=False,
+            enable_checkpointing=recipe == "learned",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+            **arguments,
+        )
+        trainer.fit(module, data)
+        results[recipe] = {"steps": recorder.steps, "validations": recorder.validations}
+        if trainer.is_global_zero:
+            (folder / f"{name}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

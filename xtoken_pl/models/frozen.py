@@ -1,0 +1,61 @@
+"""A teacher's model: never trained, and on the device only when it is needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from xtoken_pl.models.causal_lm import LoadedModel, hidden_states
+from xtoken_pl.models.head import Head
+from xtoken_pl.models.sharding import is_sharded, release
+
+# B sequences, T tokens, H hidden size
+
+
+class FrozenModel:
+    """Runs a model without gradients, wherever its weights lie.
+
+    - Plain: it follows its input to the device at the first use, and stays.
+    - ``cpu_offload``: the weights lie in the host's memory, and copies of them on the device during :meth:`run`.
+    - Sharded (:func:`xtoken_pl.models.sharding.shard`): FSDP gathers layer by layer.
+
+    Args:
+        loaded: The model and its head.
+        cpu_offload: For a model that is not sharded.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, cpu_offload: bool = False) -> None:
+        self.model: PreTrainedModel = loaded.model.requires_grad_(False)
+        self.head = loaded.head
+        self._on_host = _host_copies(self.model) if cpu_offload and not is_sharded(self.model) else None
+
+    @torch.no_grad()
+    def run(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Head]:
+        """The hidden states ``[B, T, H]``, and the head for them, which can be used until :meth:`release`."""
+        if self._on_host is None:
+            if not is_sharded(self.model) and self.model.device != input_ids.device:
+                self.model.to(input_ids.device)
+            return hidden_states(self.model, input_ids, attention_mask), self.head
+        for weight, host in self._on_host:
+            weight.data = host.to(input_ids.device, copy=True, non_blocking=True)
+        try:
+            return hidden_states(self.model, input_ids, attention_mask), self.head.fixed()
+        finally:
+            for weight, host in self._on_host:
+                weight.data = host
+
+    def release(self) -> None:
+        """Frees what a sharded model has gathered for its head; called when the losses are done with it."""
+        release(self.model)
+
+
+def _host_copies(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
+    """Every weight and buffer, and its data in the host's memory (page-locked where there is a GPU)."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for tensor in [*model.parameters(), *model.buffers()]:
+        host = tensor.detach().cpu()
+        host = host.pin_memory() if torch.cuda.is_available() else host
+        tensor.data = host
+        pairs.append((tensor, host))
+    return pairs
