@@ -481,3 +481,39 @@ def test_schedule_without_an_end_is_refused(make: MakeModule) -> None:
 def test_optimizer_values_out_of_range_are_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{option} must be .*, got {value}"):
         OptimizerRecipe(**{option: value})
+
+
+def spoil(module: MultiTeacherDistillModule, token: int) -> None:
+    """Makes a teacher's logits no numbers wherever it has read a token."""
+    with torch.no_grad():
+        module._loaded_teachers["split"].model.get_input_embeddings().weight[token] = torch.nan
+
+
+def test_a_teacher_whose_logits_are_no_numbers_stops_the_run_by_name(make: MakeModule) -> None:
+    module = make()
+    batch = batch_for(module)
+    step_of(module, batch)
+    step_of(module, batch)  # the step before was finite
+    spoil(module, int(batch.teachers["split"].tokens.labels[0]))
+    step_of(module, batch)
+    with pytest.raises(FloatingPointError, match=r"teacher 'split' was not at step 0.*--ckpt_path last"):
+        step_of(module, batch)
+
+
+def test_losses_that_are_no_numbers_are_stored_in_no_checkpoint(make: MakeModule) -> None:
+    module = make()
+    batch = batch_for(module)
+    spoil(module, int(batch.teachers["split"].tokens.labels[0]))
+    step_of(module, batch)
+    with pytest.raises(FloatingPointError, match="teacher 'split'"):
+        module.on_save_checkpoint({"state_dict": {}})
+
+
+def test_a_student_that_diverged_is_told_from_a_teacher(make: MakeModule) -> None:
+    module = make()
+    batch = batch_for(module)
+    with torch.no_grad():
+        module.student.lm_head.weight[0] = torch.inf
+    step_of(module, batch)
+    with pytest.raises(FloatingPointError, match="the student's cross-entropy"):
+        step_of(module, batch)

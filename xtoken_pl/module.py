@@ -23,6 +23,7 @@ from xtoken_pl.binding import bind_loss, check_teachers
 from xtoken_pl.checkpoint_layout import number_by_module, share_tied_weights
 from xtoken_pl.checkpoints import check_learned_projections
 from xtoken_pl.checks import check_not_negative
+from xtoken_pl.finite import FiniteLosses
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
@@ -101,6 +102,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
         self.losses = nn.ModuleDict()
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
         self._loaded_teachers: dict[str, FrozenModel] = {}
+        self._finite = FiniteLosses()
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
 
     # What to subclass --------------------------------------------------------------------------------------------
@@ -229,6 +231,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Gives checkpoints one layout, so that a run may go on with another number of processes."""
+        self._finite.check()
         share_tied_weights(checkpoint["state_dict"], self)
         # Optimizers are left out where only weights are stored, and by all processes but the first one.
         for state, optimizer in zip(checkpoint.get("optimizer_states", []), self.trainer.optimizers, strict=False):
@@ -240,6 +243,10 @@ class MultiTeacherDistillModule(pl.LightningModule):
         training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         if "state_dict" in checkpoint:  # a sharded run has taken it by now
             check_learned_projections(checkpoint["state_dict"], self, training=training)
+
+    def on_train_end(self) -> None:
+        """Looks at the last step, too, before anything is exported."""
+        self._finite.check()
 
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate; the values given now win."""
@@ -264,11 +271,13 @@ class MultiTeacherDistillModule(pl.LightningModule):
             if len(view.spans) == 0:
                 rank_zero_warn(f"a batch has no span in common with teacher {name!r}; its distillation loss is 0 there")
         scores = self.score(batch)
+        self._finite.check()  # the step before
         views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
         totals = StepTotals.of(scores, alpha, span_alpha, batch, self._sum_over_processes)
         scale = self.kd_scale(totals.ce, totals.total_kd)
+        self._finite.note(self.global_step, totals.ce, totals.kd)
 
         loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
