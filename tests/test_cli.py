@@ -418,7 +418,10 @@ def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, confi
         (["--model.weighting", "xtoken_pl.ConfidenceWeighting", "--model.weighting.sharpness", "-2"], "got -2"),
         (["--model.kd_weight", "0.5"], "DynamicLossScaling and fixed weights exclude each other"),
         (["--config", "missing.yaml"], "there is none at 'missing.yaml'"),
-        (["--ckpt_path", "last"], "--ckpt_path last needs a last.ckpt"),
+        (
+            ["--ckpt_path", "last", "--trainer.logger.init_args.name", "new"],
+            "to go on from, and there is none in runs/new/*/checkpoints",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

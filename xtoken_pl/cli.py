@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from xtoken_pl.checkpoint_io import AtomicCheckpointIO, check_whole
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.last_checkpoint import last_checkpoint
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.quickstart import prepare
 from xtoken_pl.verbs import audit, prefix_map, project
@@ -28,27 +30,43 @@ class DistillCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"trainer.gradient_clip_val": 1.0})
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with checkpoints that are written whole or not at all, unless another CheckpointIO is given."""
+        given = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        plugins = given.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        chosen = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        if not chosen and getattr(given.get("strategy"), "_checkpoint_io", None) is None:
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
     def before_fit(self) -> None:
-        """Refuses what callbacks cannot work with, before texts are read."""
+        """Refuses what callbacks cannot work with, and damaged checkpoints, before texts are read."""
         for callback in cast(Any, self.trainer).callbacks:
             if check := getattr(callback, "check_module", None):
                 check(self.model)
-        self._refuse_missing_last()
+        self._find_checkpoint()
 
-    def _refuse_missing_last(self) -> None:
-        """Refuses ``--ckpt_path last`` where Lightning would start from scratch without a word."""
-        if self.config["fit"].get("ckpt_path") != "last":
-            return
-        folders = [
-            callback.dirpath for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
-        ]
-        if not any(
-            folder and (Path(folder) / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt").exists() for folder in folders
-        ):
-            raise FileNotFoundError(
-                "--ckpt_path last needs a last.ckpt in the dirpath of a ModelCheckpoint, and there is none "
-                f"(dirpath: {folders or 'no ModelCheckpoint'}). Give the path of the checkpoint, or set dirpath"
-            )
+    def before_validate(self) -> None:
+        """Refuses a damaged checkpoint."""
+        self._find_checkpoint()
+
+    def before_test(self) -> None:
+        """Refuses a damaged checkpoint."""
+        self._find_checkpoint()
+
+    def _find_checkpoint(self) -> None:
+        """Puts the path of the last checkpoint in place of ``last``; every process finds the same one.
+
+        Raises:
+            FileNotFoundError: If there is none: Lightning would start from scratch without a word.
+            ValueError: If it is damaged.
+        """
+        settings = self.config_init[self.subcommand]
+        if settings.get("ckpt_path") == "last":
+            settings["ckpt_path"] = str(last_checkpoint(self.trainer))
+        elif settings.get("ckpt_path"):
+            check_whole(settings["ckpt_path"])
 
     def _parse_ckpt_path(self) -> None:
         """On resume the command line wins over hyperparameters that a checkpoint may hold."""
