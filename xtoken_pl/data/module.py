@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any, cast
 
@@ -9,11 +10,14 @@ import lightning.pytorch as pl
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from xtoken_pl.batch import Planner
 from xtoken_pl.data.collate import collate
+from xtoken_pl.data.identity import check_same_data, windows_fingerprint
+from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, PaddedWindows, Position
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.streams import EndlessStream
 from xtoken_pl.data.windows import Windower
@@ -40,7 +44,11 @@ class DistillDataModule(pl.LightningDataModule):
         shuffle_buffer: Windows to shuffle among when streaming.
         num_workers: Loader processes.
         num_proc: Processes that tokenize and align; None for this one.
-        seed: Of the shuffling when streaming (otherwise ``seed_everything`` decides).
+        seed: Of the order of the windows; None for that of ``seed_everything``. With the epoch it decides the order,
+            whatever the number of processes and workers.
+
+    A run that goes on from a checkpoint reads on behind the windows that were learned. What that needs to stay the
+    same is in the checkpoint: the windows, the global batch size (processes times ``batch_size``) and the seed.
     """
 
     def __init__(
@@ -55,7 +63,7 @@ class DistillDataModule(pl.LightningDataModule):
         shuffle_buffer: int = 10_000,
         num_workers: int = 2,
         num_proc: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
@@ -72,6 +80,11 @@ class DistillDataModule(pl.LightningDataModule):
         self.datasets: dict[str, Dataset | IterableDataset] = {}
         self._windower: Windower | None = None
         self._planners: dict[str, Planner] = {}
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of the windows."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def connect(
         self,
@@ -151,6 +164,41 @@ class DistillDataModule(pl.LightningDataModule):
                     "text unchanged"
                 )
 
+    # Where a run stands ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint. How many batches are done is in the progress that Lightning keeps."""
+        return {"identity": self._identity()} if "train" in self.datasets else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to train on where the data are not those of the checkpoint."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            check_same_data(state_dict["identity"], self._identity())
+
+    def _identity(self) -> dict[str, int | str]:
+        windows = self.datasets["train"]
+        assert isinstance(windows, Dataset)
+        return {
+            "number of windows": len(windows),
+            "windows (texts, tokenizers, sequence_length)": windows_fingerprint(windows, self.windower.fingerprint),
+            "global batch size (processes x batch_size)": self._processes()["num_processes"] * self.batch_size,
+            "seed of the order (data.seed, else seed_everything)": self.order_seed,
+        }
+
+    def _position(self) -> Position:
+        """Where the run stands; asked when the first batch of an epoch, or of a resumed run, is."""
+        assert self.trainer is not None
+        # Not the epoch that Lightning gives to samplers: it counts one more where a run of a number of steps goes on
+        # from the end of an epoch.
+        return Position(self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def _processes(self) -> dict[str, int]:
+        """Among how many processes the data are shared out, and which this one is."""
+        shared = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
+        return {"num_processes": shared.get("num_replicas", 1), "rank": shared.get("rank", 0)}
+
+    # Loaders ---------------------------------------------------------------------------------------------------------
+
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", shuffle=True)
 
@@ -162,18 +210,24 @@ class DistillDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Any]:
         windows: Any = self.datasets[split]
-        if isinstance(windows, IterableDataset):
-            if self.trainer is not None and self.trainer.world_size > 1:
-                windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
-            if shuffle:
-                windows = EndlessStream(windows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer))
-                shuffle = False
-        return DataLoader(
-            windows,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=partial(collate, teachers=list(self.windower.teachers), planners=self._planners),
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": partial(collate, teachers=list(self.windower.teachers), planners=self._planners),
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        }
+        if isinstance(windows, Dataset):
+            sampler = GlobalBatchSampler(
+                len(windows),
+                self.batch_size,
+                **self._processes(),
+                seed=self.order_seed if shuffle else None,
+                position=self._position if shuffle and self.trainer is not None else None,
+            )
+            return OrderedLoader(PaddedWindows(windows, list(self.windower.teachers)), sampler=sampler, **options)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
+        if shuffle:
+            windows = EndlessStream(windows.shuffle(seed=self.order_seed, buffer_size=self.shuffle_buffer))
+        return DataLoader(windows, **options)
