@@ -18,7 +18,8 @@ class DynamicLossScaling(pl.Callback):
 
     with sg, the stop-gradient. Both losses are means over all processes, so that every process uses the same factor.
     Without the callback the module's fixed ``kd_weight`` applies. A step whose distillation loss is zero (no span, or
-    both sides agree; by rounding it can be below zero then) has the factor 0.
+    both sides agree; by rounding it can be below zero then) has the factor 0. The factor depends on
+    the step's losses alone: there is no state to keep in checkpoints.
 
     Raises:
         ValueError: Before training, if the module's fixed weights are not 1, or a teacher's loss can be negative.

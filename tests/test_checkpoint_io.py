@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from xtoken_pl.checkpoint_io import AtomicCheckpointIO, check_whole, stored_checkpoints
-from xtoken_pl.last_checkpoint import last_checkpoint
+from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole, stored_checkpoints
+from xtoken_pl.checkpoints.last import last_checkpoint
 
 
 def checkpoint(step: int, size: int = 1000, **more: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer
 
 from xtoken_pl import CanonicalVocabulary, DistillDataModule, TextSource
 from xtoken_pl.batch import DistillBatch
-from xtoken_pl.checkpoint_io import AtomicCheckpointIO
+from xtoken_pl.checkpoints.epoch_end import close_finished_epoch
+from xtoken_pl.checkpoints.io import AtomicCheckpointIO
 from xtoken_pl.data import collate
 from xtoken_pl.data.order import NO_WINDOW, GlobalBatchSampler, PaddedWindows, Position
-from xtoken_pl.epoch_end import close_finished_epoch
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
 TEACHERS = {"split": CanonicalVocabulary.from_tokenizer(splitting_tokenizer())}

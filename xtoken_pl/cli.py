@@ -15,10 +15,9 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from xtoken_pl.checkpoint_io import AtomicCheckpointIO, check_whole
+from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
-from xtoken_pl.last_checkpoint import last_checkpoint
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.quickstart import prepare
 from xtoken_pl.verbs import audit, prefix_map, project

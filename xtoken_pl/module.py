@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from xtoken_pl.batch import DistillBatch, Planner, TokenBatch
 from xtoken_pl.binding import bind_loss, check_teachers
 from xtoken_pl.checkpoint_layout import number_by_module, share_tied_weights
-from xtoken_pl.checkpoints import check_learned_projections
+from xtoken_pl.checkpoints import RunIdentity, RunState, check_learned_projections
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.finite import FiniteLosses
 from xtoken_pl.losses import SpanLoss
@@ -104,6 +104,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
         self._loaded_teachers: dict[str, FrozenModel] = {}
         self._finite = FiniteLosses()
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
+        self._run_state = RunState()
 
     # What to subclass --------------------------------------------------------------------------------------------
 
@@ -229,9 +230,16 @@ class MultiTeacherDistillModule(pl.LightningModule):
         for parameter, gradient in held:
             parameter.grad = gradient
 
+    @cached_property
+    def run_identity(self) -> RunIdentity:
+        """What a checkpoint says of the student and its teachers."""
+        settings = {"learning rate": self.optimizer_recipe.learning_rate, "kd_weight": self.kd_weight}
+        return RunIdentity.of(self.student_vocabulary, self.teachers, self.teacher_vocabularies, settings)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Gives checkpoints one layout, so that a run may go on with another number of processes."""
+        """Adds what a run needs to go on exactly, in one layout for any number of processes."""
         self._finite.check()
+        self._run_state.save(checkpoint, self.run_identity, self.trainer)
         share_tied_weights(checkpoint["state_dict"], self)
         # Optimizers are left out where only weights are stored, and by all processes but the first one.
         for state, optimizer in zip(checkpoint.get("optimizer_states", []), self.trainer.optimizers, strict=False):
@@ -239,17 +247,19 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 number_by_module(state, optimizer, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint whose learned projections are not those of this run."""
+        """Refuses a checkpoint whose teachers or learned projections are not those of this run."""
         training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         if "state_dict" in checkpoint:  # a sharded run has taken it by now
             check_learned_projections(checkpoint["state_dict"], self, training=training)
+        if self._trainer is not None and training:
+            self._run_state.load(checkpoint, self.run_identity)
 
     def on_train_end(self) -> None:
         """Looks at the last step, too, before anything is exported."""
         self._finite.check()
 
     def on_train_start(self) -> None:
-        """On resume a checkpoint brings back the old learning rate; the values given now win."""
+        """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
             self.optimizer_recipe.apply_to_restored(*self._from_recipe)
         if self.trainer.accumulate_grad_batches > 1:
@@ -257,6 +267,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
                 "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "
                 "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
             )
+        self._run_state.restore(self.trainer)
 
     # One step ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from xtoken_pl.checkpoint_io import StoredCheckpoint, check_whole, newest_whole, stored_checkpoints
+from xtoken_pl.checkpoints.io import StoredCheckpoint, check_whole, newest_whole, stored_checkpoints
 
 _ANY_VERSION = "*"
 

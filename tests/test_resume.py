@@ -1,0 +1,173 @@
+"""A run that goes on from a checkpoint computes what it would have computed, to the last bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from logged import scalars
+from resumed_runs import write_workspace
+from small_models import packing_tokenizer, write_model
+
+from xtoken_pl.checkpoints.random_states import gather_random_states, restore_random_states
+from xtoken_pl.cli import main
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def whole(workspace: Path) -> Path:
+    """The folder of a run that nothing stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        main(["fit", "--config", "config.yaml"])
+    return workspace / "runs/whole/version_0"
+
+
+def checkpoint_of(run: Path, step: int) -> Path:
+    (path,) = (run / "checkpoints").glob(f"*-step={step}.ckpt")
+    return path
+
+
+@pytest.fixture
+def resume(workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Goes on behind a step of the whole run; returns the folder of the resumed one."""
+    monkeypatch.chdir(workspace)
+
+    def resume(step: int, *arguments: str) -> Path:
+        shutil.rmtree(workspace / "runs/resumed", ignore_errors=True)
+        path = str(checkpoint_of(whole, step))
+        name = ["--trainer.logger.init_args.name", "resumed"]
+        main(["fit", "--config", "config.yaml", "--ckpt_path", path, *name, *arguments])
+        return workspace / "runs/resumed/version_0"
+
+    return resume
+
+
+def train_scalars(run: Path) -> dict[str, list[float]]:
+    return {tag: values for tag, values in scalars(run).items() if tag.startswith("train/")}
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 10])
+def test_every_later_loss_is_that_of_the_run_that_was_not_stopped(resume: Run, whole: Path, step: int) -> None:
+    expected = train_scalars(whole)
+    assert len(expected["train/loss"]) == 14
+    assert train_scalars(resume(step)) == {tag: values[step:] for tag, values in expected.items()}
+
+
+def test_dropout_draws_what_it_would_have_drawn(resume: Run, whole: Path, workspace: Path) -> None:
+    """The test above would pass without random states, did dropout not matter."""
+    state = torch.load(checkpoint_of(whole, 3), weights_only=True)
+    state["xtoken_pl"]["random_states"][0]["torch"] = torch.Generator().manual_seed(99).get_state()
+    other = checkpoint_of(whole, 3).with_name("other-step=103.ckpt")
+    torch.save(state, other)
+    try:
+        drawn = train_scalars(resume(103))
+    finally:
+        other.unlink()
+    assert drawn["train/loss"] != train_scalars(whole)["train/loss"][3:]
+
+
+def test_a_checkpoint_is_little_more_than_student_and_optimizer(whole: Path) -> None:
+    path = checkpoint_of(whole, 7)
+    checkpoint = torch.load(path, weights_only=True)
+    tensors = list(checkpoint["state_dict"].values())
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        tensors += state.values()
+    assert path.stat().st_size <= 1.05 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+# Random states ------------------------------------------------------------------------------------------------------
+
+
+def draw() -> list[Any]:
+    return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+def test_random_states_go_on_where_they_were(tmp_path: Path) -> None:
+    torch.save(gather_random_states(), tmp_path / "states.pt")
+    expected = [draw(), draw()]
+    states = torch.load(tmp_path / "states.pt", weights_only=True)
+    restore_random_states(states, rank=0, num_processes=1, step=5)
+    assert [draw(), draw()] == expected
+
+
+def test_states_of_another_number_of_processes_are_seeded_anew_with_a_warning() -> None:
+    states = gather_random_states() * 2
+    drawn = []
+    for rank in (0, 1):
+        with pytest.warns(UserWarning, match="random states of 2 processes, and 3 go on: they are seeded anew"):
+            restore_random_states(states, rank=rank, num_processes=3, step=5)
+        drawn.append(draw())
+    assert drawn[0] != drawn[1]
+
+
+# Who teaches whom ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What is said where a run of other teachers goes on."""
+    monkeypatch.chdir(workspace)
+
+    def refused(change: Callable[[dict[str, Any]], object]) -> str:
+        config = yaml.safe_load((workspace / "config.yaml").read_text())
+        change(config["model"]["teachers"])
+        other = workspace / "other.yaml"
+        other.write_text(yaml.safe_dump(config))
+        with pytest.raises(ValueError, match="start a new run from its exported student") as error:
+            main(
+                [
+                    "fit",
+                    "--config",
+                    "other.yaml",
+                    "--ckpt_path",
+                    str(checkpoint_of(workspace / "runs/whole/version_0", 3)),
+                ]
+            )
+        return str(error.value)
+
+    return refused
+
+
+def test_another_set_of_teachers_is_refused_by_name(refused: Callable[..., str]) -> None:
+    assert "written with teacher 'same', not among ours" in refused(lambda teachers: teachers.pop("same"))
+    third = {"model": "same", "loss": "xtoken_pl.TokenKL"}
+    assert "written without teacher 'third'" in refused(lambda teachers: teachers.update(third=third))
+
+
+def test_other_weights_of_a_teacher_are_refused_wherever_they_are(workspace: Path, refused: Callable[..., str]) -> None:
+    write_model(workspace / "later", packing_tokenizer(), seed=30)
+    message = refused(lambda teachers: teachers["same"].update(model="later"))
+    assert "teacher 'same' has another weights than in the checkpoint" in message
+    assert "of 'same' there" in message
+    assert "of 'later' here" in message
+
+
+def test_the_same_weights_in_another_folder_and_other_alphas_go_on(
+    workspace: Path, resume: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(workspace / "same", workspace / "moved", dirs_exist_ok=True)
+    with caplog.at_level("INFO"):
+        resume(13, "--model.teachers.same.model", "moved", "--model.teachers.same.alpha", "0.25")
+    assert "going on with another alpha of 'same': 0.25, 0.5 in the checkpoint" in caplog.text
+
+
+def test_validation_does_not_ask_who_the_teachers_were(
+    workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    arguments = ["--ckpt_path", str(checkpoint_of(whole, 3)), "--model.teachers.same.model", "student"]
+    main(["validate", "--config", "config.yaml", *arguments])

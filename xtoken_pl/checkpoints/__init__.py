@@ -1,0 +1,16 @@
+"""Checkpoints that survive sudden death, and what they hold so that a run goes on exactly."""
+
+from xtoken_pl.checkpoints.identity import RunIdentity
+from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole
+from xtoken_pl.checkpoints.last import last_checkpoint
+from xtoken_pl.checkpoints.projections import check_learned_projections
+from xtoken_pl.checkpoints.run_state import RunState
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "RunIdentity",
+    "RunState",
+    "check_learned_projections",
+    "check_whole",
+    "last_checkpoint",
+]

@@ -1,0 +1,55 @@
+"""What a run adds to its checkpoints, and takes up from the one that it goes on from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from xtoken_pl.checkpoints.epoch_end import close_finished_epoch
+from xtoken_pl.checkpoints.identity import RunIdentity
+from xtoken_pl.checkpoints.random_states import RandomState, gather_random_states, restore_random_states
+
+_KEY = "xtoken_pl"
+
+
+class RunState:
+    """Who teaches whom, and the random states of all processes."""
+
+    def __init__(self) -> None:
+        self._random_states: list[RandomState] = []
+
+    def save(self, checkpoint: dict[str, Any], identity: RunIdentity, trainer: pl.Trainer) -> None:
+        """Adds it to a checkpoint; to be called by all processes."""
+        checkpoint[_KEY] = {"identity": identity.to_dict(), "random_states": gather_random_states()}
+        if trainer.accumulate_grad_batches > 1 and trainer.fit_loop._should_accumulate():
+            rank_zero_warn(
+                f"a checkpoint is saved within the {trainer.accumulate_grad_batches} batches of an optimizer step: a "
+                "run that goes on from it lacks their gradients. Save, and validate, at multiples of "
+                "accumulate_grad_batches"
+            )
+
+    def load(self, checkpoint: dict[str, Any], identity: RunIdentity) -> None:
+        """Takes it from the checkpoint that training goes on from.
+
+        Raises:
+            ValueError: If it was written with other teachers.
+        """
+        close_finished_epoch(checkpoint)
+        if _KEY not in checkpoint:
+            rank_zero_warn("the checkpoint does not say who its teachers were: whether they are ours is not checked")
+            return
+        identity.check_continues(checkpoint[_KEY]["identity"])
+        self._random_states = checkpoint[_KEY]["random_states"]
+
+    def restore(self, trainer: pl.Trainer) -> None:
+        """Puts random states back; to be called when nothing is drawn any more before the first batch."""
+        if self._random_states:
+            restore_random_states(
+                self._random_states,
+                rank=trainer.global_rank,
+                num_processes=trainer.world_size,
+                step=trainer.global_step,
+            )
+        self._random_states = []
