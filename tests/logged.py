@@ -12,3 +12,8 @@ def scalars(folder: Path) -> dict[str, list[float]]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def train_scalars(folder: Path) -> dict[str, list[float]]:
+    """Those of the training steps."""
+    return {tag: values for tag, values in scalars(folder).items() if tag.startswith("train/")}

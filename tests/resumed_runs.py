@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_mo
 
 
 def write_workspace(root: Path) -> Path:
-    """Models, texts and ``config.yaml``: dropout in the student, a learned W, alphas by confidence, two epochs."""
+    """Models, texts and ``config.yaml``: dropout in the student, a learned W, alphas by confidence, two epochs.
+
+    ``plain`` is the student without dropout.
+    """
     write_model(root / "student", packing_tokenizer(), seed=1, hidden_size=64)
+    shutil.copytree(root / "student", root / "plain")
     config = json.loads((root / "student/config.json").read_text())
     (root / "student/config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
     write_model(root / "split", splitting_tokenizer(), seed=2)

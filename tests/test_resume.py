@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from logged import scalars
+from logged import train_scalars
 from resumed_runs import write_workspace
 from small_models import packing_tokenizer, write_model
 
@@ -54,10 +54,6 @@ def resume(workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Run
         return workspace / "runs/resumed/version_0"
 
     return resume
-
-
-def train_scalars(run: Path) -> dict[str, list[float]]:
-    return {tag: values for tag, values in scalars(run).items() if tag.startswith("train/")}
 
 
 @pytest.mark.parametrize("step", [1, 3, 7, 10])
