@@ -8,19 +8,35 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import auto_cli
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.export import export
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.quickstart import prepare
 from xtoken_pl.verbs import audit, prefix_map, project
+
+
+class KeepConfig(SaveConfigCallback):
+    """Keeps the configuration of a run beside its results; that of a run that goes on there gets a name of its own."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        goes_on = self.config.get("ckpt_path") is not None
+        stem, number = Path(self.config_filename).stem, 1
+        # Every process asks before the first one writes, which is behind a broadcast.
+        while goes_on and not self.already_saved and (folder / self.config_filename).exists():
+            number += 1
+            self.config_filename = f"{stem}_{number}.yaml"
+        super().setup(trainer, pl_module, stage)
 
 
 class DistillCLI(LightningCLI):
@@ -82,6 +98,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "project": project,
     "prefix_map": prefix_map,
     "audit": audit,
+    "export": export,
     "prepare": prepare,
 }
 
@@ -102,6 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         MultiTeacherDistillModule,
         DistillDataModule,
         args=None if arguments is None else merged,
+        save_config_callback=KeepConfig,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

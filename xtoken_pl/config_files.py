@@ -15,6 +15,8 @@ import yaml
 def merge_config_arguments(arguments: list[str]) -> list[str]:
     """Replaces two or more ``--config FILE`` by one with the merged content; the later file wins.
 
+    One alone stays, but is read here, so that an error names the file.
+
     Raises:
         FileNotFoundError: If a file does not exist.
         ValueError: If a file is no YAML mapping.
@@ -29,11 +31,14 @@ def merge_config_arguments(arguments: list[str]) -> list[str]:
             paths.append(argument.partition("=")[2] if "=" in argument else next(rest, ""))
         else:
             others.append(argument)
-    if position is None or len(paths) < 2:
+    if position is None or (len(paths) == 1 and "\n" in paths[0]):
+        return arguments  # none, or content that was merged before: processes of one run are started with it
+    contents = [_read(path) for path in paths]
+    if len(contents) == 1:
         return arguments
     merged: dict[str, Any] = {}
-    for path in paths:
-        merged = merge(merged, _read(path))
+    for content in contents:
+        merged = merge(merged, content)
     return [*others[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *others[position:]]
 
 
@@ -65,7 +70,12 @@ def _names_a_class(mapping: dict[str, Any]) -> bool:
 def _read(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config must be a YAML file, there is none at {path!r}; check the path")
-    content = yaml.safe_load(Path(path).read_text()) or {}
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path!r} is no YAML; it may have been cut off, or be another file. Reason: {error}"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"a config file must be a YAML mapping, {path!r} holds {type(content).__name__}")
     return content

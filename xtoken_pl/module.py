@@ -20,8 +20,13 @@ from transformers import PreTrainedModel
 
 from xtoken_pl.batch import DistillBatch, Planner, TokenBatch
 from xtoken_pl.binding import bind_loss, check_teachers
-from xtoken_pl.checkpoint_layout import number_by_module, share_tied_weights
-from xtoken_pl.checkpoints import RunIdentity, RunState, check_learned_projections
+from xtoken_pl.checkpoints import (
+    RunIdentity,
+    RunState,
+    check_learned_projections,
+    number_by_module,
+    share_tied_weights,
+)
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.finite import FiniteLosses
 from xtoken_pl.losses import SpanLoss
@@ -234,7 +239,9 @@ class MultiTeacherDistillModule(pl.LightningModule):
     def run_identity(self) -> RunIdentity:
         """What a checkpoint says of the student and its teachers."""
         settings = {"learning rate": self.optimizer_recipe.learning_rate, "kd_weight": self.kd_weight}
-        return RunIdentity.of(self.student_vocabulary, self.teachers, self.teacher_vocabularies, settings)
+        return RunIdentity.of(
+            self.student_source, self.student_vocabulary, self.teachers, self.teacher_vocabularies, settings
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a run needs to go on exactly, in one layout for any number of processes."""

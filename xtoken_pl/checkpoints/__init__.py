@@ -3,8 +3,9 @@
 from xtoken_pl.checkpoints.identity import RunIdentity
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole
 from xtoken_pl.checkpoints.last import last_checkpoint
+from xtoken_pl.checkpoints.layout import number_by_module, share_tied_weights
 from xtoken_pl.checkpoints.projections import check_learned_projections
-from xtoken_pl.checkpoints.run_state import RunState
+from xtoken_pl.checkpoints.run_state import RunState, stored_identity
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -13,4 +14,7 @@ __all__ = [
     "check_learned_projections",
     "check_whole",
     "last_checkpoint",
+    "number_by_module",
+    "share_tied_weights",
+    "stored_identity",
 ]

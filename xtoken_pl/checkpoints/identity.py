@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.models.fingerprint import model_fingerprint
-from xtoken_pl.teacher import Teacher
+from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 _WAYS_OUT = "give what the run that wrote it was given, or start a new run from its exported student"
@@ -22,20 +22,21 @@ class RunIdentity:
     """What a run may not change when it goes on, and what it may.
 
     Attributes:
-        student_tokenizer: Its fingerprint.
-        teachers: By name: ``model``, ``revision``, and the fingerprints ``weights``, ``tokenizer`` and
-            ``projection`` (of the file of a fixed W, None where it is built).
+        student: ``model`` and ``revision`` that it started from, and the fingerprint ``tokenizer``.
+        teachers: By name: ``model``, ``revision``, the fingerprints ``weights``, ``tokenizer`` and ``projection`` (of
+            the file of a fixed W, None where it is built), and whether W is ``learned``.
         settings: By name, those that may change.
     """
 
-    student_tokenizer: str
+    student: dict[str, str | None]
     teachers: dict[str, dict[str, str | None]]
     settings: dict[str, Any]
 
     @classmethod
     def of(
         cls,
-        student: CanonicalVocabulary,
+        student: Student,
+        student_vocabulary: CanonicalVocabulary,
         teachers: Mapping[str, Teacher],
         vocabularies: Mapping[str, CanonicalVocabulary],
         settings: Mapping[str, Any],
@@ -50,9 +51,15 @@ class RunIdentity:
                 "weights": model_fingerprint(teacher),
                 "tokenizer": vocabularies[name].fingerprint,
                 "projection": _fixed_projection(teacher),
+                "learned": "yes" if teacher.learn_projection else "no",
             }
             changeable |= {f"alpha of {name!r}": teacher.alpha, f"temperature of {name!r}": teacher.temperature}
-        return cls(student.fingerprint, described, changeable)
+        described_student = {
+            "model": student.model,
+            "revision": student.revision,
+            "tokenizer": student_vocabulary.fingerprint,
+        }
+        return cls(described_student, described, changeable)
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -67,10 +74,11 @@ class RunIdentity:
         Raises:
             ValueError: If a teacher is missing, added or another one, or the student has another tokenizer.
         """
-        if saved["student_tokenizer"] != self.student_tokenizer:
+        theirs_student, ours_student = saved["student"]["tokenizer"], self.student["tokenizer"]
+        if theirs_student != ours_student:
             raise ValueError(
-                f"the student of the checkpoint has another tokenizer ({saved['student_tokenizer']} there, "
-                f"{self.student_tokenizer} here); {_WAYS_OUT}"
+                f"the student of the checkpoint has another tokenizer ({theirs_student} there, {ours_student} here); "
+                f"{_WAYS_OUT}"
             )
         theirs: Mapping[str, Mapping[str, str | None]] = saved["teachers"]
         if missing := sorted(theirs.keys() - self.teachers.keys()):
@@ -85,6 +93,9 @@ class RunIdentity:
 
 
 def _check_teacher(name: str, saved: Mapping[str, str | None], ours: Mapping[str, str | None]) -> None:
+    if saved["learned"] != ours["learned"]:
+        where = "in the checkpoint" if saved["learned"] == "yes" else "here"
+        raise ValueError(f"the projection of teacher {name!r} is learned {where} only; {_WAYS_OUT}")
     for part in ("weights", "tokenizer", "projection"):
         if saved[part] != ours[part]:
             raise ValueError(

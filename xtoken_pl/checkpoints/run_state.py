@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,12 @@ from xtoken_pl.checkpoints.identity import RunIdentity
 from xtoken_pl.checkpoints.random_states import RandomState, gather_random_states, restore_random_states
 
 _KEY = "xtoken_pl"
+
+
+def stored_identity(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a checkpoint says of its run (:meth:`RunIdentity.to_dict`); None if it says nothing."""
+    state = checkpoint.get(_KEY)
+    return None if state is None else state["identity"]
 
 
 class RunState:
@@ -37,10 +44,11 @@ class RunState:
             ValueError: If it was written with other teachers.
         """
         close_finished_epoch(checkpoint)
-        if _KEY not in checkpoint:
+        saved = stored_identity(checkpoint)
+        if saved is None:
             rank_zero_warn("the checkpoint does not say who its teachers were: whether they are ours is not checked")
             return
-        identity.check_continues(checkpoint[_KEY]["identity"])
+        identity.check_continues(saved)
         self._random_states = checkpoint[_KEY]["random_states"]
 
     def restore(self, trainer: pl.Trainer) -> None:

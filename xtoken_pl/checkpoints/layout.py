@@ -27,8 +27,11 @@ def number_by_module(state: dict[str, Any], optimizer: Optimizer, module: nn.Mod
     order alone when it reads. With the same numbers either reads what the other wrote.
 
     Args:
-        state: The optimizer's ``state_dict``; numbered by groups, or by the module already.
+        state: The optimizer's ``state_dict``; numbered by groups, or by the module already. That of a distributed
+            checkpoint goes by names, and stays as it is.
     """
+    if any(isinstance(number, str) for number in state["state"]):
+        return
     place = {id(parameter): index for index, parameter in enumerate(module.parameters())}
     groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
     new: dict[int, int] = {}
