@@ -1,6 +1,8 @@
 """The command line: ``fit``, ``validate`` and ``test`` on LightningCLI, and verbs that need no module.
 
 ``python -m xtoken_pl fit --config configs/quickstart.yaml --model.teachers.smollm2.alpha 0.8``
+
+``plan`` takes the options of ``fit``, and says what the run would need.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +25,7 @@ from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.export import export
 from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.plan.command import PlanOptions, plan_run
 from xtoken_pl.quickstart import prepare
 from xtoken_pl.verbs import audit, prefix_map, project
 
@@ -93,6 +98,35 @@ class DistillCLI(LightningCLI):
         return {name: verbs[name] for name in ("fit", "validate", "test")}
 
 
+class _PlannedTrainer(Trainer):
+    """Gives ``plan`` the options of ``fit``; it is never built."""
+
+    plan = Trainer.fit
+
+
+class PlanCLI(DistillCLI):
+    """Builds the module and the data module, but no trainer: what it would need may not be on this machine."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(PlanOptions)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """plan alone."""
+        return {"plan": LightningCLI.subcommands()["fit"]}
+
+    def instantiate_classes(self) -> None:
+        config = self.config.clone()
+        self.trainer_config = config.plan.pop("trainer").as_dict()
+        self.config_init = self.parser.instantiate_classes(config)
+        self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        options = PlanOptions(**{field.name: self.config[subcommand][field.name] for field in fields(PlanOptions)})
+        plan_run(cast(Any, self.model), cast(Any, self.datamodule), self.trainer_config, options)
+
+
 #: Verbs that run without a module and a trainer.
 VERBS: dict[str, Callable[..., None]] = {
     "project": project,
@@ -115,7 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         # Processes that Lightning starts on this machine are given sys.argv.
         sys.argv[1:] = merged
-    DistillCLI(
+    is_plan = bool(given) and given[0] == "plan"
+    command = partial(PlanCLI, trainer_class=_PlannedTrainer) if is_plan else DistillCLI
+    command(
         MultiTeacherDistillModule,
         DistillDataModule,
         args=None if arguments is None else merged,
@@ -125,6 +161,6 @@ def main(arguments: list[str] | None = None) -> None:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "python -m xtoken_pl",
-            "epilog": f"further verbs, each with its own --help: {', '.join(VERBS)}",
+            "epilog": f"further verbs, each with its own --help: plan, {', '.join(VERBS)}",
         },
     )

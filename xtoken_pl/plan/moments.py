@@ -1,0 +1,198 @@
+"""What is in a GPU's memory at each moment of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+from xtoken_pl.plan import terms
+from xtoken_pl.plan.replay import Footprint, Held, replay
+from xtoken_pl.plan.run import Run, option
+from xtoken_pl.plan.skeleton import Skeleton
+
+_HEAD_GRADIENT = "student: gradient of the head"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes by term.
+
+    Attributes:
+        name: What is going on.
+    """
+
+    name: str
+    terms: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """All moments of a step of ``run`` on each GPU."""
+
+    run: Run
+    student: Skeleton
+    teachers: Mapping[str, Skeleton]  # those that are loaded
+    moments: list[Moment] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, run: Run) -> MemoryPlan:
+        """Builds the models without memory, and replays their passes.
+
+        Raises:
+            ValueError: If there is no such model.
+        """
+        student = Skeleton.of(run.student, role="student", dtype=run.converted)
+        live = {name: teacher for name, teacher in run.teachers.items() if option(teacher, "cache") is None}
+        teachers = {name: Skeleton.of(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
+        plan = cls(run, student, teachers)
+        plan.moments.extend(_Step(plan).moments())
+        return plan
+
+    @property
+    def peak(self) -> Moment:
+        """The moment with most."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+
+@lru_cache(maxsize=64)
+def _replayed(
+    skeleton: Skeleton, batch_size: int, length: int, autocast: torch.dtype | None, trains: bool, checkpointing: bool
+) -> Footprint:
+    return replay(
+        skeleton, batch_size, length, autocast=autocast, trains=trains, activation_checkpointing=checkpointing
+    )
+
+
+class _Step:
+    """The moments of one step, each as the terms that are alive."""
+
+    def __init__(self, plan: MemoryPlan) -> None:
+        self.run, self.student, self.teachers = plan.run, plan.student, plan.teachers
+        self.is_sharded = self.run.spread == "sharded"
+        self.shards = self.run.data_parallel_size if self.is_sharded else 1
+        checkpointing = bool(option(self.run.student, "activation_checkpointing"))
+        self.student_pass = self._replay(self.student, trains=True, checkpointing=checkpointing)
+        self.teacher_passes = {name: self._replay(skeleton) for name, skeleton in self.teachers.items()}
+        self.always = self._always()
+
+    def moments(self) -> list[Moment]:
+        return [
+            self._moment("student's forward pass", self._gathered(), _of_student(self.student_pass.forward)),
+            *(self._teacher_pass(name) for name in self.teachers),
+            self._moment("loss blocks", self._waiting(self.student_pass.in_step), self._of_blocks()),
+            self._gradients_of_blocks(),
+            self._student_backward(),
+            self._moment(
+                "optimizer step",
+                {"optimizer: temporary": terms.optimizer_step_bytes(self.student.parameter_bytes) // self.shards},
+            ),
+        ]
+
+    def _teacher_pass(self, name: str) -> Moment:
+        """The student's activations wait, and the hidden states of the teachers before this one."""
+        teacher, skeleton = self.run.teachers[name], self.teachers[name]
+        own = {f"teacher {name}: pass": self.teacher_passes[name].forward.total}
+        own[f"teacher {name}: pass"] += terms.dequantized_bytes(teacher, skeleton)
+        if self.is_sharded:
+            own[f"teacher {name}: gathered layers"] = terms.gathered_bytes(skeleton)
+        if option(teacher, "cpu_offload"):
+            own[f"teacher {name}: weights"] = self._teacher_weights(name)
+        before = list(self.teachers)[: list(self.teachers).index(name)]
+        return self._moment(
+            f"pass of teacher {name}", self._waiting(self.student_pass.in_step), self._of_teachers(before), own
+        )
+
+    def _gradients_of_blocks(self) -> Moment:
+        """The second pass over the blocks makes the gradients of the student's hidden states and of its head."""
+        num_rows = self.run.batch_size * self.run.sequence_length
+        gradient = num_rows * self.student.head.shape[1] * self.student.dtype.itemsize
+        return self._moment(
+            "loss blocks, backward",
+            self._waiting(self.student_pass.until_backward),
+            self._of_blocks(),
+            {_HEAD_GRADIENT: self.student.head.nbytes, "student: gradient of the hidden states": gradient},
+        )
+
+    def _student_backward(self) -> Moment:
+        """A tied head's gradient waits for the embedding's."""
+        head = {_HEAD_GRADIENT: self.student.head.nbytes} if self.student.has_tied_head else {}
+        reduced = {"gradients on their way to other GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
+        return self._moment(
+            "student's backward pass",
+            self._gathered(),
+            _of_student(self.student_pass.backward),
+            self._of_teachers(self.teachers),
+            head,
+            reduced,
+        )
+
+    # Terms ---------------------------------------------------------------------------------------------------------
+
+    def _always(self) -> dict[str, int]:
+        """What every moment has."""
+        run, trained = self.run, self.student.parameter_bytes
+        result = {
+            "student: weights": self.student.weight_bytes // self.shards,
+            "student: gradients": trained // self.shards,
+            "student: optimizer": terms.adamw_bytes(trained) // self.shards,
+        }
+        if run.spread == "buckets":
+            result["student: gradients in DDP's buckets"] = trained
+        for name in self.teachers:
+            if not option(run.teachers[name], "cpu_offload"):
+                result[f"teacher {name}: weights"] = self._teacher_weights(name)
+        size, learned = self.student.head.shape[0], 0
+        for name, teacher in run.teachers.items():
+            teacher_size = self.teachers[name].head.shape[0] if name in self.teachers else size
+            result[f"teacher {name}: W and what its loss holds"] = terms.loss_bytes(teacher, size, teacher_size)
+            learned += terms.learned_projection_bytes(teacher, size)
+        if learned:
+            result["learned W: weights, gradients, optimizer"] = 2 * learned + terms.adamw_bytes(learned)
+        result["loss blocks (logits_memory)"] = run.logits_memory
+        return result
+
+    def _teacher_weights(self, name: str) -> int:
+        return terms.teacher_bytes(self.run.teachers[name], self.teachers[name]) // self.shards
+
+    def _gathered(self) -> dict[str, int]:
+        return {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
+
+    def _waiting(self, held: Held) -> dict[str, int]:
+        """The student between its passes; sharded, what belongs to no layer stays whole."""
+        gathered = {"student: gathered layers": self.student.root_bytes} if self.is_sharded else {}
+        return {**_of_student(held), **gathered}
+
+    def _of_teachers(self, names: Iterable[str]) -> dict[str, int]:
+        """The hidden states of all rows and, of teachers whose weights are elsewhere, the head."""
+        result: dict[str, int] = {}
+        for name in names:
+            result[f"teacher {name}: hidden states"] = self.teacher_passes[name].in_step.total
+            if self.is_sharded or option(self.run.teachers[name], "cpu_offload"):
+                result[f"teacher {name}: head"] = self.teachers[name].head.nbytes
+        return result
+
+    def _of_blocks(self) -> dict[str, int]:
+        skeletons = [self.student, *self.teachers.values()]
+        copies = sum(terms.head_copy_bytes(self.run, skeleton) for skeleton in skeletons)
+        return {**self._of_teachers(self.teachers), "heads in their product's type": copies}
+
+    def _moment(self, name: str, *parts: Mapping[str, int]) -> Moment:
+        allocated = {term: size for part in (self.always, *parts) for term, size in part.items() if size}
+        lost = int(terms.FRAGMENTATION * sum(allocated.values()))
+        outside = terms.CUDA_BYTES + (terms.NCCL_BYTES if self.run.num_gpus > 1 else 0)
+        return Moment(name, {**allocated, "allowance: fragmentation (5%)": lost, "allowance: CUDA and NCCL": outside})
+
+    def _replay(self, skeleton: Skeleton, *, trains: bool = False, checkpointing: bool = False) -> Footprint:
+        run = self.run
+        return _replayed(skeleton, run.batch_size, run.sequence_length, run.autocast, trains, checkpointing)
+
+
+def _of_student(held: Held) -> dict[str, int]:
+    return {"student: activations": held.activations, "student: weights in autocast's type": held.weight_copies}

@@ -1,0 +1,141 @@
+"""What a pass of a model holds in memory, replayed with tensors that have none."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from xtoken_pl.plan.skeleton import Skeleton
+
+# B windows, T tokens of each, H hidden size
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that are alive at some moment, beside the weights and their gradients.
+
+    Attributes:
+        activations: Hidden states and what autograd keeps for the backward pass.
+        weight_copies: Of weights in autocast's type. Autocast keeps them until the step's forward part is over,
+            autograd those that the backward pass multiplies with.
+    """
+
+    activations: int
+    weight_copies: int
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.weight_copies
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one pass of a batch holds.
+
+    Attributes:
+        forward: At the forward pass's worst moment.
+        in_step: When it is done, the hidden states ``[B * T, H]`` included.
+        until_backward: The same when autocast has been left.
+        backward: At the backward pass's worst moment, with gradients of weights that are not yet added up; nothing
+            for a model that is not trained.
+    """
+
+    forward: Held
+    in_step: Held
+    until_backward: Held
+    backward: Held
+
+
+def replay(
+    skeleton: Skeleton,
+    batch_size: int,
+    length: int,
+    *,
+    autocast: torch.dtype | None,
+    trains: bool,
+    activation_checkpointing: bool = False,
+) -> Footprint:
+    """Runs a model's forward and, where it is trained, backward pass, and counts what is alive.
+
+    Nothing is computed: the operations are those of training (with attention masks, as batches with padding need
+    them), the tensors know their shapes only. Kernels and their workspaces are those of the CPU.
+
+    Args:
+        batch_size: B.
+        length: T.
+        autocast: Type of its products, or None.
+        trains: Whether a backward pass follows.
+        activation_checkpointing: Of every layer.
+    """
+    model: Any = skeleton.model
+    model.train(trains).requires_grad_(trains)
+    if activation_checkpointing:
+        model.activation_checkpointing_enable()
+    try:
+        with skeleton.mode, _Ledger(model) as ledger, torch.set_grad_enabled(trains):
+            with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+                input_ids = torch.zeros(batch_size, length, dtype=torch.long)
+                output = model.base_model(
+                    input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False
+                )
+                rows = output.last_hidden_state.flatten(0, 1).index_select(0, torch.arange(batch_size * length))
+                del output
+                in_step, forward = ledger.held(), ledger.peak
+            until_backward = ledger.held()
+            return Footprint(forward, in_step, until_backward, _backward(model, rows, ledger) if trains else Held(0, 0))
+    finally:
+        if activation_checkpointing:
+            model.activation_checkpointing_disable()
+
+
+def _backward(model: nn.Module, rows: Tensor, ledger: _Ledger) -> Held:
+    hooks = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in model.parameters()]
+    ledger.peak = ledger.held()
+    rows.backward(torch.zeros_like(rows))
+    for hook in hooks:
+        hook.remove()
+    return ledger.peak
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    """Gradients that are added up are counted elsewhere."""
+    parameter.grad = None
+
+
+class _Ledger(TorchDispatchMode):
+    """Counts the bytes of storages from the operation that makes them until they are freed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.peak = Held(0, 0)
+        self._live = {"activations": 0, "weight_copies": 0}
+        self._seen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # whether it is a weight
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._seen[tensor.untyped_storage()] = True
+
+    def held(self) -> Held:
+        return Held(**self._live)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        is_copy = func is torch.ops.aten._to_copy.default and self._seen.get(args[0].untyped_storage(), False)
+        self._add(tree_leaves(results), "weight_copies" if is_copy else "activations")
+        return results
+
+    def _add(self, results: Iterable[object], kind: str) -> None:
+        for tensor in results:
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen[storage] = False
+                self._live[kind] += storage.nbytes()
+                weakref.finalize(storage, self._remove, kind, storage.nbytes())
+        self.peak = max(self.peak, self.held(), key=lambda held: held.total)
+
+    def _remove(self, kind: str, num_bytes: int) -> None:
+        self._live[kind] -= num_bytes

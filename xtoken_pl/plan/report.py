@@ -1,0 +1,94 @@
+"""The plan as a table for the terminal, and as numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xtoken_pl.plan.advice import Change, Way
+from xtoken_pl.plan.moments import MemoryPlan
+from xtoken_pl.plan.run import option
+from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.teacher import ModelSource
+
+_GB = 1e9
+_SPREAD = {
+    "alone": "no sharding",
+    "buckets": "DDP",
+    "views": "DDP, gradients as views of its buckets",
+    "sharded": "FSDP2",
+}
+
+
+def table(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None) -> str:
+    """The plan as lines of text, in GB of 1e9 bytes.
+
+    Args:
+        usable: Bytes of a GPU.
+        changes: What single changes save; empty where the run fits.
+        way: Changes with which the run fits, None where there are none or none are needed.
+    """
+    run, peak = plan.run, plan.peak
+    lines = [
+        f"on each of {run.num_gpus:,} GPU{'s' * (run.num_gpus > 1)} ({_SPREAD[run.spread]}"
+        f"{f' over {run.data_parallel_size:,}' if run.spread == 'sharded' else ''}, {run.precision}), "
+        f"{run.batch_size} windows of {run.sequence_length:,} tokens; GB of 1e9 bytes",
+        _model_line("student", run.student, plan.student),
+        *(_model_line(f"teacher {name}", run.teachers[name], plan.teachers.get(name)) for name in run.teachers),
+        "",
+        f"{'term':<48}{'most':>9}{'at the peak':>13}",
+    ]
+    largest = {term: max(moment.terms.get(term, 0) for moment in plan.moments) for term in _terms(plan)}
+    lines += [f"{term:<48}{_gb(size):>9}{_gb(peak.terms.get(term, 0)):>13}" for term, size in largest.items()]
+    lines += ["", f"{'moment':<48}{'':>9}{'all terms':>13}"]
+    lines += [
+        f"{moment.name:<48}{'':>9}{_gb(moment.total):>13}{'  <- peak' if moment is peak else ''}"
+        for moment in plan.moments
+    ]
+    lines += ["", *_verdict(plan, usable, changes, way)]
+    return "\n".join(lines)
+
+
+def to_dict(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None) -> dict[str, Any]:
+    """The same as numbers, in bytes."""
+    return {
+        "num_gpus": plan.run.num_gpus,
+        "usable_bytes": usable,
+        "peak_bytes": plan.peak.total,
+        "peak_moment": plan.peak.name,
+        "fits": plan.peak.total <= usable,
+        "parameters": {"student": plan.student.num_parameters}
+        | {f"teacher {name}": skeleton.num_parameters for name, skeleton in plan.teachers.items()},
+        "moments": {moment.name: dict(moment.terms) for moment in plan.moments},
+        "changes": [{"change": change.text, "saves_bytes": change.saves} for change in changes],
+        "fits_with": None if way is None else {"changes": way.texts, "peak_bytes": way.peak},
+    }
+
+
+def _verdict(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None) -> list[str]:
+    total = plan.peak.total
+    where = f"{_gb(total)} of {_gb(usable)} GB at the peak ({plan.peak.name})"
+    if total <= usable:
+        return [f"fits: {where}, {_gb(usable - total)} GB are left"]
+    lines = [f"does not fit: {where}, {_gb(total - usable)} GB too many. Each change alone:"]
+    lines += [f"  {change.text} saves {_gb(change.saves)} GB" for change in changes]
+    if way is None:
+        return [*lines, "even all of them together are not enough: take larger GPUs, or smaller models"]
+    lines.append(f"fits with {_gb(way.peak)} GB after:")
+    return [*lines, *(f"  {text}" for text in way.texts)]
+
+
+def _terms(plan: MemoryPlan) -> list[str]:
+    """In the order of the step; allowances at the end."""
+    found = dict.fromkeys(term for moment in plan.moments for term in moment.terms)
+    return sorted(found, key=lambda term: term.startswith("allowance"))
+
+
+def _model_line(role: str, source: ModelSource, skeleton: Skeleton | None) -> str:
+    if skeleton is None:
+        return f"{role} {source.model}: from its cache, no weights"
+    kept = option(source, "quantization") or str(skeleton.dtype).removeprefix("torch.")
+    return f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / _GB:,.2f}"

@@ -1,0 +1,145 @@
+"""What of a configuration decides how much memory a GPU needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from xtoken_pl.data import DistillDataModule
+from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.teacher import ModelSource, Student, Teacher
+
+#: ``buckets``: DDP that keeps a copy of the gradients; ``views``: the gradients are views of its buckets.
+Spread = Literal["alone", "buckets", "views", "sharded"]
+
+_AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+_CONVERTED = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+#: Other ways to write a precision that Lightning takes.
+_SYNONYMS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, as far as memory goes.
+
+    Attributes:
+        student, teachers: As given.
+        batch_size: Windows on each GPU, B.
+        sequence_length: Tokens of each window, on every side, T.
+        logits_memory: Bytes for the blocks of the losses.
+        precision: As Lightning writes it.
+        num_gpus: All of them.
+        spread: How the student is spread over them.
+        data_parallel_size: GPUs that share one copy of the models, where it is sharded.
+    """
+
+    student: Student
+    teachers: Mapping[str, Teacher]
+    batch_size: int
+    sequence_length: int
+    logits_memory: int
+    precision: str = "32-true"
+    num_gpus: int = 1
+    spread: Spread = "alone"
+    data_parallel_size: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        module: MultiTeacherDistillModule,
+        data: DistillDataModule,
+        trainer: Mapping[str, Any],
+        num_gpus: int | None = None,
+    ) -> Run:
+        """From the parts that a configuration makes, and its section ``trainer``.
+
+        Args:
+            num_gpus: Instead of what the configuration says.
+
+        Raises:
+            ValueError: If the precision or the strategy is one that the plan does not know.
+        """
+        if num_gpus is not None and num_gpus < 1:
+            raise ValueError(f"num_gpus must be >= 1, got {num_gpus}; leave it out to take the configuration's")
+        given = num_gpus if num_gpus is not None else _num_gpus(trainer)
+        spread, sharded = _spread(trainer.get("strategy"), given, trainer.get("num_nodes") or 1)
+        return cls(
+            student=module.student_source,
+            teachers=module.teachers,
+            batch_size=data.batch_size,
+            sequence_length=data.sequence_length,
+            logits_memory=int(module.logit_memory.budget),
+            precision=_precision(trainer.get("precision")),
+            num_gpus=given,
+            spread=spread,
+            data_parallel_size=given if sharded and num_gpus is not None else sharded or 1,
+        )
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Type of products under autocast."""
+        return _AUTOCAST.get(self.precision)
+
+    @property
+    def converted(self) -> torch.dtype | None:
+        """Type that the student's weights are converted to."""
+        return _CONVERTED.get(self.precision)
+
+
+def option(source: ModelSource, name: str) -> Any:
+    """A setting of a model, None where this version of the package has none of the name."""
+    return getattr(source, name, None)
+
+
+def _precision(given: Any) -> str:
+    precision = _SYNONYMS.get(str(given), str(given))
+    if precision not in {"32-true", *_AUTOCAST, *_CONVERTED}:
+        raise ValueError(
+            f"the plan knows the precisions 32-true, {', '.join((*_AUTOCAST, *_CONVERTED))}, got {given!r}; "
+            "plan with one of them: --trainer.precision bf16-mixed"
+        )
+    return precision
+
+
+def _num_gpus(trainer: Mapping[str, Any]) -> int:
+    """``devices`` times ``num_nodes``; 1 a node where the number is left to the machine."""
+    devices = trainer.get("devices")
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    if isinstance(devices, list):
+        devices = len(devices)
+    per_node = 1 if devices in (None, "auto", -1, "-1") else int(devices)
+    return per_node * int(trainer.get("num_nodes") or 1)
+
+
+def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int | None]:
+    """How the student is spread, and over how many GPUs where it is sharded."""
+    name, options = _name_and_options(strategy)
+    if name == "ModelParallelStrategy":
+        if options.get("tensor_parallel_size", "auto") not in (1, "auto") or (
+            options.get("tensor_parallel_size", "auto") == "auto" and num_gpus > num_nodes
+        ):
+            raise ValueError(
+                "the models are sharded over data-parallel GPUs only: tensor_parallel_size must be 1, got "
+                f"{options.get('tensor_parallel_size', 'auto')!r}; set it to 1, and data_parallel_size to the number "
+                "of GPUs"
+            )
+        size = options.get("data_parallel_size", "auto")
+        return "sharded", num_nodes if size == "auto" else int(size)
+    if name.startswith(("ddp", "DDPStrategy")):
+        return ("views" if options.get("gradient_as_bucket_view") else "buckets"), None
+    if name in ("None", "auto", "single_device", "SingleDeviceStrategy"):
+        return ("alone" if num_gpus == 1 else "buckets"), None  # Lightning takes DDP for several
+    raise ValueError(
+        f"the plan knows the strategies auto, ddp and ModelParallelStrategy, got {name!r}; plan with one of them: "
+        "--trainer.strategy ddp"
+    )
+
+
+def _name_and_options(strategy: Any) -> tuple[str, Mapping[str, Any]]:
+    if strategy is None or isinstance(strategy, str):
+        return str(strategy), {}
+    return strategy["class_path"].rpartition(".")[2], strategy.get("init_args") or {}

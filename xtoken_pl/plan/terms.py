@@ -1,0 +1,121 @@
+"""The terms of the plan, in bytes on each GPU; each function's formula is in its docstring."""
+
+from __future__ import annotations
+
+import torch
+
+from xtoken_pl.losses import ULD, BytePrefixKL, PartitionedLoss, TokenKL
+from xtoken_pl.plan.run import Run, option
+from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.teacher import Teacher
+
+# B windows of T tokens, H hidden size, V/V_s/V_t rows of a head (student/teacher), N GPUs that share one copy
+
+_INDEX, _FLOAT = torch.int64.itemsize, torch.float32.itemsize
+#: Teacher tokens of a row of W at most.
+_PLACES = 4
+#: A block of weights that shares one scale under 4-bit quantization (bitsandbytes' default).
+_BLOCK = 64
+
+#: Of a CUDA context with the kernels of torch and cuBLAS on an H100: about 0.5 GB, and cuBLAS's 32 MB workspace.
+CUDA_BYTES = 600_000_000
+#: Of NCCL's channels and buffers, where several GPUs talk to each other.
+NCCL_BYTES = 1_000_000_000
+#: Of what torch allocates is lost between blocks. A guess from out-of-memory messages ("reserved by PyTorch but
+#: unallocated"), less with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+FRAGMENTATION = 0.05
+#: Of the GB that a GPU is sold with, in GiB, CUDA gives so much: torch reports a capacity of 79.1 to 79.25 GiB on 80
+#: GB H100 and A100, of 39.4 to 39.56 GiB on a 40 GB A100, of 23.64 to 23.69 GiB on 24 GB cards ("GPU 0 has a total
+#: capacity of ..." in its out-of-memory messages).
+USABLE_SHARE = 0.985
+
+
+def usable_bytes(gpu_memory: float) -> int:
+    r""":math:`0.985 \cdot 2^{30}` for each GB that a GPU is sold with; see :data:`USABLE_SHARE`."""
+    return int(gpu_memory * 2**30 * USABLE_SHARE)
+
+
+def adamw_bytes(num_parameter_bytes: int) -> int:
+    """Two moments in the parameters' type: ``2 x``. The step counters stay on the host."""
+    return 2 * num_parameter_bytes
+
+
+def optimizer_step_bytes(num_parameter_bytes: int) -> int:
+    """The square roots of the second moments exist for all parameters at a time: ``1 x`` (AdamW's foreach)."""
+    return num_parameter_bytes
+
+
+def teacher_bytes(teacher: Teacher, skeleton: Skeleton) -> int:
+    """A teacher's weights: all in its dtype, or linear layers but the head in 8 or 4 bits.
+
+    8 bits: 1 byte a weight, and 4 a row for its scale. 4 bits: 0.5 byte a weight, and 4 for the scale of 64 weights.
+    """
+    quantization = option(teacher, "quantization")
+    if quantization is None:
+        return skeleton.weight_bytes
+    result = float(skeleton.weight_bytes)
+    for weight in (layer.weight for layer in skeleton.linear_layers):
+        per_scale = weight.shape[1] if quantization == "8bit" else _BLOCK
+        bytes_per_weight = (1.0 if quantization == "8bit" else 0.5) + _FLOAT / per_scale
+        result += weight.numel() * bytes_per_weight - weight.nbytes
+    return int(result)
+
+
+def dequantized_bytes(teacher: Teacher, skeleton: Skeleton) -> int:
+    """The largest linear layer's weight in the type of its product, which a quantized layer makes while it runs."""
+    if option(teacher, "quantization") is None:
+        return 0
+    return max((layer.weight.nbytes for layer in skeleton.linear_layers), default=0)
+
+
+def loss_bytes(teacher: Teacher, student_size: int, teacher_size: int) -> int:
+    """What a loss holds of the two vocabularies: an upper bound, since tokenizers are not read.
+
+    - TokenKL: nothing. ULD: the counterpart of each student token, ``8 V_s``.
+    - GOLD, H-KL: both sides of the partition and the counterparts, ``8 (2 V_s + V_t)``.
+    - BytePrefixKL: columns, their sums, members, order and offsets of both sides, ``8 * 8 (V_s + V_t)``.
+    - P-KL, and any other: the places of W's ``E <= 4 V_s`` entries for the product and its gradient,
+      ``2 (40 E + 4 E) + 20 (V_s + V_t) + 8 V_t``; learned, also W, its support and its entries: ``80 V_s + 16 E``.
+    """
+    loss = teacher.loss
+    if isinstance(loss, TokenKL):
+        return 0
+    if isinstance(loss, ULD):
+        return _INDEX * student_size
+    if isinstance(loss, PartitionedLoss):
+        return _INDEX * (2 * student_size + teacher_size)
+    if isinstance(loss, BytePrefixKL):
+        return 8 * _INDEX * (student_size + teacher_size)
+    entries = _PLACES * student_size
+    product = 2 * (5 * _INDEX + _FLOAT) * entries
+    product += (2 * _INDEX + _FLOAT) * (student_size + teacher_size) + _INDEX * teacher_size
+    if not teacher.learn_projection:
+        return product
+    return product + (_PLACES * (_FLOAT + _INDEX) + _INDEX) * student_size + 2 * _INDEX * entries
+
+
+def learned_projection_bytes(teacher: Teacher, student_size: int) -> int:
+    """The weights that are learned of W, at most ``4 * 4 V_s``."""
+    return _FLOAT * _PLACES * student_size if teacher.learn_projection else 0
+
+
+def head_copy_bytes(run: Run, skeleton: Skeleton) -> int:
+    """A head in the type of its product, ``V H itemsize``, where that is not the weights' own."""
+    head = skeleton.head
+    if run.autocast in (None, head.dtype):
+        return 0
+    assert run.autocast is not None
+    return head.numel() * run.autocast.itemsize
+
+
+def gathered_bytes(skeleton: Skeleton) -> int:
+    """Of sharded weights, what is whole at a time: two layers (one runs, the next is fetched) and the rest.
+
+    The rest (embedding, last normalization, head) stays whole until the losses are done.
+    """
+    return 2 * skeleton.largest_layer_bytes + skeleton.root_bytes
+
+
+def reduced_bytes(skeleton: Skeleton) -> int:
+    """Gradients that wait for their reduction: of a layer or of the rest, whole, and once more to be sent."""
+    return 2 * max(skeleton.largest_layer_bytes, skeleton.root_bytes)
