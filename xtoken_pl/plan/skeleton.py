@@ -93,8 +93,8 @@ class Skeleton:
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder's layers, which sharding gathers one by one."""
-        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
-        return list(max(lists, key=lambda layers: _bytes(layers), default=nn.ModuleList()))
+        lists: list[nn.ModuleList] = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        return list(max(lists, key=_bytes, default=[]))
 
     @property
     def largest_layer_bytes(self) -> int:
