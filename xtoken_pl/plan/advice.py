@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from xtoken_pl.plan.moments import MemoryPlan
-from xtoken_pl.plan.run import Run, option
-from xtoken_pl.teacher import ModelSource
+from xtoken_pl.plan.run import Run, is_cached
 
 #: GPUs of a usual node, over which a student that is not sharded could be.
 _NODE = 8
@@ -68,8 +67,8 @@ def way_to_fit(plan: MemoryPlan, usable: int) -> Way | None:
 
 def _possible(run: Run) -> Iterator[tuple[str, Run, bool]]:
     """What to set, the run with it, and whether that is exact."""
-    if _is_off(run.student, "activation_checkpointing"):
-        student = _with(run.student, activation_checkpointing=True)
+    if not run.student.activation_checkpointing:
+        student = replace(run.student, activation_checkpointing=True)
         yield "model.student.activation_checkpointing: true", replace(run, student=student), True
     if run.batch_size > 1:
         smaller = run.batch_size // 2
@@ -91,25 +90,16 @@ def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, bool]]:
     teacher, setting = run.teachers[name], f"model.teachers.{name}"
 
     def changed(**values: Any) -> Run:
-        return replace(run, teachers={**run.teachers, name: _with(teacher, **values)})
+        return replace(run, teachers={**run.teachers, name: replace(teacher, **values)})
 
-    if option(teacher, "cache") is not None:
+    if is_cached(teacher):
         return
     if teacher.dtype in ("float32", "float64"):
         yield f"{setting}.dtype: bfloat16", changed(dtype="bfloat16"), False
-    if _is_off(teacher, "cpu_offload") and option(teacher, "quantization") is None:
+    if not teacher.cpu_offload and teacher.quantization is None:
         yield f"{setting}.cpu_offload: true", changed(cpu_offload=True), True
-    if _is_off(teacher, "quantization") and not option(teacher, "cpu_offload"):
         yield f"{setting}.quantization: 8bit", changed(quantization="8bit"), False
         yield f"{setting}.quantization: 4bit", changed(quantization="4bit"), False
-    if _is_off(teacher, "cache"):
+    if "cache" in {field.name for field in fields(teacher)}:
         text = f"{setting}.cache: a folder written by `python -m xtoken_pl cache --teacher {name}`"
         yield text, changed(cache="planned"), False
-
-
-def _is_off(source: ModelSource, name: str) -> bool:
-    return name in {field.name for field in fields(source)} and not option(source, name)
-
-
-def _with(source: Any, **values: Any) -> Any:
-    return replace(source, **values)

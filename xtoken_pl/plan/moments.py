@@ -10,7 +10,7 @@ import torch
 
 from xtoken_pl.plan import terms
 from xtoken_pl.plan.replay import Footprint, Held, replay
-from xtoken_pl.plan.run import Run, option
+from xtoken_pl.plan.run import Run, is_cached
 from xtoken_pl.plan.skeleton import Skeleton
 
 _HEAD_GRADIENT = "student: gradient of the head"
@@ -49,7 +49,7 @@ class MemoryPlan:
             ValueError: If there is no such model.
         """
         student = Skeleton.of(run.student, role="student", dtype=run.converted)
-        live = {name: teacher for name, teacher in run.teachers.items() if option(teacher, "cache") is None}
+        live = {name: teacher for name, teacher in run.teachers.items() if not is_cached(teacher)}
         teachers = {name: Skeleton.of(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
         plan = cls(run, student, teachers)
         plan.moments.extend(_Step(plan).moments())
@@ -77,7 +77,7 @@ class _Step:
         self.run, self.student, self.teachers = plan.run, plan.student, plan.teachers
         self.is_sharded = self.run.spread == "sharded"
         self.shards = self.run.data_parallel_size if self.is_sharded else 1
-        checkpointing = bool(option(self.run.student, "activation_checkpointing"))
+        checkpointing = self.run.student.activation_checkpointing
         self.student_pass = self._replay(self.student, trains=True, checkpointing=checkpointing)
         self.teacher_passes = {name: self._replay(skeleton) for name, skeleton in self.teachers.items()}
         self.always = self._always()
@@ -100,10 +100,10 @@ class _Step:
         teacher, skeleton = self.run.teachers[name], self.teachers[name]
         own = {f"teacher {name}: pass": self.teacher_passes[name].forward.total}
         own[f"teacher {name}: pass"] += terms.dequantized_bytes(teacher, skeleton)
-        if self.is_sharded:
+        if self._is_gathered(name):
             own[f"teacher {name}: gathered layers"] = terms.gathered_bytes(skeleton)
-        if option(teacher, "cpu_offload"):
-            own[f"teacher {name}: weights"] = self._teacher_weights(name)
+        elif teacher.cpu_offload:
+            own[f"teacher {name}: weights"] = skeleton.weight_bytes
         before = list(self.teachers)[: list(self.teachers).index(name)]
         return self._moment(
             f"pass of teacher {name}", self._waiting(self.student_pass.in_step), self._of_teachers(before), own
@@ -146,8 +146,10 @@ class _Step:
         if run.spread == "buckets":
             result["student: gradients in DDP's buckets"] = trained
         for name in self.teachers:
-            if not option(run.teachers[name], "cpu_offload"):
-                result[f"teacher {name}: weights"] = self._teacher_weights(name)
+            if not run.teachers[name].cpu_offload:
+                shards = self.shards if self._is_gathered(name) else 1
+                weights = terms.teacher_bytes(run.teachers[name], self.teachers[name])
+                result[f"teacher {name}: weights"] = weights // shards
         size, learned = self.student.head.shape[0], 0
         for name, teacher in run.teachers.items():
             teacher_size = self.teachers[name].head.shape[0] if name in self.teachers else size
@@ -158,8 +160,9 @@ class _Step:
         result["loss blocks (logits_memory)"] = run.logits_memory
         return result
 
-    def _teacher_weights(self, name: str) -> int:
-        return terms.teacher_bytes(self.run.teachers[name], self.teachers[name]) // self.shards
+    def _is_gathered(self, name: str) -> bool:
+        """Whether a teacher's weights are sharded; quantized ones stay whole."""
+        return self.is_sharded and self.run.teachers[name].quantization is None
 
     def _gathered(self) -> dict[str, int]:
         return {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
@@ -170,11 +173,13 @@ class _Step:
         return {**_of_student(held), **gathered}
 
     def _of_teachers(self, names: Iterable[str]) -> dict[str, int]:
-        """The hidden states of all rows and, of teachers whose weights are elsewhere, the head."""
+        """The hidden states of all rows; of weights that are elsewhere what stays: the head, or all but the layers."""
         result: dict[str, int] = {}
         for name in names:
             result[f"teacher {name}: hidden states"] = self.teacher_passes[name].in_step.total
-            if self.is_sharded or option(self.run.teachers[name], "cpu_offload"):
+            if self._is_gathered(name):
+                result[f"teacher {name}: gathered layers"] = self.teachers[name].root_bytes
+            elif self.run.teachers[name].cpu_offload:
                 result[f"teacher {name}: head"] = self.teachers[name].head.nbytes
         return result
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from xtoken_pl.models.causal_lm import states_of_body
 from xtoken_pl.plan.skeleton import Skeleton
 
 # B windows, T tokens of each, H hidden size
@@ -77,16 +78,14 @@ def replay(
     model: Any = skeleton.model
     model.train(trains).requires_grad_(trains)
     if activation_checkpointing:
-        model.activation_checkpointing_enable()
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         with skeleton.mode, _Ledger(model) as ledger, torch.set_grad_enabled(trains):
             with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
                 input_ids = torch.zeros(batch_size, length, dtype=torch.long)
-                output = model.base_model(
-                    input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False
-                )
-                rows = output.last_hidden_state.flatten(0, 1).index_select(0, torch.arange(batch_size * length))
-                del output
+                states = states_of_body(model, input_ids, torch.ones_like(input_ids))  # [B, T, H]
+                rows = states.flatten(0, 1).index_select(0, torch.arange(batch_size * length))
+                del states
                 in_step, forward = ledger.held(), ledger.peak
             until_backward = ledger.held()
             return Footprint(forward, in_step, until_backward, _backward(model, rows, ledger) if trains else Held(0, 0))

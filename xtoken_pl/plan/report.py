@@ -6,9 +6,8 @@ from typing import Any
 
 from xtoken_pl.plan.advice import Change, Way
 from xtoken_pl.plan.moments import MemoryPlan
-from xtoken_pl.plan.run import option
 from xtoken_pl.plan.skeleton import Skeleton
-from xtoken_pl.teacher import ModelSource
+from xtoken_pl.teacher import ModelSource, Teacher
 
 _GB = 1e9
 _SPREAD = {
@@ -86,7 +85,8 @@ def _terms(plan: MemoryPlan) -> list[str]:
 def _model_line(role: str, source: ModelSource, skeleton: Skeleton | None) -> str:
     if skeleton is None:
         return f"{role} {source.model}: from its cache, no weights"
-    kept = option(source, "quantization") or str(skeleton.dtype).removeprefix("torch.")
+    quantization = source.quantization if isinstance(source, Teacher) else None
+    kept = quantization or str(skeleton.dtype).removeprefix("torch.")
     return f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
 
 

@@ -10,7 +10,7 @@ import torch
 
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.teacher import ModelSource, Student, Teacher
+from xtoken_pl.teacher import Student, Teacher
 
 #: ``buckets``: DDP that keeps a copy of the gradients; ``views``: the gradients are views of its buckets.
 Spread = Literal["alone", "buckets", "views", "sharded"]
@@ -89,9 +89,9 @@ class Run:
         return _CONVERTED.get(self.precision)
 
 
-def option(source: ModelSource, name: str) -> Any:
-    """A setting of a model, None where this version of the package has none of the name."""
-    return getattr(source, name, None)
+def is_cached(teacher: Teacher) -> bool:
+    """Whether a cache of what the teacher says takes its place."""
+    return getattr(teacher, "cache", None) is not None
 
 
 def _precision(given: Any) -> str:

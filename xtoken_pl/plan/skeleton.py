@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from xtoken_pl.models.sharding import layers
 from xtoken_pl.teacher import ModelSource
 
 #: transformers looks for a library where the name of an attention contains "flash".
@@ -91,20 +92,14 @@ class Skeleton:
         return self.head is cast(nn.Embedding, self.model.get_input_embeddings()).weight
 
     @property
-    def layers(self) -> list[nn.Module]:
-        """The decoder's layers, which sharding gathers one by one."""
-        lists: list[nn.ModuleList] = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
-        return list(max(lists, key=_bytes, default=[]))
-
-    @property
     def largest_layer_bytes(self) -> int:
-        """Of the weights of the largest layer."""
-        return max((_bytes(layer) for layer in self.layers), default=0)
+        """Of the weights of the largest layer; sharding gathers them one by one."""
+        return max(_bytes(layer) for layer in layers(self.model))
 
     @property
     def root_bytes(self) -> int:
         """Of the weights outside the layers: embedding, last normalization, head."""
-        return _bytes(self.model) - sum(_bytes(layer) for layer in self.layers)
+        return _bytes(self.model) - sum(_bytes(layer) for layer in layers(self.model))
 
     @property
     def linear_layers(self) -> list[nn.Linear]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from xtoken_pl.losses import ULD, BytePrefixKL, PartitionedLoss, TokenKL
-from xtoken_pl.plan.run import Run, option
+from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
 from xtoken_pl.teacher import Teacher
 
@@ -50,20 +50,19 @@ def teacher_bytes(teacher: Teacher, skeleton: Skeleton) -> int:
 
     8 bits: 1 byte a weight, and 4 a row for its scale. 4 bits: 0.5 byte a weight, and 4 for the scale of 64 weights.
     """
-    quantization = option(teacher, "quantization")
-    if quantization is None:
+    if teacher.quantization is None:
         return skeleton.weight_bytes
     result = float(skeleton.weight_bytes)
     for weight in (layer.weight for layer in skeleton.linear_layers):
-        per_scale = weight.shape[1] if quantization == "8bit" else _BLOCK
-        bytes_per_weight = (1.0 if quantization == "8bit" else 0.5) + _FLOAT / per_scale
+        per_scale = weight.shape[1] if teacher.quantization == "8bit" else _BLOCK
+        bytes_per_weight = (1.0 if teacher.quantization == "8bit" else 0.5) + _FLOAT / per_scale
         result += weight.numel() * bytes_per_weight - weight.nbytes
     return int(result)
 
 
 def dequantized_bytes(teacher: Teacher, skeleton: Skeleton) -> int:
     """The largest linear layer's weight in the type of its product, which a quantized layer makes while it runs."""
-    if option(teacher, "quantization") is None:
+    if teacher.quantization is None:
         return 0
     return max((layer.weight.nbytes for layer in skeleton.linear_layers), default=0)
 
@@ -111,7 +110,7 @@ def head_copy_bytes(run: Run, skeleton: Skeleton) -> int:
 def gathered_bytes(skeleton: Skeleton) -> int:
     """Of sharded weights, what is whole at a time: two layers (one runs, the next is fetched) and the rest.
 
-    The rest (embedding, last normalization, head) stays whole until the losses are done.
+    The rest (embedding, last normalization, head) stays whole until the backward pass has ended.
     """
     return 2 * skeleton.largest_layer_bytes + skeleton.root_bytes
 
