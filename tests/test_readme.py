@@ -55,7 +55,7 @@ def test_shipped_configs_in_commands_exist() -> None:
 
 
 def test_every_verb_in_a_command_exists() -> None:
-    assert {arguments[0] for arguments in commands()} <= {"fit", "validate", "test", *VERBS}
+    assert {arguments[0] for arguments in commands()} <= {"fit", "validate", "test", "plan", *VERBS}
 
 
 def test_subclass_example_runs() -> None:

@@ -16,8 +16,10 @@ from test_configs import ROOT, command_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl.cli import main
+from xtoken_pl.config_files import merge
 
 RECIPES = sorted(path for path in (ROOT / "configs/paper").glob("*.yaml") if path.stem != "base")
+STRATEGIES = sorted((ROOT / "configs/strategy").glob("*.yaml"))
 #: What stands in for a model of the hub: its tokenizer relates to the student's in the same way.
 STAND_INS = {
     "meta-llama/Llama-3.2-1B": lambda: packing_tokenizer(),
@@ -165,6 +167,27 @@ def test_recipe_trains_two_steps(inside: Path, recipe: Path) -> None:
         assert tags[f"train/kd/{name}"][0] > 0
     if recipe.stem not in ("llama1b_ce", "ablation_fixed_weights"):  # dynamic scaling
         assert tags["train/loss"] == pytest.approx([2 * ce for ce in tags["train/ce"]], rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda path: path.stem)
+def test_strategy_keeps_the_papers_batch_over_all_its_gpus(strategy: Path) -> None:
+    base = yaml.safe_load((ROOT / "configs/paper/base.yaml").read_text())
+    config = merge(base, yaml.safe_load(strategy.read_text()))
+    trainer, data = config["trainer"], config["data"]
+    num_gpus = trainer["devices"] * trainer.get("num_nodes", 1)
+    assert data["batch_size"] * trainer["accumulate_grad_batches"] * num_gpus == 768
+    assert data["sequence_length"] == 4096
+    assert trainer["val_check_interval"] == 500 * trainer["accumulate_grad_batches"]  # micro-batches
+    if num_gpus > 1:
+        options = trainer["strategy"]["init_args"]
+        assert (options["data_parallel_size"], options["tensor_parallel_size"]) == (num_gpus, 1)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda path: path.stem)
+def test_strategy_trains_two_steps_with_one_process_in_place_of_its_gpus(inside: Path, strategy: Path) -> None:
+    tags = train(strategy, overlay={"trainer": {"devices": 1, "num_nodes": 1, "strategy": "auto"}})
+    assert all(math.isfinite(value) for value in tags["train/loss"])
+    assert len(tags["train/loss"]) == 2
 
 
 def test_fixed_weights_instead_of_dynamic_scaling_are_a_change_of_yaml_only(inside: Path) -> None:

@@ -62,9 +62,9 @@ class Run:
         Raises:
             ValueError: If the precision or the strategy is one that the plan does not know.
         """
-        if num_gpus is not None and num_gpus < 1:
-            raise ValueError(f"num_gpus must be >= 1, got {num_gpus}; leave it out to take the configuration's")
         given = num_gpus if num_gpus is not None else _num_gpus(trainer)
+        if given < 1:
+            raise ValueError(f"num_gpus must be >= 1, got {given}; set trainer.devices, or --num_gpus")
         spread, sharded = _spread(trainer.get("strategy"), given, trainer.get("num_nodes") or 1)
         return cls(
             student=module.student_source,
