@@ -162,5 +162,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser_kwargs={
             "prog": "python -m xtoken_pl",
             "epilog": f"further verbs, each with its own --help: plan, {', '.join(VERBS)}",
+            **({"plan": {"description": PlanOptions.__doc__.splitlines()[0]}} if is_plan else {}),
         },
     )

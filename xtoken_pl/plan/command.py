@@ -21,7 +21,7 @@ from xtoken_pl.plan.terms import usable_bytes
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a run is planned for.
+    """Say what a run needs of each GPU's memory; no weights are loaded, and no GPU is needed.
 
     Attributes:
         gpu_memory: Of each GPU, in the GB that it is sold with: 24, 40, 80, 141.
