@@ -6,19 +6,20 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from small_models import packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 
 from xtoken_pl import DistillDataModule, HybridKL, MultiTeacherDistillModule, Student, Teacher, TokenKL
 from xtoken_pl.cli import main
-from xtoken_pl.data import TextSource
+from xtoken_pl.data import TextSource, Windower, collate
 from xtoken_pl.models import hidden_states
 from xtoken_pl.models.causal_lm import load_causal_lm
 from xtoken_pl.plan import MemoryPlan, Run, single_changes, usable_bytes, way_to_fit
@@ -93,12 +94,13 @@ def real_peak(model: Any, batch_size: int, length: int, *, autocast: bool) -> tu
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), keeping:
             rows = hidden_states(model, input_ids, mask).flatten(0, 1)
         rows.backward(torch.zeros_like(rows))
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return sum(kept.values()), peak
+    return sum(kept.values()), most_allocated(profiler)
+
+
+def most_allocated(profiler: Any) -> int:
+    """The most bytes that the profiled code held at a time, of those that it allocated."""
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -121,6 +123,36 @@ def test_replayed_pass_holds_what_a_real_one_does(models: Path, autocast: bool, 
     assert planned.backward.total == pytest.approx(peak, rel=0.1)
     if not checkpointing:
         assert planned.until_backward.total == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_peak_of_a_real_step_is_at_most_the_planned_one_and_near_it(models: Path, checkpointing: bool) -> None:
+    """A whole training step with a teacher, but for what is allowed for CUDA and fragmentation."""
+    student = Student(model=str(models / "tied"), activation_checkpointing=checkpointing)
+    teachers = {"t": Teacher(model=str(models / "student"), loss=TokenKL())}
+    module = MultiTeacherDistillModule(student, teachers, logits_memory=0.005)
+    module.setup("fit")
+    module.configure_model()
+    windows = Windower(module.student_vocabulary, module.teacher_vocabularies, 128)([" ".join(TEXTS[:4])])
+    batch = collate([{key: values[place] for key, values in windows.items()} for place in range(8)], ["t"])
+    optimizer = AdamW(module.parameters(), foreach=True)
+
+    def step() -> None:
+        loss = module.training_step(batch, 0)["loss"]  # type: ignore[call-overload,index]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    there_before = sum(4 * parameter.nbytes for parameter in module.student.parameters())  # gradients, Adam's moments
+    there_before += sum(parameter.nbytes for parameter in module._loaded_teachers["t"].model.parameters())
+    there_before += sum(matrix.nbytes for matrix in module.logit_memory._free)
+    measured = there_before + most_allocated(profiler)
+    peak = MemoryPlan.of(Run(student, teachers, 8, 128, logits_memory=5_000_000)).peak.terms
+    planned = sum(size for term, size in peak.items() if not term.startswith("allowance"))
+    assert measured <= planned <= 1.25 * measured
 
 
 def test_flash_attention_is_planned_where_it_is_not_installed(models: Path) -> None:
