@@ -277,6 +277,14 @@ def test_way_to_fit_ends_below_the_limit_or_says_that_there_is_none(models: Path
     assert way_to_fit(plan, 0) is None
 
 
+def test_what_costs_nothing_but_time_is_changed_first_and_more_gpus_last(models: Path) -> None:
+    plan = MemoryPlan.of(run_of(models, teachers={}, batch_size=1))
+    way = way_to_fit(plan, MemoryPlan.of(run_of(models, teachers={}, batch_size=1, precision="bf16-true")).peak.total)
+    assert way is not None
+    assert way.texts[0] == "model.student.activation_checkpointing: true"
+    assert not any("ModelParallelStrategy" in text for text in way.texts)
+
+
 # The command ---------------------------------------------------------------------------------------------------------
 
 _LLAMA: dict[str, Any] = {

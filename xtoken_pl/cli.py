@@ -25,7 +25,7 @@ from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.export import export
 from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.plan.command import PlanOptions, plan_run
+from xtoken_pl.plan.command import PLAN_DESCRIPTION, PlanOptions, plan_run
 from xtoken_pl.quickstart import prepare
 from xtoken_pl.verbs import audit, prefix_map, project
 
@@ -162,6 +162,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser_kwargs={
             "prog": "python -m xtoken_pl",
             "epilog": f"further verbs, each with its own --help: plan, {', '.join(VERBS)}",
-            **({"plan": {"description": PlanOptions.__doc__.splitlines()[0]}} if is_plan else {}),
+            **({"plan": {"description": PLAN_DESCRIPTION}} if is_plan else {}),
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from enum import IntEnum
 from typing import Any
 
 from xtoken_pl.plan.moments import MemoryPlan
@@ -15,6 +16,14 @@ _NODE = 8
 _LEAST_LOGITS_MEMORY = 500_000_000
 
 
+class Price(IntEnum):
+    """What a change costs beside time."""
+
+    NOTHING = 0
+    OTHER_RESULTS = 1
+    MORE_GPUS = 2
+
+
 @dataclass(frozen=True)
 class Change:
     """A setting that lowers the peak.
@@ -23,13 +32,13 @@ class Change:
         text: What to set.
         saves: Bytes of the peak.
         run: With it.
-        is_exact: Whether the student learns the same, up to rounding, on the same GPUs.
+        price: What it costs beside time.
     """
 
     text: str
     saves: int
     run: Run
-    is_exact: bool
+    price: Price
 
 
 @dataclass(frozen=True)
@@ -43,50 +52,51 @@ class Way:
 def single_changes(plan: MemoryPlan) -> list[Change]:
     """All changes that lower the peak, by how much they save."""
     changes = [
-        Change(text, plan.peak.total - MemoryPlan.of(run).peak.total, run, is_exact)
-        for text, run, is_exact in _possible(plan.run)
+        Change(text, plan.peak.total - MemoryPlan.of(run).peak.total, run, price)
+        for text, run, price in _possible(plan.run)
     ]
     return sorted((change for change in changes if change.saves > 0), key=lambda change: -change.saves)
 
 
 def way_to_fit(plan: MemoryPlan, usable: int) -> Way | None:
-    """The change that saves most, and again, until the run fits; None if it never does.
-
-    What leaves the results as they are comes first.
-    """
+    """The cheapest change, of several the one that saves most, and again, until the run fits; None if it never does."""
     texts: list[str] = []
     while plan.peak.total > usable:
         changes = single_changes(plan)
         if not changes:
             return None
-        best = next((change for change in changes if change.is_exact), changes[0])
+        best = min(changes, key=lambda change: (change.price, -change.saves))
         texts.append(best.text)
         plan = MemoryPlan.of(best.run)
     return Way(texts, plan.peak.total)
 
 
-def _possible(run: Run) -> Iterator[tuple[str, Run, bool]]:
-    """What to set, the run with it, and whether that is exact."""
+def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
+    """What to set, the run with it, and what it costs."""
     if not run.student.activation_checkpointing:
         student = replace(run.student, activation_checkpointing=True)
-        yield "model.student.activation_checkpointing: true", replace(run, student=student), True
+        yield "model.student.activation_checkpointing: true", replace(run, student=student), Price.NOTHING
     if run.batch_size > 1:
         smaller = run.batch_size // 2
         text = f"data.batch_size: {smaller} (and trainer.accumulate_grad_batches x {run.batch_size / smaller:g})"
-        yield text, replace(run, batch_size=smaller), True
+        yield text, replace(run, batch_size=smaller), Price.NOTHING
     if run.logits_memory > _LEAST_LOGITS_MEMORY:
-        yield "model.logits_memory: 0.5", replace(run, logits_memory=_LEAST_LOGITS_MEMORY), True
+        yield "model.logits_memory: 0.5", replace(run, logits_memory=_LEAST_LOGITS_MEMORY), Price.NOTHING
     if run.spread == "buckets":
-        yield "strategy DDPStrategy with gradient_as_bucket_view: true", replace(run, spread="views"), True
+        yield "strategy DDPStrategy with gradient_as_bucket_view: true", replace(run, spread="views"), Price.NOTHING
     if run.spread != "sharded":
         size = max(run.num_gpus, _NODE)
         sharded = replace(run, spread="sharded", num_gpus=size, data_parallel_size=size)
-        yield f"strategy ModelParallelStrategy over {size} GPUs", sharded, size == run.num_gpus
+        price = Price.MORE_GPUS if size > run.num_gpus else Price.NOTHING
+        yield f"strategy ModelParallelStrategy over {size} GPUs", sharded, price
+    if run.precision in ("32-true", "bf16-mixed"):
+        text = "trainer.precision: bf16-true (the student's weights and AdamW's moments in bfloat16)"
+        yield text, replace(run, precision="bf16-true"), Price.OTHER_RESULTS
     for name in run.teachers:
         yield from _of_teacher(run, name)
 
 
-def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, bool]]:
+def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:
     teacher, setting = run.teachers[name], f"model.teachers.{name}"
 
     def changed(**values: Any) -> Run:
@@ -95,11 +105,14 @@ def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, bool]]:
     if is_cached(teacher):
         return
     if teacher.dtype in ("float32", "float64"):
-        yield f"{setting}.dtype: bfloat16", changed(dtype="bfloat16"), False
+        yield f"{setting}.dtype: bfloat16", changed(dtype="bfloat16"), Price.OTHER_RESULTS
     if not teacher.cpu_offload and teacher.quantization is None:
-        yield f"{setting}.cpu_offload: true", changed(cpu_offload=True), True
-        yield f"{setting}.quantization: 8bit", changed(quantization="8bit"), False
-        yield f"{setting}.quantization: 4bit", changed(quantization="4bit"), False
+        yield f"{setting}.cpu_offload: true", changed(cpu_offload=True), Price.NOTHING
+    if teacher.quantization is None:
+        without = " (and cpu_offload: false)" if teacher.cpu_offload else ""
+        eight, four = (changed(quantization=bits, cpu_offload=False) for bits in ("8bit", "4bit"))
+        yield f"{setting}.quantization: 8bit{without}", eight, Price.OTHER_RESULTS
+        yield f"{setting}.quantization: 4bit{without}", four, Price.OTHER_RESULTS
     if "cache" in {field.name for field in fields(teacher)}:
         text = f"{setting}.cache: a folder written by `python -m xtoken_pl cache --teacher {name}`"
-        yield text, changed(cache="planned"), False
+        yield text, changed(cache="planned"), Price.OTHER_RESULTS

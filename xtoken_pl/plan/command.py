@@ -19,9 +19,12 @@ from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.terms import usable_bytes
 
 
+PLAN_DESCRIPTION = "Say what a run needs of each GPU's memory; no weights are loaded, and no GPU is needed."
+
+
 @dataclass(frozen=True)
 class PlanOptions:
-    """Say what a run needs of each GPU's memory; no weights are loaded, and no GPU is needed.
+    """What a run is planned for.
 
     Attributes:
         gpu_memory: Of each GPU, in the GB that it is sold with: 24, 40, 80, 141.
