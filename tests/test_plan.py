@@ -274,7 +274,8 @@ def test_way_to_fit_ends_below_the_limit_or_says_that_there_is_none(models: Path
     assert way is not None
     assert way.texts
     assert way.peak <= limit
-    assert way_to_fit(plan, 0) is None
+    smallest = Student(model=str(models / "tied"), activation_checkpointing=True)
+    assert way_to_fit(MemoryPlan.of(run_of(models, student=smallest, teachers={}, batch_size=1)), 0) is None
 
 
 def test_what_costs_nothing_but_time_is_changed_first_and_more_gpus_last(models: Path) -> None:
@@ -385,10 +386,10 @@ def test_what_does_not_fit_says_what_to_change(plan: Plan, models: Path, paper: 
             "student": {"model": str(models / "student")},
             "teachers": {"t": {"model": str(models / "teacher"), "loss": "xtoken_pl.HybridKL"}},
         },
-        "data": {"train": {"path": "texts.jsonl"}, "batch_size": 512, "sequence_length": 512},
+        "data": {"train": {"path": "texts.jsonl"}, "batch_size": 256, "sequence_length": 512},
     }
     (paper / "tiny.yaml").write_text(yaml.safe_dump(config))
-    printed = plan("--gpu_memory", "4", configs=["tiny.yaml"])
+    printed = plan("--gpu_memory", "2", configs=["tiny.yaml"])
     assert "does not fit" in printed
-    assert re.search(r"data\.batch_size: 256 \(and trainer\.accumulate_grad_batches x 2\) saves [0-9.]+ GB", printed)
-    assert re.search(r"fits with [0-3]\.\d\d GB after:", printed)
+    assert re.search(r"data\.batch_size: 128 \(and trainer\.accumulate_grad_batches x 2\) saves [0-9.]+ GB", printed)
+    assert re.search(r"fits with [0-2]\.\d\d GB after:", printed)

@@ -18,7 +18,6 @@ from xtoken_pl.plan.report import table, to_dict
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.terms import usable_bytes
 
-
 PLAN_DESCRIPTION = "Say what a run needs of each GPU's memory; no weights are loaded, and no GPU is needed."
 
 
