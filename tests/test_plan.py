@@ -380,6 +380,14 @@ def test_wrong_input_is_named_before_models_are_built(tmp_path: Path) -> None:
         Skeleton.of(Student(model=str(tmp_path / "nowhere")), role="student")
 
 
+def test_model_whose_pass_depends_on_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(experts | sizes))
+    with pytest.raises(ValueError, match="MixtralForCausalLM cannot be planned"):
+        replay(Skeleton.of(Student(model=str(tmp_path)), role="student"), 2, 8, autocast=None, trains=True)
+
+
 def test_what_does_not_fit_says_what_to_change(plan: Plan, models: Path, paper: Path) -> None:
     config = {
         "model": {

@@ -34,7 +34,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """All moments of a step of ``run`` on each GPU."""
+    """All moments of a step of ``run`` on each GPU, an upper bound where the plan cannot know better.
+
+    Every batch is planned with windows of full length on every side and attention masks; gradients and Adam's moments
+    are there from the start; what ``torch.compile`` saves is not counted. The optimizer is AdamW.
+    """
 
     run: Run
     student: Skeleton

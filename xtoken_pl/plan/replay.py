@@ -74,6 +74,9 @@ def replay(
         autocast: Type of its products, or None.
         trains: Whether a backward pass follows.
         activation_checkpointing: Of every layer.
+
+    Raises:
+        ValueError: If the model does what needs numbers.
     """
     model: Any = skeleton.model
     model.train(trains).requires_grad_(trains)
@@ -89,6 +92,11 @@ def replay(
                 in_step, forward = ledger.held(), ledger.peak
             until_backward = ledger.held()
             return Footprint(forward, in_step, until_backward, _backward(model, rows, ledger) if trains else Held(0, 0))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be planned: one of its operations needs numbers or another device, which a "
+            f"plan has not (mixtures of experts are such models). Plan a dense model of its size. Reason: {error}"
+        ) from error
     finally:
         if activation_checkpointing:
             model.activation_checkpointing_disable()
