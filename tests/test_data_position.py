@@ -199,6 +199,32 @@ def test_wherever_a_checkpoint_is_saved_the_run_goes_on_behind_it(
         assert resumed.trainer.global_step == whole.trainer.global_step
 
 
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [(0, {"max_steps": 10, "val_check_interval": 3}), (2, {"max_epochs": 3, "limit_train_batches": 3})],
+    ids=["steps", "workers, epochs of limited length"],
+)
+def test_a_stream_goes_on_behind_what_was_trained_not_what_was_fetched(
+    path: str, tmp_path: Path, workers: int, options: dict[str, Any]
+) -> None:
+    streaming = {"streaming": True, "shuffle_buffer": 3, "num_workers": workers}
+    everywhere = SaveEverywhere(tmp_path)
+    whole = fit(data_module(path, **streaming), everywhere, **options)
+    assert len({ids for _, _, ids in whole.seen}) > 8
+    for saved, num_seen in everywhere.saved[:: 1 if workers == 0 else 4]:
+        resumed = fit(data_module(path, **streaming), ckpt_path=saved, **options)
+        assert resumed.seen == whole.seen[num_seen:], saved.name
+
+
+@pytest.mark.parametrize("option", ["num_workers", "batch_size", "shuffle_buffer"])
+def test_another_setting_of_a_stream_is_refused_by_name(path: str, tmp_path: Path, option: str) -> None:
+    streaming = {"streaming": True, "shuffle_buffer": 3, "num_workers": 0, "batch_size": 2}
+    everywhere = SaveEverywhere(tmp_path)
+    fit(data_module(path, **streaming), everywhere, max_steps=1)
+    with pytest.raises(ValueError, match=rf"must keep its data\.{option} \(.*start a new run from the exported"):
+        fit(data_module(path, **{**streaming, option: 1}), ckpt_path=everywhere.saved[0][0], max_steps=2)
+
+
 @pytest.fixture(scope="module")
 def mid_epoch(path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Path, int]:
     """A run of two epochs, a checkpoint of the first, and how many windows it had seen then."""

@@ -124,3 +124,15 @@ def test_two_processes_go_on_as_one(workspace: Path) -> None:
     resumed = finish(workspace, "killed-plain", *plain, "--ckpt_path", "last", version=1)
     for tag, values in behind(expected, 8).items():
         assert resumed[tag] == pytest.approx(values, rel=1e-5, abs=1e-6), tag
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [["--data.num_workers", "2"], TWO_PROCESSES], ids=["one with two workers", "two"])
+def test_a_stream_goes_on_to_the_last_bit(workspace: Path, processes: list[str]) -> None:
+    name = f"stream-{len(processes)}"
+    stream = ["--data.streaming", "true", "--data.shuffle_buffer", "4", *processes]
+    stream += ["--trainer.max_steps", "14", "--trainer.max_epochs", "-1"]
+    expected = finish(workspace, name, *stream)
+    killed(workspace, f"killed-{name}", "optimizer_step", 10, *stream)
+    resumed = finish(workspace, f"killed-{name}", *stream, "--ckpt_path", "last", version=1)
+    assert resumed == behind(expected, 8)

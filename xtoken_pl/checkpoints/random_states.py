@@ -10,18 +10,15 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from xtoken_pl.processes import gather
+
 #: Of one process, by generator; of types that torch.load takes with ``weights_only``.
 RandomState = dict[str, Any]
 
 
 def gather_random_states() -> list[RandomState]:
     """Those of Python, numpy, torch and this process's GPU, of every process; to be called by all of them."""
-    own = _random_state()
-    if not torch.distributed.is_initialized():
-        return [own]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, own)
-    return states
+    return gather(_random_state())
 
 
 def restore_random_states(states: list[RandomState], *, rank: int, num_processes: int, step: int) -> None:

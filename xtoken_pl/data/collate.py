@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from xtoken_pl.batch import DistillBatch, Planner, RowCuts, SpanBatch, TeacherBatch, TokenBatch
-from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
+from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, Window, teacher_columns
 from xtoken_pl.ranges import expand
 
 # B windows, T padded length, N/Q student/teacher rows, S spans
-
-Window = dict[str, Any]
 
 
 def collate(

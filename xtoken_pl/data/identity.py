@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 import numpy as np
 from datasets import Dataset
@@ -11,7 +10,7 @@ from datasets import Dataset
 from xtoken_pl.data.windows import STUDENT_IDS
 
 #: What a checkpoint says of the data: by setting, in the user's words.
-DataIdentity = Mapping[str, int | str]
+DataIdentity = dict[str, int | str]
 
 _NUM_SAMPLES = 64
 

@@ -7,20 +7,23 @@ from functools import partial
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Planner
 from xtoken_pl.data.collate import collate
-from xtoken_pl.data.identity import check_same_data, windows_fingerprint
+from xtoken_pl.data.identity import DataIdentity, check_same_data, windows_fingerprint
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, PaddedWindows, Position
 from xtoken_pl.data.sources import TextSource, load_source
-from xtoken_pl.data.streams import EndlessStream
+from xtoken_pl.data.streams import BlockStream, State, StreamLoader
 from xtoken_pl.data.windows import Windower
+from xtoken_pl.processes import gather
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 _NUM_CHECKED_WINDOWS = 100
@@ -41,7 +44,7 @@ class DistillDataModule(pl.LightningDataModule):
         batch_size: Windows of a batch, on each process.
         streaming: Read, tokenize and align while training, without a copy on disk. Training then has no epochs: set
             ``trainer.max_steps``, and ``trainer.val_check_interval`` to a number of steps.
-        shuffle_buffer: Windows to shuffle among when streaming.
+        shuffle_buffer: Windows to shuffle among when streaming: they are read, and shuffled, in blocks of so many.
         num_workers: Loader processes.
         num_proc: Processes that tokenize and align; None for this one.
         seed: Of the order of the windows; None for that of ``seed_everything``. With the epoch it decides the order,
@@ -80,6 +83,8 @@ class DistillDataModule(pl.LightningDataModule):
         self.datasets: dict[str, Dataset | IterableDataset] = {}
         self._windower: Windower | None = None
         self._planners: dict[str, Planner] = {}
+        self._stream: StreamLoader | None = None
+        self._begin: tuple[int, State | None] | None = None
 
     @property
     def order_seed(self) -> int:
@@ -121,6 +126,11 @@ class DistillDataModule(pl.LightningDataModule):
             if split not in self.datasets:
                 self.datasets[split] = self._windows(source)
                 self._check_spans(split)
+
+    def teardown(self, stage: str) -> None:
+        """Ends the workers of a stream; where it stands is kept."""
+        if self._stream is not None:
+            self._stream.close()
 
     def _wanted(self, stage: str) -> dict[str, TextSource]:
         required = {"fit": "train", "validate": "val", "test": "test"}[stage]
@@ -167,22 +177,41 @@ class DistillDataModule(pl.LightningDataModule):
     # Where a run stands ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint. How many batches are done is in the progress that Lightning keeps."""
-        return {"identity": self._identity()} if "train" in self.datasets else {}
+        """For the checkpoint; of a stored data set the progress that Lightning keeps says the rest."""
+        if "train" not in self.datasets:
+            return {}
+        state: dict[str, Any] = {"identity": self._identity()}
+        if self._stream is not None:
+            state |= {"num_batches": self._num_done(), "streams": gather(self._stream.state())}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses to train on where the data are not those of the checkpoint."""
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            check_same_data(state_dict["identity"], self._identity())
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        check_same_data(state_dict["identity"], self._identity())
+        if "streams" in state_dict:
+            self._begin = state_dict["num_batches"], state_dict["streams"][self.trainer.global_rank]
+            # A sharded run has made its loaders by now, to count the steps.
+            self.trainer.fit_loop._combined_loader = None
 
-    def _identity(self) -> dict[str, int | str]:
+    def _identity(self) -> DataIdentity:
         windows = self.datasets["train"]
-        assert isinstance(windows, Dataset)
-        return {
-            "number of windows": len(windows),
-            "windows (texts, tokenizers, sequence_length)": windows_fingerprint(windows, self.windower.fingerprint),
-            "global batch size (processes x batch_size)": self._processes()["num_processes"] * self.batch_size,
-            "seed of the order (data.seed, else seed_everything)": self.order_seed,
+        shared = self._processes()
+        seed: DataIdentity = {"seed of the order (data.seed, else seed_everything)": self.order_seed}
+        if isinstance(windows, Dataset):
+            return seed | {
+                "number of windows": len(windows),
+                "windows (texts, tokenizers, sequence_length)": windows_fingerprint(windows, self.windower.fingerprint),
+                "global batch size (processes x batch_size)": shared["num_processes"] * self.batch_size,
+            }
+        return seed | {
+            "texts (data.train)": str(self.sources["train"]),
+            "windows (tokenizers, sequence_length)": self.windower.fingerprint,
+            "number of processes": shared["num_processes"],
+            "data.num_workers": self.num_workers,
+            "data.batch_size": self.batch_size,
+            "data.shuffle_buffer": self.shuffle_buffer,
         }
 
     def _position(self) -> Position:
@@ -192,6 +221,10 @@ class DistillDataModule(pl.LightningDataModule):
         # from the end of an epoch.
         return Position(self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
+    def _num_done(self) -> int:
+        """Batches that are done since training began."""
+        return 0 if self.trainer is None else cast(Any, self.trainer).fit_loop.epoch_loop.batch_progress.total.processed
+
     def _processes(self) -> dict[str, int]:
         """Among how many processes the data are shared out, and which this one is."""
         shared = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
@@ -199,35 +232,51 @@ class DistillDataModule(pl.LightningDataModule):
 
     # Loaders ---------------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader("train", shuffle=True)
+    def train_dataloader(self) -> OrderedLoader | StreamLoader:
+        windows = self.datasets["train"]
+        if isinstance(windows, Dataset):
+            position = None if self.trainer is None else self._position
+            return self._stored_loader(windows, seed=self.order_seed, position=position)
+        source = self.sources["train"]
+        assert source is not None
+        stream = BlockStream(
+            load_source(source, streaming=True),
+            self.windower,
+            source.text_field,
+            block_size=self.shuffle_buffer,
+            documents_per_call=_DOCUMENTS_PER_CALL,
+            seed=self.order_seed,
+            **self._processes(),
+        )
+        loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
+        begin, self._begin = self._begin or (self._num_done(), None), None
+        self._stream = StreamLoader(loader, self._num_done, begin)
+        return self._stream
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._loader("val") if "val" in self.datasets else []
+        return self._evaluation_loader("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test")
+        return self._evaluation_loader("test")
 
-    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Any]:
+    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         windows: Any = self.datasets[split]
-        options: dict[str, Any] = {
+        if isinstance(windows, Dataset):
+            return self._stored_loader(windows)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
+        options = self._loader_options() | {"persistent_workers": self.num_workers > 0}
+        return DataLoader(windows, generator=torch.Generator(), **options)
+
+    def _stored_loader(self, windows: Dataset, **order: Any) -> OrderedLoader:
+        sampler = GlobalBatchSampler(len(windows), self.batch_size, **{**self._processes(), **order})
+        options = self._loader_options() | {"persistent_workers": self.num_workers > 0}
+        return OrderedLoader(PaddedWindows(windows, list(self.windower.teachers)), sampler=sampler, **options)
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
             "collate_fn": partial(collate, teachers=list(self.windower.teachers), planners=self._planners),
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
-        if isinstance(windows, Dataset):
-            sampler = GlobalBatchSampler(
-                len(windows),
-                self.batch_size,
-                **self._processes(),
-                seed=self.order_seed if shuffle else None,
-                position=self._position if shuffle and self.trainer is not None else None,
-            )
-            return OrderedLoader(PaddedWindows(windows, list(self.windower.teachers)), sampler=sampler, **options)
-        if self.trainer is not None and self.trainer.world_size > 1:
-            windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
-        if shuffle:
-            windows = EndlessStream(windows.shuffle(seed=self.order_seed, buffer_size=self.shuffle_buffer))
-        return DataLoader(windows, **options)

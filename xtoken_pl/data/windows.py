@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 # Changes when the same text would give other windows, so that cached ones are made anew.
 _VERSION = 1
 
+#: Token ids, loss mask and spans of a window, by column.
+Window = dict[str, Any]
+
 STUDENT_IDS, LOSS_MASK = "student_ids", "loss_mask"
 
 
