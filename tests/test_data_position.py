@@ -11,9 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
-from xtoken_pl import CanonicalVocabulary, DistillDataModule, TextSource
+from xtoken_pl import (
+    BytePrefixKL,
+    CanonicalVocabulary,
+    DistillDataModule,
+    MultiTeacherDistillModule,
+    Student,
+    Teacher,
+    TextSource,
+)
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.checkpoints.epoch_end import close_finished_epoch
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO
@@ -273,12 +281,19 @@ def test_making_and_reading_a_loader_draws_nothing_from_the_global_generator(pat
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_process_without_a_window_in_the_last_batch_gets_nothing_to_learn(path: str) -> None:
+def test_a_process_without_a_window_in_the_last_batch_gets_nothing_to_learn(path: str, tmp_path: Path) -> None:
     data = data_module(path)
     data.setup("fit")
     windows = PaddedWindows(data.datasets["train"], list(TEACHERS))
     batch = collate(windows.__getitems__([NO_WINDOW]), list(TEACHERS))
     assert batch.student.labels.numel() == 0
     assert len(batch.teachers["split"].spans) == 0
+    student = Student(model=write_model(tmp_path / "student", packing_tokenizer()))
+    teacher = Teacher(model=write_model(tmp_path / "split", splitting_tokenizer()), loss=BytePrefixKL())
+    module = MultiTeacherDistillModule(student, {"split": teacher})
+    module.vocabularies()
+    module.configure_model()
+    module.training_step(batch, 0)["loss"].backward()
+    assert all(parameter.grad.count_nonzero() == 0 for parameter in module.student.parameters())
     mixed = windows.__getitems__([2, NO_WINDOW, 0])
     assert [row["student_ids"][0] for row in mixed] == [windows[2]["student_ids"][0], 0, windows[0]["student_ids"][0]]

@@ -24,6 +24,7 @@ from xtoken_pl.checkpoints import (
     RunIdentity,
     RunState,
     check_learned_projections,
+    check_processes_agree,
     number_by_module,
     share_tied_weights,
 )
@@ -162,6 +163,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
+        if self._trainer is not None:
+            check_processes_agree(self._trainer)
         self._bind_losses()
 
     def _bind_losses(self) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from xtoken_pl.checkpoints.io import StoredCheckpoint, check_whole, newest_whole, stored_checkpoints
+from xtoken_pl.processes import gather
 
 _ANY_VERSION = "*"
 
@@ -40,6 +41,21 @@ def last_checkpoint(trainer: pl.Trainer) -> Path:
     check_whole(chosen.path)
     rank_zero_info(f"--ckpt_path last: going on from {chosen.path}, step {chosen.step}")
     return chosen.path
+
+
+def check_processes_agree(trainer: pl.Trainer) -> None:
+    """Refuses to go on where processes have found different checkpoints; to be called by all of them.
+
+    Raises:
+        ValueError: On every process, with what they found.
+    """
+    found = gather(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
+    if len(set(found)) > 1:
+        places = ", ".join(f"{path} (process {rank})" for rank, path in enumerate(found))
+        raise ValueError(
+            f"all processes must go on from one checkpoint, and they found {places}; give its path, which must lie "
+            "where all of them can read it"
+        )
 
 
 def _choose(candidates: Sequence[StoredCheckpoint]) -> StoredCheckpoint:
