@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken_pl.segments import even_segments, greedy_segments
+
+if TYPE_CHECKING:
+    from xtoken_pl.cache.rows import CachedRows
 
 # The dataclasses of a batch are not frozen: Lightning's half precisions set their fields.
 
@@ -112,11 +115,19 @@ class LossPlan(Movable, ABC):
 
 @dataclass
 class TeacherBatch(Movable):
-    """One teacher's view of the batch: its tokens of the same text, the spans, and what its loss found out."""
+    """One teacher's view of the batch.
+
+    Attributes:
+        tokens: Of the same text.
+        spans: How its rows relate to the student's.
+        plan: What its loss found out.
+        cached: What is stored of the spans, for a teacher with a cache.
+    """
 
     tokens: TokenBatch
     spans: SpanBatch
     plan: LossPlan | None = None
+    cached: CachedRows | None = None
 
 
 #: Makes the plan of one teacher's loss from the student's tokens and the teacher's view.
@@ -142,9 +153,13 @@ class Block:
         pieces = [cls(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing), [])]
         return replace(pieces[0], pieces=pieces)
 
-    def num_rows(self, side: str) -> int:
+    def rows(self, side: str) -> slice:
         """Of a teacher, by name, or of the student, ``""``."""
-        rows = self.teacher_rows[side] if side else self.student_rows
+        return self.teacher_rows[side] if side else self.student_rows
+
+    def num_rows(self, side: str) -> int:
+        """The number of :meth:`rows`."""
+        rows = self.rows(side)
         return rows.stop - rows.start
 
 

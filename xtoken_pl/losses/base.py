@@ -33,6 +33,7 @@ class SideRows:
         first: ``[S]`` each span's first row.
         length: ``[S]`` the number of rows of each span; they follow one another.
         span: ``[N]`` the span of each row, S for a row of no span.
+        known_log_continuation: ``[S]`` log c, where only the first rows are here.
     """
 
     log_probs: Tensor
@@ -40,6 +41,7 @@ class SideRows:
     first: Tensor
     length: Tensor
     span: Tensor
+    known_log_continuation: Tensor | None = None
 
     @property
     def only_first_rows(self) -> bool:
@@ -54,6 +56,8 @@ class SideRows:
 
     def log_continuation(self) -> Tensor:
         r"""``[S]``: :math:`\log c = \sum_{k>i} \log p(x_k | x_{<k})` over a span's tokens after the first."""
+        if self.known_log_continuation is not None:
+            return self.known_log_continuation
         if self.only_first_rows:
             return self.log_probs.new_zeros(len(self.first))
         token_log_probs = self.token_log_probs()

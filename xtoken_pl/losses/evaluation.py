@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xtoken_pl.batch import Block, RowCuts
 from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
 from xtoken_pl.losses.memory import LogitMemory, MemoryPlan
-from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
+from xtoken_pl.losses.tasks import HiddenRows, KnownRows, RowScores, TeacherTask, local_spans
 from xtoken_pl.models.head import accumulate_product, logits
 
 # N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
@@ -36,7 +36,7 @@ class _Kept:
 class Evaluation:
     """One batch: the first pass scores it, the second gives the gradients."""
 
-    sides: Mapping[str, HiddenRows]  # by teacher; "" is the student
+    sides: Mapping[str, HiddenRows]  # what has logits, by teacher; "" is the student
     teachers: Mapping[str, TeacherTask]
     capacities: Mapping[str, int]  # by side, rows of its largest block
     blocks: Sequence[Block]
@@ -61,12 +61,14 @@ class Evaluation:
     ) -> Evaluation:
         kind = student.hidden.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        sides = {"": student, **{name: task.rows for name, task in teachers.items()}}
+        heads = {name: task.rows for name, task in teachers.items() if isinstance(task.rows, HiddenRows)}
+        known_sizes = [len(task.rows.holes) for task in teachers.values() if isinstance(task.rows, KnownRows)]
+        sides = {"": student, **heads}
         dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in sides.items()}
         loss_dtype = torch.promote_types(dtypes[""], torch.float32)
         sizes = [rows.head.vocabulary_size for rows in sides.values()]
         num_rows = max(len(side.labels) for side in sides.values())
-        plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind)
+        plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind, known_sizes)
         # Without any row an empty block keeps the zero loss connected to the parameters.
         blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [Block.empty(teachers)]
         capacities = {name: max(block.num_rows(name) for block in blocks) for name in sides}
@@ -111,7 +113,7 @@ class Evaluation:
         spans: dict[str, SpanScores] = {}
         confidence: dict[str, Tensor] = {}
         for name, task in self.teachers.items():
-            teacher = self._teacher_log_probs(name, block, piece, rows)
+            teacher = self._teacher_side(name, block, piece, rows)
             if kept is None:
                 spans[name] = self._score_spans(name, piece, log_probs, teacher)
             else:
@@ -122,10 +124,8 @@ class Evaluation:
                     (gradient,) = torch.autograd.grad(total, leaf)
                 kept.units[name][inside] = self._through_softmax(gradient, kept.probs[inside])
                 spans[name] = scores._replace(loss=scores.loss.detach())
-            if task.confidence is not None:
-                untempered = _untempered(teacher, task.temperature)
-                row_confidence = task.confidence(untempered, task.rows.labels[piece.teacher_rows[name]])
-                confidence[name] = self._teacher_side(name, piece, teacher).sum_by_span(row_confidence)
+            if (of_spans := task.span_confidence(piece.spans[name], teacher)) is not None:
+                confidence[name] = of_spans
         return RowScores(token_nats, spans, confidence)
 
     # The second pass -----------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Evaluation:
             with torch.enable_grad():
                 total = leaf[:, :0].sum()  # a loss may have no gradient
                 for name in self.teachers:
-                    scores = self._score_spans(name, piece, leaf, self._teacher_log_probs(name, block, piece, rows))
+                    scores = self._score_spans(name, piece, leaf, self._teacher_side(name, block, piece, rows))
                     total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
             inputs = [leaf, *self.parameters]
             grad, *others = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
@@ -258,8 +258,8 @@ class Evaluation:
 
     def _compute_logits(self, block: Block, heads: _Heads) -> dict[str, Tensor]:
         matrices: dict[str, Tensor] = {}
-        for name, rows in {"": block.student_rows, **block.teacher_rows}.items():
-            hidden, (weight, bias) = self.sides[name].hidden[rows], heads[name]
+        for name, side in self.sides.items():
+            hidden, (weight, bias) = side.hidden[block.rows(name)], heads[name]
             matrices[name] = self.memory.take(self.capacities[name], len(weight), weight.dtype, weight.device)
             logits(hidden, weight, bias, out=matrices[name][: len(hidden)])
         return matrices
@@ -270,50 +270,29 @@ class Evaluation:
         head, device = self.student.head, self.student.hidden.device
         return self.memory.take(self.capacities[""], head.vocabulary_size, dtype, device)
 
-    @torch.no_grad()
-    def _teacher_log_probs(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> Tensor:
-        task = self.teachers[name]
-        inside = _inside(piece.teacher_rows[name], block.teacher_rows[name])
-        return task.rows.head.normalize(rows[name][inside], task.temperature)
+    def _teacher_side(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> SideRows:
+        piece_rows = piece.rows(name)
+        logits = rows[name][_inside(piece_rows, block.rows(name))] if name in rows else None
+        return self.teachers[name].side(piece_rows, piece.spans[name], logits)
 
-    def _score_spans(self, name: str, piece: Block, log_probs: Tensor, teacher_log_probs: Tensor) -> SpanScores:
+    def _score_spans(self, name: str, piece: Block, log_probs: Tensor, teacher: SideRows) -> SpanScores:
         task, spans = self.teachers[name], piece.spans[name]
         student = SideRows(
             log_probs=log_probs if task.temperature == 1.0 else (log_probs / task.temperature).log_softmax(-1),
             labels=self.student.labels[piece.student_rows],
             first=task.spans.student_first[spans] - piece.student_rows.start,
             length=task.spans.student_length[spans],
-            span=_local(task.spans.student_span[piece.student_rows], spans),
+            span=local_spans(task.spans.student_span[piece.student_rows], spans),
         )
         plan = None if task.plan is None else task.plan.cut(piece.student_rows, piece.teacher_rows[name])
-        result: SpanScores = task.loss(SpanBlock(student, self._teacher_side(name, piece, teacher_log_probs), plan))
+        result: SpanScores = task.loss(SpanBlock(student, teacher, plan))
         return result._replace(loss=result.loss * task.temperature**2)
-
-    def _teacher_side(self, name: str, piece: Block, log_probs: Tensor) -> SideRows:
-        task, rows, spans = self.teachers[name], piece.teacher_rows[name], piece.spans[name]
-        return SideRows(
-            log_probs=log_probs,
-            labels=task.rows.labels[rows],
-            first=task.spans.teacher_first[spans] - rows.start,
-            length=task.spans.teacher_length[spans],
-            span=_local(task.spans.teacher_span[rows], spans),
-        )
 
 
 def _inside(piece: slice, block: slice) -> slice:
     return slice(piece.start - block.start, piece.stop - block.start)
 
 
-def _local(span: Tensor, spans: slice) -> Tensor:
-    """The span of each row counted from the piece's first one; their number for a row of no span."""
-    return (span - spans.start).clamp(max=spans.stop - spans.start)
-
-
 def _subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:
     """``rows[i, labels[i]] -= values[i]``."""
     rows[torch.arange(len(rows), device=rows.device), labels] -= values.squeeze(1)
-
-
-def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
-    """The distribution at temperature 1: what the teacher believes, whatever the loss compares."""
-    return log_probs if temperature == 1.0 else (log_probs * temperature).log_softmax(-1)

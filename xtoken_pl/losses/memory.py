@@ -57,6 +57,7 @@ class MemoryPlan:
         teacher_sizes: Sequence[int],
         dtype: torch.dtype,
         kind: str,
+        known_sizes: Sequence[int] = (),
     ) -> MemoryPlan:
         """Divides ``budget`` bytes among blocks, pieces, and what is kept.
 
@@ -65,17 +66,18 @@ class MemoryPlan:
             student_size, teacher_sizes: Of the vocabularies.
             dtype: In which losses are computed.
             kind: Of the device, ``cpu`` or ``cuda``, say.
+            known_sizes: Of the vocabularies of teachers whose rows are known: they have no logits.
         """
         limits = _CPU if kind == "cpu" else _OTHERS
         row = dtype.itemsize * (student_size + sum(teacher_sizes))
         block_rows = min(_at_least_one(budget * limits.block_share / row), limits.block_rows)
         left = budget - min(block_rows, num_rows) * row
-        piece_row = dtype.itemsize * max(student_size, *teacher_sizes, 1)
+        piece_row = dtype.itemsize * max(student_size, *teacher_sizes, *known_sizes, 1)
         piece = min(min(left, budget * _PIECE_SHARE) / _PIECE_TENSORS, limits.piece_bytes)
         piece_rows = min(block_rows, _at_least_one(piece / piece_row))
         left -= _PIECE_TENSORS * piece_rows * piece_row
         # Of each kept row: the probabilities, and the gradient of each teacher's loss.
-        kept_row = dtype.itemsize * student_size * (1 + len(teacher_sizes))
+        kept_row = dtype.itemsize * student_size * (1 + len(teacher_sizes) + len(known_sizes))
         return cls(block_rows, piece_rows, max(0, int(left / kept_row)))
 
 

@@ -28,6 +28,7 @@ class _ByConfidence(Weighting):
         self.measure: Measure = check_choice("measure", measure, Measure)
         self.scope: Scope = check_choice("scope", scope, Scope)
         self.unit: Unit = check_choice("unit", unit, Unit)
+        self.confidence_is_log_prob = measure == "cross_entropy"
         # A probability per byte is a geometric mean: its logarithms are summed.
         self._sums_logarithms = measure == "max_probability" and unit == "byte"
 
