@@ -20,6 +20,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from xtoken_pl.cache.command import cache
 from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
@@ -145,6 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
     if given and given[0] in VERBS:
         auto_cli(VERBS[given[0]], args=given[1:], prog=f"python -m xtoken_pl {given[0]}", as_positional=False)
         return
+    if given and given[0] == "cache":
+        cache(given[1:])
+        return
     merged = merge_config_arguments(given)
     if arguments is None:
         # Processes that Lightning starts on this machine are given sys.argv.
@@ -161,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "python -m xtoken_pl",
-            "epilog": f"further verbs, each with its own --help: plan, {', '.join(VERBS)}",
+            "epilog": f"further verbs, each with its own --help: plan, cache, {', '.join(VERBS)}",
             **({"plan": {"description": PLAN_DESCRIPTION}} if is_plan else {}),
         },
     )

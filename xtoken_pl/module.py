@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
-from xtoken_pl.batch import DistillBatch, Planner, TokenBatch
+from xtoken_pl.batch import DistillBatch, Planner, TeacherBatch, TokenBatch
 from xtoken_pl.binding import bind_loss, check_teachers
+from xtoken_pl.cache.reader import TeacherCache, open_caches
 from xtoken_pl.checkpoints import (
     RunIdentity,
     RunState,
@@ -148,6 +149,11 @@ class MultiTeacherDistillModule(pl.LightningModule):
         """Of each teacher's tokenizer."""
         return {name: load_vocabulary(teacher) for name, teacher in self.teachers.items()}
 
+    @cached_property
+    def caches(self) -> dict[str, TeacherCache]:
+        """The opened cache of every teacher that has one, checked against the run."""
+        return open_caches(self.teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
+
     def vocabularies(self) -> tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]]:
         """The student's vocabulary and each teacher's, once every loss is bound to them.
 
@@ -170,8 +176,11 @@ class MultiTeacherDistillModule(pl.LightningModule):
     def _bind_losses(self) -> None:
         if "student_num_bytes" in self._buffers:
             return
+        caches = self.caches  # first, since W may take a while
         for name, teacher in self.teachers.items():
             self.losses[name] = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
+            if name in caches:
+                caches[name].restrict(cast(SpanLoss, self.losses[name]))
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
         self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
         self.validation_metrics = EvaluationMetrics(self.teachers)
@@ -197,7 +206,9 @@ class MultiTeacherDistillModule(pl.LightningModule):
         if self.student_source.activation_checkpointing:
             student.model.activation_checkpointing_enable({"use_reentrant": False})
         self._place(student.model, self.student_source, mesh)
-        self._loaded_teachers = {name: self._load_teacher(name, mesh) for name in self.teachers}
+        self._loaded_teachers = {
+            name: self._load_teacher(name, mesh) for name, teacher in self.teachers.items() if teacher.cache is None
+        }
         self.student_head = student.head
         self.student = student.model.train()
 
@@ -320,13 +331,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
         """Cross-entropy of every kept token, and each teacher's loss of every span."""
         batch = batch.planned(self.planners())  # where the data module did not
         student = self.student_rows(batch.student)
-        tasks: dict[str, TeacherTask] = {}
-        for name, teacher in self.teachers.items():
-            view = batch.teachers[name]
-            rows = self.teacher_rows(name, view.tokens)
-            loss = cast(SpanLoss, self.losses[name])
-            confidence = self.weighting.row_confidence if self.training else None
-            tasks[name] = TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
+        tasks = {name: self.teacher_task(name, batch.teachers[name]) for name in self.teachers}
         return evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
 
     def student_rows(self, tokens: TokenBatch) -> HiddenRows:
@@ -336,6 +341,13 @@ class MultiTeacherDistillModule(pl.LightningModule):
     def teacher_rows(self, name: str, tokens: TokenBatch) -> HiddenRows:
         """A teacher's pass over its sequences, without a gradient."""
         return _rows(*self._loaded_teachers[name].run(tokens.input_ids, tokens.attention_mask), tokens)
+
+    def teacher_task(self, name: str, view: TeacherBatch) -> TeacherTask:
+        """What is computed for a teacher, from its pass or from its cache."""
+        teacher, loss = self.teachers[name], cast(SpanLoss, self.losses[name])
+        rows = self.teacher_rows(name, view.tokens) if teacher.cache is None else self.caches[name].rows(view)
+        confidence = self.weighting.row_confidence if self.training else None
+        return TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
 
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
         """Without a callback the distillation loss keeps its fixed weight."""

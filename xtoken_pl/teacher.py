@@ -70,6 +70,9 @@ class Teacher(ModelSource):
         cpu_offload: Keep the weights in the host's memory, but for the teacher's pass; its head stays for the losses.
         quantization: Load the layers in 8 or 4 bits (NF4) with bitsandbytes; the head keeps its ``dtype``. Such a
             teacher is held whole by every process, sharded or not.
+        cache: A folder of ``python -m xtoken_pl cache``: the teacher's distributions are read from it, and its weights
+            are not loaded. Where k tokens of a row are stored, the loss sees the others as one bucket
+            (``teacher_top_k``), evenly shared by those of them that a term compares.
 
     Raises:
         ValueError: If alpha is negative or no number, temperature is not > 0, the loss has no use for
@@ -83,6 +86,7 @@ class Teacher(ModelSource):
     learn_projection: bool = False
     cpu_offload: bool = False
     quantization: Quantization | None = None
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         check_not_negative("alpha", self.alpha, "0 switches a teacher off")

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from xtoken_pl.cache.manifest import Manifest
 from xtoken_pl.models.fingerprint import model_fingerprint
 from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -48,7 +49,7 @@ class RunIdentity:
             described[name] = {
                 "model": teacher.model,
                 "revision": teacher.revision,
-                "weights": model_fingerprint(teacher),
+                "weights": _weights(teacher),
                 "tokenizer": vocabularies[name].fingerprint,
                 "projection": _fixed_projection(teacher),
                 "learned": "yes" if teacher.learn_projection else "no",
@@ -107,6 +108,13 @@ def _check_teacher(name: str, saved: Mapping[str, str | None], ours: Mapping[str
 def _described(teacher: Mapping[str, str | None], part: str) -> str:
     revision = f" at revision {teacher['revision']!r}" if teacher["revision"] else ""
     return f"{teacher[part]} of {teacher['model']!r}{revision}"
+
+
+def _weights(teacher: Teacher) -> str:
+    """The fingerprint of the weights; those that a cache was built from need not be here."""
+    if teacher.cache is not None:
+        return Manifest.load(Path(teacher.cache)).identity.model_fingerprint
+    return model_fingerprint(teacher)
 
 
 def _fixed_projection(teacher: Teacher) -> str | None:

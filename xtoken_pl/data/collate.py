@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from xtoken_pl.batch import DistillBatch, Planner, RowCuts, SpanBatch, TeacherBatch, TokenBatch
+from xtoken_pl.cache.rows import CachedRows, cached_column
 from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, Window, teacher_columns
 from xtoken_pl.ranges import expand
 
@@ -25,7 +26,7 @@ def collate(
     tokens do, and a token stands before it on the teacher's side.
 
     Args:
-        windows: Rows of :class:`xtoken_pl.data.Windower`.
+        windows: Rows of :class:`xtoken_pl.data.Windower`, with what a cache stores of them where a teacher has one.
         teachers: Their names.
         planners: By teacher, of the losses that plan a batch.
     """
@@ -67,7 +68,11 @@ def _teacher(
     student_span[row] = span
     teacher_span = np.repeat(np.arange(len(spans)), teacher_length)
     columns = (student_first, student_length, teacher_first, teacher_length, student_span, teacher_span)
-    return TeacherBatch(_tokens(ids, teacher_rows), SpanBatch(*map(torch.from_numpy, columns)))
+    batch = TeacherBatch(_tokens(ids, teacher_rows), SpanBatch(*map(torch.from_numpy, columns)))
+    if cached_column(name) in windows[0]:
+        batch.cached = CachedRows.of([window[cached_column(name)] for window in windows])
+        assert len(batch.cached) == len(batch.spans), "a cache stores the spans that are kept"
+    return batch
 
 
 def _kept_spans(flat: Any, row_of_token: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Planner
+from xtoken_pl.cache.reader import CachedSplit, CachedWindows, TeacherCache
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.identity import DataIdentity, check_same_data, windows_fingerprint
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, PaddedWindows, Position
@@ -85,6 +86,8 @@ class DistillDataModule(pl.LightningDataModule):
         self._planners: dict[str, Planner] = {}
         self._stream: StreamLoader | None = None
         self._begin: tuple[int, State | None] | None = None
+        self._caches: dict[str, TeacherCache] = {}
+        self._cached: dict[str, dict[str, CachedSplit]] = {}  # by split and teacher
 
     @property
     def order_seed(self) -> int:
@@ -96,8 +99,24 @@ class DistillDataModule(pl.LightningDataModule):
         student: CanonicalVocabulary,
         teachers: dict[str, CanonicalVocabulary],
         planners: dict[str, Planner] | None = None,
+        caches: dict[str, TeacherCache] | None = None,
     ) -> None:
-        """Sets the tokenizers, and what plans batches. The Trainer's module is asked where this was not called."""
+        """Sets the tokenizers, and what plans batches. The Trainer's module is asked where this was not called.
+
+        Args:
+            student, teachers: Of the tokenizers.
+            planners: By teacher, of the losses that plan a batch.
+            caches: Of the teachers that have one.
+
+        Raises:
+            ValueError: If there is a cache when streaming.
+        """
+        if caches and self.streaming:
+            raise ValueError(
+                f"a cache knows windows by their place, and a stream has none, but teacher {next(iter(caches))!r} has "
+                "a cache; set data.streaming to false, or leave `cache` out"
+            )
+        self._caches = caches or {}
         self._windower = Windower(student, teachers, self.sequence_length)
         self._planners = planners or {}
 
@@ -109,7 +128,7 @@ class DistillDataModule(pl.LightningDataModule):
                 raise RuntimeError("a data module without a Trainer must be told its tokenizers; call connect() first")
             module = cast(Any, self.trainer.lightning_module)
             student, teachers = module.vocabularies()
-            self.connect(student, teachers, module.planners())
+            self.connect(student, teachers, module.planners(), module.caches)
         assert self._windower is not None
         return self._windower
 
@@ -126,6 +145,7 @@ class DistillDataModule(pl.LightningDataModule):
             if split not in self.datasets:
                 self.datasets[split] = self._windows(source)
                 self._check_spans(split)
+                self._cached[split] = self._open_caches(split)
 
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream; where it stands is kept."""
@@ -173,6 +193,10 @@ class DistillDataModule(pl.LightningDataModule):
                     f"Raise sequence_length (now {self.sequence_length}), or check that both tokenizers write this "
                     "text unchanged"
                 )
+
+    def _open_caches(self, split: str) -> dict[str, CachedSplit]:
+        windows = self.datasets[split]
+        return {name: cache.split(split, windows, self.sequence_length) for name, cache in self._caches.items()}
 
     # Where a run stands ----------------------------------------------------------------------------------------------
 
@@ -236,7 +260,7 @@ class DistillDataModule(pl.LightningDataModule):
         windows = self.datasets["train"]
         if isinstance(windows, Dataset):
             position = None if self.trainer is None else self._position
-            return self._stored_loader(windows, seed=self.order_seed, position=position)
+            return self._stored_loader("train", windows, seed=self.order_seed, position=position)
         source = self.sources["train"]
         assert source is not None
         stream = BlockStream(
@@ -262,16 +286,17 @@ class DistillDataModule(pl.LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         windows: Any = self.datasets[split]
         if isinstance(windows, Dataset):
-            return self._stored_loader(windows)
+            return self._stored_loader(split, windows)
         if self.trainer is not None and self.trainer.world_size > 1:
             windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
         options = self._loader_options() | {"persistent_workers": self.num_workers > 0}
         return DataLoader(windows, generator=torch.Generator(), **options)
 
-    def _stored_loader(self, windows: Dataset, **order: Any) -> OrderedLoader:
+    def _stored_loader(self, split: str, windows: Dataset, **order: Any) -> OrderedLoader:
         sampler = GlobalBatchSampler(len(windows), self.batch_size, **{**self._processes(), **order})
         options = self._loader_options() | {"persistent_workers": self.num_workers > 0}
-        return OrderedLoader(PaddedWindows(windows, list(self.windower.teachers)), sampler=sampler, **options)
+        padded = PaddedWindows(windows, list(self.windower.teachers))
+        return OrderedLoader(CachedWindows(padded, self._cached.get(split, {})), sampler=sampler, **options)
 
     def _loader_options(self) -> dict[str, Any]:
         return {

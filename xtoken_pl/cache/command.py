@@ -1,0 +1,160 @@
+"""``python -m xtoken_pl cache``: the verb, with the configuration of ``fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lightning.pytorch.cli import LightningArgumentParser
+
+from xtoken_pl.cache.build import CacheBuilder, open_manifest
+from xtoken_pl.cache.checks import check_cacheable
+from xtoken_pl.cache.manifest import Identity, Manifest, Split, TopK, fingerprint_of_windows
+from xtoken_pl.cache.teacher_rows import RowFormat, TeacherRows
+from xtoken_pl.config_files import merge_config_arguments
+from xtoken_pl.data import DistillDataModule
+from xtoken_pl.models import FrozenModel, load_model
+from xtoken_pl.models.fingerprint import model_fingerprint
+from xtoken_pl.module import MultiTeacherDistillModule
+
+#: Of a shard, where ``shard_windows`` is not given.
+_SHARD_BYTES, _MAX_SHARD_WINDOWS = 2**28, 1024
+
+
+def cache(arguments: list[str]) -> None:
+    """Parses the arguments of the verb, and builds or verifies a cache."""
+    parser = _parser()
+    config = parser.parse_args(merge_config_arguments(arguments))
+    options = {key: config.pop(key) for key in _OPTIONS}
+    for key in ("config", "seed_everything", "trainer", "ckpt_path"):
+        config.pop(key, None)
+    init = parser.instantiate_classes(config)
+    if not isinstance(init.data, DistillDataModule):
+        raise ValueError(f"a cache is built from the windows of DistillDataModule, got {type(init.data).__name__}")
+    build_cache(init.model, init.data, **options)
+
+
+_OPTIONS = ("teacher", "output", "top_k", "precision", "batch_size", "shard_windows", "overwrite")
+
+
+def _parser() -> LightningArgumentParser:
+    parser = LightningArgumentParser(
+        prog="python -m xtoken_pl cache",
+        description="Run one teacher over the windows of a run, once, and store what its loss needs of every span.",
+    )
+    parser.add_argument("-c", "--config", action="config", help="the YAML file of `fit`; several are merged")
+    parser.add_argument("--teacher", type=str, required=True, help="name of the teacher under model.teachers")
+    parser.add_argument("--output", type=str | None, help="folder to write; default: the teacher's `cache`")
+    parser.add_argument("--top_k", type=TopK, default=64, help="tokens stored of each row, or 'all'")
+    parser.add_argument("--precision", type=int, default=16, help="bits of a log-probability: 16, or 32 (exact)")
+    parser.add_argument(
+        "--batch_size", type=int | None, help="windows that the teacher reads at a time; default: data's"
+    )
+    parser.add_argument(
+        "--shard_windows", type=int | None, help="windows of a shard; default: as many as fit in 256 MB, at most 1024"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start again where another cache is")
+    parser.add_lightning_class_args(MultiTeacherDistillModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(DistillDataModule, "data", subclass_mode=True)
+    for key in ("trainer", "seed_everything", "ckpt_path"):
+        parser.add_argument(f"--{key}", type=Any, help="ignored")
+    return parser
+
+
+def build_cache(
+    module: MultiTeacherDistillModule,
+    data: DistillDataModule,
+    *,
+    teacher: str,
+    output: str | None = None,
+    top_k: TopK = 64,
+    precision: int = 16,
+    batch_size: int | None = None,
+    shard_windows: int | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Builds the cache of one teacher, goes on with one that was cut off, or verifies a finished one.
+
+    Args:
+        module: With the student, for its tokenizer, and all teachers: windows are cut where all of them end a token.
+        data: The texts; every split that is given is stored.
+        teacher: The name of one.
+        output: The folder to write; the teacher's ``cache`` by default.
+        top_k: Tokens stored of each row, or ``all``.
+        precision: Bits of a log-probability: 16, or 32.
+        batch_size: Windows that the teacher reads at a time; that of ``data`` by default.
+        shard_windows: Windows of a shard; by default as many as fit in 256 MB.
+        overwrite: Start again where another cache is.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+        ValueError: If an option is none of its choices, or the teacher's loss cannot be trained from a cache.
+    """
+    if teacher not in module.teachers:
+        raise ValueError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
+    source, vocabulary = module.teachers[teacher], module.teacher_vocabularies[teacher]
+    folder = _folder(output or source.cache, teacher)
+    for name, value in (("batch_size", batch_size), ("shard_windows", shard_windows)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    check_cacheable(teacher, source.loss, module.weighting)
+    row_format = RowFormat(top_k, precision, len(vocabulary), int(vocabulary.exists.sum()))
+    windows = _windows(module, data)
+    identity = Identity(
+        model=source.model,
+        revision=source.revision,
+        dtype=source.dtype,
+        quantization=source.quantization,
+        model_fingerprint=model_fingerprint(source),
+        student_tokenizer=module.student_vocabulary.fingerprint,
+        teacher_tokenizer=vocabulary.fingerprint,
+        sequence_length=data.sequence_length,
+        temperature=source.temperature,
+        top_k=top_k,
+        precision=precision,
+        shard_windows=shard_windows or _shard_windows(row_format.bytes_per_span * data.sequence_length),
+        splits={name: Split(len(part), fingerprint_of_windows(part, teacher)) for name, part in windows.items()},
+    )
+    manifest = open_manifest(folder, identity, overwrite=overwrite)
+    builder = CacheBuilder(folder, manifest, teacher, windows, batch_size or data.batch_size)
+    missing = builder.missing()
+    if any(missing.values()):
+        device = _device()
+        loaded = load_model(source, vocabulary, role=f"teacher {teacher!r}", device=device)
+        model = FrozenModel(loaded, cpu_offload=source.cpu_offload)
+        builder.build(missing, TeacherRows(teacher, model, row_format, source.temperature, device))
+    else:
+        print(f"{folder} is finished; all {len(manifest.entries)} shards are as they were written")
+    num_spans, num_tokens, num_bytes = (
+        sum(getattr(entry, name) for entry in manifest.entries) for name in ("num_spans", "num_tokens", "num_bytes")
+    )
+    print(f"{num_spans:,} spans, {num_bytes / max(1, num_tokens):.1f} bytes per student token, in {folder}")
+    return manifest
+
+
+def _folder(given: str | None, teacher: str) -> Path:
+    if given is None:
+        raise ValueError(f"a cache needs a folder; give --output, or set `cache` of teacher {teacher!r}")
+    return Path(given)
+
+
+def _windows(module: MultiTeacherDistillModule, data: DistillDataModule) -> dict[str, Dataset]:
+    if data.streaming:
+        raise ValueError("a cache knows windows by their place, and a stream has none; set data.streaming to false")
+    data.connect(module.student_vocabulary, module.teacher_vocabularies)
+    data.setup("fit")
+    if data.sources["test"] is not None:
+        data.setup("test")
+    return data.datasets
+
+
+def _shard_windows(window_bytes: int) -> int:
+    return max(1, min(_MAX_SHARD_WINDOWS, _SHARD_BYTES // window_bytes))
+
+
+def _device() -> torch.device:
+    """The accelerator, where there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")

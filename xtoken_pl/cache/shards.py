@@ -1,0 +1,107 @@
+"""One file of a cache: what is stored of the spans of some consecutive windows, with a checksum for each window.
+
+Tensors by span: ``log_probs`` [S, k] of the teacher's k most probable tokens (16-bit fixed point or float32; of all
+tokens, and nothing of ids and tail, where everything is stored), ``ids_low`` [S, k] and ``ids_high`` [S, b], and in
+float32 ``log_tail``, ``log_continuation``, ``log_span`` [S]. By window: ``ends`` [N], the number of spans up to its
+end; ``text_checksum`` and ``data_checksum`` [N], CRC-32 of its tokens and spans, and of what is stored of it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from xtoken_pl.cache.rows import SpanArrays
+from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
+from xtoken_pl.files import atomic_path
+
+_ENDS, _TEXT, _DATA = "ends", "text_checksum", "data_checksum"
+
+
+def text_checksum(window: Mapping[str, Any], teacher: str) -> int:
+    """CRC-32 of a window's tokens, loss mask and spans, of the student and one teacher."""
+    result = 0
+    for column in (STUDENT_IDS, LOSS_MASK, *teacher_columns(teacher)):
+        values = np.asarray(window[column], dtype=np.int64).ravel()
+        result = zlib.crc32(values.tobytes(), zlib.crc32(len(values).to_bytes(8, "little"), result))
+    return result
+
+
+def write_shard(path: Path, windows: Sequence[SpanArrays], text_checksums: Sequence[int]) -> None:
+    """Writes a shard, whole or not at all; the same content gives the same bytes."""
+    tensors = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
+    tensors[_ENDS] = np.cumsum([_num_spans(window) for window in windows], dtype=np.int64)
+    tensors[_TEXT] = np.array(text_checksums, dtype=np.uint32)
+    tensors[_DATA] = np.array([_data_checksum(window) for window in windows], dtype=np.uint32)
+    with atomic_path(path, kind="file", overwrite=True) as part:
+        save_file(tensors, part)
+
+
+class Shard:
+    """An open shard: memory-mapped, and checked window by window as it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Closed with the process that reads it.
+            self._file = safetensors.safe_open(path, framework="numpy")
+            names = set(self._file.keys())
+            self._ends, self._text, self._data = map(self._file.get_tensor, (_ENDS, _TEXT, _DATA))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); {_WAY_OUT}") from error
+        self._slices = {name: self._file.get_slice(name) for name in sorted(names - {_ENDS, _TEXT, _DATA})}
+
+    def read(self, place: int, window: Mapping[str, Any], teacher: str) -> SpanArrays:
+        """What is stored of the spans of one window.
+
+        Args:
+            place: Of the window in the shard.
+            window: As the data module makes it.
+            teacher: Its name in the window.
+
+        Raises:
+            ValueError: If the shard is damaged, or was made of another window.
+        """
+        if text_checksum(window, teacher) != self._text[place]:
+            raise ValueError(
+                f"window {place} of {self.path} was made of another text, or of one that was cut otherwise; give the "
+                "texts, sequence_length and tokenizers that the cache was built with, or build another cache"
+            )
+        start, end = (0 if place == 0 else int(self._ends[place - 1])), int(self._ends[place])
+        try:
+            arrays = {name: part[start:end] for name, part in self._slices.items()} if start < end else self.nothing()
+        except (safetensors.SafetensorError, IndexError, ValueError) as error:
+            raise ValueError(f"window {place} of {self.path} is damaged ({error}); {_WAY_OUT}") from error
+        if _data_checksum(arrays) != self._data[place]:
+            raise ValueError(f"window {place} of {self.path} is damaged, its checksum differs; {_WAY_OUT}")
+        return arrays
+
+    def nothing(self) -> SpanArrays:
+        """What is stored of a window without a span."""
+        # safetensors cuts no empty slices at the end of a tensor.
+        return {
+            name: part[0:1][:0] if part.get_shape()[0] else self._file.get_tensor(name)
+            for name, part in self._slices.items()
+        }
+
+
+_WAY_OUT = "run `python -m xtoken_pl cache` again with the same settings, it makes damaged shards anew"
+
+
+def _num_spans(window: SpanArrays) -> int:
+    return len(window["log_span"])
+
+
+def _data_checksum(window: Mapping[str, NDArray]) -> int:
+    result = 0
+    for name, values in sorted(window.items()):
+        result = zlib.crc32(f"{name} {values.dtype} {values.shape}".encode(), result)
+        result = zlib.crc32(np.ascontiguousarray(values).tobytes(), result)
+    return result
