@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -26,8 +25,6 @@ from xtoken_pl.checkpoints import (
     RunState,
     check_learned_projections,
     check_processes_agree,
-    number_by_module,
-    share_tied_weights,
 )
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.finite import FiniteLosses
@@ -36,11 +33,12 @@ from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.metrics import EvaluationMetrics
-from xtoken_pl.models import FrozenModel, Head, hidden_states, load_model
-from xtoken_pl.models.sharding import compile_layers, data_parallel_mesh, release, shard
+from xtoken_pl.models import FrozenModel, Head, hidden_states
+from xtoken_pl.models.placement import place_student, place_teacher
+from xtoken_pl.models.sharding import data_parallel_mesh, release
 from xtoken_pl.optimization import OptimizerRecipe
 from xtoken_pl.projection import LearnedProjection, Projection
-from xtoken_pl.teacher import ModelSource, Student, Teacher, load_vocabulary
+from xtoken_pl.teacher import Student, Teacher, load_vocabulary
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.totals import StepTotals
 from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
@@ -202,32 +200,15 @@ class MultiTeacherDistillModule(pl.LightningModule):
         if "student" in self._modules:
             return
         mesh = None if self._device_mesh is None else data_parallel_mesh(self._device_mesh)
-        student = load_model(self.student_source, self.student_vocabulary, role="student")
-        if self.student_source.activation_checkpointing:
-            student.model.activation_checkpointing_enable({"use_reentrant": False})
-        self._place(student.model, self.student_source, mesh)
+        device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
+        student = place_student(self.student_source, self.student_vocabulary, mesh)
         self._loaded_teachers = {
-            name: self._load_teacher(name, mesh) for name, teacher in self.teachers.items() if teacher.cache is None
+            name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device)
+            for name, teacher in self.teachers.items()
+            if teacher.cache is None
         }
         self.student_head = student.head
-        self.student = student.model.train()
-
-    def _load_teacher(self, name: str, mesh: DeviceMesh | None) -> FrozenModel:
-        source = self.teachers[name]
-        device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
-        loaded = load_model(source, self.teacher_vocabularies[name], role=f"teacher {name!r}", device=device)
-        loaded.model.requires_grad_(False)
-        self._place(loaded.model, source, None if source.quantization else mesh, cpu_offload=source.cpu_offload)
-        return FrozenModel(loaded, cpu_offload=source.cpu_offload)
-
-    @staticmethod
-    def _place(
-        model: PreTrainedModel, source: ModelSource, mesh: DeviceMesh | None, *, cpu_offload: bool = False
-    ) -> None:
-        if source.compile:
-            compile_layers(model)
-        if mesh is not None:
-            shard(model, mesh, cpu_offload=cpu_offload)
+        self.student = student.model
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         num_steps = self.trainer.estimated_stepping_batches
@@ -254,18 +235,18 @@ class MultiTeacherDistillModule(pl.LightningModule):
         """What a checkpoint says of the student and its teachers."""
         settings = {"learning rate": self.optimizer_recipe.learning_rate, "kd_weight": self.kd_weight}
         return RunIdentity.of(
-            self.student_source, self.student_vocabulary, self.teachers, self.teacher_vocabularies, settings
+            self.student_source,
+            self.student_vocabulary,
+            self.teachers,
+            self.teacher_vocabularies,
+            settings,
+            weights_of_caches={name: cache.identity.model_fingerprint for name, cache in self.caches.items()},
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a run needs to go on exactly, in one layout for any number of processes."""
         self._finite.check()
-        self._run_state.save(checkpoint, self.run_identity, self.trainer)
-        share_tied_weights(checkpoint["state_dict"], self)
-        # Optimizers are left out where only weights are stored, and by all processes but the first one.
-        for state, optimizer in zip(checkpoint.get("optimizer_states", []), self.trainer.optimizers, strict=False):
-            if state:
-                number_by_module(state, optimizer, self)
+        self._run_state.save(checkpoint, self.run_identity, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint whose teachers or learned projections are not those of this run."""

@@ -3,7 +3,6 @@
 from xtoken_pl.checkpoints.identity import RunIdentity
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole
 from xtoken_pl.checkpoints.last import check_processes_agree, last_checkpoint
-from xtoken_pl.checkpoints.layout import number_by_module, share_tied_weights
 from xtoken_pl.checkpoints.projections import check_learned_projections
 from xtoken_pl.checkpoints.run_state import RunState, stored_identity
 
@@ -15,7 +14,5 @@ __all__ = [
     "check_processes_agree",
     "check_whole",
     "last_checkpoint",
-    "number_by_module",
-    "share_tied_weights",
     "stored_identity",
 ]

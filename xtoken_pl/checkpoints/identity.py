@@ -41,8 +41,17 @@ class RunIdentity:
         teachers: Mapping[str, Teacher],
         vocabularies: Mapping[str, CanonicalVocabulary],
         settings: Mapping[str, Any],
+        *,
+        weights_of_caches: Mapping[str, str],
     ) -> RunIdentity:
-        """Reads samples of the teachers' weights; see :func:`xtoken_pl.models.fingerprint.model_fingerprint`."""
+        """Reads samples of the teachers' weights; see :func:`xtoken_pl.models.fingerprint.model_fingerprint`.
+
+        Args:
+            student, student_vocabulary: What the run starts from.
+            teachers, vocabularies: By name.
+            settings: By name, what may change.
+            weights_of_caches: The fingerprints of teachers that a cache stands for; their weights need not be there.
+        """
         described: dict[str, dict[str, str | None]] = {}
         changeable = dict(settings)
         for name, teacher in teachers.items():
@@ -54,6 +63,7 @@ class RunIdentity:
                 "projection": _fixed_projection(teacher),
                 "learned": "yes" if teacher.learn_projection else "no",
             }
+            changeable[f"cache of {name!r}"] = teacher.cache
             changeable |= {f"alpha of {name!r}": teacher.alpha, f"temperature of {name!r}": teacher.temperature}
         described_student = {
             "model": student.model,

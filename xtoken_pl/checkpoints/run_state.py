@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.checkpoints.epoch_end import close_finished_epoch
 from xtoken_pl.checkpoints.identity import RunIdentity
+from xtoken_pl.checkpoints.layout import number_by_module, share_tied_weights
 from xtoken_pl.checkpoints.random_states import RandomState, gather_random_states, restore_random_states
 
 _KEY = "xtoken_pl"
@@ -27,8 +28,9 @@ class RunState:
     def __init__(self) -> None:
         self._random_states: list[RandomState] = []
 
-    def save(self, checkpoint: dict[str, Any], identity: RunIdentity, trainer: pl.Trainer) -> None:
-        """Adds it to a checkpoint; to be called by all processes."""
+    def save(self, checkpoint: dict[str, Any], identity: RunIdentity, module: pl.LightningModule) -> None:
+        """Adds it to a checkpoint, and gives that one layout for any number of processes; all have to call it."""
+        trainer = module.trainer
         checkpoint[_KEY] = {"identity": identity.to_dict(), "random_states": gather_random_states()}
         if trainer.accumulate_grad_batches > 1 and trainer.fit_loop._should_accumulate():
             rank_zero_warn(
@@ -36,6 +38,11 @@ class RunState:
                 "run that goes on from it lacks their gradients. Save, and validate, at multiples of "
                 "accumulate_grad_batches"
             )
+        share_tied_weights(checkpoint["state_dict"], module)
+        # Optimizers are left out where only weights are stored, and by all processes but the first one.
+        for state, optimizer in zip(checkpoint.get("optimizer_states", []), trainer.optimizers, strict=False):
+            if state:
+                number_by_module(state, optimizer, module)
 
     def load(self, checkpoint: dict[str, Any], identity: RunIdentity) -> None:
         """Takes it from the checkpoint that training goes on from.

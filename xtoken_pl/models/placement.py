@@ -1,0 +1,69 @@
+"""Loads the student and the teachers to where they belong."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from xtoken_pl.models.causal_lm import LoadedModel, load_model
+from xtoken_pl.models.frozen import FrozenModel
+from xtoken_pl.models.sharding import compile_layers, shard
+from xtoken_pl.teacher import Student, Teacher
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+
+def place_student(source: Student, vocabulary: CanonicalVocabulary, mesh: DeviceMesh | None) -> LoadedModel:
+    """The student, ready for training.
+
+    Args:
+        mesh: The processes to shard it over; None leaves it whole.
+
+    Raises:
+        ValueError: If there is no such model, its head cannot be used, or processes would start from other weights.
+    """
+    if mesh is not None and source.weights == "random" and not _is_seeded():
+        raise ValueError(
+            "a sharded student of random weights needs a seed that all processes share; set seed_everything to a number"
+        )
+    loaded = load_model(source, vocabulary, role="student")
+    if source.activation_checkpointing:
+        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+    if source.compile:
+        compile_layers(loaded.model)
+    if mesh is not None:
+        shard(loaded.model, mesh)
+    loaded.model.train()
+    return loaded
+
+
+def place_teacher(
+    name: str,
+    source: Teacher,
+    vocabulary: CanonicalVocabulary,
+    mesh: DeviceMesh | None,
+    device: torch.device | str,
+) -> FrozenModel:
+    """A teacher, ready to be asked.
+
+    Args:
+        name: For messages.
+        mesh: The processes to shard it over; a quantized one stays whole.
+        device: Where quantized weights are made.
+
+    Raises:
+        ValueError: If there is no such model, or its head cannot be used.
+        ImportError: If it is to be quantized, and bitsandbytes is not installed.
+    """
+    loaded = load_model(source, vocabulary, role=f"teacher {name!r}", device=device)
+    loaded.model.requires_grad_(False)
+    if source.compile:
+        compile_layers(loaded.model)
+    if mesh is not None and source.quantization is None:
+        shard(loaded.model, mesh, cpu_offload=source.cpu_offload)
+    return FrozenModel(loaded, cpu_offload=source.cpu_offload)
+
+
+def _is_seeded() -> bool:
+    return "PL_GLOBAL_SEED" in os.environ
