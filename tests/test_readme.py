@@ -11,7 +11,7 @@ import yaml
 
 import xtoken_pl
 from xtoken_pl import MultiTeacherDistillModule
-from xtoken_pl.cli import VERBS, main
+from xtoken_pl.cli import PARTS_VERBS, VERBS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,12 +50,12 @@ def test_yaml_example_parses_with_every_command_shown_for_it(
 
 def test_shipped_configs_in_commands_exist() -> None:
     paths = {word for arguments in commands() for word in arguments if word.startswith("configs/")}
-    assert len(paths) == 2
+    assert len(paths) == 4
     assert all((ROOT / path).is_file() for path in paths)
 
 
 def test_every_verb_in_a_command_exists() -> None:
-    assert {arguments[0] for arguments in commands()} <= {"fit", "validate", "test", "plan", *VERBS}
+    assert {arguments[0] for arguments in commands()} <= {"fit", "validate", "test", *PARTS_VERBS, *VERBS}
 
 
 def test_subclass_example_runs() -> None:

@@ -2,7 +2,7 @@
 
 ``python -m xtoken_pl fit --config configs/quickstart.yaml --model.teachers.smollm2.alpha 0.8``
 
-``plan`` takes the options of ``fit``, and says what the run would need.
+``plan`` and ``cache`` take the options of ``fit``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from jsonargparse import auto_cli
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from xtoken_pl.cache.command import cache
+from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
 from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
@@ -99,34 +99,50 @@ class DistillCLI(LightningCLI):
         return {name: verbs[name] for name in ("fit", "validate", "test")}
 
 
-class _PlannedTrainer(Trainer):
-    """Gives ``plan`` the options of ``fit``; it is never built."""
+class PartsCLI(DistillCLI):
+    """Takes the options of ``fit`` and those of ``verb``, and builds the module and the data module, but no trainer.
 
-    plan = Trainer.fit
+    What a trainer would need may not be on this machine.
+    """
 
-
-class PlanCLI(DistillCLI):
-    """Builds the module and the data module, but no trainer: what it would need may not be on this machine."""
+    def __init__(self, *args: Any, name: str, verb: PartsVerb, **options: Any) -> None:
+        self.name, self.verb = name, verb
+        # LightningCLI takes the options of a verb from the trainer's method of its name.
+        trainer_class = type("_Trainer", (Trainer,), {name: Trainer.fit})
+        super().__init__(*args, **{"trainer_class": trainer_class, **options})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_class_arguments(PlanOptions)
+        parser.add_class_arguments(self.verb.options)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """plan alone."""
-        return {"plan": LightningCLI.subcommands()["fit"]}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The verb alone."""
+        return {self.name: LightningCLI.subcommands()["fit"]}
 
     def instantiate_classes(self) -> None:
         config = self.config.clone()
-        self.trainer_config = config.plan.pop("trainer").as_dict()
+        self.trainer_config = config[self.name].pop("trainer").as_dict()
         self.config_init = self.parser.instantiate_classes(config)
         self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        options = PlanOptions(**{field.name: self.config[subcommand][field.name] for field in fields(PlanOptions)})
-        plan_run(cast(Any, self.model), cast(Any, self.datamodule), self.trainer_config, options)
+        given = self.config[subcommand]
+        options = self.verb.options(**{field.name: given[field.name] for field in fields(self.verb.options)})
+        self.verb.run(self.model, self.datamodule, self.trainer_config, options)
 
+
+class PartsVerb(NamedTuple):
+    """A verb that needs the module and the data module of a run, and the trainer's configuration at most."""
+
+    description: str
+    options: Any  # a dataclass
+    run: Callable[[Any, Any, dict[str, Any], Any], None]
+
+
+PARTS_VERBS = {
+    "plan": PartsVerb(PLAN_DESCRIPTION, PlanOptions, plan_run),
+    "cache": PartsVerb(CACHE_DESCRIPTION, CacheOptions, cache_run),
+}
 
 #: Verbs that run without a module and a trainer.
 VERBS: dict[str, Callable[..., None]] = {
@@ -146,15 +162,13 @@ def main(arguments: list[str] | None = None) -> None:
     if given and given[0] in VERBS:
         auto_cli(VERBS[given[0]], args=given[1:], prog=f"python -m xtoken_pl {given[0]}", as_positional=False)
         return
-    if given and given[0] == "cache":
-        cache(given[1:])
-        return
     merged = merge_config_arguments(given)
     if arguments is None:
         # Processes that Lightning starts on this machine are given sys.argv.
         sys.argv[1:] = merged
-    is_plan = bool(given) and given[0] == "plan"
-    command = partial(PlanCLI, trainer_class=_PlannedTrainer) if is_plan else DistillCLI
+    name = given[0] if given else ""
+    verb = PARTS_VERBS.get(name)
+    command = DistillCLI if verb is None else partial(PartsCLI, name=name, verb=verb)
     command(
         MultiTeacherDistillModule,
         DistillDataModule,
@@ -165,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "python -m xtoken_pl",
-            "epilog": f"further verbs, each with its own --help: plan, cache, {', '.join(VERBS)}",
-            **({"plan": {"description": PLAN_DESCRIPTION}} if is_plan else {}),
+            "epilog": f"further verbs, each with its own --help: {', '.join((*PARTS_VERBS, *VERBS))}",
+            **({} if verb is None else {name: {"description": verb.description}}),
         },
     )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from lightning.pytorch.cli import LightningArgumentParser
 
 from xtoken_pl.cache.build import CacheBuilder, open_manifest
 from xtoken_pl.cache.checks import check_cacheable
 from xtoken_pl.cache.manifest import Identity, Manifest, Split, TopK, fingerprint_of_windows
 from xtoken_pl.cache.teacher_rows import RowFormat, TeacherRows
-from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.models import FrozenModel, load_model
 from xtoken_pl.models.fingerprint import model_fingerprint
@@ -23,44 +23,39 @@ from xtoken_pl.module import MultiTeacherDistillModule
 _SHARD_BYTES, _MAX_SHARD_WINDOWS = 2**28, 1024
 
 
-def cache(arguments: list[str]) -> None:
-    """Parses the arguments of the verb, and builds or verifies a cache."""
-    parser = _parser()
-    config = parser.parse_args(merge_config_arguments(arguments))
-    options = {key: config.pop(key) for key in _OPTIONS}
-    for key in ("config", "seed_everything", "trainer", "ckpt_path"):
-        config.pop(key, None)
-    init = parser.instantiate_classes(config)
-    if not isinstance(init.data, DistillDataModule):
-        raise ValueError(f"a cache is built from the windows of DistillDataModule, got {type(init.data).__name__}")
-    build_cache(init.model, init.data, **options)
+CACHE_DESCRIPTION = "Run one teacher over the windows of a run, once, and store what its loss needs of every span."
 
 
-_OPTIONS = ("teacher", "output", "top_k", "precision", "batch_size", "shard_windows", "overwrite")
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """What is stored, and where.
+
+    Attributes:
+        teacher: Name of the teacher under model.teachers.
+        output: Folder to write; the teacher's ``cache`` by default.
+        top_k: Tokens stored of each row, or 'all'.
+        precision: Bits of a log-probability: 16, or 32 (exact).
+        batch_size: Windows that the teacher reads at a time; that of ``data`` by default.
+        shard_windows: Windows of a shard; by default as many as fit in 256 MB, at most 1024.
+        overwrite: Start again where another cache is.
+    """
+
+    teacher: str
+    output: str | None = None
+    top_k: TopK = 64
+    precision: int = 16
+    batch_size: int | None = None
+    shard_windows: int | None = None
+    overwrite: bool = False
 
 
-def _parser() -> LightningArgumentParser:
-    parser = LightningArgumentParser(
-        prog="python -m xtoken_pl cache",
-        description="Run one teacher over the windows of a run, once, and store what its loss needs of every span.",
-    )
-    parser.add_argument("-c", "--config", action="config", help="the YAML file of `fit`; several are merged")
-    parser.add_argument("--teacher", type=str, required=True, help="name of the teacher under model.teachers")
-    parser.add_argument("--output", type=str | None, help="folder to write; default: the teacher's `cache`")
-    parser.add_argument("--top_k", type=TopK, default=64, help="tokens stored of each row, or 'all'")
-    parser.add_argument("--precision", type=int, default=16, help="bits of a log-probability: 16, or 32 (exact)")
-    parser.add_argument(
-        "--batch_size", type=int | None, help="windows that the teacher reads at a time; default: data's"
-    )
-    parser.add_argument(
-        "--shard_windows", type=int | None, help="windows of a shard; default: as many as fit in 256 MB, at most 1024"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start again where another cache is")
-    parser.add_lightning_class_args(MultiTeacherDistillModule, "model", subclass_mode=True)
-    parser.add_lightning_class_args(DistillDataModule, "data", subclass_mode=True)
-    for key in ("trainer", "seed_everything", "ckpt_path"):
-        parser.add_argument(f"--{key}", type=Any, help="ignored")
-    return parser
+def cache_run(
+    module: MultiTeacherDistillModule, data: DistillDataModule, _: Mapping[str, Any], options: CacheOptions
+) -> None:
+    """Builds or verifies the cache that a run's configuration and the options describe."""
+    if not isinstance(data, DistillDataModule):
+        raise ValueError(f"a cache is built from the windows of DistillDataModule, got {type(data).__name__}")
+    build_cache(module, data, **vars(options))
 
 
 def build_cache(
