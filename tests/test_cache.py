@@ -35,7 +35,6 @@ from xtoken_pl.batch import DistillBatch
 from xtoken_pl.cache.command import build_cache
 from xtoken_pl.cache.reader import CachedSplit
 from xtoken_pl.cache.rows import SpanArrays
-from xtoken_pl.checkpoints import RunIdentity
 from xtoken_pl.data.order import NO_WINDOW
 
 LENGTH = 48
@@ -315,9 +314,7 @@ def test_what_a_cache_was_not_built_with_is_refused_by_name(
 
 def test_a_checkpoint_names_the_weights_that_a_cache_was_built_from(root: Path, stored: Callable[..., str]) -> None:
     def weights(teacher: Teacher) -> str | None:
-        module = module_of(root, {"t": teacher})
-        vocabularies = (module.student_vocabulary, module.teachers, module.teacher_vocabularies)
-        return RunIdentity.of(module.student_source, *vocabularies, {}).teachers["t"]["weights"]
+        return module_of(root, {"t": teacher}).run_identity.teachers["t"]["weights"]
 
     without_weights = split_teacher(root, model=str(root / "no_weights/split"), cache=stored())
     assert weights(without_weights) == weights(split_teacher(root))
