@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -56,7 +57,7 @@ def finish(workspace: Path, name: str, *arguments: str, version: int = 0) -> dic
 def killed(workspace: Path, name: str, moment: str, step: int, *arguments: str, rank: int = 0) -> None:
     death = {"class_path": "sudden_death.SuddenDeath", "init_args": {"moment": moment, "step": step, "rank": rank}}
     (workspace / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [death]}}))
-    status = fit(workspace, name, "--config", f"{name}.yaml", *arguments)
+    status = fit(workspace, name, *arguments, "--config", f"{name}.yaml")
     assert status != 0, "the run was not killed"
 
 
@@ -105,6 +106,30 @@ def test_a_run_that_is_killed_anywhere_goes_on_as_if_it_had_not_been(
     resumed = finish(workspace, moment, *loader, "--ckpt_path", "last", version=1)
     last_saved = (step if moment == "validation" else step - 1) // 2 * 2
     assert resumed == behind(whole, last_saved)
+
+
+def sharded(workspace: Path, name: str, *, distributed: bool) -> list[str]:
+    """Arguments of a run of two sharded processes; a distributed checkpoint is a folder that both write to."""
+    config: dict[str, Any] = yaml.safe_load((workspace / "config.yaml").read_text())
+    options = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": distributed}
+    strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": options}
+    config["trainer"] |= {"strategy": strategy, "devices": 2, "gradient_clip_val": None}
+    config["trainer"] |= {"limit_val_batches": 0, "val_check_interval": 1.0}
+    config["trainer"]["callbacks"][-1]["init_args"] = {"every_n_train_steps": 2, "save_top_k": -1}
+    config["data"]["batch_size"] = 1
+    (workspace / f"{name}-base.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", f"{name}-base.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed", [False, True], ids=["file", "folder"])
+def test_two_sharded_processes_go_on_to_the_last_bit(workspace: Path, distributed: bool) -> None:
+    name = f"sharded-{distributed}"
+    arguments = sharded(workspace, name, distributed=distributed)
+    expected = finish(workspace, name, *arguments)
+    killed(workspace, f"killed-{name}", "optimizer_step", 10, *arguments)
+    resumed = finish(workspace, f"killed-{name}", *arguments, "--ckpt_path", "last", version=1)
+    assert resumed == behind(expected, 8)
 
 
 @pytest.mark.slow
