@@ -130,13 +130,20 @@ def trainer(root: Path, dirpath: Path | None = None) -> pl.Trainer:
     )
 
 
-def test_last_is_the_one_of_the_greatest_step_whatever_its_name(tmp_path: Path) -> None:
+def test_last_is_the_one_written_last_whatever_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "run/version_0/checkpoints"
     save(folder / "last.ckpt", 10, age=20)
-    newest = save(folder / "epoch=0-step=20.ckpt", 20, age=10)
-    save(folder / "epoch=0-step=5.ckpt", 5)
+    newest = save(folder / "step=20-val/bits_per_byte=1.20.ckpt", 20, age=10)  # a metric's name makes a folder
+    save(folder / "epoch=0-step=5.ckpt", 5, age=30)
     assert last_checkpoint(trainer(tmp_path)) == newest
     assert last_checkpoint(trainer(tmp_path, dirpath=folder)) == newest
+
+
+def test_last_is_not_of_an_earlier_longer_run_in_the_same_folder(tmp_path: Path) -> None:
+    save(tmp_path / "step=1000.ckpt", 1000, age=10)
+    newest = save(tmp_path / "step=50.ckpt", 50)
+    with pytest.warns(UserWarning, match=r"step=1000\.ckpt is of step 1000, but was written before"):
+        assert last_checkpoint(trainer(tmp_path, dirpath=tmp_path)) == newest
 
 
 def test_last_is_of_the_version_that_was_written_to_last(tmp_path: Path) -> None:

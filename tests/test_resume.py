@@ -76,15 +76,6 @@ def test_dropout_draws_what_it_would_have_drawn(resume: Run, whole: Path, worksp
     assert drawn["train/loss"] != train_scalars(whole)["train/loss"][3:]
 
 
-def test_a_checkpoint_is_little_more_than_student_and_optimizer(whole: Path) -> None:
-    path = checkpoint_of(whole, 7)
-    checkpoint = torch.load(path, weights_only=True)
-    tensors = list(checkpoint["state_dict"].values())
-    for state in checkpoint["optimizer_states"][0]["state"].values():
-        tensors += state.values()
-    assert path.stat().st_size <= 1.05 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def test_a_damaged_checkpoint_is_refused_before_texts_are_read(
     whole: Path, resume: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

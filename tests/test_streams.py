@@ -94,12 +94,23 @@ def test_a_stream_goes_on_from_any_batch_over_blocks_and_epochs(source: TextSour
         assert list(islice(again, 14 - done)) == read[done:]
 
 
+def test_the_next_block_is_read_while_windows_are_emitted(source: TextSource) -> None:
+    windows = stream(source, block_size=6, documents_per_call=1)
+    num_read: list[int] = []
+    read = windows._read
+    windows._read = lambda texts: (num_read.append(1) or part for part in read(texts))  # type: ignore[method-assign]
+    read_before = []
+    for _ in islice(windows, 12):
+        read_before.append(len(num_read))
+    assert read_before == [6, 7, 8, 9, 10, 11, 12, 12, 12, 12, 12, 12]  # two blocks of six, the first one read at once
+
+
 def test_epochs_have_orders_of_their_own_and_blocks_are_shuffled(source: TextSource) -> None:
     read = keys(list(islice(stream(source, block_size=100), 24)))
     first, second = read[:12], read[12:]
     assert set(first) == set(second) == expected_keys()
     assert first != second
-    in_order = keys(stream(source, block_size=100)._read_block(texts_of(source.path).iter(batch_size=3)))
+    in_order = keys([window for part in stream(source)._read(texts_of(source.path)) for window in part])
     assert sorted(first) == sorted(in_order)
     assert first != in_order
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import random
 import signal
@@ -29,8 +30,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
         "init_args": {"every_n_train_steps": 2, "save_last": True},
     }
-    CONFIG["trainer"]["callbacks"][-1] = checkpoints
-    (root / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    config = copy.deepcopy(CONFIG)
+    config["trainer"]["callbacks"][-1] = checkpoints
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
     return root
 
 
@@ -113,8 +115,7 @@ def sharded(workspace: Path, name: str, *, distributed: bool) -> list[str]:
     config: dict[str, Any] = yaml.safe_load((workspace / "config.yaml").read_text())
     options = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": distributed}
     strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": options}
-    config["trainer"] |= {"strategy": strategy, "devices": 2, "gradient_clip_val": None}
-    config["trainer"] |= {"limit_val_batches": 0, "val_check_interval": 1.0}
+    config["trainer"] |= {"strategy": strategy, "devices": 2}
     config["trainer"]["callbacks"][-1]["init_args"] = {"every_n_train_steps": 2, "save_top_k": -1}
     config["data"]["batch_size"] = 1
     (workspace / f"{name}-base.yaml").write_text(yaml.safe_dump(config))

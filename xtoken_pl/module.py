@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -27,7 +30,7 @@ from xtoken_pl.checkpoints import (
     check_processes_agree,
 )
 from xtoken_pl.checks import check_not_negative
-from xtoken_pl.finite import FiniteLosses
+from xtoken_pl.finite import FiniteWatch
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
@@ -107,7 +110,7 @@ class MultiTeacherDistillModule(pl.LightningModule):
         self.losses = nn.ModuleDict()
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
         self._loaded_teachers: dict[str, FrozenModel] = {}
-        self._finite = FiniteLosses()
+        self._finite = FiniteWatch()
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
         self._run_state = RunState()
 
@@ -209,12 +212,22 @@ class MultiTeacherDistillModule(pl.LightningModule):
         }
         self.student_head = student.head
         self.student = student.model
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            _ = self.run_identity  # of the weights that were loaded, whatever happens to their files later
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         num_steps = self.trainer.estimated_stepping_batches
         optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), num_steps, self._projection_parameters())
         self._from_recipe = (optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Watches the student's gradient; where a scaler searches its scale, some steps overflow, and are left out."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
+            norm = get_total_norm(gradients)
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self._finite.note(self.global_step, {"student's gradient": whole})
 
     def configure_gradient_clipping(
         self,
@@ -233,7 +246,13 @@ class MultiTeacherDistillModule(pl.LightningModule):
     @cached_property
     def run_identity(self) -> RunIdentity:
         """What a checkpoint says of the student and its teachers."""
-        settings = {"learning rate": self.optimizer_recipe.learning_rate, "kd_weight": self.kd_weight}
+        settings: dict[str, Any] = {
+            "ce_weight": self.ce_weight,
+            "kd_weight": self.kd_weight,
+            "weighting": str(self.weighting),
+            "accumulate_grad_batches": 1 if self._trainer is None else self._trainer.accumulate_grad_batches,
+            **asdict(self.optimizer_recipe),
+        }
         return RunIdentity.of(
             self.student_source,
             self.student_vocabulary,
@@ -290,7 +309,13 @@ class MultiTeacherDistillModule(pl.LightningModule):
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
         totals = StepTotals.of(scores, alpha, span_alpha, batch, self._sum_over_processes)
         scale = self.kd_scale(totals.ce, totals.total_kd)
-        self._finite.note(self.global_step, totals.ce, totals.kd)
+        self._finite.note(
+            self.global_step,
+            {
+                "student's cross-entropy": totals.ce,
+                **{f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()},
+            },
+        )
 
         loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():

@@ -12,18 +12,23 @@ from scenario import command, demonstrate, fail, saved, succeed
 
 
 class DieBeforeTheGradientsAreSummed(pl.Callback):
-    """Kills the second process in its sixth step, before its backward pass."""
+    """Kills one process in its sixth step, before its backward pass."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
 
     def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == 5 and trainer.global_rank == 1:
+        if trainer.global_step == 5 and trainer.global_rank == self.rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def scenario(folder: Path) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"]
-    killer = ["--trainer.callbacks+", "killed_in_a_collective.DieBeforeTheGradientsAreSummed"]
-    fail(folder, command(*two, *killer), "by peer")
-    assert saved(folder) == ["step=2.ckpt", "step=4.ckpt"]
+    killer = "killed_in_a_collective.DieBeforeTheGradientsAreSummed"
+    for rank in (1, 0):
+        callback = ["--trainer.callbacks+", killer, "--trainer.callbacks.rank", str(rank)]
+        fail(folder, command(*two, *callback), "by peer")
+        assert saved(folder) == ["step=2.ckpt", "step=4.ckpt"]
     succeed(folder, command(*two, "--ckpt_path", "last"))
     assert saved(folder)[-1] == "step=8.ckpt"
 

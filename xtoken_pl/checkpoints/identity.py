@@ -18,6 +18,10 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 _WAYS_OUT = "give what the run that wrote it was given, or start a new run from its exported student"
 
 
+#: Of a teacher.
+_MAY_CHANGE = ("loss", "alpha", "temperature", "cache", "dtype", "quantization")
+
+
 @dataclass(frozen=True)
 class RunIdentity:
     """What a run may not change when it goes on, and what it may.
@@ -63,8 +67,7 @@ class RunIdentity:
                 "projection": _fixed_projection(teacher),
                 "learned": "yes" if teacher.learn_projection else "no",
             }
-            changeable[f"cache of {name!r}"] = teacher.cache
-            changeable |= {f"alpha of {name!r}": teacher.alpha, f"temperature of {name!r}": teacher.temperature}
+            changeable |= {f"{setting} of {name!r}": _plain(getattr(teacher, setting)) for setting in _MAY_CHANGE}
         described_student = {
             "model": student.model,
             "revision": student.revision,
@@ -132,6 +135,10 @@ def _fixed_projection(teacher: Teacher) -> str | None:
     if teacher.projection is None or teacher.learn_projection:
         return None
     return hashlib.sha256(Path(teacher.projection).read_bytes()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _names(names: list[str]) -> str:

@@ -88,14 +88,16 @@ class StoredCheckpoint:
     resumable: bool
 
     @property
-    def order(self) -> tuple[int, float]:
-        """The one of the greatest step is the newest, among equals the one written last."""
-        return (-1 if self.step is None else self.step, self.written)
+    def order(self) -> tuple[float, int]:
+        """The one that was written last is the newest: a folder may hold those of an earlier, longer run."""
+        return (self.written, -1 if self.step is None else self.step)
 
 
 def stored_checkpoints(folder: Path) -> list[StoredCheckpoint]:
     """All checkpoints in a folder that training can go on from, damaged ones included; in the order of their names."""
-    found = [_read(path) for path in sorted(folder.glob("*.ckpt")) if path.exists()]
+    # A metric's name in the file name may hold slashes, and so make folders.
+    paths = [path for path in sorted(folder.rglob("*.ckpt")) if path.exists()]
+    found = [_read(path) for path in paths if not any(parent in path.parents for parent in paths)]
     return [checkpoint for checkpoint in found if checkpoint.resumable or checkpoint.step is None]
 
 

@@ -17,7 +17,7 @@ _ANY_VERSION = "*"
 
 
 def last_checkpoint(trainer: pl.Trainer) -> Path:
-    """The checkpoint that training goes on from: of the folder that was written to last, that of the greatest step.
+    """The checkpoint that training goes on from: the one that was written last.
 
     Looks into the ``dirpath`` of every ModelCheckpoint that has one, else into the ``checkpoints`` of every version in
     the logger's folder.
@@ -59,20 +59,24 @@ def check_processes_agree(trainer: pl.Trainer) -> None:
 
 
 def _choose(candidates: Sequence[StoredCheckpoint]) -> StoredCheckpoint:
-    chosen = max(candidates, key=lambda stored: stored.order)
-    for stored in sorted(candidates, key=lambda stored: stored.written, reverse=True):
-        if stored.step is not None:
-            continue
-        if chosen.step is None or stored.written >= chosen.written:
-            before = newest_whole(candidates)
-            way_out = (
-                "there is no whole one; start a new run"
-                if before is None
-                else f"go on from the one before, of step {before.step}: --ckpt_path '{before.path}'"
+    newest, *others = sorted(candidates, key=lambda stored: stored.order, reverse=True)
+    if newest.step is None:
+        before = newest_whole(others)
+        way_out = (
+            "there is no whole one; start a new run"
+            if before is None
+            else f"go on from the one before, of step {before.step}: --ckpt_path '{before.path}'"
+        )
+        raise ValueError(f"--ckpt_path last: {newest.path} was written last, and it is damaged; {way_out}")
+    for stored in others:
+        if stored.step is None:
+            rank_zero_warn(f"--ckpt_path last: {stored.path} is damaged, but not the last; it is left alone")
+        elif stored.step > newest.step:
+            rank_zero_warn(
+                f"--ckpt_path last: {stored.path} is of step {stored.step}, but was written before {newest.path}, of "
+                f"step {newest.step}, which is taken; give its path to go on from it"
             )
-            raise ValueError(f"--ckpt_path last: {stored.path} was written last, and it is damaged; {way_out}")
-        rank_zero_warn(f"--ckpt_path last: {stored.path} is damaged, but not the last; it is left alone")
-    return chosen
+    return newest
 
 
 def checkpoint_folders(trainer: pl.Trainer) -> list[Path]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from datasets import Dataset, IterableDataset
-from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Planner
@@ -23,7 +23,7 @@ from xtoken_pl.data.identity import DataIdentity, check_same_data, windows_finge
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, PaddedWindows, Position
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
-from xtoken_pl.data.windows import Windower
+from xtoken_pl.data.windows import Window, Windower
 from xtoken_pl.processes import gather
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -43,8 +43,9 @@ class DistillDataModule(pl.LightningDataModule):
         test: Texts to test on.
         sequence_length: Most tokens of a window, on the student's and on every teacher's side.
         batch_size: Windows of a batch, on each process.
-        streaming: Read, tokenize and align while training, without a copy on disk. Training then has no epochs: set
-            ``trainer.max_steps``, and ``trainer.val_check_interval`` to a number of steps.
+        streaming: Read, tokenize and align ``train`` while training, without a copy on disk; of the other splits, which
+            are read whole, a run makes a temporary one. Training then has no epochs: set ``trainer.max_steps``, and
+            ``trainer.val_check_interval`` to a number of steps.
         shuffle_buffer: Windows to shuffle among when streaming: they are read, and shuffled, in blocks of so many.
         num_workers: Loader processes.
         num_proc: Processes that tokenize and align; None for this one.
@@ -84,6 +85,7 @@ class DistillDataModule(pl.LightningDataModule):
         self.datasets: dict[str, Dataset | IterableDataset] = {}
         self._windower: Windower | None = None
         self._planners: dict[str, Planner] = {}
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stream: StreamLoader | None = None
         self._begin: tuple[int, State | None] | None = None
         self._caches: dict[str, TeacherCache] = {}
@@ -136,14 +138,14 @@ class DistillDataModule(pl.LightningDataModule):
         """Tokenizes and aligns in one process, so that the others find the result in the cache."""
         stage = "fit" if self.trainer is None else self.trainer.state.fn or "fit"
         if not self.streaming:
-            for source in self._wanted(stage).values():
-                self._windows(source)
+            for split, source in self._wanted(stage).items():
+                self._windows(split, source)
 
     def setup(self, stage: str) -> None:
         """Makes the windows that a stage needs: ``fit``, ``validate`` or ``test``."""
         for split, source in self._wanted(stage).items():
             if split not in self.datasets:
-                self.datasets[split] = self._windows(source)
+                self.datasets[split] = self._windows(split, source)
                 self._check_spans(split)
                 self._cached[split] = self._open_caches(split)
 
@@ -159,7 +161,7 @@ class DistillDataModule(pl.LightningDataModule):
         splits = (required, "val") if stage == "fit" else (required,)
         return {split: source for split in splits if (source := self.sources[split]) is not None}
 
-    def _windows(self, source: TextSource) -> Dataset | IterableDataset:
+    def _windows(self, split: str, source: TextSource) -> Dataset | IterableDataset:
         windower = self.windower  # before the texts: what does not fit is refused here
         texts = load_source(source, streaming=self.streaming)
         options: dict[str, Any] = {
@@ -170,7 +172,13 @@ class DistillDataModule(pl.LightningDataModule):
             "remove_columns": texts.column_names or list(next(iter(texts))),
         }
         if isinstance(texts, IterableDataset):
-            return texts.map(**options)
+            windows = texts.map(**options)
+            if split == "train":
+                return windows
+            # Processes validate together, and have to know how many batches there are: these are stored, for this run.
+            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="xtoken_pl_")
+            stored = Dataset.from_generator(_each, gen_kwargs={"windows": windows}, cache_dir=self._scratch.name)
+            return stored.with_format("numpy")
         windows = texts.map(
             **options,
             num_proc=self.num_proc,
@@ -273,24 +281,16 @@ class DistillDataModule(pl.LightningDataModule):
             **self._processes(),
         )
         loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
-        begin, self._begin = self._begin or (self._num_done(), None), None
+        so_far = None if self._stream is None else self._stream.state()  # made anew every so many epochs
+        begin, self._begin = self._begin or (self._num_done(), so_far), None
         self._stream = StreamLoader(loader, self._num_done, begin)
         return self._stream
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._evaluation_loader("val") if "val" in self.datasets else []
+    def val_dataloader(self) -> OrderedLoader | list[Any]:
+        return self._stored_loader("val", cast(Dataset, self.datasets["val"])) if "val" in self.datasets else []
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("test")
-
-    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
-        windows: Any = self.datasets[split]
-        if isinstance(windows, Dataset):
-            return self._stored_loader(split, windows)
-        if self.trainer is not None and self.trainer.world_size > 1:
-            windows = split_dataset_by_node(windows, self.trainer.global_rank, self.trainer.world_size)
-        options = self._loader_options() | {"persistent_workers": self.num_workers > 0}
-        return DataLoader(windows, generator=torch.Generator(), **options)
+    def test_dataloader(self) -> OrderedLoader:
+        return self._stored_loader("test", cast(Dataset, self.datasets["test"]))
 
     def _stored_loader(self, split: str, windows: Dataset, **order: Any) -> OrderedLoader:
         sampler = GlobalBatchSampler(len(windows), self.batch_size, **{**self._processes(), **order})
@@ -305,3 +305,7 @@ class DistillDataModule(pl.LightningDataModule):
             "collate_fn": partial(collate, teachers=list(self.windower.teachers), planners=self._planners),
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
+
+
+def _each(windows: IterableDataset) -> Iterator[Window]:
+    yield from windows

@@ -126,3 +126,10 @@ class OrderedLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the sampler asks where the run stands. Without it Lightning warns that a run cannot go on."""
+        return {}
+
+    def load_state_dict(self, _: dict[str, Any]) -> None:
+        """Nothing to load."""

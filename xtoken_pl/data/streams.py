@@ -79,14 +79,20 @@ class BlockStream(TorchIterableDataset[Window]):
             texts.set_epoch(epoch)
             if begin is not None:
                 texts.load_state_dict(begin)
-            documents = texts.iter(batch_size=self.documents_per_call)
-            while windows := self._read_block(documents):
-                order = np.random.default_rng((self.seed, share, epoch, block)).permutation(len(windows))
+            read = self._read(texts)
+            current = _Block(begin)
+            current.grow(read, self.block_size)
+            while current.windows:
+                following = _Block(texts.state_dict())
+                order = np.random.default_rng((self.seed, share, epoch, block)).permutation(len(current.windows))
                 for place in order[num_emitted:]:
                     num_emitted += 1
-                    self._state = {"epoch": epoch, "block": block, "num_emitted": num_emitted, "texts": begin}
-                    yield windows[place]
-                block, num_emitted, begin = block + 1, 0, texts.state_dict()
+                    self._state = {"epoch": epoch, "block": block, "num_emitted": num_emitted, "texts": current.begin}
+                    yield current.take(place)
+                    # The next block grows as this one is used up: all workers would read, and training wait, at once.
+                    following.grow(read, self.block_size * num_emitted // len(order))
+                following.grow(read, self.block_size)
+                current, block, num_emitted = following, block + 1, 0
             if block == 0:
                 raise ValueError(
                     f"every worker of every process needs texts of its own, and share {share + 1} of {num_shares} of "
@@ -101,16 +107,31 @@ class BlockStream(TorchIterableDataset[Window]):
             return self.rank, self.num_processes
         return self.rank * worker.num_workers + worker.id, self.num_processes * worker.num_workers
 
-    def _read_block(self, documents: Iterator[dict[str, list[Any]]]) -> list[Window]:
-        """The next windows; none at the end of the texts."""
-        windows: list[Window] = []
-        for batch in documents:
-            columns = self.windower(batch[self.text_field])
+    def _read(self, texts: IterableDataset) -> Iterator[list[Window]]:
+        """The windows of some texts, and of the next ones."""
+        for documents in texts.iter(batch_size=self.documents_per_call):
+            columns = self.windower(documents[self.text_field])
             arrays = [[np.asarray(value, dtype=np.int32) for value in values] for values in columns.values()]
-            windows += [dict(zip(columns, row, strict=True)) for row in zip(*arrays, strict=True)]
-            if len(windows) >= self.block_size:
-                break
-        return windows
+            yield [dict(zip(columns, row, strict=True)) for row in zip(*arrays, strict=True)]
+
+
+class _Block:
+    """Windows to shuffle among, and the place in the texts where they begin."""
+
+    def __init__(self, begin: State | None) -> None:
+        self.begin = begin
+        self.windows: list[Window | None] = []
+
+    def grow(self, read: Iterator[list[Window]], size: int) -> None:
+        """Reads until there are so many windows, or no text is left."""
+        while len(self.windows) < size and (more := next(read, None)) is not None:
+            self.windows += more
+
+    def take(self, place: int) -> Window:
+        """A window, which is not needed again."""
+        window, self.windows[place] = self.windows[place], None
+        assert window is not None
+        return window
 
 
 class StreamLoader:

@@ -46,7 +46,7 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
     if source.attn_implementation is not None:
         common["attn_implementation"] = source.attn_implementation
     if isinstance(source, Teacher) and source.quantization is not None:
-        common |= _quantized(source.quantization, role, device)
+        common |= _quantized(source.quantization, common["dtype"], role, device)
     try:
         if isinstance(source, Student) and source.weights == "random":
             config = AutoConfig.from_pretrained(
@@ -66,13 +66,18 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
     return cast(PreTrainedModel, model).eval()
 
 
-def _quantized(bits: Quantization, role: str, device: torch.device | str) -> dict[str, Any]:
+def _quantized(bits: Quantization, dtype: torch.dtype | str, role: str, device: torch.device | str) -> dict[str, Any]:
     if find_spec("bitsandbytes") is None:
         raise ImportError(
             f"quantization={bits!r} of the {role} needs bitsandbytes, which is not installed; install it "
             "(pip install bitsandbytes), or leave quantization out"
         )
-    config = BitsAndBytesConfig(load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit", bnb_4bit_quant_type="nf4")
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == "8bit",
+        load_in_4bit=bits == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+    )
     return {"quantization_config": config, "device_map": {"": str(device)}}
 
 
