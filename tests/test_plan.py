@@ -17,13 +17,24 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_mo
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 
-from xtoken_pl import DistillDataModule, HybridKL, MultiTeacherDistillModule, Student, Teacher, TokenKL
+from xtoken_pl import (
+    BytePrefixKL,
+    ConfidenceWeighting,
+    DistillDataModule,
+    HybridKL,
+    MultiTeacherDistillModule,
+    ProjectionKL,
+    SpanLoss,
+    Student,
+    Teacher,
+    TokenKL,
+    Weighting,
+)
 from xtoken_pl.cli import main
 from xtoken_pl.data import TextSource, Windower, collate
 from xtoken_pl.models import hidden_states
 from xtoken_pl.models.causal_lm import load_causal_lm
 from xtoken_pl.plan import MemoryPlan, Run, single_changes, usable_bytes, way_to_fit
-from xtoken_pl.plan.command import PlanOptions
 from xtoken_pl.plan.replay import replay
 from xtoken_pl.plan.skeleton import Skeleton
 
@@ -120,9 +131,9 @@ def test_replayed_pass_holds_what_a_real_one_does(models: Path, autocast: bool, 
         trains=True,
         activation_checkpointing=checkpointing,
     )
-    assert planned.backward.total == pytest.approx(peak, rel=0.1)
+    assert planned.backward.total == pytest.approx(peak, rel=0.05)
     if not checkpointing:
-        assert planned.until_backward.total == pytest.approx(kept, rel=0.1)
+        assert planned.until_backward.total == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -172,12 +183,13 @@ def test_flash_attention_is_planned_where_it_is_not_installed(models: Path) -> N
 # Moments -------------------------------------------------------------------------------------------------------------
 
 
-def test_teacher_from_a_cache_needs_neither_weights_nor_a_pass(models: Path) -> None:
+def test_teacher_from_a_cache_needs_no_weights_but_room_for_its_rows(models: Path) -> None:
     run = run_of(models)
-    teacher = run.teachers["t"]
-    teacher.cache = "folder"  # type: ignore[attr-defined]
-    terms = {term for moment in MemoryPlan.of(run).moments for term in moment.terms}
-    assert not {term for term in terms if term.startswith("teacher t") and "its loss holds" not in term}
+    run.teachers["t"].cache = "to be built"
+    plan = MemoryPlan.of(run)
+    of_teacher = {term for moment in plan.moments for term in moment.terms if term.startswith("teacher t")}
+    assert {term.removeprefix("teacher t: ") for term in of_teacher} <= {"W and what its loss holds", "cached rows"}
+    assert plan.peak.terms["teacher t: cached rows"] == run.batch_size * run.sequence_length * (64 * 6 + 12)
 
 
 def test_offloaded_teacher_is_there_in_its_own_pass_only(models: Path) -> None:
@@ -374,11 +386,30 @@ def test_papers_best_run_is_planned_for_one_gpu_from_its_configs_alone(plan: Pla
         plan("--json_output", "plan.json")
 
 
-def test_wrong_input_is_named_before_models_are_built(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gpu_memory must be > 0 GB, got 0"):
-        PlanOptions(gpu_memory=0.0).check()
-    with pytest.raises(FileExistsError, match="a file is to be written"):
-        PlanOptions(json_output=str(tmp_path)).check()
+def test_losses_and_weightings_decide_who_can_be_cached(models: Path) -> None:
+    def cacheable(loss: SpanLoss, weighting: Weighting | None = None) -> frozenset[str]:
+        teachers = {"t": Teacher(model=str(models / "student"), loss=loss)}
+        module = MultiTeacherDistillModule(Student(model=str(models / "student")), teachers, weighting)
+        return Run.of(module, DistillDataModule(TextSource(path="x")), {}).cacheable
+
+    assert cacheable(ProjectionKL()) == {"t"}
+    assert cacheable(BytePrefixKL()) == frozenset()
+    assert cacheable(ProjectionKL(merge="mean")) == frozenset()
+    assert cacheable(ProjectionKL(), ConfidenceWeighting("entropy")) == frozenset()
+
+
+def test_wrong_input_is_named_before_models_are_built(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_model(*_: Any, **__: Any) -> Skeleton:
+        raise AssertionError("a model was built")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Skeleton, "of", no_model)
+        with pytest.raises(ValueError, match="gpu_memory must be > 0 GB, got 0"):
+            plan("--gpu_memory", "0")
+        with pytest.raises(FileExistsError, match="a file is to be written"):
+            plan("--json_output", str(tmp_path))
     with pytest.raises(ValueError, match="the model of the student must be a folder or a hub id with the config"):
         Skeleton.of(Student(model=str(tmp_path / "nowhere")), role="student")
 
@@ -402,5 +433,9 @@ def test_what_does_not_fit_says_what_to_change(plan: Plan, models: Path, paper: 
     (paper / "tiny.yaml").write_text(yaml.safe_dump(config))
     printed = plan("--gpu_memory", "2", configs=["tiny.yaml"])
     assert "does not fit" in printed
+    assert "model.teachers.t.cache: a folder" in printed
+    of_a_stream = plan("--gpu_memory", "2", "--data.streaming", "true", configs=["tiny.yaml"])
+    assert "does not fit" in of_a_stream
+    assert ".cache: a folder" not in of_a_stream  # windows of a stream have no places to go by
     assert re.search(r"data\.batch_size: 128 \(and trainer\.accumulate_grad_batches x 2\) saves [0-9.]+ GB", printed)
     assert re.search(r"fits with [0-2]\.\d\d GB after:", printed)

@@ -29,7 +29,7 @@ class RunIdentity:
     Attributes:
         student: ``model`` and ``revision`` that it started from, and the fingerprint ``tokenizer``.
         teachers: By name: ``model``, ``revision``, the fingerprints ``weights``, ``tokenizer`` and ``projection`` (of
-            the file of a fixed W, None where it is built), and whether W is ``learned``.
+            the file of W, None where it is built), and whether W is ``learned``.
         settings: By name, those that may change.
     """
 
@@ -64,7 +64,7 @@ class RunIdentity:
                 "revision": teacher.revision,
                 "weights": _weights(teacher),
                 "tokenizer": vocabularies[name].fingerprint,
-                "projection": _fixed_projection(teacher),
+                "projection": _projection(teacher),
                 "learned": "yes" if teacher.learn_projection else "no",
             }
             changeable |= {f"{setting} of {name!r}": _plain(getattr(teacher, setting)) for setting in _MAY_CHANGE}
@@ -130,9 +130,9 @@ def _weights(teacher: Teacher) -> str:
     return model_fingerprint(teacher)
 
 
-def _fixed_projection(teacher: Teacher) -> str | None:
-    # One that is learned is compared, and replaced, by what the checkpoint holds.
-    if teacher.projection is None or teacher.learn_projection:
+def _projection(teacher: Teacher) -> str | None:
+    """Of the file of W, from which a learned one starts."""
+    if teacher.projection is None:
         return None
     return hashlib.sha256(Path(teacher.projection).read_bytes()).hexdigest()[:32]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
 from xtoken_pl.plan.moments import MemoryPlan
-from xtoken_pl.plan.run import Run, is_cached
+from xtoken_pl.plan.run import Run
 
 #: GPUs of a usual node, over which a student that is not sharded could be.
 _NODE = 8
@@ -102,7 +102,7 @@ def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:
     def changed(**values: Any) -> Run:
         return replace(run, teachers={**run.teachers, name: replace(teacher, **values)})
 
-    if is_cached(teacher):
+    if teacher.cache is not None:
         return
     if teacher.dtype in ("float32", "float64"):
         yield f"{setting}.dtype: bfloat16", changed(dtype="bfloat16"), Price.OTHER_RESULTS
@@ -113,6 +113,6 @@ def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:
         eight, four = (changed(quantization=bits, cpu_offload=False) for bits in ("8bit", "4bit"))
         yield f"{setting}.quantization: 8bit{without}", eight, Price.OTHER_RESULTS
         yield f"{setting}.quantization: 4bit{without}", four, Price.OTHER_RESULTS
-    if "cache" in {field.name for field in fields(teacher)}:
+    if name in run.cacheable:
         text = f"{setting}.cache: a folder written by `python -m xtoken_pl cache --teacher {name}`"
         yield text, changed(cache="planned"), Price.OTHER_RESULTS

@@ -10,8 +10,8 @@ import torch
 
 from xtoken_pl.plan import terms
 from xtoken_pl.plan.replay import Footprint, Held, replay
-from xtoken_pl.plan.run import Run, is_cached
-from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.plan.run import Run
+from xtoken_pl.plan.skeleton import Skeleton, vocabulary_size
 
 _HEAD_GRADIENT = "student: gradient of the head"
 
@@ -53,7 +53,7 @@ class MemoryPlan:
             ValueError: If there is no such model.
         """
         student = Skeleton.of(run.student, role="student", dtype=run.converted)
-        live = {name: teacher for name, teacher in run.teachers.items() if not is_cached(teacher)}
+        live = {name: teacher for name, teacher in run.teachers.items() if teacher.cache is None}
         teachers = {name: Skeleton.of(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
         plan = cls(run, student, teachers)
         plan.moments.extend(_Step(plan).moments())
@@ -156,7 +156,12 @@ class _Step:
                 result[f"teacher {name}: weights"] = weights // shards
         size, learned = self.student.head.shape[0], 0
         for name, teacher in run.teachers.items():
-            teacher_size = self.teachers[name].head.shape[0] if name in self.teachers else size
+            if name in self.teachers:
+                teacher_size = self.teachers[name].head.shape[0]
+            else:
+                teacher_size = vocabulary_size(teacher) or size
+                num_rows = run.batch_size * run.sequence_length
+                result[f"teacher {name}: cached rows"] = num_rows * terms.cached_bytes(teacher, teacher_size)
             result[f"teacher {name}: W and what its loss holds"] = terms.loss_bytes(teacher, size, teacher_size)
             learned += terms.learned_projection_bytes(teacher, size)
         if learned:

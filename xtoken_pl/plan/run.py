@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from xtoken_pl.cache.checks import check_cacheable
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.teacher import Student, Teacher
@@ -34,6 +35,7 @@ class Run:
         num_gpus: All of them.
         spread: How the student is spread over them.
         data_parallel_size: GPUs that share one copy of the models, where it is sharded.
+        cacheable: Names of the teachers that a cache could stand for.
     """
 
     student: Student
@@ -45,6 +47,7 @@ class Run:
     num_gpus: int = 1
     spread: Spread = "alone"
     data_parallel_size: int = 1
+    cacheable: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -76,6 +79,7 @@ class Run:
             num_gpus=given,
             spread=spread,
             data_parallel_size=given if sharded and num_gpus is not None else sharded or 1,
+            cacheable=frozenset() if data.streaming else _cacheable(module),
         )
 
     @property
@@ -89,9 +93,15 @@ class Run:
         return _CONVERTED.get(self.precision)
 
 
-def is_cached(teacher: Teacher) -> bool:
-    """Whether a cache of what the teacher says takes its place."""
-    return getattr(teacher, "cache", None) is not None
+def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
+    def can_be(name: str) -> bool:
+        try:
+            check_cacheable(name, module.teachers[name].loss, module.weighting)
+        except ValueError:
+            return False
+        return True
+
+    return frozenset(filter(can_be, module.teachers))
 
 
 def _precision(given: Any) -> str:

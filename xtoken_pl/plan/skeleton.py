@@ -108,6 +108,17 @@ class Skeleton:
         return [part for part in self.model.modules() if isinstance(part, nn.Linear) and part is not head]
 
 
+def vocabulary_size(source: ModelSource) -> int | None:
+    """Rows of a model's head, by its configuration; None if that is not within reach."""
+    try:
+        config = AutoConfig.from_pretrained(
+            source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None
+    return cast(int, config.get_text_config().vocab_size)
+
+
 def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 

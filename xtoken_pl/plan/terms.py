@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from xtoken_pl.cache.manifest import Manifest
 from xtoken_pl.losses import ULD, BytePrefixKL, PartitionedLoss, TokenKL
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
@@ -96,6 +99,22 @@ def loss_bytes(teacher: Teacher, student_size: int, teacher_size: int) -> int:
 def learned_projection_bytes(teacher: Teacher, student_size: int) -> int:
     """The weights that are learned of W, at most ``4 * 4 V_s``."""
     return _FLOAT * _PLACES * student_size if teacher.learn_projection else 0
+
+
+def cached_bytes(teacher: Teacher, teacher_size: int) -> int:
+    """Of a span of a cached teacher, of which there is one a token at most.
+
+    ``k (b + 4) + 12`` for k stored tokens of b bytes and their ids, ``V_t b + 8`` where all are stored; k = 64 and
+    b = 2 where the cache is still to be built.
+    """
+    top_k, num_bytes = 64, 2
+    if teacher.cache is not None and Path(teacher.cache).is_dir():
+        identity = Manifest.load(Path(teacher.cache)).identity
+        num_bytes = identity.precision // 8
+        if identity.top_k == "all":
+            return teacher_size * num_bytes + 8
+        top_k = identity.top_k
+    return top_k * (num_bytes + 4) + 12
 
 
 def head_copy_bytes(run: Run, skeleton: Skeleton) -> int:
