@@ -63,6 +63,7 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
         "both": ({"split": split(), "same": same()}, {}),
         "adaptive": ({"split": split(), "same": same(), "hybrid": hybrid}, adaptive),
         "learned": ({"split": split(learn_projection=True)}, {}),
+        "cached": ({"split": split(cache=str(folder / "cache"))}, {}),
         "offloaded": ({"split": split(cpu_offload=True), "same": same(cpu_offload=True)}, {}),
     }
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-RECIPES = ["cross", "same", "both", "adaptive", "learned", "offloaded"]
+from xtoken_pl.cli import main
+
+RECIPES = ["cross", "same", "both", "adaptive", "learned", "cached", "offloaded"]
 STRATEGIES = ["ddp", "fsdp2"]
 
 
@@ -31,6 +34,15 @@ def prepare(folder: Path) -> None:
     # They are the whole epoch, so that every step sees all of them, in whatever order.
     texts = [TEXTS[0][:60], TEXTS[1][:25], "a", "b"]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = {"path": str(folder / "texts.jsonl")}
+    teacher = {"model": str(folder / "split"), "loss": "xtoken_pl.ProjectionKL"}
+    config = {
+        "model": {"student": {"model": str(folder / "student")}, "teachers": {"split": teacher}},
+        "data": {"train": source, "val": source, "sequence_length": 64},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    stored = ["--output", str(folder / "cache"), "--top_k", "all", "--precision", "32"]
+    main(["cache", "--config", str(folder / "run.yaml"), "--teacher", "split", *stored])
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +84,13 @@ def test_offloaded_teachers_and_recomputed_activations_change_nothing(folder: Pa
         found = results(folder, name)
         for offloaded, plain in zip(found["offloaded"]["steps"], found["both"]["steps"], strict=True):
             assert offloaded == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_cache_of_everything_stands_for_its_teacher(folder: Path) -> None:
+    for name in ("one", *STRATEGIES):
+        found = results(folder, name)
+        for cached, plain in zip(found["cached"]["steps"], found["cross"]["steps"], strict=True):
+            assert cached == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_process_without_a_span_takes_part(folder: Path) -> None:

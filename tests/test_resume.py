@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from logged import train_scalars
 from resumed_runs import write_workspace
 from small_models import packing_tokenizer, write_model
 
+from xtoken_pl.checkpoints import RunState
 from xtoken_pl.checkpoints.random_states import gather_random_states, restore_random_states
 from xtoken_pl.cli import main
 
@@ -174,3 +175,16 @@ def test_validation_does_not_ask_who_the_teachers_were(
     monkeypatch.chdir(workspace)
     arguments = ["--ckpt_path", str(checkpoint_of(whole, 3)), "--model.teachers.same.model", "student"]
     main(["validate", "--config", "config.yaml", *arguments])
+
+
+def test_an_epoch_that_ended_with_its_checkpoint_is_closed_when_the_run_goes_on() -> None:
+    """Lightning would go through it once more."""
+    done, at_the_end = {"ready": 1, "started": 1, "processed": 1, "completed": 0}, {"ready": 7, "completed": 7}
+    loop = {
+        "epoch_progress": {"total": dict(done), "current": dict(done)},
+        "epoch_loop.batch_progress": {"current": at_the_end, "is_last_batch": True},
+    }
+    with pytest.warns(UserWarning, match="does not say who its teachers were"):
+        RunState().load({"loops": {"fit_loop": loop}}, cast(Any, None))
+    assert loop["epoch_progress"]["current"]["completed"] == 1
+    assert loop["epoch_loop.batch_progress"]["current"] == {"ready": 0, "completed": 0}
