@@ -124,12 +124,12 @@ def test_other_settings_are_refused_unless_the_cache_may_be_overwritten(workspac
     with pytest.raises(FileExistsError, match=r"other settings: top_k 8 here, 16 there .* overwrite"):
         build("--output", "settings", "--top_k", "16")
     assert Manifest.load(workspace / "settings").identity.top_k == 8
-    build("--output", "settings", "--top_k", "16", "--overwrite")
+    build("--output", "settings", "--top_k", "16", "--overwrite", "true")
     assert Manifest.load(workspace / "settings").identity.top_k == 16
     (workspace / "killed_first/.manifest.json.left").mkdir(parents=True)
     build("--output", "killed_first", "--top_k", "8")
     with pytest.raises(FileExistsError, match="new or empty folder"):
-        build("--output", ".", "--overwrite")
+        build("--output", ".", "--overwrite", "true")
 
 
 @pytest.mark.parametrize(
