@@ -166,6 +166,30 @@ def test_the_verb_needs_no_device_and_fit_reads_what_it_stored(workspace: Path, 
         main(["fit", "--config", "run.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", "1"])
 
 
+@pytest.mark.parametrize("precision", ["16", "32"])
+@pytest.mark.parametrize("top_k", ["8", "all"])
+def test_log_probs_that_are_no_numbers_are_never_stored(
+    workspace: Path, build: Build, top_k: str, precision: str
+) -> None:
+    make_overflowing(workspace / "overflowing", "^")  # which the text has once, late
+    folder = f"overflowing_{top_k}_{precision}"
+    arguments = ("--output", folder, "--top_k", top_k, "--precision", precision, "--model.teachers.split.model")
+    with pytest.raises(FloatingPointError, match=r"teacher 'split' are not in windows \d+ to \d+ of train.*bfloat16"):
+        build(*arguments, "overflowing", "--model.teachers.split.dtype", "float16")
+    kept = Manifest.load(workspace / folder).entries
+    assert 0 < len(kept) == len(list((workspace / folder).glob("*.safetensors")))
+
+
+def make_overflowing(folder: Path, token: str) -> None:
+    """A teacher whose states are no numbers in float16 once it has read a token."""
+    tokenizer = splitting_tokenizer()
+    write_model(folder, tokenizer, seed=2)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(token)] = 1e5
+    model.save_pretrained(folder)
+
+
 def test_quantized_log_probs_are_as_near_as_stated() -> None:
     log_probs = np.linspace(-32, 0, 1_000_001, dtype=np.float32)
     error = (dequantize(bits_of(quantize(log_probs))) - torch.from_numpy(log_probs)).abs().max()
@@ -204,7 +228,7 @@ def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRo
 def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, precision: int) -> None:
     teacher = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
     window = {"student_ids": [1, 2, 3], "loss_mask": [0, 1, 1], "t/ids": [], "t/spans": []}
-    rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).of([window] * 2)
+    rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).of([window] * 2, "")
     assert num_tokens == 4
     write_shard(tmp_path / "shard", rows, [text_checksum(window, "t")] * 2)
     cached = CachedRows.of([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
@@ -224,7 +248,7 @@ def test_a_student_token_takes_at_most_300_bytes(
         columns = Windower(student, {"t": teacher}, 128)([TEXTS[0][:1500]])
         windows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["t/ids"]))]
         row_format = RowFormat(64, 16, len(teacher), int(teacher.exists.sum()))
-        rows, num_tokens = small_rows(teacher, row_format).of(windows)
+        rows, num_tokens = small_rows(teacher, row_format).of(windows, "")
         write_shard(tmp_path / name, rows, [0] * len(rows))
         assert num_tokens == len(collate(windows, ["t"]).student.labels) > 200
         assert 250 < (tmp_path / name).stat().st_size / num_tokens <= 300, name

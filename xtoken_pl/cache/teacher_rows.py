@@ -101,12 +101,26 @@ class TeacherRows:
         self._device = device
 
     @torch.no_grad()
-    def of(self, windows: Sequence[dict[str, Any]]) -> tuple[list[SpanArrays], int]:
-        """What is to be stored of each window, and the number of student tokens that are learned."""
+    def of(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
+        """What is to be stored of each window, and the number of student tokens that are learned.
+
+        Args:
+            windows: Of one batch.
+            place: Where they are from; for the error.
+
+        Raises:
+            FloatingPointError: If the teacher's log-probabilities are infinite or no numbers.
+        """
         batch = collate(windows, [self._name])
         view = batch.teachers[self._name].to(self._device)
         hidden, head = self._model.run(view.tokens.input_ids, view.tokens.attention_mask)
-        arrays = self._arrays(hidden.flatten(0, 1).index_select(0, view.tokens.rows), head, view)
+        arrays, is_finite = self._arrays(hidden.flatten(0, 1).index_select(0, view.tokens.rows), head, view)
+        if not is_finite:
+            raise FloatingPointError(
+                f"log-probabilities must be finite, but those of teacher {self._name!r} are not in {place}. Its dtype "
+                "overflows (float16 does; give the teacher bfloat16 or float32), or its weights are damaged: check "
+                "them. Finished shards are kept, and nothing of this one is written"
+            )
         # The rows are those of the padded student sequences, window by window.
         sequence = batch.student.rows // batch.student.input_ids.shape[1]
         of_span = sequence[batch.teachers[self._name].spans.student_first].numpy()
@@ -114,30 +128,34 @@ class TeacherRows:
         split = [{name: values[start:end] for name, values in arrays.items()} for start, end in pairwise(edges)]
         return split, len(batch.student.labels)
 
-    def _arrays(self, hidden: Tensor, head: Head, view: TeacherBatch) -> SpanArrays:
-        """Of all spans of a batch, from the hidden states ``[Q, H]`` of its rows."""
+    def _arrays(self, hidden: Tensor, head: Head, view: TeacherBatch) -> tuple[SpanArrays, bool]:
+        """Of all spans of a batch, from the hidden states ``[Q, H]`` of its rows; and whether they are finite."""
         spans = view.spans
         is_first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         is_first[spans.teacher_first] = True
         parameters = head.parameters()
         size = max(1, _BLOCK_BYTES // (4 * head.vocabulary_size))
         parts: list[SpanArrays] = []
-        tempered, plain = [], []
+        tempered, plain, highest = [], [], []
         for rows in (slice(start, start + size) for start in range(0, max(1, len(hidden)), size)):
             block, labels = logits(hidden[rows], *parameters), view.tokens.labels[rows]
             log_probs = head.normalize(block, self._temperature)  # [P, V_t]
-            parts.append(self._format.encode(log_probs[is_first[rows]]))
+            stored = log_probs[is_first[rows]]
+            parts.append(self._format.encode(stored))
+            highest.append(stored.amax(-1))  # the others may be -inf: ids without a token
             tempered.append(_of_labels(log_probs, labels))
             plain.append(tempered[-1] if self._temperature == 1.0 else _of_labels(head.normalize(block), labels))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         continuation = _sum(torch.cat(tempered).masked_fill(is_first, 0.0), spans)
-        return arrays | {"log_continuation": continuation, "log_span": _sum(torch.cat(plain), spans)}
+        span = _sum(torch.cat(plain), spans)
+        # Before they are quantized: 16 bits have no code for what is no number.
+        is_finite = bool(torch.cat((*highest, continuation, span)).isfinite().all())
+        return arrays | {"log_continuation": continuation.cpu().numpy(), "log_span": span.cpu().numpy()}, is_finite
 
 
 def _of_labels(log_probs: Tensor, labels: Tensor) -> Tensor:
     return log_probs.gather(1, labels[:, None]).squeeze(1)
 
 
-def _sum(values: Tensor, spans: SpanBatch) -> NDArray[np.float32]:
-    sums = values.new_zeros(len(spans)).index_add(0, spans.teacher_span, values)
-    return sums.float().cpu().numpy()
+def _sum(values: Tensor, spans: SpanBatch) -> Tensor:
+    return values.new_zeros(len(spans)).index_add(0, spans.teacher_span, values).float()
