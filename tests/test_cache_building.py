@@ -18,6 +18,7 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_mo
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary
+from xtoken_pl.cache.lock import LOCK_FILE, building
 from xtoken_pl.cache.manifest import Manifest, TopK
 from xtoken_pl.cache.quantization import MAX_ERROR, bits_of, dequantize, pack_ids, quantize, unpack_ids
 from xtoken_pl.cache.rows import CachedRows
@@ -108,7 +109,8 @@ def test_a_finished_cache_is_verified_and_a_damaged_shard_made_anew(
     build("--output", "verified")
     written = content(workspace / "verified")
     build("--output", "verified")
-    assert f"all {len(written) - 1} shards are as they were written" in capsys.readouterr().out
+    num_shards = sum(name.endswith(".safetensors") for name in written)
+    assert f"all {num_shards} shards are as they were written" in capsys.readouterr().out
     path = workspace / "verified/train-000001.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     (workspace / "verified/val-000000.safetensors").unlink()
@@ -126,10 +128,45 @@ def test_other_settings_are_refused_unless_the_cache_may_be_overwritten(workspac
     assert Manifest.load(workspace / "settings").identity.top_k == 8
     build("--output", "settings", "--top_k", "16", "--overwrite", "true")
     assert Manifest.load(workspace / "settings").identity.top_k == 16
-    (workspace / "killed_first/.manifest.json.left").mkdir(parents=True)
+    (workspace / "killed_first/.manifest.json.k1ll_ed0").mkdir(parents=True)
     build("--output", "killed_first", "--top_k", "8")
     with pytest.raises(FileExistsError, match="new or empty folder"):
         build("--output", ".", "--overwrite", "true")
+    assert not (workspace / LOCK_FILE).exists()
+
+
+def test_a_kill_while_a_cache_is_overwritten_leaves_none_of_its_shards_beside_the_new_manifest(
+    workspace: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("--output", "replaced", "--top_k", "8")
+
+    def be_killed(manifest: Manifest, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "save", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            build("--output", "replaced", "--shard_windows", "100", "--overwrite", "true")
+    assert not list((workspace / "replaced").glob("*.safetensors"))
+    with pytest.raises(FileExistsError, match="other settings"):
+        build("--output", "replaced", "--shard_windows", "100")
+
+
+def test_a_second_builder_of_a_folder_is_refused_and_nothing_of_the_first_is_touched(
+    workspace: Path, build: Build
+) -> None:
+    folder = workspace / "contended"
+    half = folder / ".train-000000.safetensors.l1ve_000"
+    with building(folder):
+        half.mkdir()
+        with pytest.raises(RuntimeError, match=r"one process builds .* another one is building contended"):
+            build("--output", "contended")
+        assert half.is_dir()
+    build("--output", "contended")
+    assert not half.exists()
+    half.write_text("not a folder of ours")
+    build("--output", "contended")
+    assert half.is_file()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,50 +12,63 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from xtoken_pl.cache.lock import LOCK_FILE
 from xtoken_pl.cache.manifest import Identity, Manifest, ShardEntry
 from xtoken_pl.cache.rows import SpanArrays
 from xtoken_pl.cache.shards import text_checksum, write_shard
 from xtoken_pl.cache.teacher_rows import TeacherRows
 
-#: What a write that was killed leaves behind.
-_LEFTOVERS = (".*.safetensors.*", ".manifest.json.*")
+#: The folders of :func:`xtoken_pl.files.atomic_path`, which a killed write leaves behind.
+_LEFTOVER = re.compile(r"\.(\w+-\d{6}\.safetensors|manifest\.json)\.\w{8}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that holds something else than a cache.
+
+    Raises:
+        FileExistsError: If it does, or is a file.
+    """
+    if not folder.exists() or Manifest.exists(folder):
+        return
+    if not folder.is_dir() or {path for path in folder.iterdir() if path.name != LOCK_FILE} - set(_leftovers(folder)):
+        raise FileExistsError(f"output must be a new or empty folder, or one that holds a cache; {folder} is neither")
 
 
 def open_manifest(folder: Path, identity: Identity, *, overwrite: bool) -> Manifest:
     """The manifest to go on with; a new one is written before any shard.
 
     Args:
+        folder: Checked, and locked.
         overwrite: Start again, and remove the shards of the cache that is there.
 
     Raises:
-        FileExistsError: If the folder holds something else, or a cache of other settings and not ``overwrite``.
+        FileExistsError: If the folder holds a cache of other settings and not ``overwrite``.
     """
-    leftovers = [path for pattern in _LEFTOVERS for path in folder.glob(pattern)]
-    if not Manifest.exists(folder):
-        if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(leftovers)):
-            raise FileExistsError(
-                f"output must be a new or empty folder, or one that holds a cache; {folder} is neither"
-            )
-    elif not overwrite:
+    if Manifest.exists(folder) and not overwrite:
         manifest = Manifest.load(folder)
         if differences := list(manifest.identity.differences(identity)):
             raise FileExistsError(
                 f"{folder} holds a cache of other settings: {'; '.join(differences)} (there: this run). Go on with the "
                 "settings it was begun with, choose another output, or start again with overwrite"
             )
-        _remove(leftovers)
+        _remove_leftovers(folder)
         return manifest
-    _remove(leftovers)
-    manifest = Manifest(identity)
-    manifest.save(folder)
+    _remove_leftovers(folder)
+    # First, so that no shard of the old cache is ever beside the new manifest.
     for path in folder.glob(f"*-{'[0-9]' * 6}.safetensors"):
         path.unlink()
+    manifest = Manifest(identity)
+    manifest.save(folder)
     return manifest
 
 
-def _remove(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name) and path.is_dir()]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in _leftovers(folder):
+        shutil.rmtree(path)
 
 
 class CacheBuilder:

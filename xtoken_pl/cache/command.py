@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from xtoken_pl.cache.build import CacheBuilder, open_manifest
+from xtoken_pl.cache.build import CacheBuilder, check_folder, open_manifest
 from xtoken_pl.cache.checks import check_cacheable
+from xtoken_pl.cache.lock import building
 from xtoken_pl.cache.manifest import Identity, Manifest, Split, TopK, fingerprint_of_windows
 from xtoken_pl.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.data import DistillDataModule
@@ -37,7 +38,7 @@ class CacheOptions:
         precision: Bits of a log-probability: 16, or 32 (exact).
         batch_size: Windows that the teacher reads at a time; that of ``data`` by default.
         shard_windows: Windows of a shard; by default as many as fit in 256 MB, at most 1024.
-        overwrite: Start again where another cache is.
+        overwrite: Start again where a cache is. Leave it out to go on after a kill: finished shards would go.
     """
 
     teacher: str
@@ -81,10 +82,11 @@ def build_cache(
         precision: Bits of a log-probability: 16, or 32.
         batch_size: Windows that the teacher reads at a time; that of ``data`` by default.
         shard_windows: Windows of a shard; by default as many as fit in 256 MB.
-        overwrite: Start again where another cache is.
+        overwrite: Start again where a cache is. Leave it out to go on after a kill: finished shards would go.
 
     Raises:
         FileExistsError: If the folder holds something else.
+        RuntimeError: If another process builds there.
         ValueError: If an option is none of its choices, or the teacher's loss cannot be trained from a cache.
     """
     if teacher not in module.teachers:
@@ -96,6 +98,7 @@ def build_cache(
             raise ValueError(f"{name} must be >= 1, got {value}")
     check_cacheable(teacher, source.loss, module.weighting)
     row_format = RowFormat(top_k, precision, len(vocabulary), int(vocabulary.exists.sum()))
+    check_folder(folder)
     windows = _windows(module, data)
     identity = Identity(
         model=source.model,
@@ -112,16 +115,16 @@ def build_cache(
         shard_windows=shard_windows or _shard_windows(row_format.bytes_per_span * data.sequence_length),
         splits={name: Split(len(part), fingerprint_of_windows(part, teacher)) for name, part in windows.items()},
     )
-    manifest = open_manifest(folder, identity, overwrite=overwrite)
-    builder = CacheBuilder(folder, manifest, teacher, windows, batch_size or data.batch_size)
-    missing = builder.missing()
-    if any(missing.values()):
-        device = _device()
-        loaded = load_model(source, vocabulary, role=f"teacher {teacher!r}", device=device)
-        model = FrozenModel(loaded, cpu_offload=source.cpu_offload)
-        builder.build(missing, TeacherRows(teacher, model, row_format, source.temperature, device))
-    else:
-        print(f"{folder} is finished; all {len(manifest.entries)} shards are as they were written")
+    with building(folder):
+        manifest = open_manifest(folder, identity, overwrite=overwrite)
+        builder = CacheBuilder(folder, manifest, teacher, windows, batch_size or data.batch_size)
+        if any((missing := builder.missing()).values()):
+            device = _device()
+            loaded = load_model(source, vocabulary, role=f"teacher {teacher!r}", device=device)
+            model = FrozenModel(loaded, cpu_offload=source.cpu_offload)
+            builder.build(missing, TeacherRows(teacher, model, row_format, source.temperature, device))
+        else:
+            print(f"{folder} is finished; all {len(manifest.entries)} shards are as they were written")
     num_spans, num_tokens, num_bytes = (
         sum(getattr(entry, name) for entry in manifest.entries) for name in ("num_spans", "num_tokens", "num_bytes")
     )
