@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,21 +81,38 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_a_killed_build_goes_on_and_gives_the_same_bytes(workspace: Path, build: Build) -> None:
+#: The verb, killed where the fourth shard is written half.
+_KILLED_BUILD = """
+import os, signal, sys
+from xtoken_pl.cache import shards
+from xtoken_pl.cli import main
+
+save_file, written = shards.save_file, []
+
+def save_or_be_killed(tensors, path):
+    save_file(tensors, path)
+    written.append(path)
+    if len(written) == 4:
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+shards.save_file = save_or_be_killed
+main(sys.argv[1:])
+"""
+
+
+def test_a_build_killed_inside_a_write_goes_on_and_gives_the_same_bytes(workspace: Path, build: Build) -> None:
     small = ("--shard_windows", "4")
     build("--output", "whole", *small)
-    command = [sys.executable, "-m", "xtoken_pl", *_VERB, *small, "--output", "killed"]
-    process = subprocess.Popen(
-        command, cwd=workspace, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _KILLED_BUILD, *_VERB, *small, "--output", "killed"]
+    process = subprocess.run(
+        command, cwd=workspace, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
-    while process.poll() is None and not (workspace / "killed/train-000003.safetensors").exists():
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    for name in ("train-000009.safetensors", "manifest.json"):
-        (workspace / f"killed/.{name}.left").mkdir()  # as a kill inside a write leaves behind
-    finished = len(Manifest.load(workspace / "killed").entries)
-    assert 3 <= finished < len(Manifest.load(workspace / "whole").entries)
+    assert process.returncode == -signal.SIGKILL
+    [half] = (workspace / "killed").glob(".train-000003.safetensors.*/train-000003.safetensors")
+    assert 0 < half.stat().st_size < (workspace / "whole/train-000003.safetensors").stat().st_size
+    (workspace / "killed/.manifest.json.k1ll_ed0").mkdir()  # as a kill inside a write of the manifest leaves behind
+    assert len(Manifest.load(workspace / "killed").entries) == 3
     inode = (workspace / "killed/train-000000.safetensors").stat().st_ino
     build("--output", "killed", *small)
     assert content(workspace / "killed") == content(workspace / "whole")
