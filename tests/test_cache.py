@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,30 @@ def test_what_a_cache_was_not_built_with_is_refused_by_name(
     refused("a stream has none", {"streaming": True})
     with pytest.raises(FileNotFoundError, match=r"has no manifest.json"):
         module_of(root, {"t": split_teacher(root, cache=str(tmp_path / "nothing"))}).setup("fit")
+
+
+def test_what_could_not_be_compared_is_said(root: Path, stored: Callable[..., str], tmp_path: Path) -> None:
+    def open_cache(folder: Path, **teacher: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert module_of(root, {"t": split_teacher(root, model=str(folder), cache=stored(), **teacher)}).caches
+        return [str(warning.message) for warning in caught if "cache" in str(warning.message)]
+
+    without_weights = root / "no_weights/split"
+    [warning] = open_cache(without_weights)
+    for named in ("its tokenizer and config.json were", str(root / "split"), str(without_weights), "revision None"):
+        assert named in warning
+    assert open_cache(root / "split") == []
+    [warning] = open_cache(root / "split", dtype="bfloat16")
+    assert "dtype float32, quantization None, which it keeps; the run names dtype bfloat16" in warning
+    copy = Path(shutil.copytree(without_weights, tmp_path / "copy"))
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    with pytest.raises(ValueError, match=r"was built with another config.json"):
+        open_cache(copy)
+    config.unlink()
+    [warning] = open_cache(copy)
+    assert "only its tokenizer was" in warning
 
 
 def test_a_checkpoint_names_the_weights_that_a_cache_was_built_from(root: Path, stored: Callable[..., str]) -> None:

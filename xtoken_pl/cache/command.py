@@ -17,7 +17,7 @@ from xtoken_pl.cache.manifest import Identity, Manifest, Split, TopK, fingerprin
 from xtoken_pl.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.models import FrozenModel, load_model
-from xtoken_pl.models.fingerprint import model_fingerprint
+from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint
 from xtoken_pl.module import MultiTeacherDistillModule
 
 #: Of a shard, where ``shard_windows`` is not given.
@@ -106,6 +106,7 @@ def build_cache(
         dtype=source.dtype,
         quantization=source.quantization,
         model_fingerprint=model_fingerprint(source),
+        config_fingerprint=config_fingerprint(source),
         student_tokenizer=module.student_vocabulary.fingerprint,
         teacher_tokenizer=vocabulary.fingerprint,
         sequence_length=data.sequence_length,

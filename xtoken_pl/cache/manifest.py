@@ -15,7 +15,7 @@ from datasets import Dataset
 from xtoken_pl.cache.shards import text_checksum
 from xtoken_pl.files import atomic_path
 
-FORMAT = "xtoken_pl.teacher_cache.v1"
+FORMAT = "xtoken_pl.teacher_cache.v2"
 _FILE = "manifest.json"
 _NUM_SAMPLES = 1000
 
@@ -47,6 +47,7 @@ class Identity:
     Attributes:
         model, revision, dtype, quantization: Of the teacher, as given.
         model_fingerprint: Of its weights.
+        config_fingerprint: Of its configuration alone, which may be there where the weights are not.
         student_tokenizer, teacher_tokenizer: Their fingerprints.
         sequence_length: Of the windows.
         temperature: At which the distributions are stored.
@@ -61,6 +62,7 @@ class Identity:
     dtype: str
     quantization: str | None
     model_fingerprint: str
+    config_fingerprint: str
     student_tokenizer: str
     teacher_tokenizer: str
     sequence_length: int

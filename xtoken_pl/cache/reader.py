@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from xtoken_pl.cache.shards import Shard
 from xtoken_pl.data.order import NO_WINDOW, PaddedWindows
 from xtoken_pl.losses import MatchedRowLoss, SpanLoss
 from xtoken_pl.losses.tasks import KnownRows
-from xtoken_pl.models.fingerprint import model_fingerprint
+from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint
 from xtoken_pl.teacher import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.weighting import Weighting
@@ -91,7 +91,9 @@ class TeacherCache:
     def check_teacher(self, teacher: Teacher, student: CanonicalVocabulary) -> None:
         """Refuses another teacher, temperature or tokenizer than the cache was built with.
 
-        Where the teacher's weights are not within reach, a warning says that they were not compared.
+        Weights are compared by their fingerprint. Where those of one side are not within reach, or one side is named
+        by a commit of the hub and the other by its files, configurations are compared where there is one, and a
+        warning says that weights were not. Another dtype or quantization gives a warning, too.
         """
         sides = {"student": (student, self.identity.student_tokenizer)}
         sides[f"teacher {self.name!r}"] = (self.vocabulary, self.identity.teacher_tokenizer)
@@ -106,24 +108,32 @@ class TeacherCache:
                 f"holds distributions at temperature {self.identity.temperature:g}, the run has {teacher.temperature:g}"
             )
         self._check_weights(teacher)
+        loaded, named = (f"dtype {side.dtype}, quantization {side.quantization}" for side in (self.identity, teacher))
+        if loaded != named:
+            rank_zero_warn(
+                f"the cache of teacher {self.name!r} was built with {loaded}, which it keeps; the run names {named}"
+            )
 
     def _check_weights(self, teacher: Teacher) -> None:
-        try:
-            found = model_fingerprint(teacher)
-        except ValueError:
-            found = ""
-        built_with = self.identity.model_fingerprint
-        if found.partition(":")[0] != built_with.partition(":")[0] or not _has_weights(teacher):
-            if (teacher.model, teacher.revision) != (self.identity.model, self.identity.revision):
-                rank_zero_warn(
-                    f"the cache of teacher {self.name!r} was built from {self.identity.model!r} (revision "
-                    f"{self.identity.revision!r}), the run names {teacher.model!r} (revision {teacher.revision!r}), "
-                    "whose weights are not here to be compared"
+        built_with, found = self.identity.model_fingerprint, _or_none(model_fingerprint, teacher)
+        if found is not None and _has_weights(teacher) and _kind(found) == _kind(built_with):
+            if found != built_with:
+                self._refuse(
+                    f"was built with other weights ({built_with[:15]}) than those of {teacher.model!r} ({found[:15]})"
                 )
-        elif found != built_with:
+            return
+        config = _or_none(config_fingerprint, teacher)
+        if config not in (None, self.identity.config_fingerprint):
             self._refuse(
-                f"was built with other weights ({built_with[:15]}) than those of {teacher.model!r} ({found[:15]})"
+                f"was built with another config.json ({self.identity.config_fingerprint[:8]}) than that of "
+                f"{teacher.model!r} ({config[:8]})"
             )
+        rank_zero_warn(
+            f"the weights of teacher {self.name!r} were not compared with those its cache was built from, only "
+            f"{'its tokenizer was' if config is None else 'its tokenizer and config.json were'}: built from "
+            f"{self.identity.model!r} (revision {self.identity.revision!r}), the run names {teacher.model!r} (revision "
+            f"{teacher.revision!r})"
+        )
 
     def _refuse(self, reason: str) -> None:
         raise ValueError(
@@ -244,6 +254,19 @@ class CachedWindows(TorchDataset):
 _OTHER_WINDOWS = (
     "the texts differ, or the tokenizers of all teachers, since windows are cut where all of them end a token"
 )
+
+
+def _kind(fingerprint: str) -> str:
+    """What it was taken from: a commit of the hub, or files."""
+    return fingerprint.partition(":")[0]
+
+
+def _or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | None:
+    """None where the teacher's files are not within reach."""
+    try:
+        return fingerprint(teacher)
+    except ValueError:
+        return None
 
 
 def _has_weights(teacher: Teacher) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -16,6 +17,17 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _PIECE_BYTES, _NUM_PIECES = 2**16, 16
 
 
+def config_fingerprint(source: ModelSource) -> str:
+    """Hash of a model's configuration, without where it came from and which version of transformers wrote it.
+
+    Raises:
+        ValueError: If it has none, or one that is no JSON.
+    """
+    content = json.loads(_config_file(source).read_bytes())
+    kept = {key: value for key, value in content.items() if key not in {"_name_or_path", "transformers_version"}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def model_fingerprint(source: ModelSource) -> str:
     """Names the configuration and the weights of a model.
 
@@ -26,21 +38,27 @@ def model_fingerprint(source: ModelSource) -> str:
     Raises:
         ValueError: If there is no such model.
     """
+    config = _config_file(source)
+    commit = None if Path(source.model).is_dir() else extract_commit_hash(str(config), None)
+    if commit is not None:
+        return f"commit:{commit}"
+    digest = hashlib.sha256(config.read_bytes())
+    for path in sorted(path for pattern in _WEIGHTS for path in config.parent.glob(pattern)):
+        _add_samples(digest, path)
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _config_file(source: ModelSource) -> Path:
     try:
-        config = cached_file(source.model, "config.json", revision=source.revision)
+        found = cached_file(source.model, "config.json", revision=source.revision)
+        if found is None:  # of a folder; transformers lets this one file be missing
+            raise FileNotFoundError(f"no config.json in {source.model}")
+        return Path(found)
     except OSError as error:
         raise ValueError(
             f"a model must be a folder or a hub id with a config.json; {source.model!r} (revision {source.revision!r}) "
             f"could not be read. Check the path or the id. Reason: {error}"
         ) from error
-    commit = None if Path(source.model).is_dir() else extract_commit_hash(config, None)
-    if commit is not None:
-        return f"commit:{commit}"
-    folder = Path(config).parent
-    digest = hashlib.sha256(Path(config).read_bytes())
-    for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
-        _add_samples(digest, path)
-    return f"sha256:{digest.hexdigest()[:32]}"
 
 
 def _add_samples(digest: hashlib._Hash, path: Path) -> None:
