@@ -3,7 +3,8 @@
 Tensors by span: ``log_probs`` [S, k] of the teacher's k most probable tokens (16-bit fixed point or float32; of all
 tokens, and nothing of ids and tail, where everything is stored), ``ids_low`` [S, k] and ``ids_high`` [S, b], and in
 float32 ``log_tail``, ``log_continuation``, ``log_span`` [S]. By window: ``ends`` [N], the number of spans up to its
-end; ``text_checksum`` and ``data_checksum`` [N], CRC-32 of its tokens and spans, and of what is stored of it.
+end; ``text_checksum`` [N], CRC-32 of its tokens and spans; ``checksum`` [N], that of everything that is stored of it,
+its ends and its text's checksum included.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from xtoken_pl.cache.rows import SpanArrays
 from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
 from xtoken_pl.files import atomic_path
 
-_ENDS, _TEXT, _DATA = "ends", "text_checksum", "data_checksum"
+_ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
 
 
 def text_checksum(window: Mapping[str, Any], teacher: str) -> int:
@@ -37,9 +38,11 @@ def text_checksum(window: Mapping[str, Any], teacher: str) -> int:
 def write_shard(path: Path, windows: Sequence[SpanArrays], text_checksums: Sequence[int]) -> None:
     """Writes a shard, whole or not at all; the same content gives the same bytes."""
     tensors = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
-    tensors[_ENDS] = np.cumsum([_num_spans(window) for window in windows], dtype=np.int64)
+    ends = np.cumsum([_num_spans(window) for window in windows], dtype=np.int64)
+    checksums = map(_checksum, windows, [0, *ends[:-1]], ends, text_checksums)
+    tensors[_ENDS] = ends
     tensors[_TEXT] = np.array(text_checksums, dtype=np.uint32)
-    tensors[_DATA] = np.array([_data_checksum(window) for window in windows], dtype=np.uint32)
+    tensors[_CHECKSUM] = np.array(list(checksums), dtype=np.uint32)
     with atomic_path(path, kind="file", overwrite=True) as part:
         save_file(tensors, part)
 
@@ -53,10 +56,10 @@ class Shard:
             # Closed with the process that reads it.
             self._file = safetensors.safe_open(path, framework="numpy")
             names = set(self._file.keys())
-            self._ends, self._text, self._data = map(self._file.get_tensor, (_ENDS, _TEXT, _DATA))
+            self._ends, self._texts, self._checksums = map(self._file.get_tensor, (_ENDS, _TEXT, _CHECKSUM))
         except (OSError, safetensors.SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}); {_WAY_OUT}") from error
-        self._slices = {name: self._file.get_slice(name) for name in sorted(names - {_ENDS, _TEXT, _DATA})}
+        self._slices = {name: self._file.get_slice(name) for name in sorted(names - {_ENDS, _TEXT, _CHECKSUM})}
 
     def read(self, place: int, window: Mapping[str, Any], teacher: str) -> SpanArrays:
         """What is stored of the spans of one window.
@@ -69,18 +72,20 @@ class Shard:
         Raises:
             ValueError: If the shard is damaged, or was made of another window.
         """
-        if text_checksum(window, teacher) != self._text[place]:
+        try:
+            start, end = (0 if place == 0 else int(self._ends[place - 1])), int(self._ends[place])
+            arrays = {name: part[start:end] for name, part in self._slices.items()} if start < end else self.nothing()
+            text = int(self._texts[place])
+            is_whole = _checksum(arrays, start, end, text) == self._checksums[place]
+        except (safetensors.SafetensorError, IndexError, ValueError, OverflowError) as error:
+            raise ValueError(f"window {place} of {self.path} is damaged ({error}); {_WAY_OUT}") from error
+        if not is_whole:
+            raise ValueError(f"window {place} of {self.path} is damaged, its checksum differs; {_WAY_OUT}")
+        if text_checksum(window, teacher) != text:
             raise ValueError(
                 f"window {place} of {self.path} was made of another text, or of one that was cut otherwise; give the "
                 "texts, sequence_length and tokenizers that the cache was built with, or build another cache"
             )
-        start, end = (0 if place == 0 else int(self._ends[place - 1])), int(self._ends[place])
-        try:
-            arrays = {name: part[start:end] for name, part in self._slices.items()} if start < end else self.nothing()
-        except (safetensors.SafetensorError, IndexError, ValueError) as error:
-            raise ValueError(f"window {place} of {self.path} is damaged ({error}); {_WAY_OUT}") from error
-        if _data_checksum(arrays) != self._data[place]:
-            raise ValueError(f"window {place} of {self.path} is damaged, its checksum differs; {_WAY_OUT}")
         return arrays
 
     def nothing(self) -> SpanArrays:
@@ -99,8 +104,8 @@ def _num_spans(window: SpanArrays) -> int:
     return len(window["log_span"])
 
 
-def _data_checksum(window: Mapping[str, NDArray]) -> int:
-    result = 0
+def _checksum(window: Mapping[str, NDArray], start: int, end: int, text: int) -> int:
+    result = zlib.crc32(f"{start} {end} {text}".encode())
     for name, values in sorted(window.items()):
         result = zlib.crc32(f"{name} {values.dtype} {values.shape}".encode(), result)
         result = zlib.crc32(np.ascontiguousarray(values).tobytes(), result)
