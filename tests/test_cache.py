@@ -284,6 +284,13 @@ def test_a_missing_or_truncated_shard_is_refused_at_set_up(root: Path, damaged: 
         read_everything(root, damaged)
 
 
+class OwnConfidence(ConfidenceWeighting):
+    """Measures what no cache knows."""
+
+    def row_confidence(self, log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return -log_probs.amax(dim=-1)
+
+
 def test_what_a_cache_was_not_built_with_is_refused_by_name(
     root: Path, stored: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -312,6 +319,7 @@ def test_what_a_cache_was_not_built_with_is_refused_by_name(
     refused("BytePrefixKL of teacher 't' reads them all", loss=BytePrefixKL())
     refused("merge='mean'", loss=ProjectionKL(merge="mean"))
     refused("measures entropy", weighting=MostConfidentTeacher("entropy"))
+    refused("OwnConfidence measures a confidence of its own", weighting=OwnConfidence())
     refused("a stream has none", {"streaming": True})
     with pytest.raises(FileNotFoundError, match=r"has no manifest.json"):
         module_of(root, {"t": split_teacher(root, cache=str(tmp_path / "nothing"))}).setup("fit")

@@ -31,9 +31,10 @@ def check_cacheable(name: str, loss: SpanLoss | Literal["auto"], weighting: Weig
                 f"use merge='chain_rule', or leave `cache` out"
             )
     if weighting.row_confidence is not None and not weighting.confidence_is_log_prob:
-        measure = getattr(weighting, "measure", "its confidence")
+        measure = getattr(weighting, "measure", None)
+        measured = "a confidence of its own" if measure in (None, "cross_entropy") else measure
         raise ValueError(
             f"of a cached teacher ({name!r}) only the log-probability of the text is known, and "
-            f"{type(weighting).__name__} measures {measure}; use measure='cross_entropy' or StaticWeighting, or leave "
+            f"{type(weighting).__name__} measures {measured}; use measure='cross_entropy' or StaticWeighting, or leave "
             "`cache` out"
         )

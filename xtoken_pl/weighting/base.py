@@ -72,7 +72,8 @@ class Weighting(nn.Module, ABC):
 
     #: What is computed of each row of a teacher for :attr:`TeacherScores.confidence`; None for nothing.
     row_confidence: RowConfidence | None = None
-    #: Whether that is the log-probability of the token; nothing else is known of a teacher with a cache.
+    #: Whether that is the log-probability of the token; nothing else is known of a teacher with a cache. False where a
+    #: subclass overrides :attr:`row_confidence`, unless it says otherwise after ``super().__init__()``.
     confidence_is_log_prob: bool = False
 
     def check(self, alphas: Mapping[str, float]) -> None:
