@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from xtoken_pl.cache.manifest import Manifest
 from xtoken_pl.models.fingerprint import model_fingerprint
 from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -62,7 +61,7 @@ class RunIdentity:
             described[name] = {
                 "model": teacher.model,
                 "revision": teacher.revision,
-                "weights": _weights(teacher),
+                "weights": weights_of_caches[name] if name in weights_of_caches else model_fingerprint(teacher),
                 "tokenizer": vocabularies[name].fingerprint,
                 "projection": _projection(teacher),
                 "learned": "yes" if teacher.learn_projection else "no",
@@ -121,13 +120,6 @@ def _check_teacher(name: str, saved: Mapping[str, str | None], ours: Mapping[str
 def _described(teacher: Mapping[str, str | None], part: str) -> str:
     revision = f" at revision {teacher['revision']!r}" if teacher["revision"] else ""
     return f"{teacher[part]} of {teacher['model']!r}{revision}"
-
-
-def _weights(teacher: Teacher) -> str:
-    """The fingerprint of the weights; those that a cache was built from need not be here."""
-    if teacher.cache is not None:
-        return Manifest.load(Path(teacher.cache)).identity.model_fingerprint
-    return model_fingerprint(teacher)
 
 
 def _projection(teacher: Teacher) -> str | None:
