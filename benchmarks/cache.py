@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.measure import Figure, run
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TextSource
-from xtoken_pl.cache.command import build_cache
+from xtoken_pl.cache.command import CacheOptions, build_cache
 from xtoken_pl.cache.manifest import TopK
 from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.quickstart import prepare
@@ -40,9 +40,8 @@ def figures() -> Iterator[Figure]:
     live_loss, live_gradient = _evaluate(None)
     for top_k, precision in _FORMATS:
         with tempfile.TemporaryDirectory() as folder:
-            manifest = build_cache(
-                _module(None), _data(), teacher="t", output=f"{folder}/cache", top_k=top_k, precision=precision
-            )
+            options = CacheOptions(teacher="t", output=f"{folder}/cache", top_k=top_k, precision=precision)
+            manifest = build_cache(_module(None), _data(), options)
             loss, gradient = _evaluate(f"{folder}/cache")
         entries = manifest.entries
         size = sum(entry.num_bytes for entry in entries) / sum(entry.num_tokens for entry in entries)

@@ -34,7 +34,7 @@ from xtoken_pl import (
     TokenKL,
 )
 from xtoken_pl.batch import DistillBatch
-from xtoken_pl.cache.command import build_cache
+from xtoken_pl.cache.command import CacheOptions, build_cache
 from xtoken_pl.cache.reader import CachedSplit
 from xtoken_pl.cache.rows import SpanArrays
 from xtoken_pl.data.order import NO_WINDOW
@@ -89,7 +89,7 @@ def stored(root: Path) -> Callable[..., str]:
             # The windows are those of all teachers of a run.
             teachers = {"t": Teacher(model=str(root / teacher), temperature=temperature), "split": split_teacher(root)}
             module = module_of(root, teachers)
-            build_cache(module, data_of(root), teacher="t", output=folders[key], **options)
+            build_cache(module, data_of(root), CacheOptions(teacher="t", output=folders[key], **options))
         return folders[key]
 
     return build
@@ -298,7 +298,8 @@ def test_what_a_cache_was_not_built_with_is_refused_by_name(
     write_model(tmp_path / "trained", splitting_tokenizer(), seed=9, num_head_rows=520)
     other_weights = {"model": str(tmp_path / "trained")}
     only_train = str(tmp_path / "only_train")
-    build_cache(module_of(root, {"t": split_teacher(root)}), data_of(root, val=None), teacher="t", output=only_train)
+    options = CacheOptions(teacher="t", output=only_train)
+    build_cache(module_of(root, {"t": split_teacher(root)}), data_of(root, val=None), options)
 
     def refused(message: str, data: dict[str, Any] | None = None, weighting: Any = None, **teacher: Any) -> None:
         given = {"cache": cache, **teacher}

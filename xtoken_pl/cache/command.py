@@ -39,6 +39,9 @@ class CacheOptions:
         batch_size: Windows that the teacher reads at a time; that of ``data`` by default.
         shard_windows: Windows of a shard; by default as many as fit in 256 MB, at most 1024.
         overwrite: Start again where a cache is. Leave it out to go on after a kill: finished shards would go.
+
+    Raises:
+        ValueError: If batch_size or shard_windows is less than 1.
     """
 
     teacher: str
@@ -49,6 +52,11 @@ class CacheOptions:
     shard_windows: int | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("shard_windows", self.shard_windows)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+
 
 def cache_run(
     module: MultiTeacherDistillModule, data: DistillDataModule, _: Mapping[str, Any], options: CacheOptions
@@ -56,48 +64,29 @@ def cache_run(
     """Builds or verifies the cache that a run's configuration and the options describe."""
     if not isinstance(data, DistillDataModule):
         raise ValueError(f"a cache is built from the windows of DistillDataModule, got {type(data).__name__}")
-    build_cache(module, data, **vars(options))
+    build_cache(module, data, options)
 
 
-def build_cache(
-    module: MultiTeacherDistillModule,
-    data: DistillDataModule,
-    *,
-    teacher: str,
-    output: str | None = None,
-    top_k: TopK = 64,
-    precision: int = 16,
-    batch_size: int | None = None,
-    shard_windows: int | None = None,
-    overwrite: bool = False,
-) -> Manifest:
+def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, options: CacheOptions) -> Manifest:
     """Builds the cache of one teacher, goes on with one that was cut off, or verifies a finished one.
 
     Args:
         module: With the student, for its tokenizer, and all teachers: windows are cut where all of them end a token.
         data: The texts; every split that is given is stored.
-        teacher: The name of one.
-        output: The folder to write; the teacher's ``cache`` by default.
-        top_k: Tokens stored of each row, or ``all``.
-        precision: Bits of a log-probability: 16, or 32.
-        batch_size: Windows that the teacher reads at a time; that of ``data`` by default.
-        shard_windows: Windows of a shard; by default as many as fit in 256 MB.
-        overwrite: Start again where a cache is. Leave it out to go on after a kill: finished shards would go.
+        options: What is stored, and where.
 
     Raises:
         FileExistsError: If the folder holds something else.
         RuntimeError: If another process builds there.
         ValueError: If an option is none of its choices, or the teacher's loss cannot be trained from a cache.
     """
+    teacher = options.teacher
     if teacher not in module.teachers:
         raise ValueError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
     source, vocabulary = module.teachers[teacher], module.teacher_vocabularies[teacher]
-    folder = _folder(output or source.cache, teacher)
-    for name, value in (("batch_size", batch_size), ("shard_windows", shard_windows)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    folder = _folder(options.output or source.cache, teacher)
     check_cacheable(teacher, source.loss, module.weighting)
-    row_format = RowFormat(top_k, precision, len(vocabulary), int(vocabulary.exists.sum()))
+    row_format = RowFormat(options.top_k, options.precision, len(vocabulary), int(vocabulary.exists.sum()))
     check_folder(folder)
     windows = _windows(module, data)
     identity = Identity(
@@ -111,14 +100,14 @@ def build_cache(
         teacher_tokenizer=vocabulary.fingerprint,
         sequence_length=data.sequence_length,
         temperature=source.temperature,
-        top_k=top_k,
-        precision=precision,
-        shard_windows=shard_windows or _shard_windows(row_format.bytes_per_span * data.sequence_length),
+        top_k=options.top_k,
+        precision=options.precision,
+        shard_windows=options.shard_windows or _shard_windows(row_format.bytes_per_span * data.sequence_length),
         splits={name: Split(len(part), fingerprint_of_windows(part, teacher)) for name, part in windows.items()},
     )
     with building(folder):
-        manifest = open_manifest(folder, identity, overwrite=overwrite)
-        builder = CacheBuilder(folder, manifest, teacher, windows, batch_size or data.batch_size)
+        manifest = open_manifest(folder, identity, overwrite=options.overwrite)
+        builder = CacheBuilder(folder, manifest, teacher, windows, options.batch_size or data.batch_size)
         if any((missing := builder.missing()).values()):
             device = _device()
             loaded = load_model(source, vocabulary, role=f"teacher {teacher!r}", device=device)
