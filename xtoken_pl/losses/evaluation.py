@@ -272,8 +272,8 @@ class Evaluation:
 
     def _teacher_side(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> SideRows:
         piece_rows = piece.rows(name)
-        logits = rows[name][_inside(piece_rows, block.rows(name))] if name in rows else None
-        return self.teachers[name].side(piece_rows, piece.spans[name], logits)
+        of_piece = rows[name][_inside(piece_rows, block.rows(name))] if name in rows else None
+        return self.teachers[name].side(piece_rows, piece.spans[name], of_piece)
 
     def _score_spans(self, name: str, piece: Block, log_probs: Tensor, teacher: SideRows) -> SpanScores:
         task, spans = self.teachers[name], piece.spans[name]
