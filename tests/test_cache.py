@@ -367,6 +367,26 @@ def test_a_process_without_a_window_of_the_last_batch_reads_nothing(root: Path, 
     assert len(beside.teachers["t"].cached) == len(beside.teachers["t"].spans) > 0
 
 
+def test_no_more_than_32_shards_stay_open_and_each_that_was_closed_opens_again(
+    root: Path, stored: Callable[..., str]
+) -> None:
+    data = set_up(module_of(root, {"t": split_teacher(root, cache=stored(shard_windows=1))}), data_of(root))
+    windows, reader = data.datasets["train"], data._cached["train"]["t"]
+
+    def open_shards() -> int:
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+        return len(mapped & {str(path) for path in reader._paths})
+
+    assert len(windows) > 40
+    first = reader.read(0, windows[0])
+    for index in range(1, len(windows)):
+        reader.read(index, windows[index])
+    assert open_shards() == 32
+    again = reader.read(0, windows[0])
+    assert all(np.array_equal(again[name], values) for name, values in first.items())
+    assert open_shards() == 32
+
+
 def test_texts_that_were_changed_without_a_trace_are_refused_when_they_are_read(
     root: Path, stored: Callable[..., str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from xtoken_pl.batch import TeacherBatch
@@ -25,6 +27,8 @@ from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint
 from xtoken_pl.teacher import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.weighting import Weighting
+
+_MAX_OPEN_SHARDS = 32
 
 
 def open_caches(
@@ -65,6 +69,8 @@ class TeacherCache:
     def __init__(self, name: str, folder: str, vocabulary: CanonicalVocabulary) -> None:
         self.name = name
         self.vocabulary = vocabulary
+        self._num_tokens = int(vocabulary.exists.sum())
+        self._holes: dict[torch.device, Tensor] = {}  # copied once to each
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         self.identity = self.manifest.identity
@@ -165,8 +171,9 @@ class TeacherCache:
                 "reads it, or leave `cache` out"
             )
         labels = view.tokens.labels[view.spans.teacher_first]
-        holes = torch.from_numpy(~self.vocabulary.exists).to(labels.device)
-        return KnownRows(view.cached, labels, holes, int(self.vocabulary.exists.sum()))
+        if labels.device not in self._holes:
+            self._holes[labels.device] = torch.from_numpy(~self.vocabulary.exists).to(labels.device)
+        return KnownRows(view.cached, labels, self._holes[labels.device], self._num_tokens)
 
     def split(self, name: str, windows: Dataset, sequence_length: int) -> CachedSplit:
         """The stored spans of a split's windows.
@@ -195,13 +202,16 @@ class TeacherCache:
 
 
 class CachedSplit:
-    """Reads windows of a split; shards are opened where, and when, they are needed."""
+    """Reads windows of a split; shards are opened where, and when, they are needed.
+
+    A process keeps those open that it read last: a cache may have thousands, and shuffled windows are in all of them.
+    """
 
     def __init__(self, teacher: str, folder: Path, shards: Sequence[ShardEntry]) -> None:
         self._teacher = teacher
         self._paths = [folder / entry.file for entry in shards]
         self._first = [0, *accumulate(entry.num_windows for entry in shards)]
-        self._open: dict[int, Shard] = {}
+        self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def read(self, index: int, window: Mapping[str, Any]) -> SpanArrays:
         """What is stored of window ``index``, verified.
@@ -217,10 +227,13 @@ class CachedSplit:
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
             self._open[number] = Shard(self._paths[number])
+        self._open.move_to_end(number)
+        if len(self._open) > _MAX_OPEN_SHARDS:
+            self._open.popitem(last=False)
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # every process opens its own
+        return {**self.__dict__, "_open": OrderedDict()}  # every process opens its own
 
 
 class CachedWindows(TorchDataset):

@@ -53,7 +53,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # Closed with the process that reads it.
+            # Closed when nothing refers to it any more.
             self._file = safetensors.safe_open(path, framework="numpy")
             names = set(self._file.keys())
             self._ends, self._texts, self._checksums = map(self._file.get_tensor, (_ENDS, _TEXT, _CHECKSUM))
