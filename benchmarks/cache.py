@@ -64,7 +64,6 @@ def _evaluate(cache: str | None) -> tuple[float, Tensor]:
     module.configure_model()
     losses: list[Tensor] = []
     gradients: list[Tensor] = []
-    torch.manual_seed(0)  # the same order of the windows
     for batch in data.train_dataloader():
         with torch.no_grad():
             student = module.student_rows(batch.student)
