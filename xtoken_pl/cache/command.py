@@ -81,6 +81,8 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
         ValueError: If an option is none of its choices, or the teacher's loss cannot be trained from a cache.
     """
     teacher = options.teacher
+    if data.streaming:
+        raise ValueError("a cache knows windows by their place, and a stream has none; set data.streaming to false")
     if teacher not in module.teachers:
         raise ValueError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
     source, vocabulary = module.teachers[teacher], module.teacher_vocabularies[teacher]
@@ -129,8 +131,6 @@ def _folder(given: str | None, teacher: str) -> Path:
 
 
 def _windows(module: MultiTeacherDistillModule, data: DistillDataModule) -> dict[str, Dataset]:
-    if data.streaming:
-        raise ValueError("a cache knows windows by their place, and a stream has none; set data.streaming to false")
     data.connect(module.student_vocabulary, module.teacher_vocabularies)
     data.setup("fit")
     if data.sources["test"] is not None:
