@@ -543,3 +543,13 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_stored(tmp_path
     with pytest.raises(FloatingPointError, match="the student's gradient was not at step 2"):
         trainer.fit(module, torch.utils.data.DataLoader([batch] * 5, batch_size=None))
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt"]
+
+
+def test_weights_that_are_no_numbers_are_refused_when_they_are_loaded(tmp_path: Path, make: MakeModule) -> None:
+    folder = write_model(tmp_path / "broken", splitting_tokenizer(), seed=2)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"those of the teacher 'split' .* are not: check its weights"):
+        make(teachers={"split": Teacher(model=folder, loss=ProjectionKL())})

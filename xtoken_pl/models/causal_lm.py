@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
@@ -155,6 +156,11 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
         ours = ours.masked_fill(head.holes.to(device), 0.0)
     expected = own.log_softmax(-1).masked_fill(own.isneginf(), 0.0)
     difference = (expected - ours).abs().max().item()
+    if math.isnan(difference):
+        raise ValueError(
+            f"a model's logits must be numbers, but on a short input those of the {role} ({type(model).__name__}) are "
+            f"not: check its weights, and its dtype ({model.dtype}; float16 overflows, use bfloat16 or float32)"
+        )
     bound = _TOLERANCE[model.dtype] * _LARGE_LOGIT
     if not difference <= bound:
         raise ValueError(
