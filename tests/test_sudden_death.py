@@ -20,6 +20,8 @@ from sudden_death import MOMENTS
 
 from xtoken_pl.cli import main
 
+# Processes find the callback that ends them.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 TWO_PROCESSES = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"]
 
 
@@ -41,7 +43,9 @@ def fit(workspace: Path, name: str, *arguments: str) -> int:
     command = [sys.executable, "-m", "xtoken_pl", "fit", "--config", "config.yaml"]
     command += ["--trainer.logger.init_args.name", name, *arguments]
     with (workspace / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=workspace, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=workspace, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             return process.wait(timeout=240)
         finally:
