@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
-from transformers import PreTrainedModel
 
-from xtoken_pl.batch import DistillBatch, Planner, TeacherBatch, TokenBatch
-from xtoken_pl.binding import bind_loss, check_teachers
-from xtoken_pl.cache.reader import TeacherCache, open_caches
+from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
 from xtoken_pl.checkpoints import (
     RunIdentity,
     RunState,
     check_learned_projections,
-    check_processes_agree,
 )
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.finite import FiniteWatch
@@ -36,13 +31,11 @@ from xtoken_pl.losses.blockwise import evaluate_rows
 from xtoken_pl.losses.memory import LogitMemory
 from xtoken_pl.losses.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.metrics import EvaluationMetrics
-from xtoken_pl.models import FrozenModel, Head, hidden_states
-from xtoken_pl.models.placement import place_student, place_teacher
-from xtoken_pl.models.sharding import data_parallel_mesh, release
+from xtoken_pl.models import Head, hidden_states
+from xtoken_pl.models.sharding import release
 from xtoken_pl.optimization import OptimizerRecipe
-from xtoken_pl.projection import LearnedProjection, Projection
-from xtoken_pl.teacher import Student, Teacher, load_vocabulary
-from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.parts import DistillParts
+from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.totals import StepTotals
 from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
 
@@ -50,7 +43,7 @@ from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher
 KDScale = Callable[[Tensor, Tensor], Tensor]
 
 
-class MultiTeacherDistillModule(pl.LightningModule):
+class MultiTeacherDistillModule(DistillParts):
     r"""Distils one or several teachers into a student whose tokenizer may differ from theirs.
 
     .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
@@ -78,9 +71,6 @@ class MultiTeacherDistillModule(pl.LightningModule):
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699
     """
 
-    student: PreTrainedModel
-    student_num_bytes: Tensor
-
     def __init__(
         self,
         student: Student,
@@ -92,128 +82,23 @@ class MultiTeacherDistillModule(pl.LightningModule):
         kd_weight: float = 1.0,
         logits_memory: float = 0.5,
     ) -> None:
-        super().__init__()
         check_not_negative("ce_weight", ce_weight, "0 leaves the cross-entropy out")
         check_not_negative("kd_weight", kd_weight, "0 leaves the distillation loss out")
         if ce_weight == 0 and kd_weight == 0:
             raise ValueError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
         if not logits_memory > 0:
             raise ValueError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
-        self.student_source = student
-        self._given_teachers = teachers
-        self.weighting = weighting or StaticWeighting()
+        super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
         self.optimizer_recipe = optimizer or OptimizerRecipe()
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.logit_memory = LogitMemory(logits_memory * 1e9)
         self.kd_scale: KDScale = self.fixed_kd_scale
-        self.losses = nn.ModuleDict()
-        # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
-        self._loaded_teachers: dict[str, FrozenModel] = {}
         self._finite = FiniteWatch()
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
         self._run_state = RunState()
 
-    # What to subclass --------------------------------------------------------------------------------------------
-
-    def configure_teachers(self) -> dict[str, Teacher]:
-        """The teachers by name. Override it to fix them in code; by default those given to ``__init__``."""
-        return self._given_teachers or {}
-
-    # Set-up: tokenizers, W, weights -------------------------------------------------------------------------------
-
-    @cached_property
-    def teachers(self) -> dict[str, Teacher]:
-        """The checked result of :meth:`configure_teachers`."""
-        try:
-            result = self.configure_teachers()
-        except AttributeError as error:
-            # torch would say that there is no attribute `teachers`, and hide what is missing.
-            raise RuntimeError(f"{type(self).__name__}.configure_teachers failed: {error}") from error
-        teachers = check_teachers(result, given=self._given_teachers, may_be_empty=self.kd_weight == 0)
-        if self.kd_weight > 0:
-            self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
-        return teachers
-
-    @property
-    def alphas(self) -> dict[str, float]:
-        """The static alpha of every teacher."""
-        return {name: teacher.alpha for name, teacher in self.teachers.items()}
-
-    @cached_property
-    def student_vocabulary(self) -> CanonicalVocabulary:
-        """Of the student's tokenizer."""
-        return load_vocabulary(self.student_source)
-
-    @cached_property
-    def teacher_vocabularies(self) -> dict[str, CanonicalVocabulary]:
-        """Of each teacher's tokenizer."""
-        return {name: load_vocabulary(teacher) for name, teacher in self.teachers.items()}
-
-    @cached_property
-    def caches(self) -> dict[str, TeacherCache]:
-        """The opened cache of every teacher that has one, checked against the run."""
-        return open_caches(self.teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
-
-    def vocabularies(self) -> tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]]:
-        """The student's vocabulary and each teacher's, once every loss is bound to them.
-
-        The data module asks for them first, so that what does not fit is refused before texts are tokenized.
-        """
-        self._bind_losses()
-        return self.student_vocabulary, self.teacher_vocabularies
-
-    def planners(self) -> dict[str, Planner]:
-        """Of the losses that read a batch's tokens first, by teacher; the data module calls them in its workers."""
-        losses = cast(Mapping[str, SpanLoss], self.losses)
-        return {name: planner for name, loss in losses.items() if (planner := loss.planner) is not None}
-
-    def setup(self, stage: str) -> None:
-        """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
-        if self._trainer is not None:
-            check_processes_agree(self._trainer)
-        self._bind_losses()
-
-    def _bind_losses(self) -> None:
-        if "student_num_bytes" in self._buffers:
-            return
-        caches = self.caches  # first, since W may take a while
-        for name, teacher in self.teachers.items():
-            self.losses[name] = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
-            if name in caches:
-                caches[name].restrict(cast(SpanLoss, self.losses[name]))
-        num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
-        self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
-        self.validation_metrics = EvaluationMetrics(self.teachers)
-        self.test_metrics = EvaluationMetrics(self.teachers)
-
-    def learned_projections(self) -> dict[str, Projection]:
-        """W as it stands, of every teacher whose W is learned."""
-        return {name: learned.to_projection() for name, learned in self._learned_projections().items()}
-
-    def _learned_projections(self) -> dict[str, LearnedProjection]:
-        parts = [(name, part) for name, loss in self.losses.items() for part in loss.modules()]
-        return {name: part for name, part in parts if isinstance(part, LearnedProjection)}
-
-    def _projection_parameters(self) -> list[nn.Parameter]:
-        return [parameter for learned in self._learned_projections().values() for parameter in learned.parameters()]
-
-    def configure_model(self) -> None:
-        """Loads the weights and checks every head; does nothing the second time."""
-        if "student" in self._modules:
-            return
-        mesh = None if self._device_mesh is None else data_parallel_mesh(self._device_mesh)
-        device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
-        student = place_student(self.student_source, self.student_vocabulary, mesh)
-        self._loaded_teachers = {
-            name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device)
-            for name, teacher in self.teachers.items()
-            if teacher.cache is None
-        }
-        self.student_head = student.head
-        self.student = student.model
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            _ = self.run_identity  # of the weights that were loaded, whatever happens to their files later
+    # Optimization --------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         num_steps = self.trainer.estimated_stepping_batches
@@ -243,6 +128,8 @@ class MultiTeacherDistillModule(pl.LightningModule):
         for parameter, gradient in held:
             parameter.grad = gradient
 
+    # Checkpoints ---------------------------------------------------------------------------------------------------
+
     @cached_property
     def run_identity(self) -> RunIdentity:
         """What a checkpoint says of the student and its teachers."""
@@ -261,6 +148,12 @@ class MultiTeacherDistillModule(pl.LightningModule):
             settings,
             weights_of_caches={name: cache.identity.model_fingerprint for name, cache in self.caches.items()},
         )
+
+    def configure_model(self) -> None:
+        """Loads the weights and checks every head; does nothing the second time."""
+        super().configure_model()
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            _ = self.run_identity  # of the weights that were loaded, whatever happens to their files later
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a run needs to go on exactly, in one layout for any number of processes."""
