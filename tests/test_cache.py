@@ -201,7 +201,8 @@ def test_16_bits_move_the_loss_by_their_rounding_alone(root: Path, stored: Calla
     exact, rounded = (
         scored(root, split_teacher(root, cache=stored(top_k=top_k, precision=precision))) for precision in (32, 16)
     )
-    assert 0 < (exact[0] - rounded[0]).abs().max() < 1e-3
+    # Off by 2.5e-4 at most, a log-probability moves the loss by its probability times 1 + log p/q, below 20 here.
+    assert 0 < (exact[0] - rounded[0]).abs().max() < 20 * 2.5e-4
     assert (exact[1] - rounded[1]).norm() < 1e-3 * exact[1].norm()
 
 
