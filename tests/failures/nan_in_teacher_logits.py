@@ -1,4 +1,4 @@
-"""A teacher's logits are no numbers as soon as it has read a certain word, which comes late in a run."""
+"""A teacher's logits are no numbers as soon as it has read a certain word, which some texts hold."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ def scenario(folder: Path) -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[tokenizer(WORD)["input_ids"][-1]] = torch.nan
     model.save_pretrained(folder / "split")
-    # One epoch without the word is learned and saved; a run that goes on over other texts meets it.
-    texts = [path.read_text() for path in sorted((folder / "texts").iterdir())]
-    num_steps = sum(len(text.splitlines()) for text in texts) // 2
+    # A run over texts without the word is learned and saved; another one, beside it, meets the word.
     succeed(folder, command("--trainer.max_steps", "4"))
     before = saved(folder)
-    lines = [json.dumps({"text": f"{WORD} {json.loads(line)['text']}"}) for line in texts[0].splitlines()]
+    read = (folder / "texts/0.jsonl").read_text().splitlines()
+    lines = [json.dumps({"text": f"{WORD} {json.loads(line)['text']}"}) for line in read]
     (folder / "spoiled.jsonl").write_text("\n".join(lines))
     fail(
         folder,
-        command("--data.train.path", "spoiled.jsonl", "--trainer.max_steps", str(num_steps)),
+        command("--data.train.path", "spoiled.jsonl", "--trainer.default_root_dir", "spoiled"),
         "teacher 'split'",
         "must be finite",
     )
