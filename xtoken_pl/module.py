@@ -263,8 +263,7 @@ class MultiTeacherDistillModule(DistillParts):
 
     def on_after_backward(self) -> None:
         """Frees what the losses needed of the teachers; adds up the gradients that no strategy adds up."""
-        for teacher in self._loaded_teachers.values():
-            teacher.release()
+        self._release_teachers()
         if self._device_mesh is not None:
             # Sharding averages the gradients of what it shards: the student's.
             for parameter in self._projection_parameters():
@@ -285,8 +284,12 @@ class MultiTeacherDistillModule(DistillParts):
         metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels])
         for tag, metric in metrics.items():
             self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)
-        for model in (self.student, *(teacher.model for teacher in self._loaded_teachers.values())):
-            release(model)
+        release(self.student)
+        self._release_teachers()
+
+    def _release_teachers(self) -> None:
+        for teacher in self._loaded_teachers.values():
+            teacher.release()
 
 
 def _rows(hidden: Tensor, head: Head, tokens: TokenBatch) -> HiddenRows:

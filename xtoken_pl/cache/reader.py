@@ -23,7 +23,7 @@ from xtoken_pl.cache.shards import Shard
 from xtoken_pl.data.order import NO_WINDOW, PaddedWindows
 from xtoken_pl.losses import MatchedRowLoss, SpanLoss
 from xtoken_pl.losses.tasks import KnownRows
-from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint
+from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint, weight_files
 from xtoken_pl.teacher import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.weighting import Weighting
@@ -285,4 +285,4 @@ def _or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | N
 def _has_weights(teacher: Teacher) -> bool:
     """Whether a folder holds more than a configuration and a tokenizer; a hub id's commit names its weights anyway."""
     folder = Path(teacher.model)
-    return not folder.is_dir() or any(path.suffix in {".safetensors", ".bin", ".gguf"} for path in folder.iterdir())
+    return not folder.is_dir() or bool(weight_files(folder))

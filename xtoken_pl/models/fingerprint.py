@@ -12,7 +12,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from xtoken_pl.teacher import ModelSource
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
 #: Bytes that are read of each file, spread evenly over it.
 _PIECE_BYTES, _NUM_PIECES = 2**16, 16
 
@@ -43,9 +43,14 @@ def model_fingerprint(source: ModelSource) -> str:
     if commit is not None:
         return f"commit:{commit}"
     digest = hashlib.sha256(config.read_bytes())
-    for path in sorted(path for pattern in _WEIGHTS for path in config.parent.glob(pattern)):
+    for path in weight_files(config.parent):
         _add_samples(digest, path)
     return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that hold weights, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
 
 
 def _config_file(source: ModelSource) -> Path:
