@@ -25,7 +25,7 @@ from xtoken_pl import (
     Teacher,
     TextSource,
 )
-from xtoken_pl.callbacks import DynamicLossScaling, HFExport, ProjectionExport, TeacherMonitor
+from xtoken_pl.callbacks import DynamicLossScaling, HFExport, NumeralMonitor, ProjectionExport, TeacherMonitor
 
 NUM_STEPS, NUM_WINDOWS = 20, 4
 
@@ -40,10 +40,10 @@ class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.steps.append({tag: value.item() for tag, value in trainer.callback_metrics.items() if "train/" in tag})
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:
             values = trainer.callback_metrics.items()
-            self.validations.append({tag: value.item() for tag, value in values if "val/" in tag})
+            self.validations.append({tag: value.item() for tag, value in values if "val/" in tag or "numerals/" in tag})
 
 
 def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]]:
@@ -93,7 +93,7 @@ def main(name: str, folder: Path) -> None:
             source, source, sequence_length=64, batch_size=NUM_WINDOWS // arguments["devices"], num_workers=0
         )
         recorder, output = Recorder(), folder / name / recipe
-        callbacks = [DynamicLossScaling(), TeacherMonitor(), recorder]
+        callbacks = [DynamicLossScaling(), TeacherMonitor(), NumeralMonitor(), recorder]
         if recipe == "learned":
             callbacks += [HFExport(str(output / "export")), ProjectionExport(str(output / "projections"))]
             callbacks += [ModelCheckpoint(str(output), save_last=True, save_weights_only=False)]

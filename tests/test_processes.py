@@ -32,7 +32,7 @@ def prepare(folder: Path) -> None:
     write_model(folder / "split", without_eos, seed=2)
     write_model(folder / "same", packing_tokenizer(), seed=3)
     # They are the whole epoch, so that every step sees all of them, in whatever order.
-    texts = [TEXTS[0][:60], TEXTS[1][:25], "a", "b"]
+    texts = [f"{TEXTS[0][:60]} 12 and 345", f"{TEXTS[1][:25]} 67", "a", "b"]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = {"path": str(folder / "texts.jsonl")}
     teacher = {"model": str(folder / "split"), "loss": "xtoken_pl.ProjectionKL"}
@@ -75,6 +75,7 @@ def test_twenty_steps_of_two_processes_have_the_losses_of_one(folder: Path, stra
     assert len(one["steps"]) == len(two["steps"]) == 20
     assert one["steps"][0]["train/loss"] > 1.1 * one["steps"][-1]["train/loss"]  # it learned: the gradients mattered
     assert "train/kd" in one["steps"][0]
+    assert all("numerals/mass" in validation for validation in one["validations"])
     for mine, theirs in zip(one["steps"] + one["validations"], two["steps"] + two["validations"], strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5)
 

@@ -19,11 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
-from xtoken_pl.checkpoints import (
-    RunIdentity,
-    RunState,
-    check_learned_projections,
-)
+from xtoken_pl.checkpoints import RunIdentity, RunState, check_learned_projections
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.finite import FiniteWatch
 from xtoken_pl.losses import SpanLoss
@@ -284,6 +280,10 @@ class MultiTeacherDistillModule(DistillParts):
         metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels])
         for tag, metric in metrics.items():
             self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)
+        self.release_models()
+
+    def release_models(self) -> None:
+        """Frees what passes of the models have left gathered; to be called where no backward pass follows."""
         release(self.student)
         self._release_teachers()
 

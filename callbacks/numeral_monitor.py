@@ -1,0 +1,169 @@
+"""Logs what each loss does to the student's numerals."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from xtoken_pl.audit import CATEGORIES, categorize
+from xtoken_pl.batch import DistillBatch, TokenBatch
+from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.losses.logit_gradients import LogitGradients, rows_in_spans
+from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.models.head import logits
+from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+# N student rows, K of them, R rows of numerals, V_s vocabulary size
+
+_MULTI_DIGIT = ("numerals_2", "numerals_3", "numerals_4_or_more")
+
+
+class NumeralMonitor(pl.Callback):
+    r"""Shows on validation text whether the losses raise or drain the student's tokens of several digits.
+
+    Under GOLD and a teacher that splits digits, every such token j has
+
+    .. math:: \partial L_{common} / \partial z_j = p_S[j] \sum_{t \in C_T} \hat p_T[t] \ge 0
+
+    (Proposition 1): descent lowers it wherever it stands, also where it is right. (The gradient of GOLD as a whole has
+    that of its rank distance beside it; ``uld_weight: 0`` leaves the proposition's.) This is measured here for any
+    loss, at the rows whose label is a *multi-digit numeral*: a token of two or more ASCII digits, a leading space
+    aside. Logged are means over these rows, of all batches looked at and of all processes, where a gradient is that
+    in the student's logits z, and a positive one says that descent lowers them:
+
+    - ``numerals/accuracy``: share of rows whose label is the most probable token;
+    - ``numerals/probability``: of the label;
+    - ``numerals/mass``: probability of all multi-digit numerals;
+    - ``numerals/ce_gradient``: of the cross-entropy, summed over all multi-digit numerals: mass - 1;
+    - ``numerals/kd_gradient/NAME``: the same of a teacher's loss of the span that holds the row, in nats, without
+      alpha and scale; 0 for a row of no span;
+    - ``numerals/kd_gradient_on_label/NAME``: in the label's logit alone.
+
+    Each batch looked at costs one more pass of all models, the loss of every teacher over the batch with its gradient
+    (within as much memory as ``logits_memory`` again), and about five tensors ``[K, V_s]`` of float32, where K rows
+    hold the numerals and what shares a span with them. Training is not touched.
+
+    Args:
+        num_batches: The first batches of every validation run that are looked at, of each process.
+        preceded_by: Only numerals behind a student token whose text ends so (``=``: the results of sums).
+
+    Raises:
+        ValueError: If an option is out of range; before training, if the student has no multi-digit numeral, or none
+            of its tokens ends with ``preceded_by``.
+    """
+
+    def __init__(self, *, num_batches: int = 1, preceded_by: str | None = None) -> None:
+        if num_batches < 1:
+            raise ValueError(f"num_batches must be >= 1, got {num_batches}; remove the callback to look at none")
+        if preceded_by == "":
+            raise ValueError("preceded_by must be text, got ''; leave it out for all numerals")
+        self.num_batches = num_batches
+        self.preceded_by = preceded_by
+        self._has_warned = False
+
+    def check_module(self, pl_module: pl.LightningModule) -> None:
+        """Refuses a student without numerals to look at. The command line calls it before texts are read."""
+        self._read(distill_module(pl_module, self).student_vocabulary)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._read(distill_module(pl_module, self).student_vocabulary)
+
+    def _read(self, vocabulary: CanonicalVocabulary) -> None:
+        self._is_numeral = torch.from_numpy(_is_multi_digit(vocabulary))  # [V_s]
+        if not self._is_numeral.any():
+            raise ValueError(
+                f"NumeralMonitor needs student tokens of two or more digits, but {vocabulary.name!r} has none (it "
+                "splits numbers); remove the callback for this student"
+            )
+        end = (self.preceded_by or "").encode()
+        self._may_precede = torch.tensor([text.endswith(end) for text in vocabulary.token_bytes])  # [V_s]
+        if not self._may_precede.any():
+            raise ValueError(
+                f"preceded_by must be the end of a student token's text, but no token of {vocabulary.name!r} ends with "
+                f"{self.preceded_by!r}; give its last characters only, or leave it out for all numerals"
+            )
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tags = ["count", "accuracy", "probability", "mass", "ce_gradient"]
+        for name in distill_module(pl_module, self).teachers:
+            tags += [f"kd_gradient/{name}", f"kd_gradient_on_label/{name}"]
+        self._sums = {tag: torch.zeros((), device=pl_module.device) for tag in tags}
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: DistillBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx >= self.num_batches:
+            return
+        with trainer.precision_plugin.val_step_context():
+            values = self._measure(distill_module(pl_module, self), batch)
+        self._sums = {tag: total + values[tag].sum() for tag, total in self._sums.items()}
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Sums and counts of all processes, before the division: some may have seen no such row.
+        totals = trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum")
+        count, *sums = cast(Tensor, totals)
+        if count > 0:
+            means = {f"numerals/{tag}": total / count for tag, total in zip(list(self._sums)[1:], sums, strict=True)}
+            pl_module.log_dict(means, sync_dist=True)  # the same on all processes; Lightning warns without it
+        elif not self._has_warned:
+            self._has_warned = True
+            behind = "" if self.preceded_by is None else f" behind {self.preceded_by!r}"
+            rank_zero_warn(
+                f"no token of two or more digits{behind} is learned in the first {self.num_batches} validation "
+                "batches of each process: NumeralMonitor logs nothing; raise num_batches, or validate on other texts"
+            )
+
+    def _measure(self, module: MultiTeacherDistillModule, batch: DistillBatch) -> dict[str, Tensor]:
+        """``[R]`` of every tag."""
+        with torch.inference_mode(mode=False):  # autograd keeps no tensor that was made in it
+            batch = copy.deepcopy(batch).planned(module.planners())
+            is_wanted = self._wanted(batch.student)  # [N]
+            rows = rows_in_spans(batch, is_wanted).nonzero().squeeze(1)  # [K]
+        # Every process runs the models, whatever its rows: where they are sharded, all have to.
+        student = module.student_rows(batch.student)
+        tasks = {name: module.teacher_task(name, batch.teachers[name]) for name in module.teachers}
+        row_logits = logits(student.hidden[rows], *student.head.parameters())  # [K, V_s]
+        memory = LogitMemory(module.logit_memory.budget)  # training's own holds what fits its batches
+        at = LogitGradients.at(rows, row_logits, student, batch.cuts, memory)
+        is_numeral = self._is_numeral.to(rows.device)
+        of_label = batch.student.labels[is_wanted, None]  # [R, 1]
+        inside = is_wanted[rows]  # [K]
+
+        probs = student.head.normalize(row_logits[inside]).exp()  # [R, V_s]
+        values = {
+            "count": probs.new_ones(len(probs)),
+            "accuracy": (probs.argmax(-1) == of_label.squeeze(1)).to(probs.dtype),
+            "probability": probs.gather(1, of_label).squeeze(1),
+            "mass": probs[:, is_numeral].sum(-1),
+            "ce_gradient": at.of_cross_entropy()[inside][:, is_numeral].sum(-1),
+        }
+        for name, task in tasks.items():
+            gradient = at.of_teacher(name, task)[inside]  # [R, V_s]
+            values[f"kd_gradient/{name}"] = gradient[:, is_numeral].sum(-1)
+            values[f"kd_gradient_on_label/{name}"] = gradient.gather(1, of_label).squeeze(1)
+        module.release_models()
+        return values
+
+    def _wanted(self, tokens: TokenBatch) -> Tensor:
+        """``[N]``: whether a row's label is a numeral to look at."""
+        device = tokens.labels.device
+        before = tokens.input_ids.flatten()[tokens.rows]
+        return self._is_numeral.to(device)[tokens.labels] & self._may_precede.to(device)[before]
+
+
+def _is_multi_digit(vocabulary: CanonicalVocabulary) -> np.ndarray:
+    """``[V]``: tokens of two or more digits, with or without a space in front."""
+    return np.isin(categorize(vocabulary), [CATEGORIES.index(category) for category in _MULTI_DIGIT])
