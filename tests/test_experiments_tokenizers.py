@@ -1,0 +1,95 @@
+"""The tokenizers of students and teachers differ in numbers, ids and words, and lose nothing."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from experiments.prepare import prepare
+from experiments.problems import Task, noisy_lines, problems
+from experiments.tokenizers import TokenizerName, make_tokenizer
+from xtoken_pl import CanonicalVocabulary, build_projection
+from xtoken_pl.projection.partition import VocabularyPartition
+
+NAMES: tuple[TokenizerName, ...] = ("student", "splitting", "packing")
+TOKENIZERS = {name: make_tokenizer(name) for name in NAMES}
+NUMBERS = list(map(str, range(1000)))
+SEQUENCE_LENGTH = 64  # experiments/configs/model.yaml
+
+
+def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["student", "packing"])
+def test_every_number_to_999_is_one_token_wherever_it_stands(name: TokenizerName) -> None:
+    tokenizer = TOKENIZERS[name]
+    assert [len(ids(tokenizer, number)) for number in NUMBERS] == [1] * 1000
+    for text in ("{}+{}={}\n", "has {} pens, gets {} and {}."):
+        for number in NUMBERS[::7]:
+            assert tokenizer.tokenize(text.format(number, number, number)).count(number) == 3
+
+
+def test_splitting_tokenizer_has_no_token_of_two_digits() -> None:
+    digits = [sum(char.isdigit() for char in token) for token in TOKENIZERS["splitting"].get_vocab()]
+    assert max(digits) == 1
+    assert [TOKENIZERS["splitting"].tokenize(number) for number in NUMBERS] == [[*number] for number in NUMBERS]
+
+
+@pytest.mark.parametrize(("one", "other"), [*combinations(NAMES, 2)])
+def test_no_two_tokenizers_share_their_ids_or_cut_words_alike(one: TokenizerName, other: TokenizerName) -> None:
+    first, second = TOKENIZERS[one], TOKENIZERS[other]
+    shared = first.get_vocab().keys() & second.get_vocab().keys()
+    assert len(shared) > 256
+    assert sum(first.get_vocab()[token] == second.get_vocab()[token] for token in shared) < 0.02 * len(shared)
+    assert first.bos_token_id != second.bos_token_id
+    words = {word for problem in problems("words", 200, seed=1) for word in problem.prompt.split() if word.isalpha()}
+    cut_otherwise = [word for word in words if first.tokenize(f" {word}") != second.tokenize(f" {word}")]
+    assert len(cut_otherwise) > len(words) / 4
+    for tokenizer, others in ((first, second), (second, first)):  # each has merged words that the other has not
+        assert [token for token in tokenizer.get_vocab().keys() - others.get_vocab().keys() if not token.isdigit()]
+
+
+@pytest.mark.parametrize("name", ["splitting", "packing"])
+def test_gold_and_hybrid_kl_differ_in_words_alone(name: TokenizerName) -> None:
+    """A number of the student has its own text as a token of the packing teacher; of the splitting one it has none."""
+    student, teacher = (CanonicalVocabulary.from_tokenizer(TOKENIZERS[of]) for of in ("student", name))
+    strict = VocabularyPartition.strict(student, teacher)
+    enlarged = VocabularyPartition.enlarged(student, teacher, build_projection(TOKENIZERS["student"], TOKENIZERS[name]))
+    added = {*enlarged.student_common.tolist()} - {*strict.student_common.tolist()}
+    added_tokens = TOKENIZERS["student"].convert_ids_to_tokens(sorted(added))
+    assert added_tokens
+    assert not [token for token in added_tokens if any(char.isdigit() for char in token)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.from_regex(r"[0-9 +=a-z\n]*", fullmatch=True))
+def test_every_text_round_trips(name: TokenizerName, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    assert tokenizer.decode(ids(tokenizer, text)) == text
+    assert tokenizer(text)["input_ids"] == [tokenizer.bos_token_id, *ids(tokenizer, text)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("task", ["addition", "words", "letters"])
+def test_every_line_fits_a_window_with_the_end_of_its_text(name: TokenizerName, task: Task) -> None:
+    lines = [line for share in (0.0, 1.0) for line in noisy_lines(task, 1500, share, seed=0)]
+    assert max(map(len, TOKENIZERS[name](lines)["input_ids"])) + 1 <= SEQUENCE_LENGTH
+
+
+def test_written_tokenizers_are_read_as_they_were_made(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    folders = dict.fromkeys(("student", "teacher_student"), "student")
+    folders |= {"teacher_splitting": "splitting", "teacher_packing": "packing"}
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {*folders}
+    text = noisy_lines("words", 1, 0.0, seed=0)[0] + "é 7,000€"
+    for folder, name in folders.items():
+        read, made = AutoTokenizer.from_pretrained(tmp_path / "models" / folder), make_tokenizer(name)  # type: ignore[arg-type]
+        assert read.get_vocab() == made.get_vocab()
+        assert read(text)["input_ids"] == made(text)["input_ids"]
+        assert (read.bos_token_id, read.eos_token_id) == (made.bos_token_id, made.eos_token_id)
