@@ -11,7 +11,7 @@ from experiments.claims import QUICK_CLAIMS, broken_claims, load_claims
 from experiments.finished import read_finished
 from experiments.jobs import make_jobs
 from experiments.report import README, TARGET, write_report
-from experiments.runner import run_jobs
+from experiments.runner import only_process, run_jobs
 from experiments.suites import EVIDENCE, load_suites
 from experiments.tables import suite_table
 
@@ -25,8 +25,8 @@ def run(suites: list[str] | None = None, folder: str = "runs/evidence", num_proc
         num_processes: Runs at a time, each on one core.
     """
     root = Path(folder)
-    jobs = make_jobs(load_suites(suites or EVIDENCE), root, load_suites())
-    run_jobs(jobs, root, num_processes)
+    with only_process(root):
+        run_jobs(make_jobs(load_suites(suites or EVIDENCE), root, load_suites()), root, num_processes)
 
 
 def report(folder: str = "runs/evidence", target: str = str(TARGET), readme: str | None = str(README)) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from experiments.finished import Finished
-from experiments.statistics import Estimate, estimate, paired_difference
+from experiments.statistics import Estimate, estimate, higher_is_better, paired_difference
 from experiments.suites import Suite
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
@@ -29,23 +29,30 @@ class Claim:
 
     Attributes:
         claim: In words.
-        source: Whose it is, with the published figures.
+        source: Whose it is, with the published figures; ``ours`` first where it is not the paper's.
         metric: Tag of the value that is compared.
         comparisons: Pairs of runs, ``suite/run``: the one claimed to be better, and the one claimed to be worse, or
             ``zero``.
         at: Which value of a run counts: the ``last``, or the ``first`` of its history.
-        ours: Not the paper's: it holds or not, but cannot be reproduced.
         apart: The intervals of the two runs themselves must not overlap, either.
     """
 
     claim: str
     source: str
     metric: str
-    higher_is_better: bool
     comparisons: tuple[tuple[str, str], ...]
     at: Literal["first", "last"] = "last"
-    ours: bool = False
     apart: bool = False
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the better of two runs has the higher metric."""
+        return higher_is_better(self.metric)
+
+    @property
+    def ours(self) -> bool:
+        """Not the paper's: it holds or not, but cannot be reproduced."""
+        return self.source.startswith("ours")
 
 
 def load_claims(path: Path = CLAIMS) -> list[Claim]:
@@ -68,9 +75,8 @@ def _parse(entry: Any, where: str) -> Claim:
         raise ValueError(f"{where} must have {sorted(needed)} and may have {sorted(names - needed)}, got {given}")
     if entry.get("at", "last") not in ("first", "last"):
         raise ValueError(f"{where}: at must be first or last, got {entry['at']!r}")
-    for name in ("higher_is_better", "ours", "apart"):
-        if not isinstance(entry.get(name, False), bool):
-            raise ValueError(f"{where}: {name} must be true or false, got {entry[name]!r}")
+    if not isinstance(entry.get("apart", False), bool):
+        raise ValueError(f"{where}: apart must be true or false, got {entry['apart']!r}")
     pairs = entry["comparisons"]
     if not (isinstance(pairs, list) and pairs and all(map(_is_comparison, pairs))):
         raise ValueError(f"{where}: comparisons must be a list of pairs [suite/run, suite/run], got {pairs!r}")

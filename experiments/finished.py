@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -68,6 +69,8 @@ class Finished:
 def read_finished(folder: Path, wanted: Mapping[Key, str] | None = None) -> Finished:
     """Reads the results; of several lines for the same suite, run and seed, the last wanted one counts.
 
+    A warning names the runs that are wanted and there in other settings only.
+
     Args:
         folder: Where ``results.jsonl`` lies.
         wanted: The settings of every run that is to count, by suite, run and seed; None takes all runs and settings.
@@ -76,7 +79,16 @@ def read_finished(folder: Path, wanted: Mapping[Key, str] | None = None) -> Fini
         ValueError: If a line is damaged, or a metric is no finite number.
     """
     lines = read_lines(folder)
-    return Finished({done.key: done for done in lines if wanted is None or wanted.get(done.key) == done.settings})
+    if wanted is None:
+        return Finished({done.key: done for done in lines})
+    runs = {done.key: done for done in lines if wanted.get(done.key) == done.settings}
+    if others := sorted({"/".join(map(str, done.key)) for done in lines if done.key in wanted.keys() - runs.keys()}):
+        warnings.warn(
+            f"{len(others)} of the wanted runs in {folder} are of other settings and do not count: "
+            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}; run them again",
+            stacklevel=2,
+        )
+    return Finished(runs)
 
 
 def read_lines(folder: Path) -> list[FinishedRun]:

@@ -48,6 +48,15 @@ class Job:
     config: dict[str, Any]
     at_least: dict[str, float]
 
+    def shortfall(self, metrics: Mapping[str, float]) -> str:
+        """What the metrics do not reach, with the values; empty where they reach all that they have to."""
+        missed = [
+            f"{tag} must reach {least}, got {metrics[tag]:.3f}"
+            for tag, least in self.at_least.items()
+            if not metrics[tag] >= least
+        ]
+        return ", ".join(missed)
+
 
 def make_jobs(suites: Mapping[str, Suite], folder: Path, others: Mapping[str, Suite] | None = None) -> dict[Key, Job]:
     """The jobs of all runs and seeds of these suites, each behind the jobs that it needs; writes what they read.
@@ -132,9 +141,8 @@ def carry_out(job: Job) -> FinishedRun:
     metrics = {tag: points[-1][1] for tag, points in history.items()}
     if unknown := [tag for tag, value in metrics.items() if not math.isfinite(value)]:
         raise ValueError(f"metrics must be finite, got {metrics[unknown[0]]} for {unknown[0]!r}; train it otherwise")
-    for tag, least in job.at_least.items():
-        if metrics[tag] < least:
-            raise ValueError(f"{tag} must reach {least}, got {metrics[tag]:.3f}; train it longer")
+    if shortfall := job.shortfall(metrics):
+        raise ValueError(f"{shortfall}; train it longer")
     return FinishedRun(
         *job.key,
         settings=job.settings,

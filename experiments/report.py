@@ -51,14 +51,16 @@ def write_report(
         claims: The claims.
 
     Raises:
-        ValueError: If a placeholder is unknown or names what is not there, a claim names a run that no suite has, or
-            the README has no evidence markers.
+        ValueError: If no run is finished, a placeholder is unknown or names what is not there, a claim names a run
+            that no suite has, or the README has no evidence markers.
     """
     around = None if readme is None else _around_evidence(readme)  # first: figures take seconds
     suites, claimed = load_suites() if suites is None else suites, load_claims(claims)
     if unknown := unknown_runs(claimed, suites):
         raise ValueError(f"{claims} names {', '.join(unknown)}, which no suite has; mend the name, or add the run")
-    report = _Report(suites, read_finished(folder, wanted), claimed)
+    if not (finished := read_finished(folder, wanted)).runs:
+        raise ValueError(f"{folder} must hold finished runs, has none; run `python -m experiments run` there first")
+    report = _Report(suites, finished, claimed)
     texts = {target: f"<!-- Written by experiments/report.py: edit {template.name}. -->\n\n"}
     texts[target] += report.fill(template)
     if readme is not None and around is not None:

@@ -28,12 +28,10 @@ def run_jobs(jobs: dict[Key, Job], folder: Path, num_processes: int) -> None:
     them all.
 
     Raises:
-        RuntimeError: If another process runs in the folder; at the end, if a job failed: names it and its output.
+        RuntimeError: At the end, if a job failed: names it and its output.
     """
-    with only_process(folder):
-        drop_cut_line(folder)
-        failed = _Runner(jobs, folder).run(num_processes)
-    if failed:
+    drop_cut_line(folder)
+    if failed := _Runner(jobs, folder).run(num_processes):
         raise RuntimeError(
             f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again:\n"
             + "\n".join(f"{'/'.join(map(str, key))}: {reason}" for key, reason in failed.items())
@@ -42,7 +40,12 @@ def run_jobs(jobs: dict[Key, Job], folder: Path, num_processes: int) -> None:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Holds the folder: two processes would remove each other's runs."""
+    """Holds the folder, which is made if need be: two processes would remove each other's runs.
+
+    Raises:
+        RuntimeError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,10 +118,10 @@ class _Runner:
         """Whether the result is there, its own or that of the same settings, and the model that others read."""
         if "HFExport" in json.dumps(job.config) and not (job.run_folder / "export").exists():
             return False
+        if (same := self.finished.get(job.settings)) is None or job.shortfall(same.metrics):
+            return False
         if (job.key, job.settings) in self.recorded:
             return True
-        if (same := self.finished.get(job.settings)) is None:
-            return False
         suite, run, seed = job.key
         self._append(replace(same, suite=suite, run=run, seed=seed))
         return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+_LOWER_IS_BETTER = ("bits_per_byte", "ce", "loss")  # last parts of tags
 _CONFIDENCE = 0.95
 
 
@@ -45,6 +46,11 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, None, n)
     point = float(stats.t.ppf((1 + _CONFIDENCE) / 2, df=n - 1))
     return Estimate(mean, point * float(stats.sem(values)), n)
+
+
+def higher_is_better(tag: str) -> bool:
+    """Whether a metric is better where it is higher: all but losses and bits per byte."""
+    return tag.rpartition("/")[2] not in _LOWER_IS_BETTER
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:

@@ -7,18 +7,12 @@ from collections.abc import Mapping, Sequence
 from experiments.claims import ZERO, Claim, differences, verdict
 from experiments.finished import Finished
 from experiments.plots import by_teacher
-from experiments.statistics import Estimate, estimate, paired_difference
+from experiments.statistics import Estimate, estimate, higher_is_better, paired_difference
 from experiments.suites import Run, Suite
 
 NOT_RUN = "not run"
 
-_LOWER_IS_BETTER = ("bits_per_byte", "ce", "loss")  # last parts of tags
 _MAIN_LOSSES = {"uld": "ULD", "gold": "GOLD", "hkl": "H-KL", "pkl": "P-KL", "bp": "byte-prefix KL"}
-
-
-def higher_is_better(tag: str) -> bool:
-    """Whether a metric is better where it is higher: all but losses and bits per byte."""
-    return tag.rpartition("/")[2] not in _LOWER_IS_BETTER
 
 
 def suite_table(suite: Suite, finished: Finished) -> str:
@@ -78,7 +72,7 @@ def main_table(suites: Mapping[str, Suite], finished: Finished) -> str:
     values = {name: [*finished.metric("addition", name, tag).values()] for name in names}
     cells = {name: format_estimate(estimate(of_seeds) if of_seeds else None) for name, of_seeds in values.items()}
     seeds = sorted({len(of_seeds) for of_seeds in values.values() if of_seeds})
-    header = [f"{title}, mean (95% interval)", runs["d_pkl"].teacher, runs["p_pkl"].teacher]
+    header = [f"{title}, mean (95% interval)", "teacher splits digits", "teacher packs numbers"]
     lines = [_row(header), _row(["---"] * 3), _row([f"{runs['ce'].title}, no teacher", cells["ce"], cells["ce"]])]
     lines += [_row([label, cells[f"d_{loss}"], cells[f"p_{loss}"]]) for loss, label in _MAIN_LOSSES.items()]
     counts = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]]))) if seeds else "0"

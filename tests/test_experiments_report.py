@@ -167,7 +167,7 @@ class Written:
         write_results(self.folder, [line("addition", *score) for score in scores])
         self.template, self.claims = root / "template.md", root / "claims.yaml"
         self.template.write_text(template)
-        shared = {"source": "X-Token: 2 v 1", "metric": METRIC, "higher_is_better": True}
+        shared = {"source": "X-Token: 2 v 1", "metric": METRIC}
         entries = [
             {"claim": "P-KL above CE", "comparisons": [["addition/d_pkl", "addition/ce"]], **shared},
             {"claim": "GOLD above CE", "comparisons": [["addition/d_gold", "addition/ce"]], **shared},
@@ -204,7 +204,8 @@ def test_report_has_verdicts_figures_and_hand_computed_values(tmp_path: Path) ->
     assert "<!-- " not in text.split("\n", 1)[1]  # the first line says where it comes from
     assert written.readme is not None
     readme = written.readme.read_text()
-    assert readme.startswith("Above.\n\n<!-- evidence -->\n\n| exact match, mean (95% interval) | D | P |")
+    header = "| exact match, mean (95% interval) | teacher splits digits | teacher packs numbers |"
+    assert readme.startswith(f"Above.\n\n<!-- evidence -->\n\n{header}")
     assert readme.endswith("<!-- /evidence -->\n\nBelow.\n")
     assert "| title ce, no teacher | 0.300 (0.052 to 0.548) | 0.300 (0.052 to 0.548) |" in readme
     assert "| GOLD | 0.100 (-0.148 to 0.348) | 0.350 (-2.827 to 3.527) |" in readme
@@ -261,6 +262,15 @@ def test_figures_of_an_earlier_report_that_this_one_does_not_show_are_removed(tm
     written.template.write_text("<!-- figure: comparison addition -->\n")
     written.write()
     assert [path.name for path in figures.iterdir()] == ["comparison_addition.png"]
+
+
+def test_without_a_finished_run_the_report_that_is_there_stays(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    before = written.write()
+    write_results(written.folder, [])
+    with pytest.raises(ValueError, match=f"{written.folder} must hold finished runs, has none; run `python -m"):
+        written.write()
+    assert written.target.read_text() == before
 
 
 def test_a_claim_about_a_run_that_no_suite_has_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from small_suites import ALONE, TEACHER, suite_of, taught_by
 
+import experiments.__main__ as command
 from experiments import jobs as jobs_module
 from experiments import runner
 from experiments.finished import FinishedRun, Key, read_finished, read_lines
@@ -187,10 +188,25 @@ def test_a_run_whose_model_others_read_is_run_under_each_of_its_names(desk: Desk
     assert all((job.run_folder / "export").is_dir() for job in jobs.values())
 
 
-def test_a_second_process_is_refused_and_the_folder_is_free_again_after_the_first(desk: Desk, tmp_path: Path) -> None:
-    jobs = make_jobs(suite_of({"alone": ALONE}), tmp_path)
-    with only_process(tmp_path), pytest.raises(RuntimeError, match=f"another process runs in {tmp_path}; wait"):
-        run_jobs(jobs, tmp_path, 1)
-    assert desk.ran == []
-    run_jobs(jobs, tmp_path, 1)
+def test_a_second_process_is_refused_and_the_folder_is_free_again_after_the_first(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "evidence"
+    monkeypatch.setattr(command, "load_suites", lambda names=None: suite_of({"alone": ALONE}))
+    with only_process(folder), pytest.raises(RuntimeError, match=f"another process runs in {folder}; wait"):
+        command.run(folder=str(folder), num_processes=1)
+    assert [path.name for path in folder.iterdir()] == ["lock"]  # what the other process reads is not written, either
+    command.run(folder=str(folder), num_processes=1)
     assert desk.ran == ["alone/0"]
+
+
+def test_a_result_that_does_not_reach_what_it_now_has_to_is_not_taken(desk: Desk, tmp_path: Path) -> None:
+    (small,) = suite_of({"alone": ALONE}).values()
+    run_jobs(make_jobs({"small": small}, tmp_path), tmp_path, 1)
+    (done,) = read_finished(tmp_path).runs.values()
+    (tag, value), *_ = done.metrics.items()
+    desk.ran.clear()
+    for least, ran in ((value, []), (value + 1, ["alone/0"])):
+        asked = replace(small, runs={"alone": replace(small.runs["alone"], at_least={tag: least})})
+        run_jobs(make_jobs({"small": asked}, tmp_path), tmp_path, 1)
+        assert desk.ran == ran

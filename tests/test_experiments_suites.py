@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,12 +105,15 @@ def test_every_shipped_suite_loads_and_has_the_runs_and_metrics_of_the_claims() 
             assert all(claim.metric in suites[suite].metrics for suite in named)
 
 
-def class_paths(value: Any) -> set[str]:
-    """The classes that a configuration names."""
+def settings_of(value: Any, path: str = "") -> set[str]:
+    """The settings that a configuration names, teachers under one name, and its classes."""
     if isinstance(value, dict):
         own = {value["class_path"]} if "class_path" in value else set()
-        return own.union(*map(class_paths, value.values()))
-    return set().union(*map(class_paths, value)) if isinstance(value, list) else set()
+        keys = {key: "NAME" if path == "model.teachers" else key for key in value}
+        return own.union(*(settings_of(below, f"{path}.{keys[key]}".strip(".")) for key, below in value.items()))
+    if isinstance(value, list):
+        return set().union(*(settings_of(entry, path) for entry in value))
+    return {path}
 
 
 def is_accepted(config: dict[str, Any], path: Path) -> bool:
@@ -127,17 +131,38 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Key, Job]:
     return make_jobs(load_suites(), tmp_path)
 
 
-def test_configurations_with_every_class_that_is_used_are_accepted_by_the_command_line(
+def test_configurations_with_every_setting_and_class_that_is_used_are_accepted_by_the_command_line(
     shipped: dict[Key, Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not [key for key, job in shipped.items() if "${" in json.dumps(job.config)]
-    missing = set().union(*(class_paths(job.config) for job in shipped.values()))
+    missing = set().union(*(settings_of(job.config) for job in shipped.values()))
     assert {"xtoken_pl.TokenKL", "xtoken_pl.ConfidenceWeighting", "xtoken_pl.callbacks.HFExport"} <= missing
+    assert {"model.teachers.NAME.learn_projection", "model.weighting.init_args.scope"} <= missing
     while missing:  # all of them would take a minute
-        key, job = max(shipped.items(), key=lambda item: len(class_paths(item[1].config) & missing))
+        key, job = max(shipped.items(), key=lambda item: len(settings_of(item[1].config) & missing))
         assert is_accepted(job.config, tmp_path / "config.yaml"), (key, capsys.readouterr().err)
-        missing -= class_paths(job.config)
+        missing -= settings_of(job.config)
     assert not is_accepted(merge(job.config, {"trainer": {"max_step": 2}}), tmp_path / "config.yaml")
+
+
+LOSSES = {"uld": "ULD", "gold": "GOLD", "hkl": "HybridKL", "pkl": "ProjectionKL", "bp": "BytePrefixKL", "kl": "TokenKL"}
+NAMED = re.compile(r"(?P<teacher>[dps])_(?P<loss>[a-z]+)(?P<change>_.*)?")
+
+
+def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shipped: dict[Key, Job]) -> None:
+    seen = set()
+    for (suite, name, _), job in shipped.items():
+        if not (named := NAMED.fullmatch(name)):
+            continue
+        ((teacher, given),) = job.config["model"]["teachers"].items()
+        assert given["loss"]["class_path"] == f"xtoken_pl.{LOSSES[named['loss']]}", (suite, name)
+        export = {"words": f"/words/teacher_{teacher}/", "quick": "/quick/teacher/"}
+        assert export.get(suite, f"/addition/teacher_{teacher}/") in given["model"], (suite, name)
+        assert teacher == named["teacher"]
+        is_scaled = any("DynamicLossScaling" in entry["class_path"] for entry in job.config["trainer"]["callbacks"])
+        assert is_scaled == (not re.search("fixed|common", name)), (suite, name)
+        seen.add((suite, named["teacher"], named["loss"]))
+    assert len(seen) == 34
 
 
 def test_runs_differ_from_their_baselines_in_the_loss_alone(shipped: dict[Key, Job]) -> None:
@@ -155,12 +180,14 @@ def test_runs_differ_from_their_baselines_in_the_loss_alone(shipped: dict[Key, J
 
 
 def without_loss(job: Job) -> dict[str, Any]:
-    """A configuration without what a distillation loss is and how it is weighted, and without the run's folder."""
+    """A configuration without what a distillation loss is, how it is weighted and watched, and the run's folder."""
     config = json.loads(json.dumps(job.config).replace(str(job.run_folder), ""))
     for name in ("teachers", "kd_weight", "ce_weight", "weighting", "learn_projection"):
         config["model"].pop(name, None)
     callbacks = [entry["class_path"] for entry in config["trainer"]["callbacks"]]
-    config["trainer"]["callbacks"] = [name for name in callbacks if not name.endswith("DynamicLossScaling")]
+    config["trainer"]["callbacks"] = [
+        name for name in callbacks if not name.endswith(("DynamicLossScaling", "TeacherMonitor"))
+    ]
     return config
 
 

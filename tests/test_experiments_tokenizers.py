@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from experiments.prepare import prepare
 from experiments.problems import Task, noisy_lines, problems
+from experiments.suites import ROOT, read_yaml
 from experiments.tokenizers import TokenizerName, make_tokenizer
 from xtoken_pl import CanonicalVocabulary, build_projection
 from xtoken_pl.projection.partition import VocabularyPartition
@@ -19,7 +20,7 @@ from xtoken_pl.projection.partition import VocabularyPartition
 NAMES: tuple[TokenizerName, ...] = ("student", "splitting", "packing")
 TOKENIZERS = {name: make_tokenizer(name) for name in NAMES}
 NUMBERS = list(map(str, range(1000)))
-SEQUENCE_LENGTH = 64  # experiments/configs/model.yaml
+SEQUENCE_LENGTH = read_yaml(ROOT / "configs/model.yaml")["data"]["sequence_length"]
 
 
 def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -53,6 +53,28 @@ def test_small_models_learn_from_an_exported_teacher(trained: tuple[Path, dict[K
     assert teacher.config.num_hidden_layers == 3
 
 
+def test_runs_of_one_seed_begin_with_the_same_weights_and_see_the_same_lines_whatever_teaches_them(
+    trained: tuple[Path, dict[Key, Job], str],
+) -> None:
+    folder, *_ = trained
+    monitor = {"class_path": "xtoken_pl.callbacks.TeacherMonitor"}
+    still = {"model": {"optimizer": {"learning_rate": 1e-20}}, "trainer": {"max_steps": 3, "callbacks": [monitor]}}
+    learned = {"model": {"teachers": {"d": {"learn_projection": True}}}}
+    byte_prefix = {"model": {"teachers": {"d": {"loss": {"class_path": "xtoken_pl.BytePrefixKL"}}}}}
+    taught = merge(taught_by("small/teacher"), still)
+    configs = {"alone": merge(ALONE, still), "pkl": taught}
+    configs |= {"learned": merge(taught, learned), "byte_prefix": merge(taught, byte_prefix)}
+    jobs = make_jobs(suite_of({"teacher": TEACHER, **configs}), folder)
+    seen = {}
+    for name in configs:
+        job = jobs["small", name, 0]
+        carry_out(job)
+        seen[name] = [value for _, value in read_history(job.run_folder / "log" / "metrics.csv")["train/ce"]]
+    assert len({*seen["alone"]}) == 3  # every step has lines of its own
+    for name in configs:
+        assert seen[name] == pytest.approx(seen["alone"], rel=1e-6)
+
+
 def test_failed_runs_are_named_with_an_output_that_says_where(trained: tuple[Path, dict[Key, Job], str]) -> None:
     _, jobs, failed = trained
     folders = {key[1]: job.run_folder for key, job in jobs.items()}
