@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from jsonargparse import auto_cli
 
 from experiments.claims import QUICK_CLAIMS, broken_claims, load_claims
-from experiments.finished import read_finished
+from experiments.finished import RESULTS, Finished, read_finished
 from experiments.jobs import make_jobs
 from experiments.report import README, TARGET, write_report
 from experiments.runner import only_process, run_jobs
-from experiments.suites import EVIDENCE, load_suites
+from experiments.suites import EVIDENCE, Suite, load_suites
 from experiments.tables import suite_table
 
 
@@ -37,10 +38,9 @@ def report(folder: str = "runs/evidence", target: str = str(TARGET), readme: str
         target: The report; figures go beside it.
         readme: Whose main table is replaced; null for none.
     """
-    root = Path(folder)
     suites = load_suites(EVIDENCE)
-    wanted = {key: job.settings for key, job in make_jobs(suites, root).items()}
-    write_report(root, Path(target), None if readme is None else Path(readme), suites, wanted)
+    write_report(_finished(suites, folder), Path(target), None if readme is None else Path(readme), suites)
+    print(f"written to {target}")
 
 
 def check(folder: str = "runs/evidence-quick") -> None:
@@ -52,12 +52,18 @@ def check(folder: str = "runs/evidence-quick") -> None:
     Raises:
         SystemExit: If a claim of experiments/quick_claims.yaml does not hold for every seed.
     """
-    root = Path(folder)
     suites = load_suites(["quick"])
-    finished = read_finished(root, {key: job.settings for key, job in make_jobs(suites, root).items()})
+    finished = _finished(suites, folder)
     print(suite_table(suites["quick"], finished))
     if broken := broken_claims(load_claims(QUICK_CLAIMS), finished):
         sys.exit("must hold for every seed, and does not:\n" + "\n".join(broken))
+
+
+def _finished(suites: Mapping[str, Suite], folder: str) -> Finished:
+    """The results that are of the suites as they stand."""
+    if not (Path(folder) / RESULTS).is_file():
+        raise ValueError(f"folder must be that of `python -m experiments run`, there is no {RESULTS} in {folder!r}")
+    return read_finished(Path(folder), {key: job.settings for key, job in make_jobs(suites, Path(folder)).items()})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from experiments.claims import CLAIMS, Claim, load_claims, unknown_runs
-from experiments.finished import RESULTS, Finished, Key, read_finished
+from experiments.finished import RESULTS, Finished
 from experiments.plots import comparison, curves, numerals, png
 from experiments.statistics import estimate
 from experiments.suites import Suite, load_suites
@@ -26,11 +26,10 @@ _BANDS = "Lines are means over seeds, bands go from the lowest seed to the highe
 
 
 def write_report(
-    folder: Path,
+    finished: Finished,
     target: Path = TARGET,
     readme: Path | None = README,
     suites: Mapping[str, Suite] | None = None,
-    wanted: Mapping[Key, str] | None = None,
     *,
     template: Path = TEMPLATE,
     claims: Path = CLAIMS,
@@ -40,11 +39,10 @@ def write_report(
     All is made before anything is written.
 
     Args:
-        folder: Where ``results.jsonl`` lies.
+        finished: The runs that count.
         target: The report; beside it go ``figures/`` and ``results.jsonl``, the runs that count.
         readme: The README whose part between the evidence markers is replaced; None leaves it.
         suites: What was to be run; by default all suites.
-        wanted: The settings of the runs that count (:func:`~experiments.finished.read_finished`).
         template: The report with placeholders: ``<!-- table: SUITE -->``, ``<!-- claims -->``, ``<!-- runs -->``,
             ``<!-- figure: comparison SUITE -->``, ``<!-- figure: curves SUITE TAG RUN,RUN -->``,
             ``<!-- figure: numerals SUITE RUN,RUN -->``, ``<!-- value: SUITE RUN TAG -->``.
@@ -58,8 +56,8 @@ def write_report(
     suites, claimed = load_suites() if suites is None else suites, load_claims(claims)
     if unknown := unknown_runs(claimed, suites):
         raise ValueError(f"{claims} names {', '.join(unknown)}, which no suite has; mend the name, or add the run")
-    if not (finished := read_finished(folder, wanted)).runs:
-        raise ValueError(f"{folder} must hold finished runs, has none; run `python -m experiments run` there first")
+    if not finished.runs:
+        raise ValueError("a report needs finished runs, got none; run `python -m experiments run` first")
     report = _Report(suites, finished, claimed)
     texts = {target: f"<!-- Written by experiments/report.py: edit {template.name}. -->\n\n"}
     texts[target] += report.fill(template)

@@ -182,7 +182,8 @@ class Written:
 
     def write(self) -> str:
         suites = {"addition": suite_of(ALL_RUNS)}
-        write_report(self.folder, self.target, self.readme, suites, template=self.template, claims=self.claims)
+        finished = read_finished(self.folder)
+        write_report(finished, self.target, self.readme, suites, template=self.template, claims=self.claims)
         return self.target.read_text()
 
 
@@ -268,7 +269,7 @@ def test_without_a_finished_run_the_report_that_is_there_stays(tmp_path: Path) -
     written = Written(tmp_path)
     before = written.write()
     write_results(written.folder, [])
-    with pytest.raises(ValueError, match=f"{written.folder} must hold finished runs, has none; run `python -m"):
+    with pytest.raises(ValueError, match="needs finished runs, got none; run `python -m experiments run` first"):
         written.write()
     assert written.target.read_text() == before
 
@@ -300,7 +301,7 @@ def test_a_readme_without_markers_is_refused_before_anything_is_written(tmp_path
 def test_shipped_template_fits_the_shipped_suites_and_claims_where_one_run_is_finished(tmp_path: Path) -> None:
     write_results(tmp_path, [line("addition", "ce", 0, 0.1)])
     target = tmp_path / "report" / "README.md"
-    write_report(tmp_path, target, readme=None)
+    write_report(read_finished(tmp_path), target, readme=None)
     text = target.read_text()
     assert text.count("**not run**") == len(load_claims())
     assert "| none | cross-entropy alone | 0.100 | 1.900 |" in text

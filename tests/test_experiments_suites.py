@@ -366,3 +366,10 @@ def test_check_names_the_claim_that_does_not_hold_for_every_seed(
         write_results(folder, [*({**lines, last: {**lines[last], **change}}).values()])
         with pytest.raises(SystemExit, match=f"(?s)must hold for every seed.*{message}"):
             command.check(str(folder))
+
+
+def test_a_folder_without_results_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    for call in (command.check, command.report):
+        with pytest.raises(ValueError, match=rf"there is no results\.jsonl in '{tmp_path}'"):
+            call(str(tmp_path))
+    assert not [*tmp_path.iterdir()]
