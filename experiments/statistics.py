@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-_LOWER_IS_BETTER = ("bits_per_byte", "ce", "loss")  # last parts of tags
+_LOWER_IS_BETTER = ("bits_per_byte", "ce", "first_digit", "loss")  # last parts of tags
 _CONFIDENCE = 0.95
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from experiments.held_out import HeldOutProblems, exact_match, read_problems
+from experiments.held_out import HeldOutProblems, answer_lines, exact_match, is_first_digit, read_problems
 from experiments.prepare import prepare, write_lines
 from experiments.problems import Problem, Split, Task, noisy_lines, problems
 from experiments.suites import Lines
@@ -218,9 +218,29 @@ def test_an_answer_counts_that_is_generated_to_the_end_of_its_line(name: Any) ->
     asked = [Problem(text, f"{eval(text[:-1])}\n", "") for text in generated]
     tokenizer = make_tokenizer(name)
     model = Scripted(tokenizer, {text: shown for text, (shown, _) in generated.items()})
-    for problem in asked:
-        assert exact_match(model, tokenizer, [problem]) == generated[problem.prompt][1], problem.prompt
-    assert exact_match(model, tokenizer, asked) == pytest.approx(3 / 9)  # prompts of several lengths
+    lines = answer_lines(model, tokenizer, asked)  # prompts of several lengths, answered in their order
+    for line, problem in zip(lines, asked, strict=True):
+        assert exact_match([line], [problem]) == generated[problem.prompt][1], problem.prompt
+    assert exact_match(lines, asked) == pytest.approx(3 / 9)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "expected"),
+    [
+        ("1\n", "122\n", True),
+        ("11\n", "122\n", True),
+        ("111\n", "122\n", True),
+        ("8", "82\n", True),
+        ("122\n", "122\n", False),
+        ("12\n", "122\n", False),
+        ("2\n", "122\n", False),
+        ("\n", "122\n", False),
+        ("77\n", "77\n", False),  # right
+        ("7\n", "77\n", True),
+    ],
+)
+def test_an_answer_of_the_first_digit_alone_is_told_from_others(line: str, answer: str, expected: bool) -> None:
+    assert is_first_digit(line, Problem("", answer, "")) == expected
 
 
 class Logged(SimpleNamespace):
@@ -242,11 +262,11 @@ def test_callback_logs_the_mean_over_files_and_each_of_several(folder: Path) -> 
     paths = [str(folder / f"test/{task}.jsonl") for task in asked]
     tag = "held_out/exact_match"
     for given, expected in (
-        (paths, {tag: 0.625, f"{tag}/addition": 1.0, f"{tag}/letters": 0.25}),
+        (paths, {tag: 0.625, f"{tag}/addition": 1.0, f"{tag}/letters": 0.25, "held_out/first_digit": 0.0}),
         (paths[1:], {tag: 0.25, f"{tag}/letters": 0.25}),
     ):
         module = Logged(student=model, student_source=source, values={})
-        callback = HeldOutProblems(given, limit=8)
+        callback = HeldOutProblems(given, limit=8, first_digits="addition" in given[0])
         callback.on_validation_epoch_end(cast(Any, SimpleNamespace(sanity_checking=True)), cast(Any, module))
         assert module.values == {}
         callback.on_validation_epoch_end(cast(Any, SimpleNamespace(sanity_checking=False)), cast(Any, module))
