@@ -162,7 +162,7 @@ def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shi
         is_scaled = any("DynamicLossScaling" in entry["class_path"] for entry in job.config["trainer"]["callbacks"])
         assert is_scaled == (not re.search("fixed|common", name)), (suite, name)
         seen.add((suite, named["teacher"], named["loss"]))
-    assert len(seen) == 34
+    assert len(seen) == 37
 
 
 def test_runs_differ_from_their_baselines_in_the_loss_alone(shipped: dict[Key, Job]) -> None:
