@@ -176,7 +176,7 @@ def test_runs_differ_from_their_baselines_in_the_loss_alone(shipped: dict[Key, J
         if suites[key[0]].runs[key[1]].seeds == suites[key[0]].runs[baseline].seeds:
             assert without_loss(job) == without_loss(other), key
             compared += 1
-    assert compared > 200
+    assert compared > 150
 
 
 def without_loss(job: Job) -> dict[str, Any]:
