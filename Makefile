@@ -31,7 +31,7 @@ benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/resu
 	$(BIN)/python -m benchmarks
 
 evidence: $(VENV)/.installed-dev  ## run all experiments (hours; a second call goes on), and write experiments/README.md
-	$(BIN)/python -m xtoken_pl prepare --teachers '[smollm2, gemma3]'
+	$(BIN)/python -m xtoken_pl prepare
 	$(BIN)/python -m experiments run; status=$$?; $(BIN)/python -m experiments report && exit $$status
 
 evidence-quick: $(VENV)/.installed-dev  ## a few minutes of them, and what must hold at that size

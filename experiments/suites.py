@@ -23,7 +23,7 @@ from xtoken_pl.config_files import merge
 
 ROOT = Path(__file__).parent
 #: The suites of `make evidence`, in their order.
-EVIDENCE = ("search", "addition", "numerals", "real", "conditions", "complementary", "words", "first_digit", "gemma")
+EVIDENCE = ("search", "addition", "numerals", "real", "conditions", "complementary", "words", "first_digit")
 RUN_REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
 
 
