@@ -21,7 +21,7 @@ def run(suites: list[str] | None = None, folder: str = "runs/evidence", num_proc
     """Train what the results do not hold yet; a run that was cut off is done again.
 
     Args:
-        suites: Names of files in experiments/suites, in the order to run them; all but quick by default.
+        suites: Names of files in experiments/suites, in the order to run them; all but quick and words by default.
         folder: Where models, lines, logs and results.jsonl are kept.
         num_processes: Runs at a time, each on one core.
     """

@@ -97,7 +97,7 @@ def test_an_unknown_suite_is_named() -> None:
 
 def test_every_shipped_suite_loads_and_has_the_runs_and_metrics_of_the_claims() -> None:
     suites = load_suites()
-    assert {*suites} == {*EVIDENCE, "quick"}
+    assert {*suites} == {*EVIDENCE, "quick", "words"}
     for path in (CLAIMS, QUICK_CLAIMS):
         assert unknown_runs(load_claims(path), suites) == []
         for claim in load_claims(path):
