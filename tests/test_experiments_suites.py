@@ -353,7 +353,11 @@ def test_check_names_the_claim_that_does_not_hold_for_every_seed(
 ) -> None:
     settings = {key: job.settings for key, job in make_jobs(load_suites(["quick"]), folder).items()}
     scores = {"teacher": 1.0, "ce": 0.5, "d_gold": 0.1, "d_pkl": 0.8, "d_bp": 0.9}
-    lines = {key: line(*key, scores[key[1]], settings=made) for key, made in settings.items()}
+    lines = {
+        key: line(*key, score, settings=made, metrics={METRIC: score, "numerals/accuracy": score})
+        for key, made in settings.items()
+        for score in [scores[key[1]]]
+    }
     write_results(folder, [*lines.values()])
     command.check(str(folder))
     assert "| D | GOLD | 0.100" in capsys.readouterr().out
