@@ -58,8 +58,9 @@ class _Runner:
     def __init__(self, jobs: dict[Key, Job], folder: Path) -> None:
         self.jobs = jobs
         self.folder = folder
-        self.finished = {done.settings: done for done in read_lines(folder)}
-        self.recorded = {(done.key, done.settings) for done in read_lines(folder)}
+        lines = read_lines(folder)
+        self.finished = {done.settings: done for done in lines}
+        self.recorded = {(done.key, done.settings) for done in lines}
         self.waiting = list(jobs)
         self.done: set[Key] = set()
         self.failed: dict[Key, str] = {}
