@@ -31,6 +31,8 @@ class HFExport(pl.Callback):
         self.dirpath = dirpath
         self.dtype = dtype
         self.overwrite = overwrite
+        #: For the run's summary: what was written, and where.
+        self.written: dict[str, Path] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         distill_module(pl_module, self)
@@ -42,6 +44,7 @@ class HFExport(pl.Callback):
         target = output_folder(trainer, self.dirpath, "export")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             export_student(distill_module(pl_module, self), target, dtype=self.dtype, overwrite=self.overwrite)
+            self.written = {"export": target}
             rank_zero_info(f"exported the student to {target}")
 
 

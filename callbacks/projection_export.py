@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -31,6 +32,8 @@ class ProjectionExport(pl.Callback):
     def __init__(self, dirpath: str | None = None, *, overwrite: bool = False) -> None:
         self.dirpath = dirpath
         self.overwrite = overwrite
+        #: For the run's summary: what was written, and where.
+        self.written: dict[str, Path] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         teachers = distill_module(pl_module, self).teachers
@@ -47,4 +50,5 @@ class ProjectionExport(pl.Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name, projection in distill_module(pl_module, self).learned_projections().items():
                 projection.save(folder / f"{name}.safetensors", overwrite=self.overwrite)
+                self.written[f"W of {name}"] = folder / f"{name}.safetensors"
                 logger.info("exported the learned projection of %r to %s", name, folder / f"{name}.safetensors")

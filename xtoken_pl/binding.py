@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -57,9 +58,17 @@ def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empt
     return dict(result)
 
 
+@dataclass(frozen=True)
+class BoundLoss:
+    """A loss that is bound to its pair of vocabularies, and why it is this one."""
+
+    loss: SpanLoss
+    reason: str
+
+
 def bind_loss(
     name: str, teacher: Teacher, student_vocabulary: CanonicalVocabulary, teacher_vocabulary: CanonicalVocabulary
-) -> SpanLoss:
+) -> BoundLoss:
     """A copy of the teacher's loss, bound; ``auto`` is resolved, and W built or loaded where it is needed.
 
     What was chosen and built is logged.
@@ -72,8 +81,10 @@ def bind_loss(
     """
     if isinstance(teacher.loss, SpanLoss):
         loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given
+        reason = "as configured"
     else:
         chosen = recommend_loss(student_vocabulary, teacher_vocabulary)
+        reason = f"auto, because {chosen.reason}"
         rank_zero_info(f"teacher {name!r}: loss auto -> {chosen.loss}, because {chosen.reason}")
         loss = _RECOMMENDED[chosen.loss]()
         teacher.check_loss(loss)
@@ -82,7 +93,7 @@ def bind_loss(
     if teacher.learn_projection:
         loss.learn_projection()
     rank_zero_info(f"teacher {name!r}: {type(loss).__name__}({loss.extra_repr()})")
-    return loss
+    return BoundLoss(loss, reason)
 
 
 def _projection(teacher: Teacher, student: CanonicalVocabulary, other: CanonicalVocabulary) -> Projection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -28,37 +28,50 @@ from xtoken_pl.export import export
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.plan.command import PLAN_DESCRIPTION, PlanOptions, plan_run
 from xtoken_pl.quickstart import prepare
+from xtoken_pl.run_summary import RunSummary
 from xtoken_pl.verbs import audit, prefix_map, project
 
 
 class KeepConfig(SaveConfigCallback):
-    """Keeps the configuration of a run beside its results; that of a run that goes on there gets a name of its own."""
+    """Keeps the configuration of a run beside its results.
+
+    It gets a name of its own where a run goes on, or has no logger and so no folder of its own.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        goes_on = self.config.get("ckpt_path") is not None
+        shares_folder = self.config.get("ckpt_path") is not None or not trainer.loggers
         stem, number = Path(self.config_filename).stem, 1
         # Every process asks before the first one writes, which is behind a broadcast.
-        while goes_on and not self.already_saved and (folder / self.config_filename).exists():
+        while shares_folder and not self.already_saved and (folder / self.config_filename).exists():
             number += 1
             self.config_filename = f"{stem}_{number}.yaml"
         super().setup(trainer, pl_module, stage)
 
 
 class DistillCLI(LightningCLI):
-    """LightningCLI with the defaults of the paper's recipe."""
+    """LightningCLI with the defaults of the paper's recipe, and a summary at the end of ``fit``."""
+
+    def __init__(self, *args: Any, arguments: Sequence[str] = (), **options: Any) -> None:
+        self.summary = RunSummary(arguments)
+        super().__init__(*args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"trainer.gradient_clip_val": 1.0})
+        parser.set_defaults(
+            {
+                "trainer.gradient_clip_val": 1.0,
+                "trainer.num_sanity_val_steps": -1,  # the validation before the first step: what a run began with
+            }
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with checkpoints that are written whole or not at all, unless another CheckpointIO is given."""
         given = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        plugins = given.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = _as_list(given.get("plugins"))
         chosen = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
         if not chosen and getattr(given.get("strategy"), "_checkpoint_io", None) is None:
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["callbacks"] = [*_as_list(given.get("callbacks")), self.summary]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -75,6 +88,13 @@ class DistillCLI(LightningCLI):
     def before_test(self) -> None:
         """Refuses a damaged checkpoint."""
         self._find_checkpoint()
+
+    def after_fit(self) -> None:
+        """Says what was trained, from whom, and where the results are."""
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            text = self.summary.text(self.trainer, cast(MultiTeacherDistillModule, self.model))
+            if self.trainer.is_global_zero:
+                print(f"\n{text}")
 
     def _find_checkpoint(self) -> None:
         """Puts the path of the last checkpoint in place of ``last``; every process finds the same one.
@@ -97,6 +117,12 @@ class DistillCLI(LightningCLI):
         """fit, validate and test; the module predicts nothing."""
         verbs = LightningCLI.subcommands()
         return {name: verbs[name] for name in ("fit", "validate", "test")}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 class PartsCLI(DistillCLI):
@@ -158,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one verb; ``arguments`` default to the command line's."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("xtoken_pl").setLevel(logging.INFO)
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in VERBS:
         auto_cli(VERBS[given[0]], args=given[1:], prog=f"python -m xtoken_pl {given[0]}", as_positional=False)
         return
@@ -172,6 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     command(
         MultiTeacherDistillModule,
         DistillDataModule,
+        arguments=given,
         args=None if arguments is None else merged,
         save_config_callback=KeepConfig,
         subclass_mode_model=True,

@@ -48,6 +48,8 @@ class DistillParts(pl.LightningModule):
         self._needs_teachers = needs_teachers
         self.weighting = weighting
         self.losses = nn.ModuleDict()
+        #: By teacher, why its loss is this one.
+        self.loss_reasons: dict[str, str] = {}
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
         self._loaded_teachers: dict[str, FrozenModel] = {}
 
@@ -116,7 +118,8 @@ class DistillParts(pl.LightningModule):
             return
         caches = self.caches  # first, since W may take a while
         for name, teacher in self.teachers.items():
-            self.losses[name] = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
+            bound = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
+            self.losses[name], self.loss_reasons[name] = bound.loss, bound.reason
             if name in caches:
                 caches[name].restrict(cast(SpanLoss, self.losses[name]))
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)

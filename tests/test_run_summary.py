@@ -1,0 +1,132 @@
+"""What ``fit`` says at its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import yaml
+from logged import scalars
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+
+from xtoken_pl.cli import main
+
+_BASE: dict[str, Any] = {
+    "seed_everything": 1,
+    "model": {
+        "student": {"model": "student"},
+        "teachers": {"split": {"model": "split", "alpha": 0.5}},
+        "optimizer": {"learning_rate": 1e-2},
+    },
+    "data": {
+        "train": {"path": "texts.jsonl"},
+        "val": {"path": "texts.jsonl"},
+        "sequence_length": 32,
+        "batch_size": 2,
+        "num_workers": 0,
+    },
+    "trainer": {
+        "accelerator": "cpu",
+        "max_steps": 4,
+        "limit_val_batches": 2,
+        "val_check_interval": 2,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "runs", "name": "test"},
+        },
+        "callbacks": [
+            {"class_path": "xtoken_pl.callbacks.HFExport"},
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
+        ],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("summary")
+    write_model(root / "student", packing_tokenizer(), seed=1)
+    write_model(root / "split", splitting_tokenizer(), seed=2)
+    (root / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2]))
+    (root / "config.yaml").write_text(yaml.safe_dump(_BASE))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+
+
+def _rows(output: str) -> dict[str, str]:
+    lines = output[output.index("\ntrained ") + 1 :].splitlines()
+    rows = (re.fullmatch(r"  (\S.*?)  +(\S.*)", line) for line in lines[1:])
+    return {"title": lines[0], **{row[1]: row[2] for row in rows if row is not None}}
+
+
+def test_fit_ends_with_what_was_trained_and_a_command_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config", "config.yaml"])
+    first = _rows(capsys.readouterr().out)
+    run = Path("runs/test/version_0")
+    assert first["title"].startswith("trained 4 steps in ")
+    assert first["student"].startswith("student (pretrained weights), 0.1 million parameters")
+    assert re.match(r"split: ProjectionKL \(auto, because .+\), alpha 0\.5", first["teacher split"])
+    assert first["logs"] == f"{run}; to watch: tensorboard --logdir runs"
+    assert Path(first["export"]) == run / "export"
+    assert Path(first["last checkpoint"]).is_file()
+    logged = scalars(run)["val/bits_per_byte"]
+    assert first["bits per byte"] == f"{logged[0]:.3f} at step 0, {logged[-1]:.3f} at step 4"
+    assert logged[-1] < logged[0]
+
+    command = shlex.split(first["to go on"])
+    assert command[:3] == ["python", "-m", "xtoken_pl"]
+    main(command[3:])
+    second = _rows(capsys.readouterr().out)
+    assert second["title"].endswith("from step 4 to step 8")
+    # The run's beginning is remembered.
+    assert second["bits per byte"].startswith(f"{logged[0]:.3f} at step 0, ")
+    assert second["to go on"].endswith("--ckpt_path last --trainer.max_steps 16")
+    assert second["to go on"].count("--ckpt_path") == second["to go on"].count("--trainer.max_steps") == 1
+
+
+def test_a_run_without_checkpoints_or_validation_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    config = {**_BASE, "data": {key: value for key, value in _BASE["data"].items() if key != "val"}}
+    trainer = {**_BASE["trainer"], "callbacks": [], "enable_checkpointing": False, "logger": False}
+    config["trainer"] = {key: value for key, value in trainer.items() if not key.startswith(("val", "limit"))}
+    Path("bare.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "bare.yaml"])
+    rows = _rows(capsys.readouterr().out)
+    assert rows["bits per byte"].startswith("not validated")
+    assert rows["to go on"].startswith("no checkpoint was written")
+    assert "last checkpoint" not in rows
+
+
+class StopAtStep(pl.Callback):
+    """Ctrl-C after one step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_run_stopped_by_hand_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = json.loads(json.dumps(_BASE["trainer"]))
+    trainer["logger"]["init_args"]["name"] = "stopped"
+    trainer["callbacks"][1]["init_args"]["every_n_train_steps"] = 2
+    trainer["callbacks"].append({"class_path": f"{__name__}.StopAtStep"})
+    Path("stopped.yaml").write_text(yaml.safe_dump({**_BASE, "trainer": trainer}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "stopped.yaml"])
+    assert stopped.value.code not in (0, None)
+    output = capsys.readouterr().out
+    assert "stopped at step 3; the last checkpoint is runs/stopped/version_0/checkpoints/last.ckpt" in output
+    assert "to go on: python -m xtoken_pl fit --config stopped.yaml --ckpt_path last\n" in output
