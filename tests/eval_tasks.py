@@ -22,7 +22,7 @@ STORIES = [
     "The for statement is used to iterate over the elements of a sequence.",
     "An object's identity never changes.",
 ]
-METRICS = {"words/acc", "words/acc_norm", "sums/num_chars", "sums/exact_match", "stories/bits_per_byte"}
+METRICS = {"words/acc", "words/acc_norm", "sums/checksum", "sums/exact_match", "stories/bits_per_byte"}
 
 
 def write_tasks(folder: Path) -> str:
@@ -45,10 +45,10 @@ def write_tasks(folder: Path) -> str:
 
 
 FUNCTION = "!function utils.scores"
-# The number of characters tells whether two students wrote the same; a small one is seldom right.
+# Whether two students wrote the same; a small one is seldom right.
 SCORES = """
 def scores(doc, results):
-    return {"num_chars": len(results[0]), "exact_match": float(results[0].strip() == doc["answer"])}
+    return {"checksum": sum(map(ord, results[0])), "exact_match": float(results[0].strip() == doc["answer"])}
 """
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 TASKS: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "fewshot_split": "test",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
         "process_results": "!function utils.scores",
-        "metric_list": [{"metric": "num_chars", **MEAN}, {"metric": "exact_match", **MEAN}],
+        "metric_list": [{"metric": "checksum", **MEAN}, {"metric": "exact_match", **MEAN}],
         "metadata": {"version": 1.0},
     },
     "stories": {

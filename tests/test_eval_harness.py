@@ -128,15 +128,15 @@ def test_answers_are_those_of_the_students_own_probabilities_and_greedy_text(fol
             log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             nats.append(sum(log_probs[row - 1, ids[row]].item() for row in range(len(context), len(ids))))
         right += nats.index(max(nats)) == label
-    num_chars = []
+    checksums = []
     for question, _ in SUMS:
         ids = tokenizer(f"{question} =", return_tensors="pt").input_ids
         text = tokenizer.decode(model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :])
-        num_chars.append(len(text.split("\n")[0].removesuffix(tokenizer.eos_token)))
+        checksums.append(sum(map(ord, text.split("\n")[0].removesuffix(tokenizer.eos_token))))
     values = {tag: value.item() for tag, value in trainer.callback_metrics.items()}
     assert 0 < right < len(WORDS)
     assert values["eval/words/acc"] == pytest.approx(right / len(WORDS))
-    assert values["eval/sums/num_chars"] == pytest.approx(sum(num_chars) / len(SUMS))
+    assert values["eval/sums/checksum"] == pytest.approx(sum(checksums) / len(SUMS))
 
 
 def test_report_says_what_was_run(folder: Path, tmp_path: Path) -> None:
