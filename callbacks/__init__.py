@@ -1,9 +1,10 @@
 """Lightning callbacks, one behaviour each. They import the package; the package never imports them."""
 
 from xtoken_pl.callbacks.dynamic_loss_scaling import DynamicLossScaling
+from xtoken_pl.callbacks.eval_harness import EvalHarness
 from xtoken_pl.callbacks.hf_export import HFExport
 from xtoken_pl.callbacks.numeral_monitor import NumeralMonitor
 from xtoken_pl.callbacks.projection_export import ProjectionExport
 from xtoken_pl.callbacks.teacher_monitor import TeacherMonitor
 
-__all__ = ["DynamicLossScaling", "HFExport", "NumeralMonitor", "ProjectionExport", "TeacherMonitor"]
+__all__ = ["DynamicLossScaling", "EvalHarness", "HFExport", "NumeralMonitor", "ProjectionExport", "TeacherMonitor"]

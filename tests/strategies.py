@@ -25,7 +25,14 @@ from xtoken_pl import (
     Teacher,
     TextSource,
 )
-from xtoken_pl.callbacks import DynamicLossScaling, HFExport, NumeralMonitor, ProjectionExport, TeacherMonitor
+from xtoken_pl.callbacks import (
+    DynamicLossScaling,
+    EvalHarness,
+    HFExport,
+    NumeralMonitor,
+    ProjectionExport,
+    TeacherMonitor,
+)
 
 NUM_STEPS, NUM_WINDOWS = 20, 4
 
@@ -97,8 +104,12 @@ def main(name: str, folder: Path) -> None:
         if recipe == "learned":
             callbacks += [HFExport(str(output / "export")), ProjectionExport(str(output / "projections"))]
             callbacks += [ModelCheckpoint(str(output), save_last=True, save_weights_only=False)]
+        if recipe == "same":
+            tasks: dict[str, int | None] = {"words": 2, "sums": 1, "stories": 0}
+            callbacks += [EvalHarness(tasks, every_n_steps=10, include_path=str(folder / "tasks"), batch_size=2)]
         trainer = pl.Trainer(
             accelerator="cpu",
+            default_root_dir=str(output),
             max_steps=NUM_STEPS,
             gradient_clip_val=1.0,
             log_every_n_steps=1,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from eval_tasks import WORDS, write_tasks
 from safetensors.torch import load_file
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from tokenizers import Tokenizer
@@ -34,6 +35,7 @@ def prepare(folder: Path) -> None:
     # They are the whole epoch, so that every step sees all of them, in whatever order.
     texts = [f"{TEXTS[0][:60]} 12 and 345", f"{TEXTS[1][:25]} 67", "a", "b"]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_tasks(folder / "tasks")
     source = {"path": str(folder / "texts.jsonl")}
     teacher = {"model": str(folder / "split"), "loss": "xtoken_pl.ProjectionKL"}
     config = {
@@ -117,6 +119,24 @@ def test_exports_of_two_processes_are_those_of_one(folder: Path, strategy: str) 
     learned, other = (load_file(path / "projections/split.safetensors")["weights"] for path in (mine, theirs))
     torch.testing.assert_close(other, learned, rtol=1e-4, atol=1e-5)
     assert type(AutoModelForCausalLM.from_pretrained(theirs / "export")).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("step", [10, 20])
+def test_two_processes_share_an_evaluation_and_find_what_one_finds(folder: Path, strategy: str, step: int) -> None:
+    """While training, too, which goes on with the losses of one process: `same` is the recipe with the evaluations."""
+    one, two = (
+        json.loads((folder / name / f"same/evaluation/step={step}.json").read_text()) for name in ("one", strategy)
+    )
+    assert (one["num_processes"], two["num_processes"]) == (1, 2)
+    assert two["n-samples"] == one["n-samples"]
+    assert two["n-samples"]["words"]["effective"] == len(WORDS)
+    for name in ("words", "sums", "stories"):
+        mine, theirs = (
+            {key: value for key, value in report["results"][name].items() if not isinstance(value, str)}
+            for report in (one, two)
+        )
+        assert theirs == pytest.approx(mine, rel=1e-4), name
 
 
 @pytest.mark.parametrize("strategy", ["one", *STRATEGIES])

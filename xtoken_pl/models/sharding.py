@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import cast
 
@@ -64,6 +66,24 @@ def release(model: nn.Module) -> None:
     """Frees what a pass without a backward pass has left gathered."""
     if isinstance(model, FSDPModule):
         model.reshard()
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """The whole weights in every process, so that each can run the model as often as it likes, without a gradient.
+
+    Every process has to enter and leave it. A model that is not sharded is left alone.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)  # as `shard` left them
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:

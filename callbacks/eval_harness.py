@@ -1,0 +1,281 @@
+"""Evaluates the student on benchmarks while it learns, with EleutherAI's lm-eval."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from xtoken_pl.callbacks.shared import distill_module, output_folder
+from xtoken_pl.files import atomic_path
+from xtoken_pl.models.sharding import gathered
+
+logger = logging.getLogger(__name__)
+
+# Those of lm-eval's command line, so that it draws the same examples.
+_PYTHON_SEED, _SEED = 0, 1234
+# Enough for the standard errors that have no formula.
+_BOOTSTRAP_DRAWS = 100
+
+
+class EvalHarness(pl.Callback):
+    """Runs tasks of lm-eval on the student every n steps and when training ends; needs the extra ``eval``.
+
+    Logs ``eval/TASK/METRIC`` (and ``/FILTER``, where a task has filters), by the same step as a validation behind the
+    same step, and writes all that lm-eval reports (shots, versions, numbers of questions, standard errors) to
+    ``evaluation/step=N.json`` in the run's log folder. The values are in ``trainer.callback_metrics``, too, so that
+    ``ModelCheckpoint`` can watch one.
+
+    The results are what lm-eval gives for the exported student, with the softmax in float32. Training goes on as if
+    nothing had been evaluated. Several processes share the questions; a sharded student is gathered for the time, in
+    every process. The first question of each task is run before training, so that what cannot work is known by then.
+
+    Args:
+        tasks: Names of tasks or groups, and the number of examples before each question; None for the task's own.
+        every_n_steps: Optimizer steps between two evaluations; None for none while training.
+        at_end: Evaluate when training ends, too.
+        include_path: A folder with task files of your own, beside those that lm-eval brings.
+        limit: Questions of each task, the first ones; None for all.
+        batch_size: Requests that each process runs at once. Their logits are whole: batch x tokens x vocabulary.
+
+    Raises:
+        ImportError: Before training, if lm-eval is not installed.
+        ValueError: Before training, if there is no such task, or it cannot be run here.
+        FileNotFoundError: Before training, if there is no such folder.
+
+    References:
+        [0] https://github.com/EleutherAI/lm-evaluation-harness
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, int | None],
+        *,
+        every_n_steps: int | None = None,
+        at_end: bool = True,
+        include_path: str | None = None,
+        limit: int | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if not tasks:
+            raise ValueError("tasks must name at least one task of lm-eval, got none; remove the callback")
+        for name, shots in tasks.items():
+            if shots is not None and shots < 0:
+                raise ValueError(f"the examples of task {name!r} must be >= 0, got {shots}; leave it empty for its own")
+        for option, value in (("every_n_steps", every_n_steps), ("limit", limit), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{option} must be >= 1, got {value}")
+        if every_n_steps is None and not at_end:
+            raise ValueError(
+                "EvalHarness would never run with every_n_steps=None and at_end=False; give one, or remove the callback"
+            )
+        self.tasks = tasks
+        self.every_n_steps = every_n_steps
+        self.at_end = at_end
+        self.include_path = include_path
+        self.limit = limit
+        self.batch_size = batch_size
+        self._manager: Any = None
+        self._loaded: dict[str, dict[str, Any]] = {}
+        self._parts: dict[str, list[str]] = {}
+        self._lm: Any = None
+        self._step = self._evaluated = -1
+
+    # Before training -------------------------------------------------------------------------------------------------
+
+    def check_module(self, pl_module: pl.LightningModule) -> None:
+        """Refuses names of no task, and a missing lm-eval. The command line calls it before texts are read."""
+        distill_module(pl_module, self)
+        if find_spec("lm_eval") is None:
+            raise ImportError(
+                "EvalHarness needs lm-eval, which is not installed; install it (pip install 'xtoken_pl[eval]'), or "
+                "remove the callback"
+            )
+        self._manager = self._manager or self._task_manager()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self.check_module(pl_module)
+        with isolate_rng():  # loading draws, too
+            self._loaded = self._load_tasks()
+
+    def _task_manager(self) -> Any:
+        """lm-eval's index of tasks. All its own take it seconds: not where the files of ``include_path`` are enough."""
+        from lm_eval.tasks import TaskManager
+
+        if self.include_path is not None:
+            if not Path(self.include_path).is_dir():
+                raise FileNotFoundError(
+                    f"include_path must be a folder with lm-eval's task files; there is none at {self.include_path!r}"
+                )
+            manager = TaskManager(include_path=self.include_path, include_defaults=False)
+            if set(self.tasks) <= set(manager.all_tasks):
+                return manager
+        manager = TaskManager(include_path=self.include_path)
+        for name in self.tasks:
+            if name not in manager.all_tasks:
+                nearest = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.0)
+                raise ValueError(
+                    f"tasks must be names of lm-eval's tasks or groups; there is no {name!r}. The nearest: "
+                    f"{', '.join(nearest)}. `lm-eval ls tasks` lists all; include_path adds your own"
+                )
+        return manager
+
+    def _load_tasks(self) -> dict[str, dict[str, Any]]:
+        """The tasks with their data and their shots, and the groups, as lm-eval takes them."""
+        tasks: dict[str, Any] = {}
+        groups: dict[str, Any] = {}
+        for name, shots in self.tasks.items():
+            try:
+                found = self._manager.load([name])
+            except Exception as error:
+                raise ValueError(
+                    f"task {name!r} could not be loaded: its data must be in reach, and what it needs installed. "
+                    f"Reason: {error}"
+                ) from error
+            for part, task in found["tasks"].items():
+                if part in tasks:
+                    raise ValueError(f"task {part!r} must be named once, but {name!r} brings it again; leave one out")
+                if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+                    raise ValueError(
+                        f"task {part!r} must be text alone, and not run code that the student wrote; evaluate the "
+                        "exported student with lm-eval itself"
+                    )
+                own = task.get_config("num_fewshot") or 0
+                task.set_config(key="num_fewshot", value=own if shots is None else shots)
+            tasks |= found["tasks"]
+            groups |= found.get("groups", {})
+            self._parts[name] = list(found["tasks"])
+        return {"tasks": tasks, "groups": groups}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = self._evaluated = trainer.global_step
+        self._run(trainer, pl_module, limit=1)  # not logged
+
+    # Evaluations -----------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Several batches may make one step.
+        is_new, self._step = trainer.global_step > self._step, trainer.global_step
+        if is_new and self.every_n_steps is not None and self._step % self.every_n_steps == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.at_end and trainer.global_step > self._evaluated:
+            self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # the first questions have been run
+        self._evaluated = trainer.global_step
+        start = time.monotonic()
+        results = self._run(trainer, pl_module, limit=self.limit)
+        seconds = time.monotonic() - start
+        values = {f"eval/{tag}": value for tag, value in scalars(results, self._parts).items()}
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})
+        for destination in trainer.loggers:
+            # Lightning counts from 0: what a validation behind this step logs lies at the same place.
+            destination.log_metrics(values, step=trainer.global_step - 1)
+        target = output_folder(trainer, None, "evaluation") / f"step={trainer.global_step}.json"
+        if trainer.is_global_zero:
+            self._write(target, results, trainer, seconds)
+
+    def _write(self, target: Path, results: dict[str, Any], trainer: pl.Trainer, seconds: float) -> None:
+        report = {
+            "step": trainer.global_step,
+            "seconds": round(seconds, 1),
+            "num_processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "tasks": self.tasks,
+            "limit": self.limit,
+            "batch_size": self.batch_size,
+            "lm_eval": version("lm_eval"),
+            **results,
+        }
+        # A run that goes on from an earlier checkpoint comes to the same step again.
+        with atomic_path(target, kind="file", overwrite=True) as path:
+            path.write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n")
+        logger.info("evaluated the student after step %d in %.0f s: %s", trainer.global_step, seconds, target)
+
+    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, limit: int | None) -> dict[str, Any]:
+        from lm_eval.evaluator import evaluate
+
+        from xtoken_pl.callbacks.divided_lm import DividedLM
+
+        module = distill_module(pl_module, self)
+        with evaluation_state(module.student), trainer.precision_plugin.val_step_context():
+            if self._lm is None:
+                device = module.device.type
+                autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+                self._lm = DividedLM(module, batch_size=self.batch_size, autocast=autocast)
+            random.seed(_PYTHON_SEED)
+            np.random.seed(_SEED)
+            torch.manual_seed(_SEED)
+            for task in self._loaded["tasks"].values():
+                task.set_fewshot_seed(seed=_SEED)
+            return dict(
+                evaluate(
+                    lm=self._lm,
+                    task_dict=self._loaded,
+                    limit=limit,
+                    bootstrap_iters=_BOOTSTRAP_DRAWS,
+                    log_samples=False,
+                )
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._lm = None  # it holds the student
+
+
+@contextmanager
+def evaluation_state(student: torch.nn.Module) -> Iterator[None]:
+    """The student as it is evaluated: whole, in evaluation mode, not compiled; what that touches is put back."""
+    modes = {module: module.training for module in student.modules()}
+    try:
+        # Compiled layers would be compiled anew for the lengths of every batch.
+        with isolate_rng(), torch.compiler.set_stance("force_eager"), gathered(student):
+            student.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def scalars(results: dict[str, Any], parts: dict[str, list[str]]) -> dict[str, float]:
+    """``TASK/METRIC`` or ``TASK/METRIC/FILTER``; of a group without a score of its own, those of its tasks.
+
+    Args:
+        results: What lm-eval reports.
+        parts: The tasks that each name stands for.
+    """
+    found: dict[str, float] = {}
+    for name, tasks in parts.items():
+        for scored in [name] if _metrics(results["results"].get(name, {})) else tasks:
+            found |= {f"{scored}/{metric}": value for metric, value in _metrics(results["results"][scored]).items()}
+    return found
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, float]:
+    """lm-eval writes ``METRIC,FILTER``, and what is no metric without a comma."""
+    found = {}
+    for key, value in values.items():
+        metric, comma, kind = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            found[metric if kind == "none" else f"{metric}/{kind}"] = float(value)
+    return found
