@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
@@ -31,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text() for path in (ROOT / "docs").rglob("*.md")}
 EXTENDING = PAGES["extending.md"]
-# Modules of the examples are made by the page itself, others are on the hub.
+# What a part of a configuration is laid over.
 COMPLETE = {"model": {"student": {"model": "a"}, "teachers": {"b": {"model": "b"}}}, "data": {"train": {"path": "c"}}}
 
 
@@ -162,14 +164,25 @@ def test_every_python_example_of_extending_has_a_file() -> None:
     assert len(example_modules()) == len(code_blocks(EXTENDING, "python")) == 4
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if code_blocks(text, "yaml")])
+def configurations(page: str) -> list[str]:
+    """What is laid out as the configuration of a run, or as a part of one."""
+    parts = {"model", "data", "trainer"}
+    return [block for block in code_blocks(PAGES[page], "yaml") if parts & yaml.safe_load(block).keys()]
+
+
+def test_pages_have_configurations() -> None:
+    assert len(configurations("extending.md")) == 5
+    assert len(configurations("scaling.md")) == 4
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if configurations(page)])
 def test_configurations_parse(
     page: str, examples: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those that are a part of a run are laid over one."""
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(yaml.safe_dump(COMPLETE))
-    for block in code_blocks(PAGES[page], "yaml"):
+    for block in configurations(page):
         Path("shown.yaml").write_text(block)
         is_complete = {"model", "data"} <= yaml.safe_load(block).keys()
         before = [] if is_complete else ["--config", "base.yaml"]
@@ -177,21 +190,40 @@ def test_configurations_parse(
         assert yaml.safe_load(printed)["model"]["class_path"]
 
 
+def test_verbs_in_pages_exist() -> None:
+    shown = {verb for text in PAGES.values() for verb, *_ in shown_commands(text)}
+    assert {"fit", "plan", "audit"} <= shown <= {"fit", "validate", "test", *PARTS_VERBS, *VERBS}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if shown_commands(text)])
-def test_commands_exist(
+def test_options_of_commands_exist(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
-    Path("run.yaml").write_text(yaml.safe_dump(COMPLETE))
     for verb, *arguments in shown_commands(PAGES[page]):
+        for option, path in pairwise(arguments):
+            if option == "--config" and not path.startswith("configs/"):  # the reader's own
+                Path(path).write_text(yaml.safe_dump(COMPLETE))
         if verb in VERBS:
             options = {word.removeprefix("--").split(".")[0] for word in arguments if word.startswith("--")}
             assert options <= inspect.signature(VERBS[verb]).parameters.keys(), (verb, options)
-        else:
-            assert verb in {"fit", "validate", "test", *PARTS_VERBS}
-            if "--help" not in arguments and "--config" in arguments:
-                assert printed_config([verb, *arguments, "--print_config"], capsys)
+        elif "--help" not in arguments:
+            assert printed_config([verb, *arguments, "--print_config"], capsys)
+
+
+def test_imports_in_pages_exist() -> None:
+    imports = [
+        (node.module, name.name)
+        for text in PAGES.values()
+        for block in code_blocks(text, "python")
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in node.names
+    ]
+    assert ("xtoken_pl", "DistillDataModule") in imports
+    assert all(hasattr(import_module(module), name) for module, name in imports)
 
 
 def test_make_targets_and_configurations_in_pages_exist() -> None:

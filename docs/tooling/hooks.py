@@ -16,6 +16,7 @@ from mkdocs.structure.pages import Page
 _FIGURES = "../experiments/figures/"
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.DOTALL)
 _MATHJAX = re.compile(r"<script[^>]*mathjax[^>]*>.*?</script>", flags=re.DOTALL | re.IGNORECASE)
+_PAGE_LINK = re.compile(r'href="([\w/-]+)\.md(?=["#])')
 # What latex2mathml does not know, as what it knows.
 _KNOWN = {r"\arg": r"\operatorname{arg}", "{aligned}": "{align*}", r"\mathrm": r"\text"}
 
@@ -38,8 +39,10 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Leaves out the script that a notebook would load."""
-    return _MATHJAX.sub("", output)
+    """Of a notebook leaves out the script that it would load, and leads its links to the pages of the site."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return output
+    return _PAGE_LINK.sub(r'href="\1.html', _MATHJAX.sub("", output))
 
 
 def mathml(formula: str, *, block: bool) -> str:
