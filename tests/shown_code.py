@@ -1,0 +1,28 @@
+"""Code that a Markdown page shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from xtoken_pl.cli import main
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def shown_commands(text: str) -> list[list[str]]:
+    """The arguments behind every ``python -m xtoken_pl``."""
+    lines = [line for block in code_blocks(text, "sh") for line in block.splitlines() if "python -m xtoken_pl" in line]
+    return [shlex.split(line, comments=True)[3:] for line in lines]
+
+
+def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command line makes of arguments that end with ``--print_config``."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
