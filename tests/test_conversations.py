@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -139,7 +140,7 @@ def learned_text(row: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(
     ("name", "template", "prefix"),
-    [("smollm2", CHATML, 0), ("qwen3", CHATML, 0), ("llama3", LLAMA3, 1), ("llama2_style", LLAMA2, 1)],
+    [("qwen3", CHATML, 0), ("llama3", LLAMA3, 1), ("llama2_style", LLAMA2, 1)],
 )
 def test_tokens_are_those_of_the_chat_template(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, template: str, prefix: int
@@ -449,7 +450,32 @@ def test_prompt_and_template_tokens_receive_no_gradient(
         assert torch.equal(states.grad.abs().amax(-1) > 0, predicts), name
 
 
-# The command line ---------------------------------------------------------------------------------------------------
+# The documentation and the command line -------------------------------------------------------------------------------
+
+
+def documented(name: str) -> str:
+    page = (Path(__file__).parents[1] / "docs/chat-data.md").read_text()
+    found = re.search(rf'title="{name}"\n(.*?)```', page, flags=re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_documented_files_do_what_is_said_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "chat.yaml").write_text(documented("chat.yaml"))
+    monkeypatch.chdir(Path(__file__).parents[1])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "configs/quickstart.yaml", "--config", str(tmp_path / "chat.yaml"), "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["init_args"]["train"]["messages_field"] == "messages"
+    assert config["data"]["init_args"]["packing"] == "separate"
+    assert config["model"]["init_args"]["student"]["chat_template"] == "chatml.jinja"
+    rendered = [
+        with_tokens(packing_tokenizer(), template).apply_chat_template(CHATS[0], tokenize=False)
+        for template in (documented("chatml.jinja"), CHATML)
+    ]
+    assert rendered[0] == rendered[1]
 
 
 @pytest.mark.parametrize("packing", ["none", "separate"])

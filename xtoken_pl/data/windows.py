@@ -133,11 +133,10 @@ class Windower:
         columns: dict[str, list[Any]] = {STUDENT_IDS: [], LOSS_MASK: []}
         for name in self.teachers:
             columns |= {column: [] for column in teacher_columns(name)}
+        texts = [document for document in documents if isinstance(document, str)]
         chats = [document for document in documents if isinstance(document, Conversation)]
-        tokenized = [
-            *self._texts([document for document in documents if isinstance(document, str)]),
-            *self._conversations(chats, learn_turn_end=learn_turn_end),
-        ]
+        assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
+        tokenized = [*self._texts(texts), *self._conversations(chats, learn_turn_end=learn_turn_end)]
         num_overlong = num_unlearned = 0
         for document in tokenized:
             overlong, unlearned = self._add_windows(columns, document)
