@@ -140,7 +140,11 @@ def learned_text(row: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(
     ("name", "template", "prefix"),
-    [("qwen3", CHATML, 0), ("llama3", LLAMA3, 1), ("llama2_style", LLAMA2, 1)],
+    [
+        ("qwen3", CHATML, 0),
+        pytest.param("llama3", LLAMA3, 1, marks=pytest.mark.slow),  # 10 seconds for its tokenizer
+        ("llama2_style", LLAMA2, 1),
+    ],
 )
 def test_tokens_are_those_of_the_chat_template(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, template: str, prefix: int
