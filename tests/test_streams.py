@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.data import Windower, load_source
+from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.streams import BlockStream
 
 WINDOWER = Windower(
@@ -41,7 +42,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def stream(source: TextSource, **options: Any) -> BlockStream:
     options = {"block_size": 4, "documents_per_call": 3, "seed": 5, **options}
-    return BlockStream(texts_of(source.path), WINDOWER, source.text_field, **options)
+    return BlockStream(texts_of(source.path), WindowMaker(source, WINDOWER), **options)
 
 
 @cache

@@ -59,12 +59,15 @@ class TokenBatch(Movable):
         attention_mask: ``[B, T]``, 1 for tokens, 0 for padding (on the right).
         rows: ``[N]`` positions, increasing.
         labels: ``[N]`` the tokens that they predict.
+        position_ids: ``[B, T]`` where packed documents do not see each other: the place of each token in its own
+            document, padding being one, too. None where the model sees a sequence whole.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     rows: Tensor
     labels: Tensor
+    position_ids: Tensor | None = None
 
 
 def sum_by_span(values: Tensor, span: Tensor, num_spans: int) -> Tensor:

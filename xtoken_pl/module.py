@@ -231,11 +231,13 @@ class MultiTeacherDistillModule(DistillParts):
 
     def student_rows(self, tokens: TokenBatch) -> HiddenRows:
         """The student's pass over its sequences, up to its head."""
-        return _rows(hidden_states(self.student, tokens.input_ids, tokens.attention_mask), self.student_head, tokens)
+        hidden = hidden_states(self.student, tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        return _rows(hidden, self.student_head, tokens)
 
     def teacher_rows(self, name: str, tokens: TokenBatch) -> HiddenRows:
         """A teacher's pass over its sequences, without a gradient."""
-        return _rows(*self._loaded_teachers[name].run(tokens.input_ids, tokens.attention_mask), tokens)
+        model = self._loaded_teachers[name]
+        return _rows(*model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids), tokens)
 
     def teacher_task(self, name: str, view: TeacherBatch) -> TeacherTask:
         """What is computed for a teacher, from its pass or from its cache."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -139,14 +139,16 @@ class DistillParts(pl.LightningModule):
         return [parameter for learned in self._learned_projections().values() for parameter in learned.parameters()]
 
     def configure_model(self) -> None:
-        """Loads the weights and checks every head; does nothing the second time."""
+        """Loads the weights and checks every model; does nothing the second time."""
         if "student" in self._modules:
             return
         mesh = None if self._device_mesh is None else data_parallel_mesh(self._device_mesh)
         device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
-        student = place_student(self.student_source, self.student_vocabulary, mesh)
+        data = None if self._trainer is None else cast(Any, self._trainer).datamodule
+        separates = getattr(data, "packing", "none") == "separate"
+        student = place_student(self.student_source, self.student_vocabulary, mesh, separates=separates)
         self._loaded_teachers = {
-            name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device)
+            name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device, separates=separates)
             for name, teacher in self.teachers.items()
             if teacher.cache is None
         }

@@ -41,7 +41,9 @@ class SpanAligner:
         self.teacher = CanonicalVocabulary.from_tokenizer(teacher_tokenizer)
         self._student_symbols, self._teacher_symbols = _special_symbols(self.student, self.teacher)
 
-    def align(self, student_ids: TokenIds, teacher_ids: TokenIds, *, mid_text: bool = False) -> Spans:
+    def align(
+        self, student_ids: TokenIds, teacher_ids: TokenIds, *, mid_text: bool = False, is_stripped: bool = False
+    ) -> Spans:
         """Aligns two token sequences of one text.
 
         Args:
@@ -49,6 +51,8 @@ class SpanAligner:
             teacher_ids: ``[m]`` token ids.
             mid_text: The sequences start inside a longer text, so that a leading space is text and not the space
                 that some SentencePiece tokenizers put before a text.
+            is_stripped: The text has no leading space, so that one that a side has there (of its chat template, say)
+                is not text.
 
         Returns:
             The spans. Every token that has bytes is in exactly one, except where the two byte streams differ.
@@ -57,8 +61,11 @@ class SpanAligner:
             ValueError: If an id is outside its vocabulary.
         """
         # n, m: tokens that have bytes or a role; the index arrays lead back to the sequences as given
-        student, student_ends, student_index = _stream(self.student, self._student_symbols, student_ids, mid_text)
-        teacher, teacher_ends, teacher_index = _stream(self.teacher, self._teacher_symbols, teacher_ids, mid_text)
+        skip_student, skip_teacher = (
+            is_stripped or (side.components.dummy_prefix and not mid_text) for side in (self.student, self.teacher)
+        )
+        student, student_ends, student_index = _stream(self.student, self._student_symbols, student_ids, skip_student)
+        teacher, teacher_ends, teacher_index = _stream(self.teacher, self._teacher_symbols, teacher_ids, skip_teacher)
         student_anchor, teacher_anchor, run = anchors(equal_runs(student, teacher), student_ends, teacher_ends)
         spans = np.stack((student_anchor[:-1], student_anchor[1:], teacher_anchor[:-1], teacher_anchor[1:]), axis=1)
         is_rewritten = run[:-1] != run[1:]
@@ -80,9 +87,12 @@ class SpanAligner:
 
 
 def _stream(
-    vocabulary: CanonicalVocabulary, special_symbols: dict[int, int], ids: TokenIds, mid_text: bool
+    vocabulary: CanonicalVocabulary, special_symbols: dict[int, int], ids: TokenIds, skip_space: bool
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
     """A token sequence as symbols: bytes, and one symbol for each special token.
+
+    Args:
+        skip_space: A leading space is not text.
 
     Returns:
         The symbols, the ends ``[n]`` of the tokens that have any, and their indices ``[n]`` in ``ids``.
@@ -91,7 +101,7 @@ def _stream(
     stream, lengths = vocabulary.byte_stream(array)
     symbols = stream.astype(np.uint16)
     special = np.flatnonzero(vocabulary.is_special[array])
-    if vocabulary.components.dummy_prefix and not mid_text:
+    if skip_space:
         first = int(np.argmin(vocabulary.is_special[array])) if len(array) else 0
         if len(symbols) and symbols[0] == ord(" ") and lengths[first]:
             symbols, lengths[first] = symbols[1:], lengths[first] - 1

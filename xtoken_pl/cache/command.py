@@ -112,7 +112,8 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
         builder = CacheBuilder(folder, manifest, teacher, windows, options.batch_size or data.batch_size)
         if any((missing := builder.missing()).values()):
             device = _device()
-            loaded = load_model(source, vocabulary, role=f"teacher {teacher!r}", device=device)
+            role, separates = f"teacher {teacher!r}", data.packing == "separate"
+            loaded = load_model(source, vocabulary, role=role, device=device, separates=separates)
             model = FrozenModel(loaded, cpu_offload=source.cpu_offload)
             builder.build(missing, TeacherRows(teacher, model, row_format, source.temperature, device))
         else:

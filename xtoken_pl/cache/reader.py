@@ -265,7 +265,8 @@ class CachedWindows(TorchDataset):
 
 
 _OTHER_WINDOWS = (
-    "the texts differ, or the tokenizers of all teachers, since windows are cut where all of them end a token"
+    "the texts or their packing differ, or the tokenizers of all teachers, since windows are cut where all of them end "
+    "a token"
 )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from xtoken_pl.cache.rows import SpanArrays
+from xtoken_pl.data.packing import starts_column
 from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
 from xtoken_pl.files import atomic_path
 
@@ -27,9 +28,10 @@ _ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
 
 
 def text_checksum(window: Mapping[str, Any], teacher: str) -> int:
-    """CRC-32 of a window's tokens, loss mask and spans, of the student and one teacher."""
+    """CRC-32 of a window's tokens, loss mask, spans and separate documents, of the student and one teacher."""
     result = 0
-    for column in (STUDENT_IDS, LOSS_MASK, *teacher_columns(teacher)):
+    starts = (column for column in map(starts_column, ("", teacher)) if column in window)
+    for column in (STUDENT_IDS, LOSS_MASK, *teacher_columns(teacher), *starts):
         values = np.asarray(window[column], dtype=np.int64).ravel()
         result = zlib.crc32(values.tobytes(), zlib.crc32(len(values).to_bytes(8, "little"), result))
     return result

@@ -113,8 +113,9 @@ class TeacherRows:
         """
         batch = collate(windows, [self._name])
         view = batch.teachers[self._name].to(self._device)
-        hidden, head = self._model.run(view.tokens.input_ids, view.tokens.attention_mask)
-        arrays, is_finite = self._arrays(hidden.flatten(0, 1).index_select(0, view.tokens.rows), head, view)
+        tokens = view.tokens
+        hidden, head = self._model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        arrays, is_finite = self._arrays(hidden.flatten(0, 1).index_select(0, tokens.rows), head, view)
         if not is_finite:
             raise FloatingPointError(
                 f"log-probabilities must be finite, but those of teacher {self._name!r} are not in {place}. Its dtype "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from xtoken_pl.batch import DistillBatch, Planner, RowCuts, SpanBatch, TeacherBatch, TokenBatch
 from xtoken_pl.cache.rows import CachedRows, cached_column
+from xtoken_pl.data.packing import starts_column
 from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, Window, teacher_columns
 from xtoken_pl.ranges import expand
 
@@ -43,7 +44,7 @@ def collate(
         row_of_token.append(rows)
         student_rows.append(index * width + tokens - 1)
         num_rows += len(tokens)
-    student = _tokens(ids, np.concatenate(student_rows))
+    student = _tokens(ids, np.concatenate(student_rows), _starts(windows, ""))
     views = {name: _teacher(windows, name, row_of_token, num_rows) for name in teachers}
     cuts = RowCuts.of(num_rows, {name: view.spans for name, view in views.items()})
     return DistillBatch(student, views, cuts).planned(planners or {})
@@ -68,7 +69,7 @@ def _teacher(
     student_span[row] = span
     teacher_span = np.repeat(np.arange(len(spans)), teacher_length)
     columns = (student_first, student_length, teacher_first, teacher_length, student_span, teacher_span)
-    batch = TeacherBatch(_tokens(ids, teacher_rows), SpanBatch(*map(torch.from_numpy, columns)))
+    batch = TeacherBatch(_tokens(ids, teacher_rows, _starts(windows, name)), SpanBatch(*map(torch.from_numpy, columns)))
     if cached_column(name) in windows[0]:
         batch.cached = CachedRows.of([window[cached_column(name)] for window in windows])
         assert len(batch.cached) == len(batch.spans), "a cache stores the spans that are kept"
@@ -82,7 +83,15 @@ def _kept_spans(flat: Any, row_of_token: NDArray[np.int64]) -> NDArray[np.int64]
     return spans[takes_part]
 
 
-def _tokens(ids: list[NDArray[np.int64]], rows: NDArray[np.int64]) -> TokenBatch:
+def _starts(windows: Sequence[Window], side: str) -> list[NDArray[np.int64]] | None:
+    """Where the documents of each window begin; None where it is one text to the model."""
+    column = starts_column(side)
+    return [np.asarray(window[column], dtype=np.int64) for window in windows] if column in windows[0] else None
+
+
+def _tokens(
+    ids: list[NDArray[np.int64]], rows: NDArray[np.int64], starts: list[NDArray[np.int64]] | None
+) -> TokenBatch:
     width = max(1, *map(len, ids))
     # Padding is masked on every side, so that any id will do.
     input_ids = np.zeros((len(ids), width), dtype=np.int64)
@@ -93,4 +102,14 @@ def _tokens(ids: list[NDArray[np.int64]], rows: NDArray[np.int64]) -> TokenBatch
     # A window without any token of this side still needs one position to attend to.
     attention_mask[:, 0] = 1
     labels = input_ids.ravel()[rows + 1]
-    return TokenBatch(*map(torch.from_numpy, (input_ids, attention_mask, rows, labels)))
+    tokens = TokenBatch(*map(torch.from_numpy, (input_ids, attention_mask, rows, labels)))
+    if starts is not None:
+        tokens.position_ids = torch.from_numpy(_positions(starts, list(map(len, ids)), width))
+    return tokens
+
+
+def _positions(starts: list[NDArray[np.int64]], lengths: list[int], width: int) -> NDArray[np.int64]:
+    """``[B, T]``: the place of each token in its document; padding is a document of its own."""
+    places = np.arange(width)
+    begins = (np.append(begin, length) for begin, length in zip(starts, lengths, strict=True))
+    return np.stack([places - begin[np.searchsorted(begin, places, side="right") - 1] for begin in begins])

@@ -20,7 +20,9 @@ from xtoken_pl.batch import Planner
 from xtoken_pl.cache.reader import CachedSplit, CachedWindows, TeacherCache
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.identity import DataIdentity, check_same_data, windows_fingerprint
+from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, PaddedWindows, Position
+from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
 from xtoken_pl.data.windows import Window, Windower
@@ -32,7 +34,7 @@ _DOCUMENTS_PER_CALL = 100
 
 
 class DistillDataModule(pl.LightningDataModule):
-    """Texts as batches for a student and its teachers.
+    """Texts or conversations as batches for a student and its teachers.
 
     The tokenizers come from the module that is trained (or from :meth:`connect`), so that they are named once.
     Tokenization and alignment are done once and cached by `datasets`, except when streaming.
@@ -49,6 +51,9 @@ class DistillDataModule(pl.LightningDataModule):
         shuffle_buffer: Windows to shuffle among when streaming: they are read, and shuffled, in blocks of so many.
         num_workers: Loader processes.
         num_proc: Processes that tokenize and align; None for this one.
+        packing: Whether short windows are put together into full ones, those of a hundred documents at a time.
+            ``joined``: what a model reads of a document depends on those before it in the window, and eos stands
+            between; ``separate``: attention does not cross documents, and the loss is that of documents by themselves.
         seed: Of the order of the windows; None for that of ``seed_everything``. With the epoch it decides the order,
             whatever the number of processes and workers.
 
@@ -68,6 +73,7 @@ class DistillDataModule(pl.LightningDataModule):
         shuffle_buffer: int = 10_000,
         num_workers: int = 2,
         num_proc: int | None = None,
+        packing: Packing = "none",
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -81,6 +87,7 @@ class DistillDataModule(pl.LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.num_workers = num_workers
         self.num_proc = num_proc
+        self.packing = packing
         self.seed = seed
         self.datasets: dict[str, Dataset | IterableDataset] = {}
         self._windower: Windower | None = None
@@ -90,6 +97,12 @@ class DistillDataModule(pl.LightningDataModule):
         self._begin: tuple[int, State | None] | None = None
         self._caches: dict[str, TeacherCache] = {}
         self._cached: dict[str, dict[str, CachedSplit]] = {}  # by split and teacher
+
+    @property
+    def _train_source(self) -> TextSource:
+        source = self.sources["train"]
+        assert source is not None
+        return source
 
     @property
     def order_seed(self) -> int:
@@ -134,6 +147,9 @@ class DistillDataModule(pl.LightningDataModule):
         assert self._windower is not None
         return self._windower
 
+    def _maker(self, source: TextSource) -> WindowMaker:
+        return WindowMaker(source, self.windower, self.packing)
+
     def prepare_data(self) -> None:
         """Tokenizes and aligns in one process, so that the others find the result in the cache."""
         stage = "fit" if self.trainer is None else self.trainer.state.fn or "fit"
@@ -162,13 +178,13 @@ class DistillDataModule(pl.LightningDataModule):
         return {split: source for split in splits if (source := self.sources[split]) is not None}
 
     def _windows(self, split: str, source: TextSource) -> Dataset | IterableDataset:
-        windower = self.windower  # before the texts: what does not fit is refused here
+        maker = self._maker(source)  # before the texts: what does not fit is refused here
         texts = load_source(source, streaming=self.streaming)
         options: dict[str, Any] = {
-            "function": windower,
+            "function": maker,
             "batched": True,
             "batch_size": _DOCUMENTS_PER_CALL,
-            "input_columns": [source.text_field],
+            "input_columns": maker.columns,
             "remove_columns": texts.column_names or list(next(iter(texts))),
         }
         if isinstance(texts, IterableDataset):
@@ -183,9 +199,13 @@ class DistillDataModule(pl.LightningDataModule):
             **options,
             num_proc=self.num_proc,
             desc=f"tokenize and align {source.path}",
-            new_fingerprint=Hasher.hash([texts._fingerprint, windower.fingerprint, source.text_field]),
+            new_fingerprint=Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *self._grouping()]),
         )
         return windows.with_format("numpy")
+
+    def _grouping(self) -> list[int | None]:
+        """What decides which documents are packed together, beside their order."""
+        return [] if self.packing == "none" else [self.num_proc]
 
     def _check_spans(self, split: str) -> None:
         windows = self.datasets[split]
@@ -230,16 +250,19 @@ class DistillDataModule(pl.LightningDataModule):
     def _identity(self) -> DataIdentity:
         windows = self.datasets["train"]
         shared = self._processes()
+        maker = self._maker(self._train_source)
         seed: DataIdentity = {"seed of the order (data.seed, else seed_everything)": self.order_seed}
+        if self.packing != "none":
+            seed["data.packing"] = self.packing
         if isinstance(windows, Dataset):
             return seed | {
                 "number of windows": len(windows),
-                "windows (texts, tokenizers, sequence_length)": windows_fingerprint(windows, self.windower.fingerprint),
+                "windows (texts, tokenizers, sequence_length)": windows_fingerprint(windows, maker.fingerprint),
                 "global batch size (processes x batch_size)": shared["num_processes"] * self.batch_size,
             }
         return seed | {
-            "texts (data.train)": str(self.sources["train"]),
-            "windows (tokenizers, sequence_length)": self.windower.fingerprint,
+            "texts (data.train)": str(self._train_source),
+            "windows (tokenizers, sequence_length)": maker.fingerprint,
             "number of processes": shared["num_processes"],
             "data.num_workers": self.num_workers,
             "data.batch_size": self.batch_size,
@@ -269,12 +292,10 @@ class DistillDataModule(pl.LightningDataModule):
         if isinstance(windows, Dataset):
             position = None if self.trainer is None else self._position
             return self._stored_loader("train", windows, seed=self.order_seed, position=position)
-        source = self.sources["train"]
-        assert source is not None
+        source = self._train_source
         stream = BlockStream(
             load_source(source, streaming=True),
-            self.windower,
-            source.text_field,
+            self._maker(source),
             block_size=self.shuffle_buffer,
             documents_per_call=_DOCUMENTS_PER_CALL,
             seed=self.order_seed,

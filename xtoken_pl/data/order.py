@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 from torch.utils.data import Dataset as TorchDataset
 
+from xtoken_pl.data.packing import starts_column
 from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
 
 # N windows, W processes, b windows of a batch on each of them, W b windows of a global batch
@@ -100,6 +101,8 @@ class PaddedWindows(TorchDataset[dict[str, Any]]):
         self.blank: dict[str, Any] = {STUDENT_IDS: [0], LOSS_MASK: [0]}
         for ids, spans in map(teacher_columns, teachers):
             self.blank |= {ids: [0], spans: []}
+        starts = map(starts_column, ("", *teachers))
+        self.blank |= {column: [0] for column in starts if column in windows.column_names}
 
     def __len__(self) -> int:
         return len(self.windows)

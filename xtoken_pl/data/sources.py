@@ -1,9 +1,9 @@
-"""Where texts come from: local files, folders, globs, or a data set of the `datasets` library."""
+"""Where texts and conversations come from: local files, folders, globs, or a data set of the `datasets` library."""
 
 from __future__ import annotations
 
 import glob
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ _COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 @dataclass(kw_only=True)
 class TextSource:
-    """One split of texts.
+    """One split of texts, or of conversations.
+
+    Conversations are rendered by each side's own chat template, and only what the assistant says is learned.
 
     Attributes:
         path: A .txt, .jsonl, .json or .parquet file, a folder or glob of such files (of one kind), or the id of a
@@ -32,6 +34,13 @@ class TextSource:
         split: Split of the data set; local files have only ``train`` (slices such as ``train[:1%]`` included).
         text_field: The column that holds the text.
         revision: Branch, tag or commit of the data set.
+        messages_field: The column that holds conversations, lists of messages ``{role, content}``, instead of texts.
+        prompt_field, completion_field: The columns that hold what a user says and what the assistant answers, strings
+            or lists of messages, instead of texts; of these only the completion is learned.
+        learn_turn_end: Learn the special token that ends the assistant's turn, too, as a student does that is to stop.
+
+    Raises:
+        ValueError: If the fields are those of several kinds, or only a part of one.
     """
 
     path: str
@@ -40,6 +49,54 @@ class TextSource:
     split: str = "train"
     text_field: str = "text"
     revision: str | None = None
+    messages_field: str | None = None
+    prompt_field: str | None = None
+    completion_field: str | None = None
+    learn_turn_end: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.prompt_field is None) != (self.completion_field is None):
+            given, missing = ("prompt", "completion") if self.completion_field is None else ("completion", "prompt")
+            raise ValueError(
+                f"prompt_field and completion_field belong together, got only {given}_field="
+                f"{getattr(self, given + '_field')!r}; set {missing}_field, too, or leave {given}_field out"
+            )
+        if self.messages_field is not None and self.prompt_field is not None:
+            raise ValueError(
+                f"a source holds either messages or prompts and completions, got messages_field="
+                f"{self.messages_field!r} and prompt_field={self.prompt_field!r}; leave messages_field out, or "
+                "prompt_field and completion_field"
+            )
+        if self.holds_conversations and self.text_field != "text":
+            raise ValueError(
+                f"a source holds either texts or conversations, got text_field={self.text_field!r} and "
+                f"{', '.join(self.columns)}; leave text_field out, or the fields of conversations"
+            )
+        if self.learn_turn_end and not self.holds_conversations:
+            raise ValueError(
+                "learn_turn_end needs conversations, got texts; leave it out, or set messages_field, or prompt_field "
+                "and completion_field"
+            )
+
+    def __repr__(self) -> str:
+        # Checkpoints of streams hold it: fields that came later are named only where they are set.
+        first = ("path", "name", "data_files", "split", "text_field", "revision")
+        shown = [f for f in fields(self) if f.name in first or getattr(self, f.name) != f.default]
+        return f"TextSource({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether it holds no plain texts."""
+        return self.messages_field is not None or self.prompt_field is not None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        if self.messages_field is not None:
+            return [self.messages_field]
+        if self.prompt_field is not None and self.completion_field is not None:
+            return [self.prompt_field, self.completion_field]
+        return [self.text_field]
 
 
 def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | IterableDataset:
@@ -47,7 +104,7 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
 
     Raises:
         FileNotFoundError: If a local path does not exist.
-        ValueError: If the data set cannot be loaded, is empty, or has no such text field.
+        ValueError: If the data set cannot be loaded, is empty, or has no such fields.
     """
     files = _local_files(source.path)
     options: dict[str, Any] = {"split": source.split, "streaming": streaming}
@@ -120,11 +177,13 @@ def _check(dataset: Dataset | IterableDataset, source: TextSource) -> None:
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"a data set must hold at least one text, {source.path!r} (split {source.split!r}) is empty")
-    if source.text_field not in first:
-        raise ValueError(
-            f"text_field must be a column of the data, got {source.text_field!r}; {source.path!r} has {sorted(first)}"
-        )
-    if not isinstance(first[source.text_field], str):
+    for field in fields(source):
+        column = getattr(source, field.name)
+        if field.name.endswith("_field") and column in source.columns and column not in first:
+            raise ValueError(
+                f"{field.name} must be a column of the data, got {column!r}; {source.path!r} has {sorted(first)}"
+            )
+    if not source.holds_conversations and not isinstance(first[source.text_field], str):
         raise ValueError(
             f"text_field must hold strings, but {source.text_field!r} of {source.path!r} holds "
             f"{type(first[source.text_field]).__name__}"

@@ -13,7 +13,8 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from xtoken_pl.data.windows import Window, Windower
+from xtoken_pl.data.maker import WindowMaker
+from xtoken_pl.data.windows import Window
 
 #: Of a stream or a loader, of types that torch.load takes with ``weights_only``.
 State = dict[str, Any]
@@ -29,8 +30,7 @@ class BlockStream(TorchIterableDataset[Window]):
 
     Args:
         texts: The stream.
-        windower: Makes windows of texts.
-        text_field: The column of the texts.
+        maker: Makes windows of texts.
         block_size: Windows to shuffle among, at the least.
         documents_per_call: Texts that are tokenized at once.
         seed: Of the shuffling.
@@ -44,8 +44,7 @@ class BlockStream(TorchIterableDataset[Window]):
     def __init__(
         self,
         texts: IterableDataset,
-        windower: Windower,
-        text_field: str,
+        maker: WindowMaker,
         *,
         block_size: int,
         documents_per_call: int,
@@ -54,8 +53,7 @@ class BlockStream(TorchIterableDataset[Window]):
         rank: int = 0,
     ) -> None:
         self.texts = texts
-        self.windower = windower
-        self.text_field = text_field
+        self.maker = maker
         self.block_size = block_size
         self.documents_per_call = documents_per_call
         self.seed = seed
@@ -110,7 +108,7 @@ class BlockStream(TorchIterableDataset[Window]):
     def _read(self, texts: IterableDataset) -> Iterator[list[Window]]:
         """The windows of some texts, and of the next ones."""
         for documents in texts.iter(batch_size=self.documents_per_call):
-            columns = self.windower(documents[self.text_field])
+            columns = self.maker(*(documents[column] for column in self.maker.columns))
             arrays = [[np.asarray(value, dtype=np.int32) for value in values] for values in columns.values()]
             yield [dict(zip(columns, row, strict=True)) for row in zip(*arrays, strict=True)]
 

@@ -1,7 +1,8 @@
-"""Cuts texts into windows that the student and every teacher see whole, none of the text lost.
+"""Cuts texts and conversations into windows that the student and every teacher see whole, none of the text lost.
 
 A text is tokenized once under each tokenizer and aligned once with each teacher. Windows are cut where all of them
-end a token, never each side by its own limit, so that the tails match.
+end a token, never each side by its own limit, so that the tails match. Of a conversation the contents are aligned, one
+by one; what a side's chat template writes around them lies in no span.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xtoken_pl.alignment import SpanAligner, Spans
+from xtoken_pl.data.chat_template import ChatRenderer, RenderedChat
+from xtoken_pl.data.conversations import Conversation, Document
 from xtoken_pl.segments import greedy_segments
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -23,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Changes when the same text would give other windows, so that cached ones are made anew.
 _VERSION = 1
+#: The same for conversations.
+_CHAT_VERSION = 1
 
 #: Token ids, loss mask and spans of a window, by column.
 Window = dict[str, Any]
@@ -35,11 +42,29 @@ def teacher_columns(name: str) -> tuple[str, str]:
     return f"{name}/ids", f"{name}/spans"
 
 
-class Windower:
-    """Makes windows of texts: token ids of every side, a loss mask, and the spans of every teacher.
+@dataclass
+class _Tokenized:
+    """A document under every tokenizer, the student's under the name ``""``.
 
-    Every window starts with the special tokens that a tokenizer puts before a text (bos), and the last window of a
-    text ends with eos on every side that has one.
+    Attributes:
+        ids: By side, without what stands before every window.
+        prefixes: By side, what does.
+        learned: ``[n]`` student tokens to learn.
+        spans: By teacher.
+    """
+
+    ids: dict[str, NDArray[np.int64]]
+    prefixes: dict[str, tuple[int, ...]]
+    learned: NDArray[np.bool_]
+    spans: dict[str, Spans]
+
+
+class Windower:
+    """Makes windows of texts or conversations: token ids of every side, a loss mask, and the spans of every teacher.
+
+    Every window of a text starts with the special tokens that a tokenizer puts before a text (bos), and the last one
+    ends with eos on every side that has one. Those of a conversation start with bos where the side's template does, and
+    end as the template ends.
 
     Args:
         student: The student's vocabulary.
@@ -54,16 +79,31 @@ class Windower:
         self, student: CanonicalVocabulary, teachers: dict[str, CanonicalVocabulary], sequence_length: int
     ) -> None:
         # A span needs a token before its first one, to be predicted from, on both sides.
-        for side, vocabulary in {"student": student, **{f"teacher {n!r}": v for n, v in teachers.items()}}.items():
+        for name, vocabulary in {"": student, **teachers}.items():
             shortest = max(1, len(vocabulary.prefix_ids)) + 1
             if sequence_length < shortest:
                 raise ValueError(
-                    f"sequence_length must be at least {shortest} for one span of the {side}, got {sequence_length}"
+                    f"sequence_length must be at least {shortest} for one span of the {_role(name)}, got "
+                    f"{sequence_length}"
                 )
         self.student = student
         self.teachers = teachers
         self.sequence_length = sequence_length
         self.aligners = {name: SpanAligner(student.tokenizer, teacher.tokenizer) for name, teacher in teachers.items()}
+
+    @property
+    def sides(self) -> dict[str, CanonicalVocabulary]:
+        """All vocabularies by name, the student's under ``""``."""
+        return {"": self.student, **self.teachers}
+
+    @cached_property
+    def renderers(self) -> dict[str, ChatRenderer]:
+        """Of every side's conversations.
+
+        Raises:
+            ValueError: If a side has no chat template.
+        """
+        return {name: ChatRenderer(vocabulary, _role(name)) for name, vocabulary in self.sides.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -72,8 +112,19 @@ class Windower:
         described = json.dumps([_VERSION, self.student.fingerprint, parts, self.sequence_length])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
-    def __call__(self, texts: Sequence[str]) -> dict[str, list[Any]]:
-        """Windows of all texts, as columns.
+    @property
+    def chat_fingerprint(self) -> str:
+        """Hash of everything that decides the windows of a conversation."""
+        templates = {name: renderer.template for name, renderer in self.renderers.items()}
+        described = json.dumps([_CHAT_VERSION, self.fingerprint, templates])
+        return hashlib.sha256(described.encode()).hexdigest()[:32]
+
+    def __call__(self, documents: Sequence[Document], *, learn_turn_end: bool = False) -> dict[str, list[Any]]:
+        """Windows of all documents, as columns.
+
+        Args:
+            documents: Texts or conversations.
+            learn_turn_end: Learn the special token that ends the assistant's turn.
 
         Returns:
             ``student_ids``: token ids; ``loss_mask``: 1 for the tokens to learn; for each teacher ``NAME/ids`` and
@@ -82,22 +133,15 @@ class Windower:
         columns: dict[str, list[Any]] = {STUDENT_IDS: [], LOSS_MASK: []}
         for name in self.teachers:
             columns |= {column: [] for column in teacher_columns(name)}
-        texts = list(texts)
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"every text must be a string, got {type(text).__name__} at place {index} of {len(texts)}; "
-                    "remove such rows, or name another text_field"
-                )
-        encoded = {"": _with_eos(self.student, self.student.encode(texts))}
-        for name, teacher in self.teachers.items():
-            encoded[name] = _with_eos(teacher, teacher.encode(texts))
-        num_overlong = 0
-        for index in range(len(texts)):
-            student_ids = encoded[""][index]
-            teacher_ids = {name: encoded[name][index] for name in self.teachers}
-            if len(student_ids):
-                num_overlong += self._add_windows(columns, student_ids, teacher_ids)
+        texts = [document for document in documents if isinstance(document, str)]
+        chats = [document for document in documents if isinstance(document, Conversation)]
+        assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
+        tokenized = [*self._texts(texts), *self._conversations(chats, learn_turn_end=learn_turn_end)]
+        num_overlong = num_unlearned = 0
+        for document in tokenized:
+            overlong, unlearned = self._add_windows(columns, document)
+            num_overlong += overlong
+            num_unlearned += unlearned
         if num_overlong:
             logger.warning(
                 "%d stretches of text without a common token boundary are longer than sequence_length=%d; "
@@ -105,54 +149,89 @@ class Windower:
                 num_overlong,
                 self.sequence_length,
             )
+        if num_unlearned:
+            logger.warning(
+                "%d windows of conversations that are longer than sequence_length=%d hold nothing to learn; "
+                "they are left out",
+                num_unlearned,
+                self.sequence_length,
+            )
         return columns
 
-    def _add_windows(
-        self,
-        columns: dict[str, list[Any]],
-        student_ids: NDArray[np.int64],
-        teacher_ids: dict[str, NDArray[np.int64]],
-    ) -> int:
-        spans = {name: self.aligners[name].align(student_ids, ids) for name, ids in teacher_ids.items()}
-        bounds = common_bounds(len(student_ids), [(spans[name], len(teacher_ids[name])) for name in teacher_ids])
-        sides = (self.student, *self.teachers.values())
-        limits = [self.sequence_length - len(vocabulary.prefix_ids) for vocabulary in sides]
-        num_overlong = 0
+    # Documents -> tokens and spans -----------------------------------------------------------------------------------
+
+    def _texts(self, texts: list[str]) -> Iterator[_Tokenized]:
+        encoded = {name: _with_eos(side, side.encode(texts)) for name, side in self.sides.items()}
+        prefixes = {name: side.prefix_ids for name, side in self.sides.items()}
+        for index in range(len(texts)):
+            ids = {name: sequences[index] for name, sequences in encoded.items()}
+            if len(ids[""]):
+                spans = {name: aligner.align(ids[""], ids[name]) for name, aligner in self.aligners.items()}
+                yield _Tokenized(ids, prefixes, np.ones(len(ids[""]), dtype=bool), spans)
+
+    def _conversations(self, chats: list[Conversation], *, learn_turn_end: bool) -> Iterator[_Tokenized]:
+        kept = [chat for chat in chats if chat.learns_something]
+        if len(kept) < len(chats):
+            logger.warning("%d conversations in which the assistant says nothing are left out", len(chats) - len(kept))
+        if not kept:
+            return
+        rendered = {name: renderer.render(kept) for name, renderer in self.renderers.items()}
+        for index, chat in enumerate(kept):
+            sides = {name: chats[index] for name, chats in rendered.items()}
+            student = sides[""]
+            learned = np.zeros(len(student.ids), dtype=bool)
+            turns = [turn for turn, (_, content, is_learned) in enumerate(chat.turns) if is_learned and content]
+            for turn in turns:
+                learned[slice(*student.contents[turn])] = True
+            if learn_turn_end:
+                learned[[_turn_end(student, turn, chat) for turn in turns]] = True
+            spans = {
+                name: _spans_of_chat(aligner, student, sides[name], turns if learn_turn_end else [])
+                for name, aligner in self.aligners.items()
+            }
+            ids = {name: side.ids for name, side in sides.items()}
+            yield _Tokenized(ids, {name: side.prefix for name, side in sides.items()}, learned, spans)
+
+    # Tokens and spans -> windows -------------------------------------------------------------------------------------
+
+    def _add_windows(self, columns: dict[str, list[Any]], document: _Tokenized) -> tuple[int, int]:
+        """Adds the windows of a document; returns how many stretches were too long, and windows left out."""
+        ids, spans = document.ids, document.spans
+        bounds = common_bounds(len(ids[""]), [(spans[name], len(ids[name])) for name in self.teachers])
+        limits = [self.sequence_length - len(document.prefixes[name]) for name in self.sides]
+        num_overlong = num_unlearned = 0
         for start, end in greedy_segments(bounds, limits):
             low, high = bounds[start], bounds[end]
-            if (high - low <= limits).all():
-                self._add_window(columns, student_ids[low[0] : high[0]])
-                for column, (name, ids) in enumerate(teacher_ids.items(), start=1):
-                    inside = _slice(spans[name], low[0], high[0])
-                    self._add_teacher(columns, name, ids[low[column] : high[column]], inside, low[0], low[column])
-                continue
             # No place to cut inside: the student's tokens are kept, without any span.
-            num_overlong += 1
-            for piece in range(low[0], high[0], limits[0]):
-                self._add_window(columns, student_ids[piece : min(piece + limits[0], high[0])])
-                for name, ids in teacher_ids.items():
-                    self._add_teacher(columns, name, ids[:0], np.empty((0, 4), dtype=np.int64), 0, 0)
-        return num_overlong
-
-    def _add_window(self, columns: dict[str, list[Any]], ids: NDArray[np.int64]) -> None:
-        prefix = self.student.prefix_ids
-        columns[STUDENT_IDS].append([*prefix, *ids.tolist()])
-        columns[LOSS_MASK].append([0] * len(prefix) + [1] * len(ids))
+            is_overlong = bool((high - low > limits).any())
+            num_overlong += is_overlong
+            pieces = range(low[0], high[0], limits[0]) if is_overlong else [low[0]]
+            for first in pieces:
+                last = min(first + limits[0], high[0])
+                if not document.learned[first:last].any():
+                    num_unlearned += 1
+                    continue
+                columns[STUDENT_IDS].append([*document.prefixes[""], *ids[""][first:last].tolist()])
+                mask = [0] * len(document.prefixes[""]) + document.learned[first:last].astype(int).tolist()
+                columns[LOSS_MASK].append(mask)
+                for column, name in enumerate(self.teachers, start=1):
+                    bound = (0, 0) if is_overlong else (low[column], high[column])
+                    inside = _slice(spans[name], first, first if is_overlong else last)
+                    self._add_teacher(columns, name, document, bound, inside - (first, first, bound[0], bound[0]))
+        return num_overlong, num_unlearned
 
     def _add_teacher(
         self,
         columns: dict[str, list[Any]],
         name: str,
-        ids: NDArray[np.int64],
+        document: _Tokenized,
+        bound: tuple[int, int],
         spans: NDArray[np.int64],
-        student_start: int,
-        teacher_start: int,
     ) -> None:
         ids_column, spans_column = teacher_columns(name)
-        prefix = self.teachers[name].prefix_ids
-        columns[ids_column].append([*prefix, *ids.tolist()])
-        student_shift = len(self.student.prefix_ids) - student_start
-        teacher_shift = len(prefix) - teacher_start
+        prefix = document.prefixes[name]
+        columns[ids_column].append([*prefix, *document.ids[name][slice(*bound)].tolist()])
+        student_shift, teacher_shift = len(document.prefixes[""]), len(prefix)
         columns[spans_column].append((spans + (student_shift, student_shift, teacher_shift, teacher_shift)).ravel())
 
 
@@ -189,3 +268,30 @@ def _with_eos(vocabulary: CanonicalVocabulary, sequences: list[list[int]]) -> li
     eos = vocabulary.roles.get("eos")
     end = [] if eos is None else [eos]
     return [np.array([*ids, *end] if ids else [], dtype=np.int64) for ids in sequences]
+
+
+def _spans_of_chat(aligner: SpanAligner, student: RenderedChat, teacher: RenderedChat, ended: Sequence[int]) -> Spans:
+    """Those of every content, and of the tokens that end some turns, where both sides have the same one."""
+    found = [np.empty((0, 4), dtype=np.int64)]
+    for turn, (ours, theirs) in enumerate(zip(student.contents, teacher.contents, strict=True)):
+        inside = aligner.align(student.ids[slice(*ours)], teacher.ids[slice(*theirs)], is_stripped=True)
+        found.append(inside.to_array() + (ours[0], ours[0], theirs[0], theirs[0]))
+        end, other_end = student.turn_ends[turn], teacher.turn_ends[turn]
+        if turn in ended and end is not None and other_end is not None:
+            same = aligner.align(student.ids[end : end + 1], teacher.ids[other_end : other_end + 1])
+            found.append(same.to_array() + (end, end, other_end, other_end))
+    return Spans(*np.concatenate(found).T)
+
+
+def _turn_end(student: RenderedChat, turn: int, chat: Conversation) -> int:
+    end = student.turn_ends[turn]
+    if end is None:
+        raise ValueError(
+            "learn_turn_end needs a special token behind what the assistant says, and the chat template of the student "
+            f"writes none in {chat}; leave learn_turn_end out, or give the student another chat_template"
+        )
+    return end
+
+
+def _role(name: str) -> str:
+    return f"teacher {name!r}" if name else "student"

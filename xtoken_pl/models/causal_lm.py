@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 
 from xtoken_pl.models.head import Head
 from xtoken_pl.teacher import ModelSource, Quantization, Student, Teacher
@@ -91,35 +92,58 @@ class LoadedModel:
 
 
 def load_model(
-    source: ModelSource, vocabulary: CanonicalVocabulary, *, role: str, device: torch.device | str = "cpu"
+    source: ModelSource,
+    vocabulary: CanonicalVocabulary,
+    *,
+    role: str,
+    device: torch.device | str = "cpu",
+    separates: bool = False,
 ) -> LoadedModel:
     """Loads a model, and checks that its head, cut to ``vocabulary``, gives its own logits.
 
     Args:
         role: What the model is, for messages.
         device: Where quantized weights belong.
+        separates: Whether it has to keep packed documents apart, which is checked.
 
     Raises:
-        ValueError: If there is no such model, or its head cannot be used.
+        ValueError: If there is no such model, its head cannot be used, or it does not keep documents apart.
     """
     model = load_causal_lm(source, role=role, device=device)
     head = Head.of(model, vocabulary)
     check_head(model, head, role=role)
+    if separates:
+        check_separation(model, head, role=role)
     return LoadedModel(model, head)
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """``[B, T] -> [B, T, H]``: the states that the head is applied to."""
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """``[B, T] -> [B, T, H]``: the states that the head is applied to.
+
+    Args:
+        position_ids: Of packed documents that do not see each other; the mask is not used then.
+    """
     gathering = getattr(model, GATHERING_STATES, None)
     if gathering is not None:
-        return cast(Tensor, gathering(input_ids, attention_mask))
-    return states_of_body(model, input_ids, attention_mask)
+        return cast(Tensor, gathering(input_ids, attention_mask, position_ids))
+    return states_of_body(model, input_ids, attention_mask, position_ids)
 
 
-def states_of_body(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def states_of_body(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
     """The same, of a model whose weights are there."""
-    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return cast(Tensor, output.last_hidden_state)
+    if position_ids is None:
+        output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return cast(Tensor, output.last_hidden_state)
+    # Without a mask, transformers tells documents by positions that start again; FlashAttention only in a single row.
+    shape = input_ids.shape
+    if is_flash_attention_requested(model.config):
+        input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+    output = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    return cast(Tensor, output.last_hidden_state).view(*shape, -1)
 
 
 @torch.no_grad()
@@ -168,4 +192,46 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
             f"({type(model).__name__}) the log-probabilities differ by {difference:.4g} (allowed {bound:.2g}, at "
             f"logits up to {_LARGE_LOGIT:g}). Models that transform their logits after the head (soft-capping, logit "
             "scale) cannot be used yet"
+        )
+
+
+@torch.no_grad()
+def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
+    """Compares the states of packed documents with those of each document by itself, on a short input.
+
+    Raises:
+        ValueError: If they differ, with the largest difference: what a document gives depends on those before it.
+    """
+    device = head.layer.weight.device
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    shape = (2, _NUM_CHECKED_TOKENS)
+    input_ids = torch.randint(head.vocabulary_size, shape, generator=generator, device="cpu").to(device)
+    places = [(row, start, end) for row, cut in enumerate((5, 3)) for start, end in ((0, cut), (cut, shape[1]))]
+    position_ids = torch.empty_like(input_ids)
+    for row, start, end in places:
+        position_ids[row, start:end] = torch.arange(end - start, device=device)
+    was_training = model.training
+    model.eval()
+    ways_out = "set data.packing to joined or none"
+    try:
+        packed = hidden_states(model, input_ids, torch.ones_like(input_ids), position_ids)
+        apart = torch.empty_like(packed)
+        for row, start, end in places:
+            document = input_ids[row : row + 1, start:end]
+            apart[row, start:end] = hidden_states(model, document, torch.ones_like(document))[0]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"with data.packing=separate a model must take position_ids, and the {role} ({type(model).__name__}) does "
+            f"not; {ways_out}. Reason: {error}"
+        ) from error
+    finally:
+        model.train(was_training)
+    difference = ((packed - apart).abs().max() / apart.abs().max()).item()
+    bound = _TOLERANCE[model.dtype]
+    if not difference <= bound:
+        raise ValueError(
+            f"with data.packing=separate a model must keep the documents of a sequence apart, but the states of the "
+            f"{role} ({type(model).__name__}, attention {model.config._attn_implementation}) differ from those of each "
+            f"document by itself by {difference:.4g} of the largest (allowed {bound:.2g}); {ways_out}, or set its "
+            "attn_implementation to sdpa or eager"
         )

@@ -31,16 +31,16 @@ class FrozenModel:
         self._on_host = _host_copies(self.model) if cpu_offload and not is_sharded(self.model) else None
 
     @torch.no_grad()
-    def run(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Head]:
+    def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
         """The hidden states ``[B, T, H]``, and the head for them, which can be used until :meth:`release`."""
         if self._on_host is None:
             if not is_sharded(self.model) and self.model.device != input_ids.device:
                 self.model.to(input_ids.device)
-            return hidden_states(self.model, input_ids, attention_mask), self.head
+            return hidden_states(self.model, input_ids, attention_mask, position_ids), self.head
         for weight, host in self._on_host:
             weight.data = host.to(input_ids.device, copy=True, non_blocking=True)
         try:
-            return hidden_states(self.model, input_ids, attention_mask), self.head.fixed()
+            return hidden_states(self.model, input_ids, attention_mask, position_ids), self.head.fixed()
         finally:
             for weight, host in self._on_host:
                 weight.data = host

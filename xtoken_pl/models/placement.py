@@ -14,11 +14,14 @@ from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
-def place_student(source: Student, vocabulary: CanonicalVocabulary, mesh: DeviceMesh | None) -> LoadedModel:
+def place_student(
+    source: Student, vocabulary: CanonicalVocabulary, mesh: DeviceMesh | None, *, separates: bool = False
+) -> LoadedModel:
     """The student, ready for training.
 
     Args:
         mesh: The processes to shard it over; None leaves it whole.
+        separates: Whether it has to keep packed documents apart.
 
     Raises:
         ValueError: If there is no such model, its head cannot be used, or processes would start from other weights.
@@ -27,7 +30,7 @@ def place_student(source: Student, vocabulary: CanonicalVocabulary, mesh: Device
         raise ValueError(
             "a sharded student of random weights needs a seed that all processes share; set seed_everything to a number"
         )
-    loaded = load_model(source, vocabulary, role="student")
+    loaded = load_model(source, vocabulary, role="student", separates=separates)
     if source.activation_checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
     if source.compile:
@@ -44,6 +47,8 @@ def place_teacher(
     vocabulary: CanonicalVocabulary,
     mesh: DeviceMesh | None,
     device: torch.device | str,
+    *,
+    separates: bool = False,
 ) -> FrozenModel:
     """A teacher, ready to be asked.
 
@@ -51,12 +56,13 @@ def place_teacher(
         name: For messages.
         mesh: The processes to shard it over; a quantized one stays whole.
         device: Where quantized weights are made.
+        separates: Whether it has to keep packed documents apart.
 
     Raises:
         ValueError: If there is no such model, or its head cannot be used.
         ImportError: If it is to be quantized, and bitsandbytes is not installed.
     """
-    loaded = load_model(source, vocabulary, role=f"teacher {name!r}", device=device)
+    loaded = load_model(source, vocabulary, role=f"teacher {name!r}", device=device, separates=separates)
     loaded.model.requires_grad_(False)
     if source.compile:
         compile_layers(loaded.model)

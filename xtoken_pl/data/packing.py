@@ -1,0 +1,109 @@
+"""Short windows -> full ones, which hold several documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, Window, teacher_columns
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+#: ``joined``: a document sees those before it in its window; ``separate``: it does not.
+Packing = Literal["none", "joined", "separate"]
+
+# n windows, D sides
+
+
+def starts_column(side: str) -> str:
+    """The column of the places where the documents of a window begin, for a teacher, or for the student, ``""``."""
+    return f"{side}/starts" if side else "student_starts"
+
+
+class Packer:
+    """Puts windows together, whole, and the same ones on every side.
+
+    Each goes into the first packed window that has room for it on every side, the longest ones first.
+
+    - ``joined``: eos stands between documents on sides that have one; it is not learned where it is not the document's.
+    - ``separate``: columns tell where documents begin. A token is learned, and a span kept, only where a token of its
+      own document stands before it, as when every window is read by itself.
+
+    Args:
+        sides: All vocabularies by name, the student's under ``""``.
+        sequence_length: Most tokens of a window on any side.
+        packing: Whether documents see each other.
+    """
+
+    def __init__(
+        self,
+        sides: Mapping[str, CanonicalVocabulary],
+        sequence_length: int,
+        packing: Literal["joined", "separate"],
+    ) -> None:
+        self.sequence_length = sequence_length
+        self.is_separate = packing == "separate"
+        self.eos = {name: None if self.is_separate else side.roles.get("eos") for name, side in sides.items()}
+
+    def __call__(self, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Columns of windows -> columns of packed windows."""
+        windows: list[Window] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        packed = [self._join([windows[place] for place in places]) for places in self._first_fit(windows)]
+        names = [*columns, *(map(starts_column, self.eos) if self.is_separate else ())]
+        return {name: [window[name] for window in packed] for name in names}
+
+    def _first_fit(self, windows: Sequence[Window]) -> list[list[int]]:
+        """The windows of each packed one, in their order."""
+        if not windows:
+            return []
+        sizes = np.array([self._sizes(window) for window in windows])  # [n, D]
+        used = np.zeros_like(sizes)
+        packed: list[list[int]] = []
+        for place in np.argsort(-sizes.max(axis=1), kind="stable").tolist():
+            fits = (used[: len(packed)] + sizes[place] <= self.sequence_length).all(axis=1)
+            number = int(np.argmax(fits)) if fits.any() else len(packed)
+            if number == len(packed):
+                packed.append([])
+            packed[number].append(place)
+            used[number] += sizes[place]
+        return sorted(sorted(places) for places in packed)
+
+    def _sizes(self, window: Window) -> list[int]:
+        """Tokens of each side, with the eos that another document behind it would need."""
+        return [len(ids) + len(self._between(side, ids)) for side, ids in self._ids(window).items()]
+
+    def _between(self, side: str, ids: Sequence[int]) -> list[int]:
+        eos = self.eos[side]
+        return [] if eos is None or (len(ids) and ids[-1] == eos) else [eos]
+
+    def _ids(self, window: Window) -> dict[str, list[int]]:
+        return {side: window[teacher_columns(side)[0] if side else STUDENT_IDS] for side in self.eos}
+
+    def _join(self, documents: Sequence[Window]) -> Window:
+        ids: dict[str, list[int]] = {side: [] for side in self.eos}
+        starts: dict[str, list[int]] = {side: [] for side in self.eos}
+        mask: list[int] = []
+        spans: dict[str, list[NDArray[np.int64]]] = {side: [] for side in self.eos if side}
+        for number, document in enumerate(documents):
+            for side, own in self._ids(document).items():
+                if number:
+                    ids[side] += self._between(side, ids[side])
+                starts[side].append(len(ids[side]))
+                ids[side] += own
+            learned = list(document[LOSS_MASK])
+            if self.is_separate:
+                learned[0] = 0
+            mask += [0] * (starts[""][-1] - len(mask)) + learned
+            for side, found in spans.items():
+                own_spans = np.asarray(document[teacher_columns(side)[1]], dtype=np.int64).reshape(-1, 4)
+                if self.is_separate:
+                    own_spans = own_spans[(own_spans[:, [0, 2]] > 0).all(axis=1)]
+                shift = (starts[""][-1], starts[side][-1])
+                found.append(own_spans + np.repeat(shift, 2))
+        window: Window = {STUDENT_IDS: ids[""], LOSS_MASK: mask}
+        for side, found in spans.items():
+            ids_column, spans_column = teacher_columns(side)
+            window |= {ids_column: ids[side], spans_column: np.concatenate(found).ravel()}
+        return window | {starts_column(side): places for side, places in starts.items()} if self.is_separate else window
