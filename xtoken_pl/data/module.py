@@ -149,6 +149,31 @@ class DistillDataModule(pl.LightningDataModule):
                 self._check_spans(split)
                 self._cached[split] = self._open_caches(split)
 
+    def window(self, split: str, index: int) -> Window:
+        """One window of ``train``, ``val`` or ``test``, with what caches store of its spans; needs no Trainer.
+
+        Raises:
+            ValueError: If the split has no texts.
+            IndexError: If there is no such window.
+        """
+        if self.sources.get(split) is None:
+            known = ", ".join(name for name, source in self.sources.items() if source is not None)
+            raise ValueError(
+                f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another"
+            )
+        self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+        windows = self.datasets[split]
+        if isinstance(windows, IterableDataset):
+            found, num_windows = list(windows.skip(index).take(1)) if index >= 0 else [], "a stream of"
+        else:
+            found, num_windows = [index] if 0 <= index < len(windows) else [], f"{len(windows):,}"
+        if not found:
+            raise IndexError(f"window must be one of {num_windows} windows of {split}, counted from 0, got {index}")
+        if isinstance(windows, IterableDataset):
+            return found[0]
+        padded = PaddedWindows(windows, list(self.windower.teachers))
+        return CachedWindows(padded, self._cached.get(split, {}))[index]
+
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream; where it stands is kept."""
         if self._stream is not None:
