@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -18,6 +19,17 @@ _DPI = 100
 _TAKE_PICTURES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
 # Loggers that a warning was given for.
 _named: WeakSet[Logger] = WeakSet()
+
+
+class FlatMLFlowLogger(MLFlowLogger):
+    """MLFlowLogger whose metrics fit into MLflow's store of files, too: ``train/kd/NAME`` is named ``train/kd.NAME``.
+
+    There a metric is a file, and ``train/kd`` cannot be the folder of ``train/kd/NAME`` as well. All other stores take
+    either logger.
+    """
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({_flat(tag): value for tag, value in metrics.items()}, step)
 
 
 def takes_pictures(trainer: pl.Trainer) -> bool:
@@ -48,6 +60,11 @@ def log_picture(trainer: pl.Trainer, tag: str, figure: Figure, step: int) -> Non
             logger.log_image(tag, [pixels], step)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_image(logger.run_id, pixels, key=tag, step=step)
+
+
+def _flat(tag: str) -> str:
+    page, slash, rest = tag.partition("/")
+    return page + slash + rest.replace("/", ".")
 
 
 def _draw(figure: Figure) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from xtoken_pl import (
@@ -25,7 +26,14 @@ from xtoken_pl import (
     Teacher,
     TextSource,
 )
-from xtoken_pl.callbacks import DynamicLossScaling, HFExport, NumeralMonitor, ProjectionExport, TeacherMonitor
+from xtoken_pl.callbacks import (
+    DynamicLossScaling,
+    HFExport,
+    NumeralMonitor,
+    PictureMonitor,
+    ProjectionExport,
+    TeacherMonitor,
+)
 
 NUM_STEPS, NUM_WINDOWS = 20, 4
 
@@ -97,13 +105,15 @@ def main(name: str, folder: Path) -> None:
         if recipe == "learned":
             callbacks += [HFExport(str(output / "export")), ProjectionExport(str(output / "projections"))]
             callbacks += [ModelCheckpoint(str(output), save_last=True, save_weights_only=False)]
+        draws = recipe == "both"
+        callbacks += [PictureMonitor(num_spans=2)] if draws else []
         trainer = pl.Trainer(
             accelerator="cpu",
             max_steps=NUM_STEPS,
             gradient_clip_val=1.0,
             log_every_n_steps=1,
             check_val_every_n_epoch=7,
-            logger=False,
+            logger=TensorBoardLogger(output, "", "") if draws else False,
             enable_checkpointing=recipe == "learned",
             enable_progress_bar=False,
             enable_model_summary=False,
