@@ -55,7 +55,7 @@ class PictureMonitor(pl.Callback):
         module = distill_module(pl_module, self)
         self._num_validations = 0
         self._has_drawn_spans = False
-        self._is_on = takes_pictures(trainer) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._is_on = not trainer.fast_dev_run and takes_pictures(trainer)  # type: ignore[attr-defined]
         if not trainer.loggers:
             rank_zero_warn("there is no logger to take pictures: PictureMonitor draws nothing; set trainer.logger")
         if self._is_on and trainer.is_global_zero:

@@ -179,15 +179,19 @@ def test_wandb_gets_the_same_scalars_and_pictures(workspace: Path, tensorboard: 
     assert run is not None
     check_folder(workspace / "runs/xtoken_pl" / run.id)
     wandb.finish()
+    wandb.teardown()  # its service writes the file to the end
     (folder,) = (workspace / "runs/wandb").glob(f"offline-run-*-{run.id}")
     tags: dict[str, list[Any]] = {}
+    kinds: set[str] = set()
     for content in stored_records(folder / f"run-{run.id}.wandb"):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(content)
+        kinds.add(record.WhichOneof("record_type"))
         for item in record.history.item:
             path = list(item.nested_key) or [item.key]
             if len(path) == 1 or path[-1] == "filenames":  # of a picture
                 tags.setdefault(path[0], []).append(json.loads(item.value_json))
+    assert {"header", "history", "exit"} <= kinds  # all of the file was read
     expected = scalars(tensorboard)
     expected.pop("hp_metric", None)
     assert {tag for tag in tags if not tag.startswith(("_", "trainer/"))} - {"epoch"} == (

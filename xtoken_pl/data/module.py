@@ -163,16 +163,16 @@ class DistillDataModule(pl.LightningDataModule):
             )
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
         windows = self.datasets[split]
-        if isinstance(windows, IterableDataset):
-            found, num_windows = list(windows.skip(index).take(1)) if index >= 0 else [], "a stream of"
+        if isinstance(windows, Dataset):
+            if 0 <= index < len(windows):
+                padded = PaddedWindows(windows, list(self.windower.teachers))
+                return CachedWindows(padded, self._cached.get(split, {}))[index]
+            how_many = f"{len(windows):,}"
         else:
-            found, num_windows = [index] if 0 <= index < len(windows) else [], f"{len(windows):,}"
-        if not found:
-            raise IndexError(f"window must be one of {num_windows} windows of {split}, counted from 0, got {index}")
-        if isinstance(windows, IterableDataset):
-            return found[0]
-        padded = PaddedWindows(windows, list(self.windower.teachers))
-        return CachedWindows(padded, self._cached.get(split, {}))[index]
+            if index >= 0 and (found := list(windows.skip(index).take(1))):
+                return found[0]
+            how_many = "a stream of"
+        raise IndexError(f"window must be one of {how_many} windows of {split}, counted from 0, got {index}")
 
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream; where it stands is kept."""
