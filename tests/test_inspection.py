@@ -443,7 +443,7 @@ def test_a_checkpoint_gives_the_students_weights(workspace: Path, capsys: pytest
         (["--student", "student", "--teacher", "split", "--text_file", "empty.txt"], "'empty.txt' is empty"),
         (["--student", "student", "--teacher", "split", "--text_file", "latin.txt"], "must be UTF-8, 'latin.txt' is"),
         (["--config", "run.yaml", "--split", "test"], "split must be one with texts (train, val), got 'test'"),
-        (["--config", "run.yaml", "--split", "dev"], "'dev'"),
+        (["--config", "run.yaml", "--split", "dev"], "Got value: dev"),
         (["--config", "run.yaml", "--window", "999"], "counted from 0, got 999"),
         (["--config", "run.yaml", "--window", "-1"], "counted from 0, got -1"),
         (["--config", "run.yaml", "--top_k", "0"], "top_k must be >= 1, got 0"),
