@@ -4,7 +4,16 @@ from xtoken_pl.callbacks.dynamic_loss_scaling import DynamicLossScaling
 from xtoken_pl.callbacks.eval_harness import EvalHarness
 from xtoken_pl.callbacks.hf_export import HFExport
 from xtoken_pl.callbacks.numeral_monitor import NumeralMonitor
+from xtoken_pl.callbacks.picture_monitor import PictureMonitor
 from xtoken_pl.callbacks.projection_export import ProjectionExport
 from xtoken_pl.callbacks.teacher_monitor import TeacherMonitor
 
-__all__ = ["DynamicLossScaling", "EvalHarness", "HFExport", "NumeralMonitor", "ProjectionExport", "TeacherMonitor"]
+__all__ = [
+    "DynamicLossScaling",
+    "EvalHarness",
+    "HFExport",
+    "NumeralMonitor",
+    "PictureMonitor",
+    "ProjectionExport",
+    "TeacherMonitor",
+]

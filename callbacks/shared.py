@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.run_folder import run_folder
 
 
 def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTeacherDistillModule:
@@ -24,8 +25,5 @@ def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTe
 
 
 def output_folder(trainer: pl.Trainer, dirpath: str | None, default: str) -> Path:
-    """``dirpath``, or the folder ``default`` in the run's log folder.
-
-    Lightning broadcasts log_dir: every process has to ask for it.
-    """
-    return Path(dirpath or Path(trainer.log_dir or trainer.default_root_dir) / default)
+    """``dirpath``, or the folder ``default`` in the run's folder, which every process has to ask for."""
+    return Path(dirpath or run_folder(trainer) / default)

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from xtoken_pl import (
@@ -30,6 +31,7 @@ from xtoken_pl.callbacks import (
     EvalHarness,
     HFExport,
     NumeralMonitor,
+    PictureMonitor,
     ProjectionExport,
     TeacherMonitor,
 )
@@ -107,6 +109,8 @@ def main(name: str, folder: Path) -> None:
         if recipe == "same":
             tasks: dict[str, int | None] = {"words": 2, "sums": 1, "stories": 0}
             callbacks += [EvalHarness(tasks, every_n_steps=10, include_path=str(folder / "tasks"), batch_size=2)]
+        draws = recipe == "both"
+        callbacks += [PictureMonitor(num_spans=2)] if draws else []
         trainer = pl.Trainer(
             accelerator="cpu",
             default_root_dir=str(output),
@@ -114,7 +118,7 @@ def main(name: str, folder: Path) -> None:
             gradient_clip_val=1.0,
             log_every_n_steps=1,
             check_val_every_n_epoch=7,
-            logger=False,
+            logger=TensorBoardLogger(output, "", "") if draws else False,
             enable_checkpointing=recipe == "learned",
             enable_progress_bar=False,
             enable_model_summary=False,

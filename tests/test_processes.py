@@ -15,6 +15,7 @@ import yaml
 from eval_tasks import WORDS, write_tasks
 from safetensors.torch import load_file
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -94,6 +95,15 @@ def test_a_cache_of_everything_stands_for_its_teacher(folder: Path) -> None:
         found = results(folder, name)
         for cached, plain in zip(found["cached"]["steps"], found["cross"]["steps"], strict=True):
             assert cached == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["one", *STRATEGIES])
+def test_the_first_process_logs_the_pictures_of_models_that_all_of_them_run(folder: Path, strategy: str) -> None:
+    events = EventAccumulator(str(folder / strategy / "both"), size_guidance={"images": 0})
+    events.Reload()
+    found = {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+    kinds = ("audit", "spans", "top_tokens")
+    assert found == {f"pictures/{kind}/{name}": [0] for kind in kinds for name in ("split", "same")}
 
 
 def test_a_process_without_a_span_takes_part(folder: Path) -> None:

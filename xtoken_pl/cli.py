@@ -2,7 +2,7 @@
 
 ``python -m xtoken_pl fit --config configs/quickstart.yaml --model.teachers.smollm2.alpha 0.8``
 
-``plan`` and ``cache`` take the options of ``fit``.
+``plan`` and ``cache`` take the options of ``fit``, and so does ``inspect`` where it is given a ``--config``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
 from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
-from xtoken_pl.config_files import merge_config_arguments
+from xtoken_pl.config_files import merge_config_arguments, names_config
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.export import export
+from xtoken_pl.inspection.command import INSPECT_DESCRIPTION, InspectOptions, inspect, inspect_run
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.plan.command import PLAN_DESCRIPTION, PlanOptions, plan_run
 from xtoken_pl.quickstart import prepare
+from xtoken_pl.run_folder import run_folder
 from xtoken_pl.run_summary import RunSummary
 from xtoken_pl.verbs import audit, prefix_map, project
 
@@ -38,15 +40,32 @@ class KeepConfig(SaveConfigCallback):
     It gets a name of its own where a run goes on, or has no logger and so no folder of its own.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Lightning's own place is the logger's folder, which several runs may share.
+        super().__init__(*args, **{"save_to_log_dir": False, **options})
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder, number = run_folder(trainer), 1
         shares_folder = self.config.get("ckpt_path") is not None or not trainer.loggers
-        stem, number = Path(self.config_filename).stem, 1
+        self._target = folder / self.config_filename
         # Every process asks before the first one writes, which is behind a broadcast.
-        while shares_folder and not self.already_saved and (folder / self.config_filename).exists():
+        while shares_folder and not self.already_saved and self._target.exists():
             number += 1
-            self.config_filename = f"{stem}_{number}.yaml"
+            self._target = folder / f"{Path(self.config_filename).stem}_{number}.yaml"
+        is_taken = trainer.strategy.broadcast(self._target.exists()) and not self.overwrite
+        if is_taken and not self.already_saved:
+            raise FileExistsError(
+                f"{self._target} is the configuration of another run, which is not overwritten unasked; choose another "
+                "folder (that of trainer.logger, or trainer.default_root_dir), or move it away"
+            )
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file; only the first process is asked to."""
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(
+            self.config, str(self._target), skip_none=False, overwrite=self.overwrite, multifile=self.multifile
+        )
 
 
 class DistillCLI(LightningCLI):
@@ -142,8 +161,8 @@ class PartsCLI(DistillCLI):
         parser.add_class_arguments(self.verb.options)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The verb alone."""
-        return {self.name: LightningCLI.subcommands()["fit"]}
+        """The verb alone, whose options stand for those of ``fit`` that have their names."""
+        return {self.name: LightningCLI.subcommands()["fit"] | {field.name for field in fields(self.verb.options)}}
 
     def instantiate_classes(self) -> None:
         config = self.config.clone()
@@ -168,13 +187,15 @@ class PartsVerb(NamedTuple):
 PARTS_VERBS = {
     "plan": PartsVerb(PLAN_DESCRIPTION, PlanOptions, plan_run),
     "cache": PartsVerb(CACHE_DESCRIPTION, CacheOptions, cache_run),
+    "inspect": PartsVerb(INSPECT_DESCRIPTION, InspectOptions, inspect_run),
 }
 
-#: Verbs that run without a module and a trainer.
+#: Verbs that run without a module and a trainer. One of PARTS_VERBS, too, does so where no --config is given.
 VERBS: dict[str, Callable[..., None]] = {
     "project": project,
     "prefix_map": prefix_map,
     "audit": audit,
+    "inspect": inspect,
     "export": export,
     "prepare": prepare,
 }
@@ -185,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("xtoken_pl").setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in VERBS:
+    if given and given[0] in VERBS and not (given[0] in PARTS_VERBS and names_config(given)):
         auto_cli(VERBS[given[0]], args=given[1:], prog=f"python -m xtoken_pl {given[0]}", as_positional=False)
         return
     merged = merge_config_arguments(given)
@@ -206,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "python -m xtoken_pl",
-            "epilog": f"further verbs, each with its own --help: {', '.join((*PARTS_VERBS, *VERBS))}",
+            "epilog": f"further verbs, each with its own --help: {', '.join({**PARTS_VERBS, **VERBS})}",
             **({} if verb is None else {name: {"description": verb.description}}),
         },
     )

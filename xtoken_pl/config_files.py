@@ -12,6 +12,15 @@ from typing import Any
 import yaml
 
 
+def names_config(arguments: list[str]) -> bool:
+    """Whether a ``--config`` is among the arguments."""
+    return any(map(_is_config, arguments))
+
+
+def _is_config(argument: str) -> bool:
+    return argument in ("--config", "-c") or argument.startswith("--config=")
+
+
 def merge_config_arguments(arguments: list[str]) -> list[str]:
     """Replaces two or more ``--config FILE`` by one with the merged content; the later file wins.
 
@@ -26,7 +35,7 @@ def merge_config_arguments(arguments: list[str]) -> list[str]:
     position: int | None = None
     rest = iter(arguments)
     for argument in rest:
-        if argument in ("--config", "-c") or argument.startswith("--config="):
+        if _is_config(argument):
             position = len(others) if position is None else position
             paths.append(argument.partition("=")[2] if "=" in argument else next(rest, ""))
         else:

@@ -89,7 +89,7 @@ def export(
         raise FileNotFoundError(f"there is no checkpoint at {checkpoint!r}; check the path")
     check_whole(checkpoint)
     with ExitStack() as stack:
-        state = _read(Path(checkpoint), stack)
+        state = read_checkpoint(Path(checkpoint), stack)
         identity = stored_identity(state)
         trained = {} if identity is None else identity["student"]
         source = student or _source(trained, checkpoint)
@@ -122,8 +122,8 @@ def export(
     print(f"written to {output}, to be loaded with AutoModelForCausalLM.from_pretrained")
 
 
-def _read(checkpoint: Path, stack: ExitStack) -> dict[str, Any]:
-    """A checkpoint's content; tensors are mapped, not read."""
+def read_checkpoint(checkpoint: Path, stack: ExitStack) -> dict[str, Any]:
+    """The content of a checkpoint, sharded or not; tensors are mapped, not read, and stay until the stack is closed."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": True}
     if not checkpoint.is_dir():
         return torch.load(checkpoint, **options)

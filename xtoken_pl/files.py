@@ -81,6 +81,30 @@ def read_safetensors(
     return header, tensors
 
 
+def read_text(path: str | os.PathLike[str], *, setting: str) -> str:
+    """A text file, line ends as they are.
+
+    Args:
+        setting: What the path was given as, for messages.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not UTF-8, or empty.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{setting} must be a text file, there is none at {name!r}; check the path")
+    try:
+        content = Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{setting} must be UTF-8, {name!r} is not ({error}); convert it, or give another file"
+        ) from error
+    if not content:
+        raise ValueError(f"{setting} must hold something to align, {name!r} is empty; give another file, or none")
+    return content
+
+
 def check_target(path: Path, *, kind: Kind, overwrite: bool) -> None:
     """Refuses a path that may not be written to, so that it is known before any work.
 

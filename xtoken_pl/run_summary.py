@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.run_folder import run_folder
 
 _BITS_PER_BYTE = "val/bits_per_byte"
 
@@ -99,7 +100,7 @@ class RunSummary(pl.Callback):
             yield "bits per byte", f"{self.before}, {self.after}"
 
     def _places(self, trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
-        folder = trainer.log_dir or trainer.default_root_dir
+        folder = run_folder(trainer)
         checkpoints = list(_checkpoints(trainer))
         for callback, newest in checkpoints:
             score = cast(Any, callback.best_model_score)

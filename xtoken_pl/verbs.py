@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from xtoken_pl.audit import CRITICAL, Category, CoverageAudit, draw, table
-from xtoken_pl.files import atomic_path, check_target
+from xtoken_pl.files import atomic_path, check_target, read_text
 from xtoken_pl.prefix_map import build_prefix_map
 from xtoken_pl.projection import Projection, ProjectionParameters, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
@@ -84,7 +84,7 @@ def audit(
         raise ValueError(f"picture must be a .png file, got {picture!r}")
     if len({output.absolute() for output in outputs}) < len(outputs):
         raise ValueError(f"json_output and picture must be two files, both are {json_output!r}")
-    content = None if text is None else _read(text)
+    content = None if text is None else read_text(text, setting="text")
     loaded = None if projection is None else Projection.load(projection)
     result = CoverageAudit.of(
         CanonicalVocabulary.from_tokenizer(load_tokenizer(student)),
@@ -102,15 +102,3 @@ def audit(
         with atomic_path(picture, kind="file", overwrite=overwrite) as part:
             draw(result, part)
         print(f"written to {picture}")
-
-
-def _read(path: str) -> str:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"text must be a text file, there is none at {path!r}; check the path")
-    try:
-        content = Path(path).read_bytes().decode()  # line ends as they are
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text must be UTF-8, {path!r} is not ({error}); convert it, or give another file") from error
-    if not content:
-        raise ValueError(f"text must hold something to align, {path!r} is empty; give another file, or none")
-    return content

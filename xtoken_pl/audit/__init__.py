@@ -3,7 +3,7 @@
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
 from xtoken_pl.audit.coverage import CategoryCoverage, CoverageAudit
 from xtoken_pl.audit.recommendation import CRITICAL, LossName, Recommendation, recommend_loss
-from xtoken_pl.audit.report import draw, table
+from xtoken_pl.audit.report import draw, figure_of, table
 
 __all__ = [
     "CATEGORIES",
@@ -15,6 +15,7 @@ __all__ = [
     "Recommendation",
     "categorize",
     "draw",
+    "figure_of",
     "recommend_loss",
     "table",
 ]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from xtoken_pl.cache.build import CacheBuilder, check_folder, open_manifest
@@ -18,6 +17,7 @@ from xtoken_pl.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.models import FrozenModel, load_model
 from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint
+from xtoken_pl.models.placement import default_device
 from xtoken_pl.module import MultiTeacherDistillModule
 
 #: Of a shard, where ``shard_windows`` is not given.
@@ -111,7 +111,7 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
         manifest = open_manifest(folder, identity, overwrite=options.overwrite)
         builder = CacheBuilder(folder, manifest, teacher, windows, options.batch_size or data.batch_size)
         if any((missing := builder.missing()).values()):
-            device = _device()
+            device = default_device()
             role, separates = f"teacher {teacher!r}", data.packing == "separate"
             loaded = load_model(source, vocabulary, role=role, device=device, separates=separates)
             model = FrozenModel(loaded, cpu_offload=source.cpu_offload)
@@ -141,9 +141,3 @@ def _windows(module: MultiTeacherDistillModule, data: DistillDataModule) -> dict
 
 def _shard_windows(window_bytes: int) -> int:
     return max(1, min(_MAX_SHARD_WINDOWS, _SHARD_BYTES // window_bytes))
-
-
-def _device() -> torch.device:
-    """The accelerator, where there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")

@@ -165,6 +165,31 @@ class DistillDataModule(pl.LightningDataModule):
                 self._check_spans(split)
                 self._cached[split] = self._open_caches(split)
 
+    def window(self, split: str, index: int) -> Window:
+        """One window of ``train``, ``val`` or ``test``, with what caches store of its spans; needs no Trainer.
+
+        Raises:
+            ValueError: If the split has no texts.
+            IndexError: If there is no such window.
+        """
+        if self.sources.get(split) is None:
+            known = ", ".join(name for name, source in self.sources.items() if source is not None)
+            raise ValueError(
+                f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another"
+            )
+        self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+        windows = self.datasets[split]
+        if isinstance(windows, Dataset):
+            if 0 <= index < len(windows):
+                padded = PaddedWindows(windows, list(self.windower.teachers))
+                return CachedWindows(padded, self._cached.get(split, {}))[index]
+            how_many = f"{len(windows):,}"
+        else:
+            if index >= 0 and (found := list(windows.skip(index).take(1))):
+                return found[0]
+            how_many = "a stream of"
+        raise IndexError(f"window must be one of {how_many} windows of {split}, counted from 0, got {index}")
+
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream; where it stands is kept."""
         if self._stream is not None:

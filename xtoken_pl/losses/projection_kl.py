@@ -107,6 +107,12 @@ class ProjectionKL(MatchedRowLoss):
         assert self._projection is not None, "bind comes first"
         self.learned = LearnedProjection(self._projection)
 
+    @property
+    def projection(self) -> Projection:
+        """W as it stands."""
+        assert self._projection is not None, "bind comes first"
+        return self._projection if self.learned is None else self.learned.to_projection()
+
     def extra_repr(self) -> str:
         described = f"{super().extra_repr()}, divergence={self.divergence}"
         if self._projection is None:

@@ -14,6 +14,12 @@ from xtoken_pl.teacher import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
+def default_device() -> torch.device:
+    """The accelerator, where there is one; for what runs without a Trainer."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
 def place_student(
     source: Student, vocabulary: CanonicalVocabulary, mesh: DeviceMesh | None, *, separates: bool = False
 ) -> LoadedModel:

@@ -1,0 +1,102 @@
+"""Draws what numbers hide: what the vocabularies share, how a sample is aligned, what both sides expect there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from xtoken_pl.audit import CoverageAudit, figure_of
+from xtoken_pl.batch import DistillBatch
+from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.callbacks.trackers import log_picture, takes_pictures
+from xtoken_pl.inspection import Inspection, first_sequence, predict
+from xtoken_pl.inspection.pictures import predictions_figure, spans_figure
+from xtoken_pl.losses import ProjectionKL
+from xtoken_pl.module import MultiTeacherDistillModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class PictureMonitor(pl.Callback):
+    """Logs pictures, seldom, to TensorBoard, W&B and MLflow.
+
+    - ``pictures/audit/NAME``, once: for each category of the student's tokens the share that the teacher can teach;
+    - ``pictures/spans/NAME``, once: the first sequence of the validation data, both tokenizations above each other;
+    - ``pictures/top_tokens/NAME``: at some spans of it the most probable tokens of the teacher beside those of the
+      student (through W, where the loss projects), and the loss. At the first validation, which is Lightning's sanity
+      check before the first step, and at every ``every_n_validations``-th after it.
+
+    The audit builds W between the two vocabularies once more, but for ProjectionKL. A drawn validation costs one more
+    pass of all models over one sequence, its scores (within as much memory as ``logits_memory`` again), and the
+    drawing; see docs/trackers.md for what was measured. Training, and a validation that is not drawn, cost nothing.
+
+    Args:
+        every_n_validations: How seldom.
+        num_spans: Spans of each teacher; up to half of them are such where the tokenizers differ.
+        top_k: Tokens of each side.
+
+    Raises:
+        ValueError: If an option is below 1.
+    """
+
+    def __init__(self, *, every_n_validations: int = 5, num_spans: int = 6, top_k: int = 5) -> None:
+        options = {"every_n_validations": every_n_validations, "num_spans": num_spans, "top_k": top_k}
+        for name, value in options.items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}; remove the callback for no pictures")
+        self.every_n_validations = every_n_validations
+        self.num_spans = num_spans
+        self.top_k = top_k
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = distill_module(pl_module, self)
+        self._num_validations = 0
+        self._has_drawn_spans = False
+        self._is_on = not trainer.fast_dev_run and takes_pictures(trainer)  # type: ignore[attr-defined]
+        if not trainer.loggers:
+            rank_zero_warn("there is no logger to take pictures: PictureMonitor draws nothing; set trainer.logger")
+        if self._is_on and trainer.is_global_zero:
+            for name in module.teachers:
+                log_picture(trainer, f"pictures/audit/{name}", _audit(module, name), trainer.global_step)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: DistillBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or dataloader_idx or trainer.state.fn != "fit":
+            return
+        due = self._num_validations % self.every_n_validations == 0
+        self._num_validations += 1
+        if not (self._is_on and due):
+            return
+        module = distill_module(pl_module, self)
+        sample = first_sequence(batch)
+        # Every process runs the models: where they are sharded, all have to.
+        with trainer.precision_plugin.val_step_context():
+            predictions = predict(module, sample, num_spans=self.num_spans, top_k=self.top_k)
+        if not trainer.is_global_zero:
+            return
+        inspection = Inspection.of_batch("", sample, *module.vocabularies()).with_predictions(predictions)
+        for name in inspection.teachers:
+            if not self._has_drawn_spans:
+                self._log(trainer, f"spans/{name}", spans_figure(inspection, name))
+            self._log(trainer, f"top_tokens/{name}", predictions_figure(inspection, name))
+        self._has_drawn_spans = True
+
+    def _log(self, trainer: pl.Trainer, tag: str, figure: Figure) -> None:
+        log_picture(trainer, f"pictures/{tag}", figure, trainer.global_step)
+
+
+def _audit(module: MultiTeacherDistillModule, name: str) -> Figure:
+    student, teachers = module.vocabularies()
+    loss = module.losses[name]
+    projection = loss.projection if isinstance(loss, ProjectionKL) else None
+    return figure_of(CoverageAudit.of(student, teachers[name], projection))

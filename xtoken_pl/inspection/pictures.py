@@ -1,0 +1,204 @@
+"""An inspection as matplotlib figures, for a dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from xtoken_pl.inspection.inspection import Cell, Inspection, TeacherView
+from xtoken_pl.inspection.predictions import Candidate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FONT, _POINTS = "DejaVu Sans Mono", 9
+# Of a character of this font, at 100 dpi a whole number of dots; of a row of text.
+_CHAR_INCHES, _ROW_INCHES = 0.08, 0.19
+_LINE_CHARS, _MAX_LINES = 120, 16
+_LINE_ROWS = 2.6  # two rows of text, and what lies between two lines
+_SPAN_COLORS, _GAP_COLOR, _MASKED_COLOR = ("#cfe3f8", "#fde8b3"), "#f8c9c4", "#eceff2"
+_TEACHER_COLOR, _STUDENT_COLOR = "#e07b39", "#3b82c4"
+_INK, _DIM = "#1c2430", "#667180"
+
+
+def drawable(text: str) -> str:
+    """Text with the characters that the font lacks named by number, since matplotlib would draw boxes.
+
+    >>> drawable("é数")
+    'é⟨U+6570⟩'
+    """
+    return "".join(char if ord(char) in _characters() else f"⟨U+{ord(char):04X}⟩" for char in text)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont(_FONT)).get_charmap())
+
+
+# Both tokenizations of a text ------------------------------------------------------------------------------------
+
+
+def spans_figure(inspection: Inspection, name: str) -> Figure:
+    """The text, both tokenizations above each other, spans in alternating colours; its beginning where it is long."""
+    from matplotlib.figure import Figure  # only pictures need it
+
+    view = inspection.teachers[name]
+    lines = _lines(view.cells)
+    shown = lines[:_MAX_LINES]
+    height = _LINE_ROWS * len(shown) + 0.4  # in rows of text
+    width_inches, height_inches = (_LINE_CHARS + 2) * _CHAR_INCHES, height * _ROW_INCHES + 0.75
+    figure = Figure(figsize=(width_inches, height_inches))
+    axes = figure.add_axes((0, 0, 1, height * _ROW_INCHES / height_inches))
+    axes.set(xlim=(-1, _LINE_CHARS + 1), ylim=(height, 0))
+    axes.axis("off")
+    _draw_cells(axes, shown)
+    counts = view.statistics
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in view.kinds.items() if count)
+    figure.text(0.01, 1 - 0.24 / height_inches, f"student above, {name} below", fontsize=11, color=_INK, weight="bold")
+    cut = "" if len(shown) == len(lines) else f"; the first {sum(map(len, shown)):,} of {len(view.cells):,} are shown"
+    gaps = f"{counts.student_gaps:,} and {counts.teacher_gaps:,}"
+    about = f"{counts.num_spans:,} spans: {kinds}; tokens in no span: {gaps}{cut}"
+    figure.text(0.01, 1 - 0.5 / height_inches, about, fontsize=9, color=_DIM)
+    return figure
+
+
+def _lines(cells: Sequence[Cell]) -> list[list[Cell]]:
+    lines: list[list[Cell]] = [[]]
+    used = 0.0
+    for cell in cells:
+        width = _cell_width(cell) + 0.4
+        if lines[-1] and used + width > _LINE_CHARS:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(cell)
+        used += width
+        if cell.ends_line:
+            used = float("inf")
+    return [line for line in lines if line]
+
+
+def _cell_width(cell: Cell) -> float:
+    return max(sum(len(text) + 0.4 for text in _texts(cell, side)) for side in (0, 1))
+
+
+def _texts(cell: Cell, side: int) -> list[str]:
+    return [drawable(token.text) for token in (cell.teacher if side else cell.student)]
+
+
+def _draw_cells(axes: Axes, lines: Sequence[Sequence[Cell]]) -> None:
+    from matplotlib.collections import LineCollection, PolyCollection
+
+    # In two collections, since a thousand artists would take seconds.
+    boxes: list[list[tuple[float, float]]] = []
+    colors: list[str] = []
+    borders: list[list[tuple[float, float]]] = []
+    for row, line in enumerate(lines):
+        left, top = 0.0, _LINE_ROWS * row + 0.2
+        for cell in line:
+            width, color = _cell_width(cell), _cell_color(cell)
+            for side in (0, 1):
+                upper, lower = top + 1.13 * side, top + 1.13 * side + 1.07  # white between them
+                boxes.append([(left, upper), (left + width, upper), (left + width, lower), (left, lower)])
+                colors.append(color)
+                column = left
+                for place, text in enumerate(_texts(cell, side)):
+                    if place:
+                        borders.append([(column, upper + 0.12), (column, lower - 0.12)])
+                    axes.text(
+                        column + 0.2,
+                        upper + 0.55,
+                        _literal(text),
+                        family=_FONT,
+                        fontsize=_POINTS,
+                        verticalalignment="center_baseline",
+                        color=_INK if cell.is_learned else _DIM,
+                    )
+                    column += len(text) + 0.4
+            left += width + 0.4
+    axes.add_collection(PolyCollection(boxes, facecolors=colors, linewidths=0), autolim=False)
+    axes.add_collection(LineCollection(borders, colors=_DIM, linewidths=0.6), autolim=False)
+
+
+def _cell_color(cell: Cell) -> str:
+    if not cell.is_learned:
+        return _MASKED_COLOR
+    return _GAP_COLOR if cell.span is None else _SPAN_COLORS[cell.span % 2]
+
+
+def _literal(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
+
+
+# What both expect --------------------------------------------------------------------------------------------------
+
+
+def predictions_figure(inspection: Inspection, name: str) -> Figure:
+    """For some spans the teacher's most probable tokens beside the student's.
+
+    A token that both sides name is in full colour; the one that the text has is in bold.
+    """
+    from matplotlib.figure import Figure  # only pictures need it
+
+    view = inspection.teachers[name]
+    assert view.predictions is not None
+    spans = view.predictions.spans
+    height = 1.25 * max(1, len(spans)) + 0.75
+    figure = Figure(figsize=(10, height))
+    figure.text(0.02, 1 - 0.28 / height, f"what {name} and the student expect", fontsize=11, weight="bold", color=_INK)
+    ours = "student through W" if view.predictions.is_projected else "student"
+    for x, title, color in ((0.2, name, _TEACHER_COLOR), (0.7, ours, _STUDENT_COLOR)):
+        figure.text(x, 1 - 0.55 / height, title, fontsize=10, color=color, weight="bold")
+    for row, span in enumerate(spans):
+        index = view.cell_at(span.student_start)
+        cell = view.cells[index]
+        top = height - 0.75 - 1.25 * row
+        loss = view.predictions.losses[span.student_start]
+        before, text = drawable(view.context(index))[-44:], drawable("".join(token.text for token in cell.student))
+        figure.text(
+            0.02, (top - 0.12) / height, _literal(f"{before} ▸{text}◂"), family=_FONT, fontsize=9, color=_INK, va="top"
+        )
+        figure.text(
+            0.98, (top - 0.12) / height, f"{cell.kind}, {loss:.3f} nats", fontsize=9, color=_DIM, ha="right", va="top"
+        )
+        sides = (
+            (0.2, span.teacher, span.student, cell.teacher[0].raw, _TEACHER_COLOR),
+            (0.7, span.student, span.teacher, _observed(view, cell), _STUDENT_COLOR),
+        )
+        for x, candidates, others, observed, color in sides:
+            axes = figure.add_axes((x, (top - 1.15) / height, 0.26, 0.8 / height))
+            _draw_candidates(axes, candidates, {other.token.raw for other in others}, observed, color)
+    return figure
+
+
+def _observed(view: TeacherView, cell: Cell) -> bytes:
+    assert view.predictions is not None
+    return (cell.teacher if view.predictions.is_projected else cell.student)[0].raw
+
+
+def _draw_candidates(
+    axes: Axes, candidates: Sequence[Candidate], shared: set[bytes], observed: bytes, color: str
+) -> None:
+    shares = [candidate.probability for candidate in candidates]
+    bars = axes.barh(range(len(candidates)), shares, color=color, height=0.72)
+    axes.set(xlim=(0, 1), ylim=(len(candidates) - 0.4, -0.6), xticks=[])
+    axes.set_yticks(range(len(candidates)), [_literal(drawable(candidate.token.text)) for candidate in candidates])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.spines["left"].set(visible=True, color="#c9d1d9")
+    for candidate, bar, label in zip(candidates, bars, axes.get_yticklabels(), strict=True):
+        is_observed = candidate.token.raw == observed
+        label.set(family=_FONT, fontsize=8, color=_INK, weight="bold" if is_observed else "normal")
+        bar.set_alpha(1.0 if candidate.token.raw in shared else 0.4)
+        axes.text(
+            candidate.probability + 0.015,
+            bar.get_y() + bar.get_height() / 2,
+            f"{candidate.probability:.1%}",
+            fontsize=7,
+            color=_DIM,
+            va="center",
+        )

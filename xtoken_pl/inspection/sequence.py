@@ -1,0 +1,41 @@
+"""One sequence of a batch, to be looked at."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from xtoken_pl.batch import DistillBatch, RowCuts, SpanBatch, TeacherBatch, TokenBatch
+from xtoken_pl.cache.rows import CachedRows
+
+
+def first_sequence(batch: DistillBatch) -> DistillBatch:
+    """The first sequence of a batch as a batch of its own, without the plans of losses."""
+    student, num_rows = _first(batch.student)
+    views: dict[str, TeacherBatch] = {}
+    for name, view in batch.teachers.items():
+        tokens, num_teacher_rows = _first(view.tokens)
+        num_spans = int((view.spans.student_first < num_rows).sum())
+        spans = SpanBatch(
+            student_first=view.spans.student_first[:num_spans],
+            student_length=view.spans.student_length[:num_spans],
+            teacher_first=view.spans.teacher_first[:num_spans],
+            teacher_length=view.spans.teacher_length[:num_spans],
+            # Rows of no span have the number of all spans.
+            student_span=view.spans.student_span[:num_rows].clamp(max=num_spans),
+            teacher_span=view.spans.teacher_span[:num_teacher_rows].clamp(max=num_spans),
+        )
+        views[name] = TeacherBatch(tokens, spans, None, None if view.cached is None else _head(view.cached, num_spans))
+    return DistillBatch(student, views, RowCuts.of(num_rows, {name: view.spans for name, view in views.items()}))
+
+
+def _first(tokens: TokenBatch) -> tuple[TokenBatch, int]:
+    """The first sequence without its padding, and the number of its rows."""
+    length = int(tokens.attention_mask[0].sum())
+    num_rows = int((tokens.rows < length).sum())
+    ids, mask = tokens.input_ids[:1, :length], tokens.attention_mask[:1, :length]
+    return TokenBatch(ids, mask, tokens.rows[:num_rows], tokens.labels[:num_rows]), num_rows
+
+
+def _head(cached: CachedRows, num: int) -> CachedRows:
+    values = {item.name: getattr(cached, item.name) for item in fields(cached)}
+    return replace(cached, **{name: value[:num] for name, value in values.items() if value is not None})

@@ -1,0 +1,71 @@
+"""Tokens as text that can be shown: nothing invisible, nothing that steers a terminal or a page."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+_SIGNS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
+# Controls (a terminal's escape among them), direction marks, what has no meaning or no ink.
+_UNSHOWN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
+_PIECE = re.compile("[\udc80-\udcff]+|.", flags=re.DOTALL)
+
+
+def visible(raw: bytes) -> str:
+    """Bytes as text for display.
+
+    Spaces and ends of lines get signs (``·``, ``↵``, ``⇥``), bytes that are part of a character are hexadecimal, other
+    characters that do not show are named by number, and a mark that belongs on the letter before stands on a circle.
+
+    >>> visible(b" caf" + "é".encode()[:1])
+    '·caf⟨c3⟩'
+    >>> visible("a\u202e\x1b[0m".encode())
+    'a⟨U+202E⟩⟨U+001B⟩[0m'
+    """
+    # Bytes that are no character become lone surrogates, one each; UTF-8 has no others.
+    text = _PIECE.sub(_show, raw.decode("utf-8", "surrogateescape"))
+    return f"◌{text}" if text and unicodedata.category(text[0]).startswith("M") else text
+
+
+def _show(match: re.Match[str]) -> str:
+    piece = match[0]
+    if "\udc80" <= piece[0] <= "\udcff":
+        return f"⟨{piece.encode('utf-8', 'surrogateescape').hex(' ')}⟩"
+    if piece in _SIGNS:
+        return _SIGNS[piece]
+    return f"⟨U+{ord(piece):04X}⟩" if unicodedata.category(piece) in _UNSHOWN else piece
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a vocabulary.
+
+    Attributes:
+        id: In its vocabulary.
+        raw: Its bytes; empty for a special token.
+        text: For display.
+        is_special: Whether it is a special token.
+    """
+
+    id: int
+    raw: bytes
+    text: str
+    is_special: bool
+
+
+def tokens_of(vocabulary: CanonicalVocabulary, ids: Iterable[int]) -> list[Token]:
+    """The tokens of some ids."""
+    return [_token(vocabulary, int(token_id)) for token_id in ids]
+
+
+def _token(vocabulary: CanonicalVocabulary, token_id: int) -> Token:
+    raw = vocabulary.token_bytes[token_id]
+    text = visible(raw)
+    if not raw:
+        name = vocabulary.tokenizer.convert_ids_to_tokens(token_id) if vocabulary.exists[token_id] else None
+        text = visible(name.encode()) if name else f"⟨id {token_id}⟩"
+    return Token(token_id, raw, text, bool(vocabulary.is_special[token_id]))
