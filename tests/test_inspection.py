@@ -32,6 +32,7 @@ from xtoken_pl import (
 )
 from xtoken_pl.cli import main
 from xtoken_pl.data import Windower, collate
+from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.inspection import Counterparts, Inspection, first_sequence, predict, visible
 from xtoken_pl.inspection.page import page
 from xtoken_pl.inspection.pictures import drawable, predictions_figure, spans_figure
@@ -163,9 +164,16 @@ def test_a_batch_shows_the_spans_that_are_scored() -> None:
     assert [cell.teacher for cell in scored] == [cell.teacher for cell in every[1:]]
 
 
-def test_the_first_sequence_of_a_batch_is_that_sequence_alone() -> None:
+@pytest.mark.parametrize("packing", ["none", "separate"])
+def test_the_first_sequence_of_a_batch_is_that_sequence_alone(packing: Packing) -> None:
     student, teachers = vocabularies()
     windows = windows_of(student, teachers, TEXTS[3][:90], TEXTS[4][:300], "x")
+    if packing == "separate":
+        columns = {name: [window[name] for window in windows] for name in windows[0]}
+        longest = max(len(window[column]) for window in windows for column in ("student_ids", "split/ids"))
+        packed = Packer({"": student, **teachers}, longest, packing)(columns)
+        windows = [dict(zip(packed, row, strict=True)) for row in zip(*packed.values(), strict=True)]
+        assert [len(window["student_starts"]) for window in windows] == [2, 1]
     found, alone = first_sequence(collate(windows, ["split"])), collate(windows[:1], ["split"])
     for mine, theirs in (
         (found.student, alone.student),
@@ -173,7 +181,11 @@ def test_the_first_sequence_of_a_batch_is_that_sequence_alone() -> None:
         (found.teachers["split"].spans, alone.teachers["split"].spans),
     ):
         for name, tensor in vars(theirs).items():
-            assert torch.equal(getattr(mine, name), tensor), name
+            if tensor is None:
+                assert getattr(mine, name) is None, name
+            else:
+                assert torch.equal(getattr(mine, name), tensor), name
+    assert (found.student.position_ids is None) == (packing == "none")
     assert found.cuts.student.tolist() == alone.cuts.student.tolist()
 
 

@@ -33,7 +33,8 @@ def _first(tokens: TokenBatch) -> tuple[TokenBatch, int]:
     length = int(tokens.attention_mask[0].sum())
     num_rows = int((tokens.rows < length).sum())
     ids, mask = tokens.input_ids[:1, :length], tokens.attention_mask[:1, :length]
-    return TokenBatch(ids, mask, tokens.rows[:num_rows], tokens.labels[:num_rows]), num_rows
+    places = None if tokens.position_ids is None else tokens.position_ids[:1, :length]
+    return TokenBatch(ids, mask, tokens.rows[:num_rows], tokens.labels[:num_rows], places), num_rows
 
 
 def _head(cached: CachedRows, num: int) -> CachedRows:
