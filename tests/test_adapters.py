@@ -243,6 +243,24 @@ def test_a_checkpoint_of_all_weights_is_refused_by_a_run_with_an_adapter(workspa
         train(workspace, student_of(workspace), num_steps=2, ckpt_path=tmp_path / "step=1.ckpt")
 
 
+def test_the_command_line_refuses_another_student_before_texts_are_read(
+    workspace: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sharded run would have taken the weights before the module is asked."""
+
+    def no_text_is_read(*_: object, **__: object) -> None:
+        raise AssertionError("texts were read")
+
+    monkeypatch.setattr("xtoken_pl.data.module.load_source", no_text_is_read)
+    arguments = ["--model.student.model", str(workspace / "student"), "--model.kd_weight", "0"]
+    arguments += ["--data.train.path", str(workspace / "texts.jsonl"), "--trainer.logger", "false"]
+    arguments += ["--ckpt_path", str(workspace / "whole/step=2.ckpt")]
+    with pytest.raises(ValueError, match="holds an adapter of a student, and this run trains all weights"):
+        main(["fit", *arguments])
+    with pytest.raises(ValueError, match="another rank than in the checkpoint: 4 there, 8 here"):
+        main(["fit", *arguments, "--model.student.adapter.rank", "8"])
+
+
 def test_another_dropout_and_a_moved_base_go_on(workspace: Path, whole: Any, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(workspace / "student", workspace / "moved", dirs_exist_ok=True)
     student = student_of(workspace, "moved", dropout=0.2)

@@ -174,7 +174,7 @@ class MultiTeacherDistillModule(DistillParts):
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
-            self.optimizer_recipe.apply_to_restored(*self._from_recipe)
+            self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
         if self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
                 "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "

@@ -128,11 +128,12 @@ def check_student(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
             f"the student of the checkpoint has another tokenizer ({saved['tokenizer']} there, {ours['tokenizer']} "
             f"here); {_WAYS_OUT}"
         )
-    adapter, our_adapter = saved.get("adapter"), ours.get("adapter")
-    if (adapter is None) != (our_adapter is None):
-        there, here = ("all weights", "an adapter") if adapter is None else ("an adapter", "all weights")
+    adapter: Mapping[str, Any] = saved.get("adapter", {})
+    our_adapter: Mapping[str, Any] = ours.get("adapter", {})
+    if bool(adapter) != bool(our_adapter):
+        there, here = ("an adapter", "all weights") if adapter else ("all weights", "an adapter")
         raise ValueError(f"the checkpoint holds {there} of a student, and this run trains {here}; {_WAYS_OUT}")
-    for part, value in (our_adapter or {}).items():
+    for part, value in our_adapter.items():
         if adapter[part] != value:
             raise ValueError(
                 f"the student's adapter has another {part} than in the checkpoint: {adapter[part]} there, {value} "
