@@ -395,7 +395,7 @@ def test_two_processes_train_store_and_export_the_adapter_of_one(workspace: Path
     one = found["one"]["whole"]
     assert len(one) == 4
     for name, runs in found.items():
-        tolerance = 2e-3 if name == "distributed" else 1e-5  # in bfloat16
+        tolerance = 1e-2 if name == "distributed" else 1e-5  # in bfloat16
         for run, steps in runs.items():
             for mine, theirs in zip(one[-len(steps) :], steps, strict=True):
                 assert theirs == pytest.approx(mine, rel=tolerance), (name, run)
@@ -408,7 +408,7 @@ def test_two_processes_train_store_and_export_the_adapter_of_one(workspace: Path
             mine, theirs = load_file(root / "one" / file), load_file(root / name / file)
             assert mine.keys() == theirs.keys()
             for weight in mine:
-                torch.testing.assert_close(theirs[weight], mine[weight], rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(theirs[weight], mine[weight], rtol=1e-4, atol=1e-5)
 
 
 # What is refused before time is spent -------------------------------------------------------------------------------
