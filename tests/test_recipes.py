@@ -190,6 +190,18 @@ def test_strategy_trains_two_steps_with_one_process_in_place_of_its_gpus(inside:
     assert len(tags["train/loss"]) == 2
 
 
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+def test_adapter_laid_over_a_recipe_trains_two_steps_and_is_merged(inside: Path, name: str) -> None:
+    tags = train(ROOT / f"configs/{name}.yaml")
+    assert all(math.isfinite(value) for value in tags["train/loss"])
+    assert len(tags["train/loss"]) == 2
+    run = max(Path("runs").rglob("version_*"), key=lambda folder: folder.stat().st_mtime_ns)
+    (checkpoint,) = (run / "checkpoints").glob("last.ckpt")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(".lora_" in key or key.startswith("losses.qwen.learned.") for key in state)
+    assert type(AutoModelForCausalLM.from_pretrained(run / "export")).__name__ == "LlamaForCausalLM"
+
+
 def test_fixed_weights_instead_of_dynamic_scaling_are_a_change_of_yaml_only(inside: Path) -> None:
     """The same seed gives the same batches, weights and losses; only what the losses are multiplied by differs."""
     dynamic = train(ROOT / "configs/paper/llama1b_from_phi4mini_llama3b.yaml")

@@ -3,6 +3,7 @@
 from xtoken_pl.alignment import SpanAligner, Spans, SpanStatistics
 from xtoken_pl.audit import CoverageAudit, recommend_loss
 from xtoken_pl.data import DistillDataModule, TextSource
+from xtoken_pl.lora import LoRA
 from xtoken_pl.losses import GOLD, ULD, BytePrefixKL, HybridKL, MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
 from xtoken_pl.metrics import BitsPerByte, TopOneAgreement
 from xtoken_pl.module import MultiTeacherDistillModule
@@ -25,6 +26,7 @@ __all__ = [
     "CoverageAudit",
     "DistillDataModule",
     "HybridKL",
+    "LoRA",
     "MatchedRowLoss",
     "MostConfidentTeacher",
     "MultiTeacherDistillModule",

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
-from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
+from xtoken_pl.checkpoints import AtomicCheckpointIO, check_student_of_checkpoint, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments, names_config
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.export import export
@@ -94,11 +94,13 @@ class DistillCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Refuses what callbacks cannot work with, and damaged checkpoints, before texts are read."""
+        """Refuses what callbacks cannot work with, damaged checkpoints and other students', before texts are read."""
         for callback in cast(Any, self.trainer).callbacks:
             if check := getattr(callback, "check_module", None):
                 check(self.model)
         self._find_checkpoint()
+        if path := self.config_init["fit"].get("ckpt_path"):
+            check_student_of_checkpoint(Path(path), self.model.student_source, self.model.student_vocabulary)
 
     def before_validate(self) -> None:
         """Refuses a damaged checkpoint."""

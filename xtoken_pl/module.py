@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
-from xtoken_pl.checkpoints import RunIdentity, RunState, check_learned_projections
+from xtoken_pl.checkpoints import RunIdentity, RunState, check_learned_projections, check_weights_of_student
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.finite import FiniteWatch
 from xtoken_pl.losses import SpanLoss
@@ -157,12 +157,15 @@ class MultiTeacherDistillModule(DistillParts):
         self._run_state.save(checkpoint, self.run_identity, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint whose teachers or learned projections are not those of this run."""
+        """Refuses a checkpoint whose student, teachers or learned projections are not those of this run."""
         training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         if "state_dict" in checkpoint:  # a sharded run has taken it by now
             check_learned_projections(checkpoint["state_dict"], self, training=training)
         if self._trainer is not None and training:
             self._run_state.load(checkpoint, self.run_identity)
+        if "state_dict" in checkpoint:
+            has_adapter = self.student_source.adapter is not None
+            check_weights_of_student(checkpoint["state_dict"], self, has_adapter=has_adapter)
 
     def on_train_end(self) -> None:
         """Looks at the last step, too, before anything is exported."""
@@ -171,7 +174,7 @@ class MultiTeacherDistillModule(DistillParts):
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
-            self.optimizer_recipe.apply_to_restored(*self._from_recipe)
+            self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
         if self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
                 "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,29 +62,33 @@ class OptimizerRecipe:
         of_projections = list(projections)
         known = {id(parameter) for parameter in of_projections}
         trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
-        members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]]
-        if of_projections:
-            members.append(of_projections)
-        groups = [
-            {"params": chosen, "lr": rate, "weight_decay": decay}
-            for chosen, (rate, decay) in zip(members, self._rates_and_decays(), strict=False)
-        ]
+        members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2], of_projections]
+        groups: list[dict[str, Any]] = []
+        for chosen in filter(None, members):  # a distributed checkpoint would lose the options of an empty group
+            rate, decay = self._rate_and_decay(chosen[0], known)
+            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
         num_warmup = round(num_steps * self.warmup_fraction)
         return optimizer, get_cosine_schedule_with_warmup(optimizer, num_warmup, int(num_steps))
 
-    def apply_to_restored(self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
-        """Puts this recipe's values back after a checkpoint has restored the ones of the run before."""
+    def apply_to_restored(
+        self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR, projections: Iterable[nn.Parameter] = ()
+    ) -> None:
+        """Puts this recipe's values back after a checkpoint has restored the ones of the run before.
+
+        Args:
+            optimizer, scheduler: Of :meth:`build`.
+            projections: As given there.
+        """
+        known = {id(parameter) for parameter in projections}
         factors = [schedule(scheduler.last_epoch) for schedule in scheduler.lr_lambdas]
-        values = self._rates_and_decays()[: len(factors)]
+        values = [self._rate_and_decay(group["params"][0], known) for group in optimizer.param_groups]
         scheduler.base_lrs = [rate for rate, _ in values]
         for group, (rate, decay), factor in zip(optimizer.param_groups, values, factors, strict=True):
             group.update(initial_lr=rate, lr=rate * factor, weight_decay=decay, betas=self.betas)
 
-    def _rates_and_decays(self) -> list[tuple[float, float]]:
-        """Of matrices, of the student's other parameters and, where there are any, of learned projections."""
-        return [
-            (self.learning_rate, self.weight_decay),
-            (self.learning_rate, 0.0),
-            (self.projection_learning_rate, 0.0),
-        ]
+    def _rate_and_decay(self, parameter: nn.Parameter, projections: set[int]) -> tuple[float, float]:
+        """Of the group that ``parameter`` is in: learned projections, matrices, or the student's other parameters."""
+        if id(parameter) in projections:
+            return self.projection_learning_rate, 0.0
+        return self.learning_rate, self.weight_decay if parameter.ndim >= 2 else 0.0

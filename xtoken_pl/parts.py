@@ -18,6 +18,7 @@ from xtoken_pl.checkpoints import check_processes_agree
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.metrics import EvaluationMetrics
 from xtoken_pl.models import FrozenModel
+from xtoken_pl.models.adapters import check_adapter
 from xtoken_pl.models.placement import place_student, place_teacher
 from xtoken_pl.models.sharding import data_parallel_mesh
 from xtoken_pl.projection import LearnedProjection, Projection
@@ -44,6 +45,8 @@ class DistillParts(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.student_source = student
+        # A checkpoint of an adapter lacks the frozen weights; what must be in it is compared when it is loaded.
+        self.strict_loading = student.adapter is None
         self._given_teachers = teachers
         self._needs_teachers = needs_teachers
         self.weighting = weighting
@@ -116,6 +119,7 @@ class DistillParts(pl.LightningModule):
     def _bind_losses(self) -> None:
         if "student_num_bytes" in self._buffers:
             return
+        check_adapter(self.student_source)
         caches = self.caches  # first, since W may take a while
         for name, teacher in self.teachers.items():
             bound = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
@@ -146,7 +150,7 @@ class DistillParts(pl.LightningModule):
         device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
         data = None if self._trainer is None else cast(Any, self._trainer).datamodule
         separates = getattr(data, "packing", "none") == "separate"
-        student = place_student(self.student_source, self.student_vocabulary, mesh, separates=separates)
+        student = place_student(self.student_source, self.student_vocabulary, mesh, device, separates=separates)
         self._loaded_teachers = {
             name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device, separates=separates)
             for name, teacher in self.teachers.items()

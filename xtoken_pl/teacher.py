@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from xtoken_pl.checks import check_not_negative
+from xtoken_pl.lora import LoRA
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 
@@ -64,10 +65,31 @@ class Student(ModelSource):
         weights: ``pretrained`` loads them; ``random`` builds the model from its configuration, under the run's seed.
         activation_checkpointing: Keep only the inputs of every layer for the backward pass, and run the layer again
             there: less memory, about a third more of the student's time.
+        adapter: Train low-rank updates of the layers, and nothing else; checkpoints hold the adapter alone. None
+            trains all weights.
+        quantization: Load the layers below the adapter in 8 or 4 bits (NF4) with bitsandbytes (QLoRA); embedding, head
+            and normalizations keep their ``dtype``.
+
+    Raises:
+        ValueError: If an adapter is to be put on random weights, or a quantized student has none.
     """
 
     weights: Literal["pretrained", "random"] = "pretrained"
     activation_checkpointing: bool = False
+    adapter: LoRA | None = None
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        if self.adapter is not None and self.weights == "random":
+            raise ValueError(
+                "an adapter leaves the weights below it as they are, and got weights='random'; use pretrained weights, "
+                "or leave the adapter out"
+            )
+        if self.quantization is not None and self.adapter is None:
+            raise ValueError(
+                f"quantized weights cannot be trained, and got quantization={self.quantization!r} of a student without "
+                "an adapter; give it one (adapter: {rank: 16}), or leave quantization out"
+            )
 
 
 @dataclass(kw_only=True)

@@ -26,13 +26,14 @@ class RunIdentity:
     """What a run may not change when it goes on, and what it may.
 
     Attributes:
-        student: ``model`` and ``revision`` that it started from, and the fingerprint ``tokenizer``.
+        student: ``model`` and ``revision`` that it started from, and the fingerprint ``tokenizer``; where an adapter
+            is trained, what belongs to it as ``adapter``.
         teachers: By name: ``model``, ``revision``, the fingerprints ``weights``, ``tokenizer`` and ``projection`` (of
             the file of W, None where it is built), and whether W is ``learned``.
         settings: By name, those that may change.
     """
 
-    student: dict[str, str | None]
+    student: dict[str, Any]
     teachers: dict[str, dict[str, str | None]]
     settings: dict[str, Any]
 
@@ -67,12 +68,9 @@ class RunIdentity:
                 "learned": "yes" if teacher.learn_projection else "no",
             }
             changeable |= {f"{setting} of {name!r}": _plain(getattr(teacher, setting)) for setting in _MAY_CHANGE}
-        described_student = {
-            "model": student.model,
-            "revision": student.revision,
-            "tokenizer": student_vocabulary.fingerprint,
-        }
-        return cls(described_student, described, changeable)
+        if student.adapter is not None:
+            changeable["dropout of the adapter"] = student.adapter.dropout
+        return cls(describe_student(student, student_vocabulary), described, changeable)
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -85,14 +83,9 @@ class RunIdentity:
             saved: What :meth:`to_dict` gave.
 
         Raises:
-            ValueError: If a teacher is missing, added or another one, or the student has another tokenizer.
+            ValueError: If a teacher is missing, added or another one, or the student is another one.
         """
-        theirs_student, ours_student = saved["student"]["tokenizer"], self.student["tokenizer"]
-        if theirs_student != ours_student:
-            raise ValueError(
-                f"the student of the checkpoint has another tokenizer ({theirs_student} there, {ours_student} here); "
-                f"{_WAYS_OUT}"
-            )
+        check_student(saved["student"], self.student)
         theirs: Mapping[str, Mapping[str, str | None]] = saved["teachers"]
         if missing := sorted(theirs.keys() - self.teachers.keys()):
             raise ValueError(f"the checkpoint was written with teacher {_names(missing)}, not among ours; {_WAYS_OUT}")
@@ -103,6 +96,49 @@ class RunIdentity:
         for setting, value in self.settings.items():
             if (before := saved["settings"].get(setting)) != value:
                 rank_zero_info(f"going on with another {setting}: {value}, {before} in the checkpoint")
+
+
+def describe_student(student: Student, vocabulary: CanonicalVocabulary) -> dict[str, Any]:
+    """:attr:`RunIdentity.student`."""
+    described: dict[str, Any] = {
+        "model": student.model,
+        "revision": student.revision,
+        "tokenizer": vocabulary.fingerprint,
+    }
+    if student.adapter is not None:
+        targets = student.adapter.target_modules
+        described["adapter"] = {
+            "rank": student.adapter.rank,
+            "alpha": student.adapter.alpha,
+            "target_modules": targets if isinstance(targets, str) else sorted(targets),
+            "quantization": student.quantization,
+            "base": model_fingerprint(student),
+        }
+    return described
+
+
+def check_student(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Compares what :func:`describe_student` says now with what it said when a checkpoint was written.
+
+    Raises:
+        ValueError: If the student has another tokenizer, or an adapter of another kind or on other weights.
+    """
+    if saved["tokenizer"] != ours["tokenizer"]:
+        raise ValueError(
+            f"the student of the checkpoint has another tokenizer ({saved['tokenizer']} there, {ours['tokenizer']} "
+            f"here); {_WAYS_OUT}"
+        )
+    adapter: Mapping[str, Any] = saved.get("adapter", {})
+    our_adapter: Mapping[str, Any] = ours.get("adapter", {})
+    if bool(adapter) != bool(our_adapter):
+        there, here = ("an adapter", "all weights") if adapter else ("all weights", "an adapter")
+        raise ValueError(f"the checkpoint holds {there} of a student, and this run trains {here}; {_WAYS_OUT}")
+    for part, value in our_adapter.items():
+        if adapter[part] != value:
+            raise ValueError(
+                f"the student's adapter has another {part} than in the checkpoint: {adapter[part]} there, {value} "
+                f"here; {_WAYS_OUT}"
+            )
 
 
 def _check_teacher(name: str, saved: Mapping[str, str | None], ours: Mapping[str, str | None]) -> None:

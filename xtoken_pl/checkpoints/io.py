@@ -154,13 +154,14 @@ def _file_damage(path: Path, size: int, _changed: int) -> str | None:
 def _read(path: Path) -> StoredCheckpoint:
     written = path.stat().st_mtime
     try:
-        content = _without_tensors(path)
+        content = without_tensors(path)
         return StoredCheckpoint(path, written, int(content["global_step"]), "lr_schedulers" in content)
     except Exception:  # a damaged pickle raises nearly anything
         return StoredCheckpoint(path, written, None, False)
 
 
-def _without_tensors(path: Path) -> dict[str, Any]:
+def without_tensors(path: Path) -> dict[str, Any]:
+    """A checkpoint's content with tensors that have no values; of a distributed one without the models."""
     if path.is_dir():
         return torch.load(path / _WRITTEN_LAST[-1], map_location="meta", weights_only=True)
     return torch.load(path, map_location="meta", mmap=True, weights_only=True)

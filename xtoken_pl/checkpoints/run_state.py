@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.checkpoints.epoch_end import close_finished_epoch
-from xtoken_pl.checkpoints.identity import RunIdentity
+from xtoken_pl.checkpoints.identity import RunIdentity, check_student, describe_student
+from xtoken_pl.checkpoints.io import without_tensors
 from xtoken_pl.checkpoints.layout import number_by_module, share_tied_weights
 from xtoken_pl.checkpoints.random_states import RandomState, gather_random_states, restore_random_states
+from xtoken_pl.teacher import Student
+from xtoken_pl.tokenization import CanonicalVocabulary
 
 _KEY = "xtoken_pl"
 
@@ -20,6 +24,18 @@ def stored_identity(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a checkpoint says of its run (:meth:`RunIdentity.to_dict`); None if it says nothing."""
     state = checkpoint.get(_KEY)
     return None if state is None else state["identity"]
+
+
+def check_student_of_checkpoint(path: Path, student: Student, vocabulary: CanonicalVocabulary) -> None:
+    """Compares a student with that of a checkpoint before anything is loaded; says nothing where the file does not.
+
+    A sharded run takes the weights before the module is asked whether they are its own.
+
+    Raises:
+        ValueError: If it has another tokenizer, or an adapter of another kind or on other weights.
+    """
+    if path.exists() and (saved := stored_identity(without_tensors(path))) is not None:
+        check_student(saved["student"], describe_student(student, vocabulary))
 
 
 class RunState:

@@ -152,7 +152,7 @@ def _predict(
         with ExitStack() as stack:
             state = read_checkpoint(checkpoint, stack)
             module.on_load_checkpoint(state)
-            module.load_state_dict(state["state_dict"])
+            module.load_state_dict(state["state_dict"], strict=module.strict_loading)
     elif module.student_source.weights == "random":
         print(
             "the student's weights are random, as the run would begin; give --ckpt_path for those that were learned\n"

@@ -47,8 +47,9 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
     }
     if source.attn_implementation is not None:
         common["attn_implementation"] = source.attn_implementation
-    if isinstance(source, Teacher) and source.quantization is not None:
-        common |= _quantized(source.quantization, common["dtype"], role, device)
+    if isinstance(source, Student | Teacher) and source.quantization is not None:
+        check_quantization(source.quantization, role=role)
+        common |= _quantized(source.quantization, common["dtype"], device)
     try:
         if isinstance(source, Student) and source.weights == "random":
             config = AutoConfig.from_pretrained(
@@ -68,12 +69,20 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
     return cast(PreTrainedModel, model).eval()
 
 
-def _quantized(bits: Quantization, dtype: torch.dtype | str, role: str, device: torch.device | str) -> dict[str, Any]:
-    if find_spec("bitsandbytes") is None:
+def check_quantization(bits: Quantization | None, *, role: str) -> None:
+    """Refuses a quantization that nothing here can make.
+
+    Raises:
+        ImportError: If bitsandbytes is not installed.
+    """
+    if bits is not None and find_spec("bitsandbytes") is None:
         raise ImportError(
             f"quantization={bits!r} of the {role} needs bitsandbytes, which is not installed; install it "
             "(pip install bitsandbytes), or leave quantization out"
         )
+
+
+def _quantized(bits: Quantization, dtype: torch.dtype | str, device: torch.device | str) -> dict[str, Any]:
     config = BitsAndBytesConfig(
         load_in_8bit=bits == "8bit",
         load_in_4bit=bits == "4bit",

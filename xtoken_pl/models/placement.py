@@ -7,6 +7,7 @@ import os
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from xtoken_pl.models.adapters import add_adapter, keep_adapter_only
 from xtoken_pl.models.causal_lm import LoadedModel, load_model
 from xtoken_pl.models.frozen import FrozenModel
 from xtoken_pl.models.sharding import compile_layers, shard
@@ -21,22 +22,40 @@ def default_device() -> torch.device:
 
 
 def place_student(
-    source: Student, vocabulary: CanonicalVocabulary, mesh: DeviceMesh | None, *, separates: bool = False
+    source: Student,
+    vocabulary: CanonicalVocabulary,
+    mesh: DeviceMesh | None,
+    device: torch.device | str,
+    *,
+    separates: bool = False,
 ) -> LoadedModel:
     """The student, ready for training.
 
     Args:
         mesh: The processes to shard it over; None leaves it whole.
+        device: Where quantized weights are made.
         separates: Whether it has to keep packed documents apart.
 
     Raises:
-        ValueError: If there is no such model, its head cannot be used, or processes would start from other weights.
+        ValueError: If there is no such model, its head cannot be used, its adapter does not fit it, it is quantized and
+            to be sharded, or processes would start from other weights.
+        ImportError: If it needs a library that is not installed.
     """
-    if mesh is not None and source.weights == "random" and not _is_seeded():
+    if mesh is not None and source.quantization is not None:
         raise ValueError(
-            "a sharded student of random weights needs a seed that all processes share; set seed_everything to a number"
+            f"a quantized student is held whole by every process, and got quantization={source.quantization!r} with a "
+            "strategy that shards it; use strategy ddp, or leave quantization out"
         )
-    loaded = load_model(source, vocabulary, role="student", separates=separates)
+    starts_at_random = source.weights == "random" or source.adapter is not None
+    if mesh is not None and starts_at_random and not _is_seeded():
+        raise ValueError(
+            "a sharded student of random weights, or with an adapter, needs a seed that all processes share; set "
+            "seed_everything to a number"
+        )
+    loaded = load_model(source, vocabulary, role="student", device=device, separates=separates)
+    if source.adapter is not None:
+        add_adapter(loaded.model, source.adapter)
+        keep_adapter_only(loaded.model)
     if source.activation_checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
     if source.compile:

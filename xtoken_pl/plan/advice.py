@@ -84,7 +84,11 @@ def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
         yield "model.logits_memory: 0.5", replace(run, logits_memory=_LEAST_LOGITS_MEMORY), Price.NOTHING
     if run.spread == "buckets":
         yield "strategy DDPStrategy with gradient_as_bucket_view: true", replace(run, spread="views"), Price.NOTHING
-    if run.spread != "sharded":
+    if run.student.adapter is not None and run.student.quantization is None and run.spread != "sharded":
+        for bits in ("8bit", "4bit"):
+            text = f"model.student.quantization: {bits}"
+            yield text, replace(run, student=replace(run.student, quantization=bits)), Price.OTHER_RESULTS
+    if run.spread != "sharded" and run.student.quantization is None:
         size = max(run.num_gpus, _NODE)
         sharded = replace(run, spread="sharded", num_gpus=size, data_parallel_size=size)
         price = Price.MORE_GPUS if size > run.num_gpus else Price.NOTHING

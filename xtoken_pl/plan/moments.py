@@ -88,14 +88,16 @@ class _Step:
 
     def moments(self) -> list[Moment]:
         return [
-            self._moment("student's forward pass", self._gathered(), _of_student(self.student_pass.forward)),
+            self._moment(
+                "student's forward pass", self._gathered(), self._dequantized(), _of_student(self.student_pass.forward)
+            ),
             *(self._teacher_pass(name) for name in self.teachers),
             self._moment("loss blocks", self._waiting(self.student_pass.in_step), self._of_blocks()),
             self._gradients_of_blocks(),
             self._student_backward(),
             self._moment(
                 "optimizer step",
-                {"optimizer: temporary": terms.optimizer_step_bytes(self.student.parameter_bytes) // self.shards},
+                {"optimizer: temporary": terms.optimizer_step_bytes(self.student.trained_bytes) // self.shards},
             ),
         ]
 
@@ -121,16 +123,17 @@ class _Step:
             "loss blocks, backward",
             self._waiting(self.student_pass.until_backward),
             self._of_blocks(),
-            {_HEAD_GRADIENT: self.student.head.nbytes, "student: gradient of the hidden states": gradient},
+            {_HEAD_GRADIENT: self._head_gradient(), "student: gradient of the hidden states": gradient},
         )
 
     def _student_backward(self) -> Moment:
         """A tied head's gradient waits for the embedding's."""
-        head = {_HEAD_GRADIENT: self.student.head.nbytes} if self.student.has_tied_head else {}
+        head = {_HEAD_GRADIENT: self._head_gradient()} if self.student.has_tied_head else {}
         reduced = {"gradients on their way to other GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
         return self._moment(
             "student's backward pass",
             self._gathered(),
+            self._dequantized(),
             _of_student(self.student_pass.backward),
             self._of_teachers(self.teachers),
             head,
@@ -141,9 +144,9 @@ class _Step:
 
     def _always(self) -> dict[str, int]:
         """What every moment has."""
-        run, trained = self.run, self.student.parameter_bytes
+        run, trained = self.run, self.student.trained_bytes
         result = {
-            "student: weights": self.student.weight_bytes // self.shards,
+            "student: weights": terms.weight_bytes(run.student, self.student) // self.shards,
             "student: gradients": trained // self.shards,
             "student: optimizer": terms.adamw_bytes(trained) // self.shards,
         }
@@ -152,7 +155,7 @@ class _Step:
         for name in self.teachers:
             if not run.teachers[name].cpu_offload:
                 shards = self.shards if self._is_gathered(name) else 1
-                weights = terms.teacher_bytes(run.teachers[name], self.teachers[name])
+                weights = terms.weight_bytes(run.teachers[name], self.teachers[name])
                 result[f"teacher {name}: weights"] = weights // shards
         size, learned = self.student.head.shape[0], 0
         for name, teacher in run.teachers.items():
@@ -175,6 +178,12 @@ class _Step:
 
     def _gathered(self) -> dict[str, int]:
         return {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
+
+    def _dequantized(self) -> dict[str, int]:
+        return {"student: a layer dequantized": terms.dequantized_bytes(self.run.student, self.student)}
+
+    def _head_gradient(self) -> int:
+        return 0 if self.student.has_adapter else self.student.head.nbytes
 
     def _waiting(self, held: Held) -> dict[str, int]:
         """The student between its passes; sharded, what belongs to no layer stays whole."""

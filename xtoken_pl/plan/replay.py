@@ -79,7 +79,9 @@ def replay(
         ValueError: If the model does what needs numbers.
     """
     model: Any = skeleton.model
-    model.train(trains).requires_grad_(trains)
+    model.train(trains).requires_grad_(False)
+    for parameter in skeleton.trained:
+        parameter.requires_grad_(trains)
     if activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     try:
@@ -91,7 +93,9 @@ def replay(
                 del states
                 in_step, forward = ledger.held(), ledger.peak
             until_backward = ledger.held()
-            return Footprint(forward, in_step, until_backward, _backward(model, rows, ledger) if trains else Held(0, 0))
+            return Footprint(
+                forward, in_step, until_backward, _backward(skeleton, rows, ledger) if trains else Held(0, 0)
+            )
     except RuntimeError as error:
         raise ValueError(
             f"{type(model).__name__} cannot be planned: one of its operations needs numbers or another device, which a "
@@ -102,8 +106,8 @@ def replay(
             model.activation_checkpointing_disable()
 
 
-def _backward(model: nn.Module, rows: Tensor, ledger: _Ledger) -> Held:
-    hooks = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in model.parameters()]
+def _backward(skeleton: Skeleton, rows: Tensor, ledger: _Ledger) -> Held:
+    hooks = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in skeleton.trained]
     ledger.peak = ledger.held()
     rows.backward(torch.zeros_like(rows))
     for hook in hooks:

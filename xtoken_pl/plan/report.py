@@ -7,7 +7,7 @@ from typing import Any
 from xtoken_pl.plan.advice import Change, Way
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.skeleton import Skeleton
-from xtoken_pl.teacher import ModelSource, Teacher
+from xtoken_pl.teacher import Student, Teacher
 
 _GB = 1e9
 _SPREAD = {
@@ -82,12 +82,13 @@ def _terms(plan: MemoryPlan) -> list[str]:
     return sorted(found, key=lambda term: term.startswith("allowance"))
 
 
-def _model_line(role: str, source: ModelSource, skeleton: Skeleton | None) -> str:
+def _model_line(role: str, source: Student | Teacher, skeleton: Skeleton | None) -> str:
     if skeleton is None:
         return f"{role} {source.model}: from its cache, no weights"
-    quantization = source.quantization if isinstance(source, Teacher) else None
-    kept = quantization or str(skeleton.dtype).removeprefix("torch.")
-    return f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
+    kept = source.quantization or str(skeleton.dtype).removeprefix("torch.")
+    line = f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
+    num_trained = sum(parameter.numel() for parameter in skeleton.trained)
+    return f"{line}; {num_trained:,} of them, its adapter's, are trained" if skeleton.has_adapter else line
 
 
 def _gb(size: float) -> str:

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from xtoken_pl.lora import LoRA
+from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.sharding import layers
-from xtoken_pl.teacher import ModelSource
+from xtoken_pl.teacher import ModelSource, Student
 
 #: transformers looks for a library where the name of an attention contains "flash".
 _FLASH = "xtoken_pl_plan"
+#: In the names of an adapter's layers.
+_ADAPTER = ".lora_"
 
 
 def _flash(
@@ -35,10 +39,12 @@ class Skeleton:
     Attributes:
         model: With the dtype that its weights have in training.
         mode: In which it computes.
+        has_adapter: Whether an adapter in it is all that is trained.
     """
 
     model: PreTrainedModel
     mode: FakeTensorMode
+    has_adapter: bool
 
     @classmethod
     def of(cls, source: ModelSource, *, role: str, dtype: torch.dtype | None = None) -> Skeleton:
@@ -53,8 +59,9 @@ class Skeleton:
         """
         given = None if source.dtype == "auto" else cast(torch.dtype, getattr(torch, source.dtype))
         attention = source.attn_implementation
+        adapter = source.adapter if isinstance(source, Student) else None
         try:
-            return _build(source.model, source.revision, source.trust_remote_code, dtype or given, attention)
+            return _build(source.model, source.revision, source.trust_remote_code, given, dtype, attention, adapter)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the model of the {role} must be a folder or a hub id with the config.json of a causal language "
@@ -73,8 +80,18 @@ class Skeleton:
 
     @property
     def parameter_bytes(self) -> int:
-        r""":math:`\sum_p |p| \cdot \text{itemsize}(p)`, tied parameters once; gradients are as large."""
+        r""":math:`\sum_p |p| \cdot \text{itemsize}(p)`, tied parameters once."""
         return _bytes(self.model)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """All parameters, or those of the adapter."""
+        return self._trained_in(self.model)
+
+    @property
+    def trained_bytes(self) -> int:
+        """The same of what is trained; gradients are as large."""
+        return sum(parameter.nbytes for parameter in self.trained)
 
     @property
     def weight_bytes(self) -> int:
@@ -102,10 +119,21 @@ class Skeleton:
         return _bytes(self.model) - sum(_bytes(layer) for layer in layers(self.model))
 
     @property
+    def largest_trained_bytes(self) -> int:
+        """Of what is trained in a layer, or outside the layers, whichever is more."""
+        of_layers = [sum(parameter.nbytes for parameter in self._trained_in(layer)) for layer in layers(self.model)]
+        return max(*of_layers, self.trained_bytes - sum(of_layers))
+
+    @property
     def linear_layers(self) -> list[nn.Linear]:
-        """Those that quantization replaces: all but the head."""
+        """Those that quantization replaces: all but the head and those of an adapter."""
         head = self.model.get_output_embeddings()
-        return [part for part in self.model.modules() if isinstance(part, nn.Linear) and part is not head]
+        parts = self.model.named_modules()
+        return [p for name, p in parts if isinstance(p, nn.Linear) and p is not head and _ADAPTER not in name]
+
+    def _trained_in(self, module: nn.Module) -> list[nn.Parameter]:
+        parameters = module.named_parameters()
+        return [parameter for name, parameter in parameters if not self.has_adapter or _ADAPTER in name]
 
 
 def vocabulary_size(source: ModelSource) -> int | None:
@@ -125,14 +153,45 @@ def _bytes(module: nn.Module) -> int:
 
 @lru_cache(maxsize=16)
 def _build(
-    name: str, revision: str | None, trusted: bool, dtype: torch.dtype | None, attention: str | None
+    name: str,
+    revision: str | None,
+    trusted: bool,
+    given: torch.dtype | None,
+    converted: torch.dtype | None,
+    attention: str | None,
+    adapter: LoRA | None,
 ) -> Skeleton:
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trusted)
-    options: dict[str, object] = {"dtype": dtype or config.dtype or torch.float32, "trust_remote_code": trusted}
+    options: dict[str, object] = {"dtype": converted or given or config.dtype or torch.float32}
+    options["trust_remote_code"] = trusted
     if attention is not None:
         is_flash = "flash" in attention  # which need not be installed here
         options["attn_implementation"] = _FLASH if is_flash else attention
     AttentionInterface.register(_FLASH, _flash)
     mode = FakeTensorMode()
+    if adapter is None:
+        with mode:
+            return Skeleton(AutoModelForCausalLM.from_config(config, **options), mode, has_adapter=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, **options)
+        add_adapter(model, adapter)
     with mode:
-        return Skeleton(AutoModelForCausalLM.from_config(config, **options), mode)
+        _replace_tensors(model, converted)
+    return Skeleton(model, mode, has_adapter=True)
+
+
+def _replace_tensors(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Puts empty tensors in the place of all others: PEFT moves its layers, which fake tensors do not bear.
+
+    Args:
+        dtype: Of the parameters; None keeps theirs.
+    """
+    new: dict[int, Tensor] = {}
+    for part in model.modules():
+        for name, tensor in part._parameters.items():
+            if tensor is not None:
+                empty = torch.empty(tensor.shape, dtype=dtype or tensor.dtype)
+                part._parameters[name] = cast(nn.Parameter, new.setdefault(id(tensor), nn.Parameter(empty)))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

@@ -10,7 +10,7 @@ from xtoken_pl.cache.manifest import Manifest
 from xtoken_pl.losses import ULD, BytePrefixKL, PartitionedLoss, TokenKL
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
-from xtoken_pl.teacher import Teacher
+from xtoken_pl.teacher import Student, Teacher
 
 # B windows of T tokens, H hidden size, V/V_s/V_t rows of a head (student/teacher), N GPUs that share one copy
 
@@ -48,24 +48,24 @@ def optimizer_step_bytes(num_parameter_bytes: int) -> int:
     return num_parameter_bytes
 
 
-def teacher_bytes(teacher: Teacher, skeleton: Skeleton) -> int:
-    """A teacher's weights: all in its dtype, or linear layers but the head in 8 or 4 bits.
+def weight_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
+    """A model's weights: all in its dtype, or linear layers but the head in 8 or 4 bits; an adapter as it is.
 
     8 bits: 1 byte a weight, and 4 a row for its scale. 4 bits: 0.5 byte a weight, and 4 for the scale of 64 weights.
     """
-    if teacher.quantization is None:
+    if source.quantization is None:
         return skeleton.weight_bytes
     result = float(skeleton.weight_bytes)
     for weight in (layer.weight for layer in skeleton.linear_layers):
-        per_scale = weight.shape[1] if teacher.quantization == "8bit" else _BLOCK
-        bytes_per_weight = (1.0 if teacher.quantization == "8bit" else 0.5) + _FLOAT / per_scale
+        per_scale = weight.shape[1] if source.quantization == "8bit" else _BLOCK
+        bytes_per_weight = (1.0 if source.quantization == "8bit" else 0.5) + _FLOAT / per_scale
         result += weight.numel() * bytes_per_weight - weight.nbytes
     return int(result)
 
 
-def dequantized_bytes(teacher: Teacher, skeleton: Skeleton) -> int:
+def dequantized_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
     """The largest linear layer's weight in the type of its product, which a quantized layer makes while it runs."""
-    if teacher.quantization is None:
+    if source.quantization is None:
         return 0
     return max((layer.weight.nbytes for layer in skeleton.linear_layers), default=0)
 
@@ -136,4 +136,4 @@ def gathered_bytes(skeleton: Skeleton) -> int:
 
 def reduced_bytes(skeleton: Skeleton) -> int:
     """Gradients that wait for their reduction: of a layer or of the rest, whole, and once more to be sent."""
-    return 2 * max(skeleton.largest_layer_bytes, skeleton.root_bytes)
+    return 2 * skeleton.largest_trained_bytes

@@ -1,0 +1,53 @@
+"""LoRA as a plain specification: which layers of a student learn, and how; the layers are made by PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: Every linear layer but the head.
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    r"""A low-rank update of frozen linear layers.
+
+    .. math:: y = W x + \frac{\alpha}{r} B A \, \text{dropout}(x), \quad
+              A \in \mathbb{R}^{r \times d_{in}}, B \in \mathbb{R}^{d_{out} \times r}
+
+    B starts at zero, so that training begins with the student as it is.
+
+    Attributes:
+        rank: r >= 1.
+        alpha: :math:`\alpha` >= 1.
+        dropout: Share of the inputs of A that is dropped in training, in [0, 1).
+        target_modules: Which layers: ``all-linear`` (all but the head), the last parts of their names
+            (``[q_proj, v_proj]``), or a regular expression for whole names.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    References:
+        [0] LoRA, 2021, https://arxiv.org/abs/2106.09685
+        [1] QLoRA, 2023, https://arxiv.org/abs/2305.14314
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = field(default=ALL_LINEAR, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} of an adapter must be >= 1, got {getattr(self, name)}; to train all weights, leave the "
+                    "student's adapter out"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout of an adapter must be in [0, 1), got {self.dropout}; 0 drops nothing")
+        if not self.target_modules:
+            raise ValueError(
+                f"target_modules of an adapter must name layers, got {self.target_modules!r}; {ALL_LINEAR!r} stands "
+                "for all linear layers but the head"
+            )
