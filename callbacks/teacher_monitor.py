@@ -6,27 +6,49 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.callbacks.charts import Charts, Monitor
+from xtoken_pl.module import MultiTeacherDistillModule
 
 
-class TeacherMonitor(pl.Callback):
+class TeacherMonitor(Monitor):
     """Logs the losses of every step, in sum and by teacher.
 
     Tags: ``train/loss``, ``train/ce``, ``train/kd``, ``train/kd_scale``; for each teacher ``train/kd/NAME`` (its mean
     loss per span, nats), ``train/alpha/NAME`` (where it varies within a batch, averaged over the student tokens in
     spans), ``train/scale/NAME`` (alpha times scale: what the loss is multiplied by), ``train/span_coverage/NAME``
     (share of the tokens that lie in a span), ``train/unmapped_mass/NAME`` (the student's probability that the loss
-    compares with no token of the teacher). In TensorBoard a custom-scalars page groups them.
+    compares with no token of the teacher). In TensorBoard custom-scalars pages group them, and those of validation.
     """
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module = distill_module(pl_module, self)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_custom_scalars(custom_scalars_layout(list(module.teachers)))
+    def charts(self, module: MultiTeacherDistillModule) -> Charts:
+        def each(tag: str) -> list[str]:
+            return [f"{tag}/{name}" for name in module.teachers]
+
+        pages = {
+            "Losses": {
+                "loss, CE and KD": ["train/loss", "train/ce", "train/kd"],
+                "KD scale": ["train/kd_scale"],
+            },
+            "Teachers": {
+                "KD by teacher": each("train/kd"),
+                "alpha by teacher": each("train/alpha"),
+                "alpha x scale by teacher": each("train/scale"),
+            },
+            "Alignment": {
+                "tokens in spans": each("train/span_coverage"),
+                "student mass without a counterpart": each("train/unmapped_mass"),
+            },
+        }
+        if module.trainer.enable_validation:
+            pages["Validation"] = {
+                "bits per byte": ["val/bits_per_byte"],
+                "CE": ["val/ce"],
+                "KD by teacher": each("val/kd"),
+                "same top token": each("val/top1_agreement"),
+            }
+        return pages
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,34 +73,3 @@ def _by_teacher(outputs: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         "span_coverage": outputs["span_coverage"],
         "unmapped_mass": outputs["unmapped_mass"],
     }
-
-
-def custom_scalars_layout(teachers: list[str]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's layout: category -> chart -> (kind, tags)."""
-
-    def each(tag: str) -> list[Any]:
-        return ["Multiline", [f"{tag}/{name}" for name in teachers]]
-
-    pages = {
-        "Losses": {
-            "loss, CE and KD": ["Multiline", ["train/loss", "train/ce", "train/kd"]],
-            "KD scale": ["Multiline", ["train/kd_scale"]],
-        },
-        "Teachers": {
-            "KD by teacher": each("train/kd"),
-            "alpha by teacher": each("train/alpha"),
-            "alpha x scale by teacher": each("train/scale"),
-        },
-        "Alignment": {
-            "tokens in spans": each("train/span_coverage"),
-            "student mass without a counterpart": each("train/unmapped_mass"),
-        },
-        "Validation": {
-            "bits per byte": ["Multiline", ["val/bits_per_byte"]],
-            "KD by teacher": each("val/kd"),
-            "same top token": each("val/top1_agreement"),
-        },
-    }
-    # A run on cross-entropy alone has no teacher, and so no tags for their charts.
-    drawn = {page: {title: chart for title, chart in charts.items() if chart[1]} for page, charts in pages.items()}
-    return {page: charts for page, charts in drawn.items() if charts}

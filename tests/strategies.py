@@ -27,13 +27,16 @@ from xtoken_pl import (
     TextSource,
 )
 from xtoken_pl.callbacks import (
+    AlignmentMonitor,
     DynamicLossScaling,
     EvalHarness,
     HFExport,
     NumeralMonitor,
     PictureMonitor,
     ProjectionExport,
+    ProjectionMonitor,
     TeacherMonitor,
+    ThroughputMonitor,
 )
 
 NUM_STEPS, NUM_WINDOWS = 20, 4
@@ -45,9 +48,12 @@ class Recorder(pl.Callback):
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
+        self.throughput: dict[str, float] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.steps.append({tag: value.item() for tag, value in trainer.callback_metrics.items() if "train/" in tag})
+        values = trainer.callback_metrics.items()
+        self.steps.append({tag: value.item() for tag, value in values if tag.startswith(("train/", "projection/"))})
+        self.throughput = {tag: value.item() for tag, value in values if tag.startswith("throughput/")}
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:
@@ -102,7 +108,8 @@ def main(name: str, folder: Path) -> None:
             source, source, sequence_length=64, batch_size=NUM_WINDOWS // arguments["devices"], num_workers=0
         )
         recorder, output = Recorder(), folder / name / recipe
-        callbacks = [DynamicLossScaling(), TeacherMonitor(), NumeralMonitor(), recorder]
+        monitors = [TeacherMonitor(), AlignmentMonitor(), ProjectionMonitor(), ThroughputMonitor(), NumeralMonitor()]
+        callbacks = [DynamicLossScaling(), *monitors, recorder]
         if recipe == "learned":
             callbacks += [HFExport(str(output / "export")), ProjectionExport(str(output / "projections"))]
             callbacks += [ModelCheckpoint(str(output), save_last=True, save_weights_only=False)]
@@ -126,7 +133,11 @@ def main(name: str, folder: Path) -> None:
             **arguments,
         )
         trainer.fit(module, data)
-        results[recipe] = {"steps": recorder.steps, "validations": recorder.validations}
+        results[recipe] = {
+            "steps": recorder.steps,
+            "validations": recorder.validations,
+            "throughput": recorder.throughput,
+        }
         if trainer.is_global_zero:
             (folder / f"{name}.json").write_text(json.dumps(results))
 

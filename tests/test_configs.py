@@ -70,7 +70,10 @@ def test_quickstart_runs_on_its_real_teachers_and_texts(
     events.Reload()
     tags = set(events.Tags()["scalars"])
     teachers = ["smollm2", "gemma3"] if name == "quickstart_two_teachers" else ["smollm2"]
-    assert {f"train/scale/{teacher}" for teacher in teachers} <= tags
+    by_teacher = ("train/scale", "train/spans_per_token", "throughput/teacher_share")
+    assert {f"{tag}/{teacher}" for tag in by_teacher for teacher in teachers} <= tags
+    assert "throughput/tokens_per_second" in tags
+    assert ("projection/entropy/smollm2" in tags) == (name != "quickstart_byte_prefix_kl")
     for tag in ("train/loss", "val/bits_per_byte", *(f"train/kd/{teacher}" for teacher in teachers)):
         assert all(math.isfinite(event.value) for event in events.Scalars(tag))
     for teacher in teachers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def test_twenty_steps_of_two_processes_have_the_losses_of_one(folder: Path, stra
     assert all("numerals/mass" in validation for validation in one["validations"])
     for mine, theirs in zip(one["steps"] + one["validations"], two["steps"] + two["validations"], strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5)
+
+
+def test_monitors_count_over_all_processes(folder: Path) -> None:
+    """The scalars of the alignment and of W are among those that the test above compares."""
+    for name in ("one", *STRATEGIES):
+        found = results(folder, name)
+        assert 0 < found["cross"]["steps"][0]["train/spans_per_token/split"] < 1
+        assert found["learned"]["steps"][-1]["projection/moved/split"] > 0
+        assert found["both"]["throughput"].keys() > found["cached"]["throughput"].keys()  # a cache has no passes
+        for tag, value in found["both"]["throughput"].items():
+            assert 0 < value < (1 if "share" in tag else math.inf)
 
 
 def test_offloaded_teachers_and_recomputed_activations_change_nothing(folder: Path) -> None:

@@ -165,6 +165,8 @@ def test_recipe_trains_two_steps(inside: Path, recipe: Path) -> None:
         assert all(math.isfinite(value) for value in tags[tag])
     for name in teachers:
         assert tags[f"train/kd/{name}"][0] > 0
+        assert 0 < tags[f"train/spans_per_token/{name}"][0] <= 1
+    assert all(value > 0 for value in tags["throughput/tokens_per_second"])
     if recipe.stem not in ("llama1b_ce", "ablation_fixed_weights"):  # dynamic scaling
         assert tags["train/loss"] == pytest.approx([2 * ce for ce in tags["train/ce"]], rel=1e-4)
 

@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
 from xtoken_pl.checkpoints import AtomicCheckpointIO, check_student_of_checkpoint, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments, names_config
+from xtoken_pl.dashboard import dashboard
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.export import export
 from xtoken_pl.inspection.command import INSPECT_DESCRIPTION, InspectOptions, inspect, inspect_run
@@ -200,6 +201,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "export": export,
     "prepare": prepare,
+    "dashboard": dashboard,
 }
 
 

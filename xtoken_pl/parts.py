@@ -78,6 +78,11 @@ class DistillParts(pl.LightningModule):
         return teachers
 
     @property
+    def loaded_teachers(self) -> dict[str, FrozenModel]:
+        """The models of the teachers that have no cache."""
+        return self._loaded_teachers
+
+    @property
     def alphas(self) -> dict[str, float]:
         """The static alpha of every teacher."""
         return {name: teacher.alpha for name, teacher in self.teachers.items()}

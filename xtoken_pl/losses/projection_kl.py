@@ -83,7 +83,8 @@ class ProjectionKL(MatchedRowLoss):
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         #: W with weights that are learned, or None.
         self.learned: LearnedProjection | None = None
-        self._projection: Projection | None = None
+        #: W at the start, or None before :meth:`bind`.
+        self.initial_projection: Projection | None = None
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Takes W.
@@ -100,24 +101,24 @@ class ProjectionKL(MatchedRowLoss):
         # W is no state: it is built from the tokenizers, or read from its own file.
         self.product = SparseProduct(student_ids, columns, projection.num_student, len(reached), weights)
         self.register_buffer("reached", reached, persistent=False)
-        self._projection = projection
+        self.initial_projection = projection
 
     def learn_projection(self) -> None:
         """Makes the weights of W parameters; see :class:`xtoken_pl.projection.LearnedProjection`."""
-        assert self._projection is not None, "bind comes first"
-        self.learned = LearnedProjection(self._projection)
+        assert self.initial_projection is not None, "bind comes first"
+        self.learned = LearnedProjection(self.initial_projection)
 
     @property
     def projection(self) -> Projection:
         """W as it stands."""
-        assert self._projection is not None, "bind comes first"
-        return self._projection if self.learned is None else self.learned.to_projection()
+        assert self.initial_projection is not None, "bind comes first"
+        return self.initial_projection if self.learned is None else self.learned.to_projection()
 
     def extra_repr(self) -> str:
         described = f"{super().extra_repr()}, divergence={self.divergence}"
-        if self._projection is None:
+        if self.initial_projection is None:
             return described
-        counts = self._projection.counts
+        counts = self.initial_projection.counts
         return (
             f"{described}, W: {counts.exact:,} exact, {counts.multi_token:,} multi-token, {counts.zero:,} zero rows, "
             f"{len(self.reached):,} teacher tokens reached"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,11 +31,17 @@ class FrozenModel:
     def __init__(self, loaded: LoadedModel, *, cpu_offload: bool = False) -> None:
         self.model: PreTrainedModel = loaded.model.requires_grad_(False)
         self.head = loaded.head
+        #: What every pass runs in; a callback that times passes puts its own here.
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
         self._on_host = _host_copies(self.model) if cpu_offload and not is_sharded(self.model) else None
 
     @torch.no_grad()
     def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
         """The hidden states ``[B, T, H]``, and the head for them, which can be used until :meth:`release`."""
+        with self.around():
+            return self._run(input_ids, attention_mask, position_ids)
+
+    def _run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Head]:
         if self._on_host is None:
             if not is_sharded(self.model) and self.model.device != input_ids.device:
                 self.model.to(input_ids.device)

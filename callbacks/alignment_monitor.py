@@ -1,0 +1,63 @@
+"""Logs what kinds of spans a batch has."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from xtoken_pl.batch import DistillBatch, SpanBatch
+from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
+from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.module import MultiTeacherDistillModule
+
+# M teachers
+
+#: Of spans, by student tokens to teacher tokens; the others are one to one.
+KINDS = ("one_to_many", "many_to_one", "many_to_many")
+
+
+class AlignmentMonitor(Monitor):
+    """Logs how the student's tokens and each teacher's fit together, wherever the trainer writes its log.
+
+    Tags, for each teacher: ``train/spans_per_token/NAME`` (spans per learned student token: 1 where every token is a
+    span of its own, less where tokens share spans or lie in none), and the shares of the spans of which one side has
+    several tokens: ``train/one_to_many/NAME`` (one student token, several of the teacher), ``train/many_to_one/NAME``,
+    ``train/many_to_many/NAME``. All other spans are one to one. Of the batch that is logged, over all processes.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def charts(self, module: MultiTeacherDistillModule) -> Charts:
+        names = list(module.teachers)
+        kinds = {f"kinds of spans: {name}": [f"train/{kind}/{name}" for kind in KINDS] for name in names}
+        return {"Alignment": {"spans per token": [f"train/spans_per_token/{name}" for name in names], **kinds}}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: DistillBatch, batch_idx: int
+    ) -> None:
+        names = list(distill_module(pl_module, self).teachers)
+        if not names or not is_logged(trainer, self._step):
+            return
+        self._step = trainer.global_step
+        counts = torch.stack([count_spans(batch.teachers[name].spans) for name in names])  # [M, 4]
+        tokens = counts.new_full((len(names), 1), len(batch.student.labels))
+        # Sums over all processes come before the division.
+        totals = cast(Tensor, trainer.strategy.reduce(torch.cat((tokens, counts), dim=1), reduce_op="sum"))
+        for name, (num_tokens, num_spans, *of_kinds) in zip(names, totals, strict=True):
+            shares = zip(KINDS, of_kinds, strict=True)
+            scalars = {f"train/{kind}/{name}": count / num_spans.clamp_min(1) for kind, count in shares}
+            pl_module.log_dict(scalars | {f"train/spans_per_token/{name}": num_spans / num_tokens.clamp_min(1)})
+
+
+def count_spans(spans: SpanBatch) -> Tensor:
+    """``[4]``, float: all spans, and those of each of :data:`KINDS`."""
+    student, teacher = spans.student_length > 1, spans.teacher_length > 1
+    kinds = (torch.ones_like(student), ~student & teacher, student & ~teacher, student & teacher)
+    return torch.stack([kind.sum() for kind in kinds]).float()

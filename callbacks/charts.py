@@ -1,0 +1,74 @@
+"""How the dashboard groups what callbacks log: pages of charts, TensorBoard's custom scalars."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.module import MultiTeacherDistillModule
+
+#: Page -> chart -> the tags of its curves.
+Charts = dict[str, dict[str, list[str]]]
+
+#: The order of the pages; others follow.
+PAGES = ("Losses", "Teachers", "Alignment", "W", "Throughput", "Validation")
+
+
+class Monitor(pl.Callback, ABC):
+    """Logs scalars, and says how the dashboard groups them.
+
+    TensorBoard takes one layout, for all callbacks: the first monitor of a trainer writes it when ``fit`` starts, with
+    the charts of every callback that has a method ``charts``.
+    """
+
+    @abstractmethod
+    def charts(self, module: MultiTeacherDistillModule) -> Charts:
+        """Pages of charts for the tags that will be logged, and for no others."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        first = next(callback for callback in callbacks if isinstance(callback, Monitor))
+        if first is not self or not trainer.is_global_zero:
+            return
+        layout = custom_scalars_layout(collect_charts(callbacks, distill_module(pl_module, self)))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(layout)
+
+
+def is_logged(trainer: pl.Trainer, last: int) -> bool:
+    """Whether the scalars of the batch that has just ended are written, ``last`` being the last step that was.
+
+    Of an accumulated step that is its last batch.
+    """
+    step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and step > last and step % every == 0
+
+
+def collect_charts(callbacks: Iterable[pl.Callback], module: MultiTeacherDistillModule) -> Charts:
+    """The charts of all callbacks that have some, by page; what has no curve is left out."""
+    pages: Charts = {}
+    for callback in callbacks:
+        if charts := getattr(callback, "charts", None):
+            for page, of_page in charts(module).items():
+                # A run on cross-entropy alone has no teacher, and so no tags for their charts.
+                drawn = {title: tags for title, tags in of_page.items() if tags}
+                if drawn:
+                    pages.setdefault(page, {}).update(drawn)
+    order = [*PAGES, *pages]
+    return {page: pages[page] for page in sorted(pages, key=order.index)}
+
+
+def custom_scalars_layout(pages: Charts) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's layout: page -> chart -> (kind, patterns)."""
+    # Its tags are patterns that match from the start: without an end, train/kd would be train/kd_scale, too.
+    return {
+        page: {title: ["Multiline", [f"{re.escape(tag)}$" for tag in tags]] for title, tags in charts.items()}
+        for page, charts in pages.items()
+    }

@@ -1,0 +1,80 @@
+"""How long training waits for data, and how long a teacher runs, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import torch
+from lightning.pytorch.profilers import Profiler
+
+_FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+
+
+class WaitingClock(Profiler):
+    """Stands in for the trainer's profiler, which is told when a batch is asked for, and passes everything on to it.
+
+    Attributes:
+        waited: Seconds for which training has waited for batches.
+        paused: Seconds between :meth:`pause` and the next time that a batch was asked for.
+    """
+
+    def __init__(self, profiler: Profiler) -> None:
+        super().__init__()
+        self.profiler = profiler
+        self.waited = self.paused = 0.0
+        self._asked: float | None = None
+        self._pause_began: float | None = None
+
+    def pause(self) -> None:
+        """What follows is no training, until the next batch is asked for."""
+        self._pause_began = perf_counter()
+
+    def start(self, action_name: str) -> None:
+        if action_name == _FETCH:
+            self._asked = perf_counter()
+            if self._pause_began is not None:
+                self.paused += self._asked - self._pause_began
+                self._pause_began = None
+        self.profiler.start(action_name)
+
+    def stop(self, action_name: str) -> None:
+        self.profiler.stop(action_name)
+        if action_name == _FETCH and self._asked is not None:
+            self.waited += perf_counter() - self._asked
+            self._asked = None
+
+
+class PassClock:
+    """Adds up how long passes take, by name. On a GPU they are measured there, and nothing waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def around(self, name: str) -> Iterator[None]:
+        """Times what happens inside."""
+        if self._on_gpu:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._events.append((name, start, end))
+        else:
+            began = perf_counter()
+            yield
+            self._seconds[name] += perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """The seconds by name since the last time; waits until the last pass is over."""
+        for name, start, end in self._events:
+            end.synchronize()
+            self._seconds[name] += start.elapsed_time(end) / 1000
+        taken = dict(self._seconds)
+        self._seconds.clear()
+        self._events.clear()
+        return taken

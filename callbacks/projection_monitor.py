@@ -1,0 +1,84 @@
+"""Logs how undecided W is, and how far a learned one has moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
+from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.losses import ProjectionKL
+from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.projection.statistics import row_distance, row_entropy
+
+# M rows with several teacher tokens, K places of a row
+
+
+class ProjectionMonitor(Monitor):
+    """Logs W of every teacher whose loss is P-KL: when training starts, and wherever the log is written if it learns.
+
+    Tags: ``projection/entropy/NAME`` (mean entropy of the rows with several teacher tokens, bits; other rows have
+    nothing to decide, and are left out); of a learned W also how far these rows are from where W began,
+    ``projection/moved/NAME`` (mean) and ``projection/moved_most/NAME`` (the one that moved most): the total variation
+    distance, 0 for a row that stands where it began, 1 for one that has left all of it.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def charts(self, module: MultiTeacherDistillModule) -> Charts:
+        losses = undecided(module)
+        learned = [name for name, loss in losses.items() if loss.learned is not None]
+        return {
+            "W": {
+                "entropy of a row, bits": [f"projection/entropy/{name}" for name in losses],
+                "how far a row has moved, mean": [f"projection/moved/{name}" for name in learned],
+                "how far a row has moved, most": [f"projection/moved_most/{name}" for name in learned],
+            }
+        }
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+        losses = undecided(distill_module(pl_module, self))
+        scalars = {tag: value.item() for name, loss in losses.items() for tag, value in measure(name, loss).items()}
+        for logger in trainer.loggers if scalars else []:
+            logger.log_metrics(scalars, step=trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if not is_logged(trainer, self._step):
+            return
+        self._step = trainer.global_step
+        for name, loss in undecided(distill_module(pl_module, self)).items():
+            if loss.learned is not None:
+                pl_module.log_dict(measure(name, loss))
+
+
+def undecided(module: MultiTeacherDistillModule) -> dict[str, ProjectionKL]:
+    """By teacher, the losses whose W has rows with several teacher tokens."""
+    losses = {name: loss for name, loss in module.losses.items() if isinstance(loss, ProjectionKL)}
+    return {name: loss for name, loss in losses.items() if len(_start_rows(loss))}
+
+
+@torch.no_grad()
+def measure(name: str, loss: ProjectionKL) -> dict[str, Tensor]:
+    """The scalars of one teacher's W, by tag."""
+    start, learned = _start_rows(loss), loss.learned
+    if learned is None:
+        return {f"projection/entropy/{name}": row_entropy(start).mean()}
+    weights = learned.weights()[learned.rows]
+    moved = row_distance(weights, learned.base[learned.rows])
+    return {
+        f"projection/entropy/{name}": row_entropy(weights).mean(),
+        f"projection/moved/{name}": moved.mean(),
+        f"projection/moved_most/{name}": moved.max(),
+    }
+
+
+def _start_rows(loss: ProjectionKL) -> Tensor:
+    """``[M, K]``: the rows of W with several teacher tokens, as they were when it was bound."""
+    assert loss.initial_projection is not None, "losses are bound in setup"
+    weights = loss.initial_projection.weights
+    return weights[(weights > 0).sum(dim=1) > 1]

@@ -1,0 +1,123 @@
+"""Logs how fast training is, and where its time goes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import nullcontext
+from functools import partial
+from time import perf_counter
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from xtoken_pl.batch import DistillBatch
+from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
+from xtoken_pl.callbacks.clocks import PassClock, WaitingClock
+from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.module import MultiTeacherDistillModule
+
+
+class ThroughputMonitor(Monitor):
+    """Logs the speed of training since the last time that the log was written.
+
+    Tags: ``throughput/tokens_per_second`` (student tokens without padding, of all processes),
+    ``throughput/seconds_per_step`` (an optimizer step, all of its micro-batches), ``throughput/waiting_share`` (share
+    of the time for which training waits for the data loader), ``throughput/teacher_share/NAME`` (share of the pass of a
+    teacher without a cache, up to its head; the head belongs to the loss), ``throughput/peak_memory`` (GB, the highest
+    so far: what torch has allocated on a GPU, else the resident memory of a process; of the process that has most).
+
+    The time is that on the clock, from log to log, without validation and what follows it until the next batch is
+    asked for. No step waits for the device: on a GPU the passes of teachers are measured there, and read when the log
+    is written. Other passes of teachers, such as those of validation, do not count.
+
+    Lightning's ``ThroughputMonitor`` waits for the GPU at every step, takes the first process' counts for all, and
+    knows neither waiting nor teachers.
+    """
+
+    def charts(self, module: MultiTeacherDistillModule) -> Charts:
+        passes = [f"throughput/teacher_share/{name}" for name in module.loaded_teachers]
+        return {
+            "Throughput": {
+                "tokens per second": ["throughput/tokens_per_second"],
+                "seconds per step": ["throughput/seconds_per_step"],
+                "share of the time": [*passes, "throughput/waiting_share"],
+                "peak memory, GB": ["throughput/peak_memory"],
+            }
+        }
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._teachers = distill_module(pl_module, self).loaded_teachers
+        self._waiting = WaitingClock(trainer.profiler)  # type: ignore[attr-defined]
+        trainer.profiler = self._waiting  # type: ignore[attr-defined]
+        self._passes = PassClock(pl_module.device)
+        self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step, self._since = trainer.global_step, perf_counter()
+        self._waiting.waited = self._waiting.paused = 0.0
+        self._num_tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._waiting.pause()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        for name, teacher in self._teachers.items():
+            teacher.around = partial(self._passes.around, name)
+
+    def on_before_backward(self, *_: Any) -> None:
+        self._leave_teachers()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: DistillBatch, batch_idx: int
+    ) -> None:
+        self._num_tokens += batch.student.attention_mask.sum()
+        if is_logged(trainer, self._step):
+            pl_module.log_dict(self._measure(trainer, pl_module.device))
+            self._begin(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, device: torch.device) -> dict[str, Tensor]:
+        seconds = perf_counter() - self._since - self._waiting.paused
+        passes = self._passes.take()
+        parts = [passes.get(name, 0.0) for name in self._teachers]
+        here = torch.tensor([seconds, self._waiting.waited, *parts, peak_memory(device)], device=device)
+        peak = cast(Tensor, trainer.strategy.reduce(here[-1], reduce_op="max"))
+        counted = torch.cat((self._num_tokens[None].to(here.dtype), here[:-1]))
+        sums = cast(Tensor, trainer.strategy.reduce(counted, reduce_op="sum"))
+        num_tokens, total, waited, *of_teachers = sums
+        mean = total / trainer.world_size
+        shares = zip(self._teachers, of_teachers, strict=True)
+        return {
+            "throughput/tokens_per_second": num_tokens / mean,
+            "throughput/seconds_per_step": mean / (trainer.global_step - self._step),
+            "throughput/waiting_share": waited / total,
+            **{f"throughput/teacher_share/{name}": part / total for name, part in shares},
+            "throughput/peak_memory": peak,
+        }
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._leave(trainer)
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        profiler = trainer.profiler  # type: ignore[attr-defined]
+        if isinstance(profiler, WaitingClock):
+            trainer.profiler = profiler.profiler  # type: ignore[attr-defined]
+            self._leave_teachers()
+
+    def _leave_teachers(self) -> None:
+        for teacher in self._teachers.values():
+            teacher.around = nullcontext
+
+
+def peak_memory(device: torch.device) -> float:
+    """GB: the most that torch has allocated on a GPU so far, or else that this process has had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
