@@ -134,7 +134,7 @@ def test_distance_of_rows_is_the_weight_that_has_moved() -> None:
 
 
 def test_entropy_of_w_is_that_of_its_rows_of_several_tokens(finished: Finished) -> None:
-    rows = cast(ProjectionKL, finished.module.losses["reverses"]).projection
+    rows = cast(ProjectionKL, finished.module.losses["reverses"]).initial_projection
     assert rows is not None
     several = [row for row in rows.weights.tolist() if sum(weight > 0 for weight in row) > 1]
     bits = [-sum(weight * math.log2(weight) for weight in row if weight) for row in several]
@@ -146,7 +146,7 @@ def test_a_learned_w_begins_where_it_is_and_moves(finished: Finished) -> None:
     assert moved[0] == pytest.approx(0, abs=1e-6)
     assert moved[0] < moved[1] < moved[2] <= 1
     assert all(mean <= highest <= 1 for mean, highest in zip(moved, most, strict=True))
-    before, after = finished.module.losses["splits"].projection, finished.module.learned_projections()["splits"]
+    before, after = finished.module.losses["splits"].initial_projection, finished.module.learned_projections()["splits"]
     distances = (before.weights - after.weights).abs().sum(1) / 2
     assert most[-1] == pytest.approx(distances.max().item(), rel=1e-4)
     assert moved[-1] == pytest.approx(distances[(before.weights > 0).sum(1) > 1].mean().item(), rel=1e-4)
