@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,6 +24,7 @@ from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
 from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.errors import choose_verb, explained, explaining
 from xtoken_pl.export import export
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.plan.command import PLAN_DESCRIPTION, PlanOptions, plan_run
@@ -159,24 +160,32 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("xtoken_pl").setLevel(logging.INFO)
     given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in VERBS:
-        auto_cli(VERBS[given[0]], args=given[1:], prog=f"python -m xtoken_pl {given[0]}", as_positional=False)
-        return
+    name = choose_verb(given, (*DistillCLI.subcommands(), *PARTS_VERBS, *VERBS))
+    with explained(given):
+        if name in VERBS:
+            program = f"python -m xtoken_pl {name}"
+            parser = explaining(ArgumentParser)
+            auto_cli(VERBS[name], args=given[1:], prog=program, as_positional=False, parser_class=parser)
+        else:
+            _run_with_module(name, given, from_command_line=arguments is None)
+
+
+def _run_with_module(name: str, given: list[str], *, from_command_line: bool) -> None:
     merged = merge_config_arguments(given)
-    if arguments is None:
+    if from_command_line:
         # Processes that Lightning starts on this machine are given sys.argv.
         sys.argv[1:] = merged
-    name = given[0] if given else ""
     verb = PARTS_VERBS.get(name)
     command = DistillCLI if verb is None else partial(PartsCLI, name=name, verb=verb)
     command(
         MultiTeacherDistillModule,
         DistillDataModule,
-        args=None if arguments is None else merged,
+        args=None if from_command_line else merged,
         save_config_callback=KeepConfig,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        parser_class=explaining(LightningArgumentParser),
         parser_kwargs={
             "prog": "python -m xtoken_pl",
             "epilog": f"further verbs, each with its own --help: {', '.join((*PARTS_VERBS, *VERBS))}",
