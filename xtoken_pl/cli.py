@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 
 from jsonargparse import ArgumentParser, auto_cli
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -24,12 +25,16 @@ from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
 from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
-from xtoken_pl.errors import choose_verb, explained, explaining
+from xtoken_pl.errors import UsageError, choose_verb, explained, explaining
 from xtoken_pl.export import export
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.plan.command import PLAN_DESCRIPTION, PlanOptions, plan_run
+from xtoken_pl.preflight import check_fit, check_positions
 from xtoken_pl.quickstart import prepare
 from xtoken_pl.verbs import audit, prefix_map, project
+
+#: Checkpoints that Lightning finds by these names.
+_NAMED_CHECKPOINTS = ("best", "hpc", "registry")
 
 
 class KeepConfig(SaveConfigCallback):
@@ -43,6 +48,12 @@ class KeepConfig(SaveConfigCallback):
         while goes_on and not self.already_saved and (folder / self.config_filename).exists():
             number += 1
             self.config_filename = f"{stem}_{number}.yaml"
+        path = folder / self.config_filename
+        if trainer.strategy.broadcast(not (self.already_saved or self.overwrite) and path.exists()):
+            raise FileExistsError(
+                f"a run's configuration is kept beside its results, and {path} is of another run; give a logger, or "
+                "another trainer.default_root_dir, or remove it"
+            )
         super().setup(trainer, pl_module, stage)
 
 
@@ -60,35 +71,50 @@ class DistillCLI(LightningCLI):
         chosen = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
         if not chosen and getattr(given.get("strategy"), "_checkpoint_io", None) is None:
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+            values = [f"{name}={given[name]}" for name in names if given.get(name) not in (None, "auto", 1)]
+            raise UsageError(
+                f"no trainer can be made{' with ' if values else ''}{', '.join(values)}: {str(error).rstrip('.!')}; "
+                "change the settings under trainer"
+            ) from error
 
     def before_fit(self) -> None:
         """Refuses what callbacks cannot work with, and damaged checkpoints, before texts are read."""
         for callback in cast(Any, self.trainer).callbacks:
             if check := getattr(callback, "check_module", None):
                 check(self.model)
+        check_fit(self.trainer, self.model, self.datamodule)
         self._find_checkpoint()
 
     def before_validate(self) -> None:
-        """Refuses a damaged checkpoint."""
+        """Refuses windows that are longer than a model's, and a damaged checkpoint."""
+        check_positions(self.model, self.datamodule)
         self._find_checkpoint()
 
     def before_test(self) -> None:
-        """Refuses a damaged checkpoint."""
-        self._find_checkpoint()
+        """Refuses the same as before validation."""
+        self.before_validate()
 
     def _find_checkpoint(self) -> None:
         """Puts the path of the last checkpoint in place of ``last``; every process finds the same one.
 
         Raises:
-            FileNotFoundError: If there is none: Lightning would start from scratch without a word.
+            FileNotFoundError: If there is none: Lightning would start from scratch without a word, or look for it last.
             ValueError: If it is damaged.
         """
         settings = self.config_init[self.subcommand]
         if settings.get("ckpt_path") == "last":
             settings["ckpt_path"] = str(last_checkpoint(self.trainer))
         elif settings.get("ckpt_path"):
-            check_whole(settings["ckpt_path"])
+            path = str(settings["ckpt_path"])
+            if "://" not in path and path not in _NAMED_CHECKPOINTS and not Path(path).exists():
+                raise FileNotFoundError(
+                    f"--ckpt_path must be a checkpoint, there is none at {path!r}; check the path, or give `last`"
+                )
+            check_whole(path)
 
     def _parse_ckpt_path(self) -> None:
         """On resume the command line wins over hyperparameters that a checkpoint may hold."""
@@ -129,6 +155,7 @@ class PartsCLI(DistillCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         given = self.config[subcommand]
         options = self.verb.options(**{field.name: given[field.name] for field in fields(self.verb.options)})
+        check_positions(self.model, self.datamodule)
         self.verb.run(self.model, self.datamodule, self.trainer_config, options)
 
 
@@ -170,13 +197,20 @@ def main(arguments: list[str] | None = None) -> None:
             _run_with_module(name, given, from_command_line=arguments is None)
 
 
+def _only(name: str) -> type[DistillCLI]:
+    """With the parser of one verb, where there is one: every parser takes a quarter of a second."""
+    if name not in (verbs := DistillCLI.subcommands()):
+        return DistillCLI
+    return type("OneVerbCLI", (DistillCLI,), {"subcommands": staticmethod(lambda: {name: verbs[name]})})
+
+
 def _run_with_module(name: str, given: list[str], *, from_command_line: bool) -> None:
     merged = merge_config_arguments(given)
     if from_command_line:
         # Processes that Lightning starts on this machine are given sys.argv.
         sys.argv[1:] = merged
     verb = PARTS_VERBS.get(name)
-    command = DistillCLI if verb is None else partial(PartsCLI, name=name, verb=verb)
+    command = _only(name) if verb is None else partial(PartsCLI, name=name, verb=verb)
     command(
         MultiTeacherDistillModule,
         DistillDataModule,

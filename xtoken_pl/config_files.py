@@ -98,7 +98,7 @@ def read_config(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config must be a YAML file, there is none at {path!r}; check the path")
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}  # noqa: S506 (a safe one)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
     except _TwiceError as error:
         key, first, second = error.args
         raise ValueError(

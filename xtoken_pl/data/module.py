@@ -71,9 +71,16 @@ class DistillDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("sequence_length", sequence_length),
+            ("shuffle_buffer", shuffle_buffer),
+            ("num_proc", 1 if num_proc is None else num_proc),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
         self.sources = {"train": train, "val": val, "test": test}
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -191,7 +198,10 @@ class DistillDataModule(pl.LightningDataModule):
         windows = self.datasets[split]
         first = list(windows.take(_NUM_CHECKED_WINDOWS))
         if not first:
-            raise ValueError(f"a data set must hold some text, every text of {self.sources[split]} is empty")
+            source = cast(TextSource, self.sources[split])
+            raise ValueError(
+                f"a data set must hold some text, every text of {source.path!r} is empty; give another file"
+            )
         if isinstance(windows, Dataset):
             rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
         for name, view in collate(first, list(self.windower.teachers)).teachers.items():

@@ -81,7 +81,7 @@ def _top(verb: str, actions: list[Any]) -> _Options:
             continue
         level = hints.setdefault(first, _Options(first.capitalize(), {}))
         level.hints[rest] = action._typehint
-    return _Options(verb, hints)
+    return _Options(verb, {**hints, "config": str})
 
 
 def _of_options(options: _Options, values: Any, place: Place) -> _Problem | None:
@@ -102,7 +102,7 @@ def _of_options(options: _Options, values: Any, place: Place) -> _Problem | None
             return problem
     for key in options.required:
         if key not in values:
-            reason = f"is required, not given; set it in a file for --config, or as an option"
+            reason = "is required, not given; set it in a file for --config, or as an option"
             return _Problem((*place, key), reason)
     return None
 
@@ -113,9 +113,8 @@ def _of_value(hint: Any, value: Any, place: Place) -> _Problem | None:
     if isinstance(value, dict) and kind is dict:
         _, hint_of_items = get_args(chosen) or (Any, Any)
         return _first(_of_value(hint_of_items, item, (*place, key)) for key, item in value.items())
-    if isinstance(value, list) and chosen is not hint or _is_sequence(chosen):
-        if isinstance(value, list) and (hints := get_args(chosen)):
-            return _first(_of_value(hints[0], item, (*place, index)) for index, item in enumerate(value))
+    if isinstance(value, list) and _is_sequence(chosen) and kind is not tuple and (hints := get_args(chosen)):
+        return _first(_of_value(hints[0], item, (*place, index)) for index, item in enumerate(value))
     if _is_class(chosen) and isinstance(value, (str, dict)):
         return _of_class(chosen, value, place)
     if _accepts(hint, value):
@@ -159,7 +158,7 @@ def _of_class(base: type, value: Any, place: Place) -> _Problem | None:
     if found is None:
         return None if reason is None else _Problem(place if is_short else (*place, "class_path"), reason)
     if stray := [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]:
-        reason = f"must stand under init_args, since class_path is given; move it there"
+        reason = "must stand under init_args, since class_path is given; move it there"
         return _Problem((*place, stray[0]), reason)
     if "dict_kwargs" in value:
         return None
@@ -199,7 +198,9 @@ def subclass_paths(base: type) -> list[str]:
     from jsonargparse._typehints import get_all_subclass_paths
 
     import_module("xtoken_pl.callbacks")
-    return [path for path in get_all_subclass_paths(base) if not path.startswith(("xtoken_pl.cli.", "xtoken_pl.errors."))]
+    return [
+        path for path in get_all_subclass_paths(base) if not path.startswith(("xtoken_pl.cli.", "xtoken_pl.errors."))
+    ]
 
 
 def _options_of(cls: type) -> _Options:
@@ -258,7 +259,6 @@ def _names_a_class(value: str) -> bool:
 
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
-        value = f"a {'mapping' if isinstance(value, dict) else 'list'}"
-        return value
+        return f"a {'mapping' if isinstance(value, dict) else 'list'}"
     text = "null" if value is None else repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

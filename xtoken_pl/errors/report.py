@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import jsonargparse
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -24,6 +25,7 @@ _DELIBERATE = (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, Im
 #: Kinds that speak of the world, whoever raises them: files, disks, packages, Lightning's settings.
 _OF_THE_WORLD = (UsageError, OSError, MisconfigurationException)
 
+_JSONARGPARSE = str(Path(jsonargparse.__file__).parent)
 _OWN_FOLDERS = tuple(str(Path(__file__).parents[up] / name) for up, name in ((1, ""), (2, "callbacks")))
 _SPEAKING_FOLDERS = (*_OWN_FOLDERS, str(Path(lightning.__file__).parent))
 
@@ -75,14 +77,14 @@ def message_of(error: Exception) -> str | None:
     """
     if (from_worker := _of_a_worker(error)) is not None:
         return from_worker
-    deliberate = isinstance(error, _DELIBERATE) and _is_raised_by_a_statement(error.__traceback__)
+    while isinstance(error.__cause__, Exception) and _file_of(error).startswith(_JSONARGPARSE):
+        error = error.__cause__  # what a class said that was being made, level by level
+    deliberate = isinstance(error, _DELIBERATE) and _is_raised_by_a_statement(error)
     if not (deliberate or isinstance(error, _OF_THE_WORLD)):
         return None
-    # A missing package is named, where an import that only we make fails.
-    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror is not None:
-        text = _of_the_system(error)
-    return text
+        return _of_the_system(error)
+    return str(error) or type(error).__name__
 
 
 def say(message: str) -> None:
@@ -96,11 +98,23 @@ def say(message: str) -> None:
     print(f"{name}: {' '.join(message.split())}\n{hint}", file=sys.stderr)
 
 
-def _is_raised_by_a_statement(traceback: TracebackType | None) -> bool:
-    """Whether the innermost frame is our own or Lightning's, and stands at a ``raise``, not at a call that failed."""
+def _innermost(error: BaseException) -> TracebackType | None:
+    traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    if traceback is None or not traceback.tb_frame.f_code.co_filename.startswith(_SPEAKING_FOLDERS):
+    return traceback
+
+
+def _file_of(error: BaseException) -> str:
+    """Where an error was raised."""
+    traceback = _innermost(error)
+    return "" if traceback is None else traceback.tb_frame.f_code.co_filename
+
+
+def _is_raised_by_a_statement(error: BaseException) -> bool:
+    """Whether the innermost frame is our own or Lightning's, and stands at a ``raise``, not at a call that failed."""
+    traceback = _innermost(error)
+    if traceback is None or not _file_of(error).startswith(_SPEAKING_FOLDERS):
         return False
     return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 

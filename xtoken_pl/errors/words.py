@@ -21,6 +21,7 @@ _WORDS: dict[Any, str] = {
     list: "a list",
 }
 _MOST_NAMES = 16
+_LONGEST_REASON = 200
 
 
 def in_words(hint: Any) -> str:
@@ -36,6 +37,7 @@ def choices(hint: Any) -> list[str]:
 
 
 def is_union(hint: Any) -> bool:
+    """Whether a value may be of one of several types."""
     return get_origin(hint) in (Union, types.UnionType)
 
 
@@ -58,6 +60,14 @@ def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str
     if not otherwise:
         return ""
     return f"; there are {', '.join(sorted(known))}" if 0 < len(known) <= _MOST_NAMES else f"; {otherwise}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library said, in one line, cut to the part that is of use."""
+    text = " ".join(str(error).split())
+    if not text:
+        return type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON].rpartition(' ')[0]} ..."
 
 
 def _parts(hint: Any) -> list[str]:
