@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
-from xtoken_pl.checkpoints import AtomicCheckpointIO, check_whole, last_checkpoint
+from xtoken_pl.checkpoints import AtomicCheckpointIO, check_of_a_run, check_whole, last_checkpoint
 from xtoken_pl.config_files import merge_config_arguments
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.errors import UsageError, choose_verb, explained, explaining
@@ -115,6 +115,8 @@ class DistillCLI(LightningCLI):
                     f"--ckpt_path must be a checkpoint, there is none at {path!r}; check the path, or give `last`"
                 )
             check_whole(path)
+            if path not in _NAMED_CHECKPOINTS:
+                check_of_a_run(path, training=self.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """On resume the command line wins over hyperparameters that a checkpoint may hold."""

@@ -1,7 +1,7 @@
 """Checkpoints that survive sudden death, and what they hold so that a run goes on exactly."""
 
 from xtoken_pl.checkpoints.identity import RunIdentity
-from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole
+from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_of_a_run, check_whole
 from xtoken_pl.checkpoints.last import check_processes_agree, last_checkpoint
 from xtoken_pl.checkpoints.projections import check_learned_projections
 from xtoken_pl.checkpoints.run_state import RunState, stored_identity
@@ -11,6 +11,7 @@ __all__ = [
     "RunIdentity",
     "RunState",
     "check_learned_projections",
+    "check_of_a_run",
     "check_processes_agree",
     "check_whole",
     "last_checkpoint",

@@ -164,7 +164,7 @@ class DistillDataModule(pl.LightningDataModule):
     def _wanted(self, stage: str) -> dict[str, TextSource]:
         required = {"fit": "train", "validate": "val", "test": "test"}[stage]
         if self.sources[required] is None:
-            raise ValueError(f"{stage} needs texts; set data.{required}.path")
+            raise ValueError(f"{TrainerFn(stage).value} needs texts, got none; set data.{required}.path")
         splits = (required, "val") if stage == "fit" else (required,)
         return {split: source for split in splits if (source := self.sources[split]) is not None}
 

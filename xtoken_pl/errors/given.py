@@ -89,8 +89,8 @@ def put(tree: Any, keys: list[str], value: Any) -> None:
             before = node.get(key)
             if isinstance(value, list) and isinstance(before, list):
                 value = [*before, *value]
-            elif isinstance(before, dict) and isinstance(value, str):
-                value = {"class_path": value} if before.get("class_path") != value else before
+            elif isinstance(before, dict) and before.get("class_path") == value:
+                value = before  # the same class keeps its arguments
             node[key] = value
             return
         child = node.get(key)
