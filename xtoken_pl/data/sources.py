@@ -78,7 +78,7 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
 def _unreadable(source: TextSource, error: Exception, *, is_local: bool) -> str:
     """What to check, from the nearest reason that is known."""
     reason = error.__cause__ or error
-    if is_local and isinstance(reason, StopIteration):
+    if is_local and (isinstance(reason, StopIteration) or "corresponds to no data" in str(reason)):
         return f"a data set must hold at least one text, {source.path!r} is empty; give another file"
     if is_local and isinstance(reason, UnicodeDecodeError):
         return (

@@ -20,11 +20,13 @@ _WITHOUT_VALUE = ("help", "print_config", "config")
 
 @dataclass
 class Given:
-    """Attributes:
-    tree: Files and options together.
-    files: Each file's path and content.
-    options: By key, what the command line sets.
-    stray: Words that are neither an option nor the value of one.
+    """Files and options, together and apart.
+
+    Attributes:
+        tree: Files and options together.
+        files: Each file's path and content.
+        options: By key, what the command line sets.
+        stray: Words that are neither an option nor the value of one.
     """
 
     tree: dict[str, Any] = field(default_factory=dict)

@@ -127,9 +127,14 @@ def _of_the_system(error: OSError) -> str:
 
 def _of_a_worker(error: Exception) -> str | None:
     """The message of an error of ours that a process for data hands over as text, with its traceback."""
-    text = str(error) if "Original Traceback" in str(error) else str(error.__cause__ or "")
-    frames = re.findall(r'^\s*File "([^"]+)", line \d+, in .*\n\s*(.*)$', text, flags=re.MULTILINE)
-    if not frames or not frames[-1][0].startswith(_OWN_FOLDERS) or not frames[-1][1].startswith("raise "):
+    texts = [text for text in (str(error), str(error.__cause__ or "")) if "Traceback (most recent call last)" in text]
+    lines = texts[0].splitlines() if texts else []
+    frames = [number for number, line in enumerate(lines) if re.match(r'\s+File ".+", line \d+', line)]
+    if not frames:
         return None
-    found = re.findall(r"^(?:[\w.]+): (.*(?:\n(?!\s*\n).*)*)", text[text.rindex(frames[-1][1]) :], flags=re.MULTILINE)
-    return found[-1].strip().strip('"') if found else None
+    file, (statement, *rest) = lines[frames[-1]].split('"')[1], lines[frames[-1] + 1 :] or [""]
+    if not (file.startswith(_OWN_FOLDERS) and statement.strip().startswith("raise ")):
+        return None
+    # Carets may stand below the statement; then comes `ValueError: message`.
+    said = "\n".join(line for line in rest if not re.fullmatch(r"[\s^~]*", line)).strip().strip('"')
+    return re.sub(r"^[\w.]+: ", "", said)
