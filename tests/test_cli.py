@@ -415,7 +415,7 @@ def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, confi
         (["--model.teachers.same.learn_projection", "true"], "TokenKL gives them none"),
         (["--model.teachers.split.loss", "xtoken_pl.GOLD", "--model.teachers.split.loss.kl_weight", "-1"], "got -1"),
         (["--model.teachers.split.loss.divergence", "js"], "jensen_shannon"),
-        (["--model.teachers.same.loss", "Auto"], "Literal['auto']"),
+        (["--model.teachers.same.loss", "Auto"], "did you mean auto?"),
         (["--model.weighting", "xtoken_pl.ConfidenceWeighting", "--model.weighting.sharpness", "-2"], "got -2"),
         (["--model.kd_weight", "0.5"], "DynamicLossScaling and fixed weights exclude each other"),
         (["--config", "missing.yaml"], "there is none at 'missing.yaml'"),

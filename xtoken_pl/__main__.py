@@ -1,6 +1,9 @@
 """``python -m xtoken_pl``."""
 
+import sys
+
 from xtoken_pl.cli import main
+from xtoken_pl.errors import run
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

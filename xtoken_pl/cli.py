@@ -15,24 +15,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from xtoken_pl.cache.command import CACHE_DESCRIPTION, CacheOptions, cache_run
-from xtoken_pl.checkpoints import AtomicCheckpointIO, check_student_of_checkpoint, check_whole, last_checkpoint
+from xtoken_pl.checkpoints import (
+    AtomicCheckpointIO,
+    check_of_a_run,
+    check_student_of_checkpoint,
+    check_whole,
+    last_checkpoint,
+)
 from xtoken_pl.config_files import merge_config_arguments, names_config
 from xtoken_pl.dashboard import dashboard
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.errors import UsageError, choose_verb, explained, explaining
 from xtoken_pl.export import export
 from xtoken_pl.inspection.command import INSPECT_DESCRIPTION, InspectOptions, inspect, inspect_run
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.plan.command import PLAN_DESCRIPTION, PlanOptions, plan_run
+from xtoken_pl.preflight import check_fit, check_positions
 from xtoken_pl.quickstart import prepare
 from xtoken_pl.run_folder import run_folder
 from xtoken_pl.run_summary import RunSummary
 from xtoken_pl.verbs import audit, prefix_map, project
+
+#: Checkpoints that Lightning finds by these names.
+_NAMED_CHECKPOINTS = ("best", "hpc", "registry")
 
 
 class KeepConfig(SaveConfigCallback):
@@ -92,24 +104,34 @@ class DistillCLI(LightningCLI):
         if not chosen and getattr(given.get("strategy"), "_checkpoint_io", None) is None:
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         kwargs["callbacks"] = [*_as_list(given.get("callbacks")), self.summary]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+            values = [f"{name}={given[name]}" for name in names if given.get(name) not in (None, "auto", 1)]
+            raise UsageError(
+                f"no trainer can be made{' with ' if values else ''}{', '.join(values)}: {str(error).rstrip('.!')}; "
+                "change the settings under trainer"
+            ) from error
 
     def before_fit(self) -> None:
         """Refuses what callbacks cannot work with, damaged checkpoints and other students', before texts are read."""
         for callback in cast(Any, self.trainer).callbacks:
             if check := getattr(callback, "check_module", None):
                 check(self.model)
+        check_fit(self.trainer, self.model, self.datamodule)
         self._find_checkpoint()
         if path := self.config_init["fit"].get("ckpt_path"):
             check_student_of_checkpoint(Path(path), self.model.student_source, self.model.student_vocabulary)
 
     def before_validate(self) -> None:
-        """Refuses a damaged checkpoint."""
+        """Refuses windows that are longer than a model's, and a damaged checkpoint."""
+        check_positions(self.model, self.datamodule)
         self._find_checkpoint()
 
     def before_test(self) -> None:
-        """Refuses a damaged checkpoint."""
-        self._find_checkpoint()
+        """Refuses the same as before validation."""
+        self.before_validate()
 
     def after_fit(self) -> None:
         """Says what was trained, from whom, and where the results are."""
@@ -122,14 +144,21 @@ class DistillCLI(LightningCLI):
         """Puts the path of the last checkpoint in place of ``last``; every process finds the same one.
 
         Raises:
-            FileNotFoundError: If there is none: Lightning would start from scratch without a word.
+            FileNotFoundError: If there is none: Lightning would start from scratch without a word, or look for it last.
             ValueError: If it is damaged.
         """
         settings = self.config_init[self.subcommand]
         if settings.get("ckpt_path") == "last":
             settings["ckpt_path"] = str(last_checkpoint(self.trainer))
         elif settings.get("ckpt_path"):
-            check_whole(settings["ckpt_path"])
+            path = str(settings["ckpt_path"])
+            if "://" not in path and path not in _NAMED_CHECKPOINTS and not Path(path).exists():
+                raise FileNotFoundError(
+                    f"--ckpt_path must be a checkpoint, there is none at {path!r}; check the path, or give `last`"
+                )
+            check_whole(path)
+            if path not in _NAMED_CHECKPOINTS:
+                check_of_a_run(path, training=self.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """On resume the command line wins over hyperparameters that a checkpoint may hold."""
@@ -176,6 +205,7 @@ class PartsCLI(DistillCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         given = self.config[subcommand]
         options = self.verb.options(**{field.name: given[field.name] for field in fields(self.verb.options)})
+        check_positions(self.model, self.datamodule)
         self.verb.run(self.model, self.datamodule, self.trainer_config, options)
 
 
@@ -210,25 +240,40 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("xtoken_pl").setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in VERBS and not (given[0] in PARTS_VERBS and names_config(given)):
-        auto_cli(VERBS[given[0]], args=given[1:], prog=f"python -m xtoken_pl {given[0]}", as_positional=False)
-        return
+    name = choose_verb(given, (*DistillCLI.subcommands(), *PARTS_VERBS, *VERBS))
+    with explained(given):
+        if name in VERBS and not (name in PARTS_VERBS and names_config(given)):
+            program = f"python -m xtoken_pl {name}"
+            parser = explaining(ArgumentParser)
+            auto_cli(VERBS[name], args=given[1:], prog=program, as_positional=False, parser_class=parser)
+        else:
+            _run_with_module(name, given, from_command_line=arguments is None)
+
+
+def _only(name: str) -> type[DistillCLI]:
+    """With the parser of one verb, where there is one: every parser takes a quarter of a second."""
+    if name not in (verbs := DistillCLI.subcommands()):
+        return DistillCLI
+    return type("OneVerbCLI", (DistillCLI,), {"subcommands": staticmethod(lambda: {name: verbs[name]})})
+
+
+def _run_with_module(name: str, given: list[str], *, from_command_line: bool) -> None:
     merged = merge_config_arguments(given)
-    if arguments is None:
+    if from_command_line:
         # Processes that Lightning starts on this machine are given sys.argv.
         sys.argv[1:] = merged
-    name = given[0] if given else ""
     verb = PARTS_VERBS.get(name)
-    command = DistillCLI if verb is None else partial(PartsCLI, name=name, verb=verb)
+    command = _only(name) if verb is None else partial(PartsCLI, name=name, verb=verb)
     command(
         MultiTeacherDistillModule,
         DistillDataModule,
         arguments=given,
-        args=None if arguments is None else merged,
+        args=None if from_command_line else merged,
         save_config_callback=KeepConfig,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        parser_class=explaining(LightningArgumentParser),
         parser_kwargs={
             "prog": "python -m xtoken_pl",
             "epilog": f"further verbs, each with its own --help: {', '.join({**PARTS_VERBS, **VERBS})}",

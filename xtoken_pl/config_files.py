@@ -42,7 +42,7 @@ def merge_config_arguments(arguments: list[str]) -> list[str]:
             others.append(argument)
     if position is None or (len(paths) == 1 and "\n" in paths[0]):
         return arguments  # none, or content that was merged before: processes of one run are started with it
-    contents = [_read(path) for path in paths]
+    contents = [read_config(path) for path in paths]
     if len(contents) == 1:
         return arguments
     merged: dict[str, Any] = {}
@@ -76,15 +76,49 @@ def _names_a_class(mapping: dict[str, Any]) -> bool:
     return "class_path" in mapping or "init_args" in mapping
 
 
-def _read(path: str) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own loader takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in lines:
+                raise _TwiceError(key, lines[key], line)
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+class _TwiceError(Exception):
+    """A key, and the lines where it is given."""
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The content of one configuration file.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is no YAML mapping, or gives a key twice.
+    """
+    if not path:
+        raise ValueError("--config must be a YAML file, got nothing; write --config FILE")
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config must be a YAML file, there is none at {path!r}; check the path")
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except _TwiceError as error:
+        key, first, second = error.args
+        raise ValueError(
+            f"a key must be given once, {path!r} has {key!r} in lines {first} and {second}; rename or remove one"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path!r} is no YAML; it may have been cut off, or be another file. Reason: {error}"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"a config file must be a YAML mapping, {path!r} holds {type(content).__name__}")
+        raise ValueError(
+            f"a config file must be a YAML mapping, {path!r} holds {type(content).__name__}; give another file"
+        )
     return content

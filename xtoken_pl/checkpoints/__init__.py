@@ -2,7 +2,7 @@
 
 from xtoken_pl.checkpoints.adapters import check_weights_of_student, holds_adapter
 from xtoken_pl.checkpoints.identity import RunIdentity
-from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole
+from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_of_a_run, check_whole
 from xtoken_pl.checkpoints.last import check_processes_agree, last_checkpoint
 from xtoken_pl.checkpoints.projections import check_learned_projections
 from xtoken_pl.checkpoints.run_state import RunState, check_student_of_checkpoint, stored_identity
@@ -12,6 +12,7 @@ __all__ = [
     "RunIdentity",
     "RunState",
     "check_learned_projections",
+    "check_of_a_run",
     "check_processes_agree",
     "check_student_of_checkpoint",
     "check_weights_of_student",

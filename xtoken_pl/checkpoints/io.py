@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from xtoken_pl.errors import reason_of
+
 #: Files of a distributed checkpoint in the order in which they are written, the last ones of all.
 _WRITTEN_LAST = (".metadata", "meta.pt")
 
@@ -125,6 +127,34 @@ def check_whole(path: str | Path) -> None:
         else f"go on from the newest whole one beside it, of step {before.step}: --ckpt_path '{before.path}'"
     )
     raise ValueError(f"a checkpoint must be whole to go on from, and {str(path)!r} is not: {reason}; {way_out}")
+
+
+def check_of_a_run(path: str | Path, *, training: bool) -> None:
+    """Refuses a file that is no checkpoint of a run, or that holds weights alone, where training is to go on.
+
+    Raises:
+        ValueError: With what the file holds.
+    """
+    if _is_remote(path) or not Path(path).exists():
+        return
+    try:
+        content = without_tensors(Path(path))
+    except Exception as error:  # a pickle of anything raises nearly anything
+        raise ValueError(
+            f"a checkpoint must be one that a run wrote, and {str(path)!r} cannot be read ({reason_of(error)}); give "
+            "another path"
+        ) from error
+    if "pytorch-lightning_version" not in content:
+        held = ", ".join(sorted(map(str, content))[:5]) or "nothing"
+        raise ValueError(
+            f"a checkpoint must be one that a run wrote, and {str(path)!r} is none (it holds {held}); give another "
+            "path, or start from weights with --model.student.model FOLDER"
+        )
+    if training and "lr_schedulers" not in content:
+        raise ValueError(
+            f"to go on, a checkpoint must hold the states of optimizers, and {str(path)!r} holds weights alone; give "
+            "another one, or write its student with `python -m xtoken_pl export` and start from that folder"
+        )
 
 
 def damage(path: Path) -> str | None:

@@ -77,9 +77,16 @@ class DistillDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("sequence_length", sequence_length),
+            ("shuffle_buffer", shuffle_buffer),
+            ("num_proc", 1 if num_proc is None else num_proc),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
         self.sources = {"train": train, "val": val, "test": test}
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -198,7 +205,7 @@ class DistillDataModule(pl.LightningDataModule):
     def _wanted(self, stage: str) -> dict[str, TextSource]:
         required = {"fit": "train", "validate": "val", "test": "test"}[stage]
         if self.sources[required] is None:
-            raise ValueError(f"{stage} needs texts; set data.{required}.path")
+            raise ValueError(f"{TrainerFn(stage).value} needs texts, got none; set data.{required}.path")
         splits = (required, "val") if stage == "fit" else (required,)
         return {split: source for split in splits if (source := self.sources[split]) is not None}
 
@@ -236,7 +243,10 @@ class DistillDataModule(pl.LightningDataModule):
         windows = self.datasets[split]
         first = list(windows.take(_NUM_CHECKED_WINDOWS))
         if not first:
-            raise ValueError(f"a data set must hold some text, every text of {self.sources[split]} is empty")
+            source = cast(TextSource, self.sources[split])
+            raise ValueError(
+                f"a data set must hold some text, every text of {source.path!r} is empty; give another file"
+            )
         if isinstance(windows, Dataset):
             rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
         for name, view in collate(first, list(self.windower.teachers)).teachers.items():

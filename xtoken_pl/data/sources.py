@@ -10,6 +10,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
+from xtoken_pl.errors import reason_of
+
 # Ending -> builder of `datasets` and its options. A .txt file is one text, whatever lines it has; line ends become \n.
 _BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
     ".txt": ("text", {"sample_by": "document"}),
@@ -122,14 +124,35 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
     try:
         dataset = load_dataset(**options)
     except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:  # StopIteration: an empty file
-        what = "could not be read" if files else "is no file or folder here, and as a data set it could not be loaded"
-        reason = error.__cause__ or error
-        raise ValueError(
-            f"{source.path!r} {what} (name {source.name!r}, split {source.split!r}). Check that it holds texts, the "
-            f"path (relative paths start at the working folder), or the id and the split. Reason: {reason!r}"
-        ) from error
-    _check(dataset, source)
+        raise ValueError(_unreadable(source, error, is_local=files is not None)) from error
+    try:
+        _check(dataset, source)
+    except UnicodeDecodeError as error:
+        raise ValueError(_unreadable(source, error, is_local=files is not None)) from error
     return dataset
+
+
+def _unreadable(source: TextSource, error: Exception, *, is_local: bool) -> str:
+    """What to check, from the nearest reason that is known."""
+    reason = error.__cause__ or error
+    if is_local and (isinstance(reason, StopIteration) or "corresponds to no data" in str(reason)):
+        return f"a data set must hold at least one text, {source.path!r} is empty; give another file"
+    if is_local and isinstance(reason, UnicodeDecodeError):
+        return (
+            f"texts must be UTF-8, {source.path!r} is not ({reason.reason} at byte {reason.start}); convert it, for "
+            "example with iconv, or give another file"
+        )
+    said = f"{type(reason).__name__}: {reason_of(reason)}"
+    if is_local:
+        return (
+            f"{source.path!r} could not be read (split {source.split!r}). Check that it is whole and holds texts, and "
+            f"that the split is train. Reason: {said}"
+        )
+    return (
+        f"{source.path!r} is no file or folder here, and as a data set it could not be loaded (name {source.name!r}, "
+        f"split {source.split!r}). Check the path (relative paths start at the working folder), or the id and the "
+        f"split. Reason: {said}"
+    )
 
 
 def _local_files(path: str) -> list[str] | None:
@@ -140,7 +163,9 @@ def _local_files(path: str) -> list[str] | None:
     if local.is_dir():
         files = sorted(str(file) for file in local.rglob("*") if _ending(file) in _BUILDERS)
         if not files:
-            raise FileNotFoundError(f"a folder of texts must hold {_endings()} files; {path!r} has none")
+            raise FileNotFoundError(
+                f"a folder of texts must hold {_endings()} files; {path!r} has none; check the path"
+            )
         return files
     if glob.has_magic(path):
         files = sorted(glob.glob(path, recursive=True))
@@ -176,15 +201,18 @@ def _endings() -> str:
 def _check(dataset: Dataset | IterableDataset, source: TextSource) -> None:
     first = next(iter(dataset), None)
     if first is None:
-        raise ValueError(f"a data set must hold at least one text, {source.path!r} (split {source.split!r}) is empty")
+        raise ValueError(
+            f"a data set must hold at least one text, {source.path!r} (split {source.split!r}) is empty; give another"
+        )
     for field in fields(source):
         column = getattr(source, field.name)
         if field.name.endswith("_field") and column in source.columns and column not in first:
             raise ValueError(
-                f"{field.name} must be a column of the data, got {column!r}; {source.path!r} has {sorted(first)}"
+                f"{field.name} must be a column of the data, got {column!r}; {source.path!r} has {sorted(first)}; "
+                "name one of them"
             )
     if not source.holds_conversations and not isinstance(first[source.text_field], str):
         raise ValueError(
             f"text_field must hold strings, but {source.text_field!r} of {source.path!r} holds "
-            f"{type(first[source.text_field]).__name__}"
+            f"{type(first[source.text_field]).__name__}; name another column, or give texts"
         )

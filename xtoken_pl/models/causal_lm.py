@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
+from xtoken_pl.errors import reason_of
 from xtoken_pl.models.head import Head
 from xtoken_pl.teacher import ModelSource, Quantization, Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -61,10 +63,16 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
             model = AutoModelForCausalLM.from_config(config, **common)
         else:
             model = AutoModelForCausalLM.from_pretrained(source.model, **common)
-    except (OSError, ValueError) as error:
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of the {role} must be whole, those of {source.model!r} cannot be read ({error}); copy or "
+            "download the model again"
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"the model of the {role} must be a folder or a hub id of a causal language model; {source.model!r} could "
-            f"not be loaded. Check the path (relative paths start at the working folder) or the id. Reason: {error}"
+            "not be loaded. Check the path (relative paths start at the working folder), the id or the options. "
+            f"Reason: {reason_of(error)}"
         ) from error
     return cast(PreTrainedModel, model).eval()
 

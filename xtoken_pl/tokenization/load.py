@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from xtoken_pl.errors import reason_of
+
+#: A tokenizer's own file: of `tokenizers`, or of SentencePiece, which transformers converts.
+_FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 
 
 def load_tokenizer(
@@ -15,11 +21,17 @@ def load_tokenizer(
     Raises:
         ValueError: If nothing can be loaded from there.
     """
+    folder = Path(source)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
+        raise ValueError(
+            f"a tokenizer must be a folder with a tokenizer.json or a hub id; the folder {source!r} has no "
+            "tokenizer.json: copy the tokenizer's files into it, or check the path"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"a tokenizer must be a folder with a tokenizer.json or a hub id; {source!r} could not be loaded. "
-            f"Check the path (relative paths start at the working folder) or the id. Reason: {error}"
+            f"Check the path (relative paths start at the working folder) or the id. Reason: {reason_of(error)}"
         ) from error
     return cast(PreTrainedTokenizerBase, tokenizer)
