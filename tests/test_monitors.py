@@ -24,7 +24,7 @@ from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks import AlignmentMonitor, ProjectionMonitor, TeacherMonitor, ThroughputMonitor
 from xtoken_pl.callbacks.alignment_monitor import count_spans
 from xtoken_pl.callbacks.charts import Charts, Monitor, collect_charts, custom_scalars_layout
-from xtoken_pl.callbacks.clocks import WaitingClock
+from xtoken_pl.callbacks.clocks import PassClock, WaitingClock
 from xtoken_pl.dashboard import count_items
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.projection.statistics import row_distance, row_entropy
@@ -260,6 +260,36 @@ def test_the_profiler_that_was_there_hears_everything() -> None:
     with WaitingClock(Hearing()).profile("anything"):
         pass
     assert heard == ["start anything", "stop anything"]
+
+
+def test_passes_on_a_gpu_are_timed_there_and_waited_for_only_when_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With stand-ins for events: there is no GPU here."""
+    now, waited = [0.0], []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def synchronize(self) -> None:
+            waited.append(self.at)
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1000 * (end.at - self.at)
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    passes = PassClock(torch.device("cuda"))
+    for name, seconds in (("a", 2.0), ("b", 0.5), ("a", 1.0)):
+        with passes.around(name):
+            now[0] += seconds
+    assert not waited
+    assert passes.take() == {"a": 3.0, "b": 0.5}
+    assert waited == [2.0, 2.5, 3.5]
+    assert passes.take() == {}
 
 
 # All of them ---------------------------------------------------------------------------------------------------------
