@@ -58,6 +58,12 @@ CONFIG: dict[str, Any] = {
 #: A second teacher, for the cases that name it.
 SPLIT = {"model": {"teachers": {"split": {"model": "split", "loss": {"class_path": "xtoken_pl.ProjectionKL"}}}}}
 
+#: A logger of one version, whose folder holds another run.
+TAKEN = {
+    "class_path": "lightning.pytorch.loggers.CSVLogger",
+    "init_args": {"save_dir": "logs", "name": "taken", "version": 0},
+}
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,6 +75,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _write_texts()
         Path("run.yaml").write_text(yaml.safe_dump(CONFIG))
         Path("split.yaml").write_text(yaml.safe_dump(SPLIT))
+        Path("logs/taken/version_0").mkdir(parents=True)
+        Path("logs/taken/version_0/config.yaml").write_text("")
         main(["project", "--student", "student", "--teacher", "split", "--output", "w.safetensors"])
         main(["project", "--student", "student", "--teacher", "same", "--output", "other_w.safetensors"])
         Path("cut_w.safetensors").write_bytes(Path("w.safetensors").read_bytes()[:-100])
@@ -288,7 +296,13 @@ TABLE = [
         "'a b'",
         config={"model": {"teachers": {"a b": {"model": "same"}}}},
     ),
-    case("config: kept configuration", "", "config.yaml is of another run", "remove it", config={"keep": True}),
+    case(
+        "config: kept configuration",
+        "",
+        "taken/version_0/config.yaml is the configuration of another run",
+        "choose another folder",
+        config={"trainer": {"logger": TAKEN}},
+    ),
     # Data
     case("data: missing", "--data.train.path no.jsonl", "there is no file or folder 'no.jsonl'", "check the path"),
     case("data: empty", "--data.train.path empty.jsonl", "at least one text", "'empty.jsonl' is empty", "give another"),
@@ -486,9 +500,7 @@ def arguments_of(wrong: Case, folder: Path) -> list[str]:
     if wrong.verb in ("audit", "project", "export", "fti"):
         return [wrong.verb, *wrong.arguments]
     extra = ["--config", "split.yaml"] if any(".split." in argument for argument in wrong.arguments) else []
-    if wrong.config == {"keep": True}:
-        Path("config.yaml").write_text("")
-    elif wrong.config is not None:
+    if wrong.config is not None:
         content = wrong.config if isinstance(wrong.config, str) else yaml.safe_dump(wrong.config)
         (folder / "extra.yaml").write_text(content)
         extra += ["--config", "extra.yaml"]
@@ -501,7 +513,6 @@ def arguments_of(wrong: Case, folder: Path) -> list[str]:
 def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(workspace)
     monkeypatch.delenv("XTOKEN_PL_TRACEBACK", raising=False)
-    Path("config.yaml").unlink(missing_ok=True)
     return workspace
 
 
