@@ -16,8 +16,9 @@ def code_blocks(text: str, language: str) -> list[str]:
 
 def shown_commands(text: str) -> list[list[str]]:
     """The arguments behind every ``python -m xtoken_pl``."""
-    lines = [line for block in code_blocks(text, "sh") for line in block.splitlines() if "python -m xtoken_pl" in line]
-    return [shlex.split(line, comments=True)[3:] for line in lines]
+    joined = "".join(code_blocks(text, "sh")).replace("\\\n", " ")
+    words = [shlex.split(line, comments=True) for line in joined.splitlines() if "python -m xtoken_pl" in line]
+    return [line[line.index("xtoken_pl") + 1 :] for line in words]
 
 
 def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
