@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
 
@@ -18,25 +19,34 @@ class WaitingClock(Profiler):
 
     Attributes:
         waited: Seconds for which training has waited for batches.
-        paused: Seconds between :meth:`pause` and the next time that a batch was asked for.
     """
 
     def __init__(self, profiler: Profiler) -> None:
         super().__init__()
         self.profiler = profiler
-        self.waited = self.paused = 0.0
+        self.waited = self._paused = 0.0
         self._asked: float | None = None
         self._pause_began: float | None = None
 
     def pause(self) -> None:
         """What follows is no training, until the next batch is asked for."""
-        self._pause_began = perf_counter()
+        if self._pause_began is None:
+            self._pause_began = perf_counter()
+
+    def take_pause(self) -> float:
+        """The seconds paused since the last time, those of a pause that goes on included."""
+        if self._pause_began is not None:
+            now = perf_counter()
+            self._paused += now - self._pause_began
+            self._pause_began = now
+        taken, self._paused = self._paused, 0.0
+        return taken
 
     def start(self, action_name: str) -> None:
         if action_name == _FETCH:
             self._asked = perf_counter()
             if self._pause_began is not None:
-                self.paused += self._asked - self._pause_began
+                self._paused += self._asked - self._pause_began
                 self._pause_began = None
         self.profiler.start(action_name)
 
@@ -45,6 +55,13 @@ class WaitingClock(Profiler):
         if action_name == _FETCH and self._asked is not None:
             self.waited += perf_counter() - self._asked
             self._asked = None
+
+
+def pause_clock(trainer: pl.Trainer) -> None:
+    """For callbacks whose work between two batches is no training."""
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    if isinstance(profiler, WaitingClock):
+        profiler.pause()
 
 
 class PassClock:

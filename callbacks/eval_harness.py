@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from xtoken_pl.callbacks.clocks import pause_clock
 from xtoken_pl.callbacks.shared import distill_module, output_folder
 from xtoken_pl.files import atomic_path
 from xtoken_pl.models.sharding import gathered
@@ -218,6 +219,7 @@ class EvalHarness(pl.Callback):
 
         from xtoken_pl.callbacks.divided_lm import DividedLM
 
+        pause_clock(trainer)
         module = distill_module(pl_module, self)
         with evaluation_state(module.student), trainer.precision_plugin.val_step_context():
             if self._lm is None:

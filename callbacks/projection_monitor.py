@@ -28,6 +28,7 @@ class ProjectionMonitor(Monitor):
 
     def __init__(self) -> None:
         self._step = 0
+        self._learned: dict[str, ProjectionKL] = {}
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
         losses = undecided(module)
@@ -43,6 +44,8 @@ class ProjectionMonitor(Monitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
         losses = undecided(distill_module(pl_module, self))
+        # Which rows are undecided is asked here once: a step would wait for the device.
+        self._learned = {name: loss for name, loss in losses.items() if loss.learned is not None}
         scalars = {tag: value.item() for name, loss in losses.items() for tag, value in measure(name, loss).items()}
         for logger in trainer.loggers if scalars else []:
             logger.log_metrics(scalars, step=trainer.global_step)
@@ -51,9 +54,8 @@ class ProjectionMonitor(Monitor):
         if not is_logged(trainer, self._step):
             return
         self._step = trainer.global_step
-        for name, loss in undecided(distill_module(pl_module, self)).items():
-            if loss.learned is not None:
-                pl_module.log_dict(measure(name, loss))
+        for name, loss in self._learned.items():
+            pl_module.log_dict(measure(name, loss))
 
 
 def undecided(module: MultiTeacherDistillModule) -> dict[str, ProjectionKL]:
@@ -65,9 +67,9 @@ def undecided(module: MultiTeacherDistillModule) -> dict[str, ProjectionKL]:
 @torch.no_grad()
 def measure(name: str, loss: ProjectionKL) -> dict[str, Tensor]:
     """The scalars of one teacher's W, by tag."""
-    start, learned = _start_rows(loss), loss.learned
+    learned = loss.learned
     if learned is None:
-        return {f"projection/entropy/{name}": row_entropy(start).mean()}
+        return {f"projection/entropy/{name}": row_entropy(_start_rows(loss)).mean()}
     weights = learned.weights()[learned.rows]
     moved = row_distance(weights, learned.base[learned.rows])
     return {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xtoken_pl.callbacks.charts import Charts, Monitor
 from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.run_summary import validates
 
 
 class TeacherMonitor(Monitor):
@@ -41,7 +42,7 @@ class TeacherMonitor(Monitor):
                 "student mass without a counterpart": each("train/unmapped_mass"),
             },
         }
-        if module.trainer.enable_validation:
+        if validates(module.trainer):
             pages["Validation"] = {
                 "bits per byte": ["val/bits_per_byte"],
                 "CE": ["val/ce"],

@@ -29,9 +29,9 @@ class ThroughputMonitor(Monitor):
     teacher without a cache, up to its head; the head belongs to the loss), ``throughput/peak_memory`` (GB, the highest
     so far: what torch has allocated on a GPU, else the resident memory of a process; of the process that has most).
 
-    The time is that on the clock, from log to log, without validation and what follows it until the next batch is
-    asked for. No step waits for the device: on a GPU the passes of teachers are measured there, and read when the log
-    is written. Other passes of teachers, such as those of validation, do not count.
+    The time is that on the clock, from log to log, without validation and evaluations, and what follows them until the
+    next batch is asked for. No step waits for the device: on a GPU the passes of teachers are measured there, and read
+    when the log is written. Other passes of teachers, such as those of validation, do not count.
 
     Lightning's ``ThroughputMonitor`` waits for the GPU at every step, takes the first process' counts for all, and
     knows neither waiting nor teachers.
@@ -57,7 +57,7 @@ class ThroughputMonitor(Monitor):
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step, self._since = trainer.global_step, perf_counter()
-        self._waiting.waited = self._waiting.paused = 0.0
+        self._waiting.waited = 0.0
         self._num_tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,7 +80,7 @@ class ThroughputMonitor(Monitor):
             self._begin(trainer, pl_module)
 
     def _measure(self, trainer: pl.Trainer, device: torch.device) -> dict[str, Tensor]:
-        seconds = perf_counter() - self._since - self._waiting.paused
+        seconds = perf_counter() - self._since - self._waiting.take_pause()
         passes = self._passes.take()
         parts = [passes.get(name, 0.0) for name in self._teachers]
         here = torch.tensor([seconds, self._waiting.waited, *parts, peak_memory(device)], device=device)

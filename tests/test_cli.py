@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xtoken_pl.cli import main
-from xtoken_pl.config_files import merge
+from xtoken_pl.config_files import merge, merge_config_arguments
 from xtoken_pl.projection import Projection
 
 
@@ -191,7 +191,20 @@ def test_merging_keeps_what_the_later_file_does_not_name() -> None:
 
 def test_a_key_with_a_plus_adds_to_a_list() -> None:
     assert merge({"a": {"b": [1]}}, {"a": {"b+": [2, 3]}}) == {"a": {"b": [1, 2, 3]}}
-    assert merge({"a": {}}, {"a": {"b+": [2]}}) == {"a": {"b": [2]}}
+
+
+def test_an_addition_waits_for_the_list_of_a_later_file(tmp_path: Path) -> None:
+    def merged(*contents: Any) -> Any:
+        arguments: list[str] = []
+        for number, content in enumerate(contents):
+            (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(content))
+            arguments += ["--config", str(tmp_path / f"{number}.yaml")]
+        return yaml.safe_load(merge_config_arguments(arguments)[1])
+
+    first, second, whole = {"a": {"b+": [1]}}, {"a": {"b+": [2]}}, {"a": {"b": [3]}}
+    assert merged(first, whole, second) == {"a": {"b": [3, 1, 2]}}
+    assert merged(first, second, whole) == {"a": {"b": [3, 1, 2]}}
+    assert merged(first, second, {"a": {}}) == {"a": {"b": [1, 2]}}
 
 
 def test_short_and_long_ways_to_write_a_class_are_merged() -> None:

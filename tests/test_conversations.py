@@ -223,6 +223,24 @@ def test_a_conversation_that_a_template_refuses_is_named() -> None:
         renderer.render([conversation(CHATS[0])])
 
 
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
+    dated = "{{ strftime_now('%d %b %Y') }} {{ strftime_now(\"%Y\") }}\n" + CHATML
+    tokenizer = with_tokens(packing_tokenizer(), dated, "<|im_start|>", "<|im_end|>")
+    (rendered,) = ChatRenderer(vocabulary_of(tokenizer), "student").render([conversation(CHATS[0])])
+    assert text_of(vocabulary_of(tokenizer), rendered.ids).startswith("26 Jul 2024 2024\nuser")
+    tokenizer.chat_template = "{{ strftime_now(format) }}" + CHATML
+    with pytest.raises(ValueError, match="the student asks for the date in a format that is not a literal"):
+        ChatRenderer(vocabulary_of(tokenizer), "student").render([conversation(CHATS[0])])
+
+
+def test_a_template_that_is_none_is_named_with_its_line() -> None:
+    renderer = ChatRenderer(vocabulary_of(with_tokens(packing_tokenizer(), "\n{{ messages[0")), "teacher 'x'")
+    with pytest.raises(
+        ValueError, match=r"of the teacher 'x' is no Jinja template: unexpected end .*, in line 2; mend it"
+    ):
+        renderer.render([conversation(CHATS[0])])
+
+
 def test_a_side_without_a_template_is_named_before_a_row_is_read() -> None:
     bare = Windower(vocabulary_of(chatml()), {"t": vocabulary_of(splitting_tokenizer())}, 50)
     with pytest.raises(ValueError, match=r"tokenizer of the teacher 't' .* has none; name a Jinja file"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -21,11 +22,13 @@ from real_tokenizers import wordpiece
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from torch.utils.data import DataLoader
 
+from xtoken_pl import DistillDataModule, TextSource
 from xtoken_pl.cli import main
 from xtoken_pl.config_files import merge
 from xtoken_pl.errors import run
 from xtoken_pl.errors.explain import explain
 from xtoken_pl.errors.given import Given
+from xtoken_pl.preflight import check_fit
 from xtoken_pl.teacher import Teacher
 
 MOST_SECONDS = 20
@@ -75,6 +78,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _write_texts()
         Path("run.yaml").write_text(yaml.safe_dump(CONFIG))
         Path("split.yaml").write_text(yaml.safe_dump(SPLIT))
+        Path("chat.jinja").write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}")
         Path("logs/taken/version_0").mkdir(parents=True)
         Path("logs/taken/version_0/config.yaml").write_text("")
         main(["project", "--student", "student", "--teacher", "split", "--output", "w.safetensors"])
@@ -154,6 +158,44 @@ def callback(path: str, **arguments: Any) -> dict[str, Any]:
 
 _MONITOR = "lightning.pytorch.callbacks.ModelCheckpoint"
 TABLE = [
+    # Conversations and packing
+    case(
+        "chat: no such field",
+        "--data.train.messages_field talk --model.student.chat_template chat.jinja "
+        "--model.teachers.same.chat_template chat.jinja",
+        *("must be a column", "'talk'", "name one of them"),
+    ),
+    case("chat: prompt alone", "--data.train.prompt_field text", "belong together", "'text'", "set completion_field"),
+    case(
+        "chat: no messages",
+        "--data.train.messages_field text --model.student.chat_template chat.jinja "
+        "--model.teachers.same.chat_template chat.jinja",
+        *("text must hold a list of at least one message", "got str", "remove such rows"),
+    ),
+    case(
+        "chat: no template",
+        "--data.train.messages_field text",
+        *("conversations need a chat template on every side", "student", "name a Jinja file"),
+    ),
+    case("chat: missing template", "--model.student.chat_template no.jinja", "must be a Jinja file", "'no.jinja'"),
+    case("chat: packing", "--data.packing seperate", "one of none, joined, separate", "'seperate'", "did you mean"),
+    # Adapters
+    case("adapters: rank", "--model.student.adapter.rank 0", "rank of an adapter must be >= 1", "got 0", "leave the"),
+    case(
+        "adapters: random weights",
+        "--model.student.adapter.rank 4 --model.student.weights random",
+        *("leaves the weights below it as they are", "weights='random'", "use pretrained weights"),
+    ),
+    case(
+        "adapters: no such layers",
+        "--model.student.adapter.target_modules [q_prj]",
+        *("must be linear layers below the head", "q_prj", "are called"),
+    ),
+    case(
+        "adapters: quantized alone", "--model.student.quantization 4bit", "cannot be trained", "'4bit'", "give it one"
+    ),
+    # Looking at a window
+    case("inspect: window", "--weights false --window 99999", "must be one of", "99999", "choose one", verb="inspect"),
     # Configuration
     case("config: unknown verb", "", "the first word must be one of fit", "'fti'", "did you mean fit?", verb="fti"),
     case("config: no file", "--config", "--config must be a YAML file", "got nothing", "write --config FILE"),
@@ -546,7 +588,19 @@ def test_the_catalogue_is_complete() -> None:
     assert set(names) > SLOW
     assert len(names) - len(SLOW) >= 60
     categories = {name.partition(":")[0] for name in names}
-    assert categories == {"config", "data", "tokenizers", "models", "W", "caches", "checkpoints", "devices"}
+    assert categories == {
+        "adapters",
+        "chat",
+        "inspect",
+        "config",
+        "data",
+        "tokenizers",
+        "models",
+        "W",
+        "caches",
+        "checkpoints",
+        "devices",
+    }
 
 
 # Tracebacks -----------------------------------------------------------------------------------------------------------
@@ -573,6 +627,21 @@ def test_a_defect_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         run(fail_with(error))
     assert any("please report it" in note for note in raised.value.__notes__)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_memory_that_is_used_up_is_no_defect(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(fail_with(error)) == 1
+    assert "lower data.batch_size" in the_message(capsys.readouterr().err)
+
+
+def test_a_stream_may_end_with_epochs_of_so_many_batches() -> None:
+    data = DistillDataModule(TextSource(path="x.jsonl"), streaming=True)
+    trainer = pl.Trainer(max_epochs=2, limit_train_batches=3, logger=False, enable_checkpointing=False)
+    check_fit(trainer, pl.LightningModule(), data)
+    endless = pl.Trainer(max_epochs=2, logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="a stream has no epochs"):
+        check_fit(endless, pl.LightningModule(), data)
 
 
 def test_a_call_that_fails_in_our_code_is_a_defect(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:

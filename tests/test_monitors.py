@@ -24,7 +24,7 @@ from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks import AlignmentMonitor, ProjectionMonitor, TeacherMonitor, ThroughputMonitor
 from xtoken_pl.callbacks.alignment_monitor import count_spans
 from xtoken_pl.callbacks.charts import Charts, Monitor, collect_charts, custom_scalars_layout
-from xtoken_pl.callbacks.clocks import PassClock, WaitingClock
+from xtoken_pl.callbacks.clocks import PassClock, WaitingClock, pause_clock
 from xtoken_pl.dashboard import count_items
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.projection.statistics import row_distance, row_entropy
@@ -193,7 +193,10 @@ class Clock:
 
 
 def test_every_second_is_counted_where_it_belongs(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step: 1 s for the batch, 2 s and 0.5 s for two teachers, 4.5 s for the rest; a validation of 50 s between."""
+    """A step: 1 s for the batch, 2 s and 0.5 s for two teachers, 4.5 s for the rest; a validation of 50 s between.
+
+    A benchmark of 30 s runs behind the second step, before it is logged.
+    """
     module, clock, monitor = finished.module, Clock(monkeypatch), ThroughputMonitor()
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(module, "log_dict", logged.update)
@@ -221,6 +224,9 @@ def test_every_second_is_counted_where_it_belongs(finished: Finished, monkeypatc
         monitor.on_before_backward(trainer, module, torch.zeros(()))
         clock.now += 4.5
         trainer.global_step += 1
+        if trainer.global_step == 2:
+            pause_clock(trainer)
+            clock.now += 30
         monitor.on_train_batch_end(trainer, module, {}, batch, 0)
 
     monitor.on_train_start(trainer, module)
@@ -243,6 +249,10 @@ def test_every_second_is_counted_where_it_belongs(finished: Finished, monkeypatc
             "teacher_share/same": 0.5 / 8,
         }
     )
+    clock.now += 20  # the benchmark goes on
+    step(finished.batches[0])
+    step(finished.batches[1])
+    assert logged["throughput/seconds_per_step"].item() == pytest.approx(8)
     monitor.on_exception(trainer, module, KeyboardInterrupt())
     assert isinstance(trainer.profiler, PassThroughProfiler)
 
@@ -327,20 +337,26 @@ def test_any_callback_adds_charts_and_those_without_a_curve_are_left_out(finishe
     assert list(pages) == ["Losses", "Own"]
 
 
+@pytest.mark.parametrize("step", [1, 10], ids=["not logged", "logged"])
 @pytest.mark.parametrize("make", [AlignmentMonitor, ProjectionMonitor, TeacherMonitor, ThroughputMonitor])
 def test_a_step_never_asks_the_device_for_a_monitor(
-    finished: Finished, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+    finished: Finished, make: Callable[[], Any], step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, monitor = finished.module, make()
     trainer: Any = SimpleNamespace(
-        profiler=PassThroughProfiler(), global_step=0, log_every_n_steps=10, loggers=[], strategy=None
+        profiler=PassThroughProfiler(),
+        global_step=0,
+        log_every_n_steps=10,
+        loggers=[],
+        world_size=1,
+        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
     )
     for name in ("log", "log_dict"):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     batch = finished.batches[0]
     outputs = cast(Any, module.training_step(batch, 0))
     monitor.on_train_start(trainer, module)
-    trainer.global_step = 1
+    trainer.global_step = step
     with AsksTheDevice() as watch:
         monitor.on_train_batch_start(trainer, module, batch, 0)
         monitor.on_before_backward(trainer, module, outputs["loss"])

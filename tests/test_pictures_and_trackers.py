@@ -204,14 +204,14 @@ def test_wandb_gets_the_same_scalars_and_pictures(workspace: Path, tensorboard: 
         assert is_picture((folder / "files" / file).read_bytes())
 
 
-def test_two_runs_in_one_folder_are_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_without_a_logger_share_a_folder_and_keep_every_configuration(workspace: Path) -> None:
     without = ["--trainer.logger", "false", "--trainer.callbacks", "[]", "--trainer.max_steps", "1"]
     without += ["--trainer.default_root_dir", "alone", "--trainer.enable_checkpointing", "false"]
     fit(*without)
     before = Path("alone/config.yaml").read_text()
-    with pytest.raises(FileExistsError, match=r"alone/config.yaml is the configuration of another run"):
-        fit(*without)
+    fit(*without, "--seed_everything", "7")
     assert Path("alone/config.yaml").read_text() == before
+    assert yaml.safe_load(Path("alone/config_2.yaml").read_text())["seed_everything"] == 7
 
 
 # The callback ----------------------------------------------------------------------------------------------------

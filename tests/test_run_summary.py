@@ -108,8 +108,15 @@ def test_a_run_without_checkpoints_or_validation_says_so(capsys: pytest.CaptureF
     assert "last checkpoint" not in rows
 
 
+def test_a_validation_that_was_not_due_is_told_from_one_that_was_not_set(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config", "config.yaml", "--trainer.max_steps", "1"])
+    rows = _rows(capsys.readouterr().out)
+    assert rows["title"].startswith("trained 1 step in ")
+    assert re.fullmatch(r"\d\.\d+ at step 0, not measured since: no validation was due .*", rows["bits per byte"])
+
+
 class StopAtStep(pl.Callback):
-    """Ctrl-C after one step."""
+    """Ctrl-C after three steps."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == 3:

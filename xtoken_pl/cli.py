@@ -103,6 +103,8 @@ class DistillCLI(LightningCLI):
         chosen = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
         if not chosen and getattr(given.get("strategy"), "_checkpoint_io", None) is None:
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        if given.get("barebones"):
+            kwargs["num_sanity_val_steps"] = None  # it takes none, not even our default
         kwargs["callbacks"] = [*_as_list(given.get("callbacks")), self.summary]
         try:
             return super().instantiate_trainer(**kwargs)
@@ -121,8 +123,6 @@ class DistillCLI(LightningCLI):
                 check(self.model)
         check_fit(self.trainer, self.model, self.datamodule)
         self._find_checkpoint()
-        if path := self.config_init["fit"].get("ckpt_path"):
-            check_student_of_checkpoint(Path(path), self.model.student_source, self.model.student_vocabulary)
 
     def before_validate(self) -> None:
         """Refuses windows that are longer than a model's, and a damaged checkpoint."""
@@ -145,7 +145,7 @@ class DistillCLI(LightningCLI):
 
         Raises:
             FileNotFoundError: If there is none: Lightning would start from scratch without a word, or look for it last.
-            ValueError: If it is damaged.
+            ValueError: If it is damaged, or of another student.
         """
         settings = self.config_init[self.subcommand]
         if settings.get("ckpt_path") == "last":
@@ -159,6 +159,8 @@ class DistillCLI(LightningCLI):
             check_whole(path)
             if path not in _NAMED_CHECKPOINTS:
                 check_of_a_run(path, training=self.subcommand == "fit")
+        if path := settings.get("ckpt_path"):
+            check_student_of_checkpoint(Path(path), self.model.student_source, self.model.student_vocabulary)
 
     def _parse_ckpt_path(self) -> None:
         """On resume the command line wins over hyperparameters that a checkpoint may hold."""
@@ -205,7 +207,7 @@ class PartsCLI(DistillCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         given = self.config[subcommand]
         options = self.verb.options(**{field.name: given[field.name] for field in fields(self.verb.options)})
-        check_positions(self.model, self.datamodule)
+        check_positions(self.model, self.datamodule, asked=getattr(options, "teacher", None))
         self.verb.run(self.model, self.datamodule, self.trainer_config, options)
 
 
@@ -240,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("xtoken_pl").setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    name = choose_verb(given, (*DistillCLI.subcommands(), *PARTS_VERBS, *VERBS))
+    name = choose_verb(given, {**DistillCLI.subcommands(), **PARTS_VERBS, **VERBS})
     with explained(given):
         if name in VERBS and not (name in PARTS_VERBS and names_config(given)):
             program = f"python -m xtoken_pl {name}"
@@ -276,6 +278,7 @@ def _run_with_module(name: str, given: list[str], *, from_command_line: bool) ->
         parser_class=explaining(LightningArgumentParser),
         parser_kwargs={
             "prog": "python -m xtoken_pl",
+            "description": "Distil language models across tokenizers.",
             "epilog": f"further verbs, each with its own --help: {', '.join({**PARTS_VERBS, **VERBS})}",
             **({} if verb is None else {name: {"description": verb.description}}),
         },

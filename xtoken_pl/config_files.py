@@ -48,13 +48,14 @@ def merge_config_arguments(arguments: list[str]) -> list[str]:
     merged: dict[str, Any] = {}
     for content in contents:
         merged = merge(merged, content)
+    merged = _settled(merged)
     return [*others[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *others[position:]]
 
 
 def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """``other`` over ``base``: mappings key by key, everything else replaced. Another ``class_path`` starts afresh.
 
-    A key that ends in ``+`` adds to a list: ``callbacks+: [...]``.
+    A key that ends in ``+`` adds to a list, that of an earlier file or of a later one: ``callbacks+: [...]``.
 
     A class may be written with ``class_path`` and ``init_args``, or short, as its arguments alone; both mix.
     """
@@ -64,12 +65,26 @@ def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         return other
     merged = dict(base)
     for key, value in other.items():
+        before = merged.get(key)
         if key.endswith("+") and isinstance(value, list):
-            merged[key[:-1]] = [*(base.get(key[:-1]) or []), *value]
-            continue
-        before = base.get(key)
-        merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+            # Without a list to add to, the addition is kept for that of a later file.
+            target = key[:-1] if key[:-1] in merged else key
+            merged[target] = [*(merged.get(target) or []), *value]
+        elif isinstance(value, list) and f"{key}+" in merged:
+            merged[key] = [*value, *merged.pop(f"{key}+")]
+        else:
+            merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _settled(mapping: dict[str, Any]) -> dict[str, Any]:
+    """With additions to a list that no file has as that list."""
+    return {
+        key[:-1] if key.endswith("+") and isinstance(value, list) else key: (
+            _settled(value) if isinstance(value, dict) else value
+        )
+        for key, value in mapping.items()
+    }
 
 
 def _names_a_class(mapping: dict[str, Any]) -> bool:

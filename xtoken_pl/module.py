@@ -19,7 +19,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
-from xtoken_pl.checkpoints import RunIdentity, RunState, check_learned_projections, check_weights_of_student
+from xtoken_pl.checkpoints import (
+    RunIdentity,
+    RunState,
+    check_learned_projections,
+    check_student_of_state,
+    check_weights_of_student,
+)
 from xtoken_pl.checks import check_not_negative
 from xtoken_pl.finite import FiniteWatch
 from xtoken_pl.losses import SpanLoss
@@ -163,6 +169,8 @@ class MultiTeacherDistillModule(DistillParts):
             check_learned_projections(checkpoint["state_dict"], self, training=training)
         if self._trainer is not None and training:
             self._run_state.load(checkpoint, self.run_identity)
+        else:
+            check_student_of_state(checkpoint, self.student_source, self.student_vocabulary)
         if "state_dict" in checkpoint:
             has_adapter = self.student_source.adapter is not None
             check_weights_of_student(checkpoint["state_dict"], self, has_adapter=has_adapter)

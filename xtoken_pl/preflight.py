@@ -43,21 +43,29 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
     check_positions(module, data)
 
 
-def check_positions(module: pl.LightningModule, data: Any) -> None:
+def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None = None) -> None:
     """Checks that every model has as many positions as a window may have tokens.
+
+    Args:
+        asked: A teacher that is run although it has a cache: the one that is made.
 
     Raises:
         ValueError: If the student or a teacher has fewer.
     """
     if not (isinstance(module, MultiTeacherDistillModule) and isinstance(data, DistillDataModule)):
         return
-    teachers = {f"teacher {name!r}": teacher for name, teacher in module.teachers.items() if teacher.cache is None}
+    teachers = {
+        f"teacher {name!r}": teacher
+        for name, teacher in module.teachers.items()
+        if teacher.cache is None or name == asked
+    }
     for role, source in {"student": module.student_source, **teachers}.items():
         limit = _num_positions(source)
         if limit is not None and data.sequence_length > limit:
             raise ValueError(
                 f"data.sequence_length must be at most the positions that every model has, got {data.sequence_length}, "
-                f"and the {role} ({source.model!r}) has {limit}; lower it to {limit}, or take another model"
+                f"and the {role} ({source.model!r}) has {limit}; lower it to {limit}, take another model, or, "
+                "to extend one that can be, raise max_position_embeddings in its config.json"
             )
 
 
@@ -68,13 +76,18 @@ def _num_positions(source: ModelSource) -> int | None:
         )
     except (OSError, ValueError, KeyError):
         return None  # whoever loads the tokenizer or the model says why
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    # Scaled rotary positions reach further.
+    scaling = getattr(config, "rope_parameters", None) or {}
+    return None if limit is None else round(limit * max(1, scaling.get("factor", 1)))
 
 
 def _check_stream(trainer: pl.Trainer, data: DistillDataModule) -> None:
     if not data.streaming:
         return
-    if trainer.max_steps == -1:
+    ends_with_epochs = isinstance(trainer.limit_train_batches, int) and trainer.max_epochs not in (None, -1)
+    if trainer.max_steps == -1 and not ends_with_epochs:
         raise ValueError(
             "a stream has no epochs, and training on it no end but trainer.max_steps, got -1; give a number of steps, "
             "or set data.streaming to false"

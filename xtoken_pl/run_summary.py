@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from xtoken_pl.data import DistillDataModule
 from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.run_folder import run_folder
 
@@ -84,20 +85,20 @@ class RunSummary(pl.Callback):
         """The summary. Every process has to ask for it, since Lightning broadcasts the log folder."""
         began, first_step = self._began
         num_steps = trainer.global_step - first_step
-        title = f"trained {num_steps:,} steps in {_duration(time.monotonic() - began)}"
+        title = f"trained {num_steps:,} step{'s' * (num_steps != 1)} in {_duration(time.monotonic() - began)}"
         if first_step:
             title += f", from step {first_step:,} to step {trainer.global_step:,}"
-        rows = [*_models(module), *self._validation(), *self._places(trainer)]
+        rows = [*_models(module), ("bits per byte", self._bits_per_byte(trainer)), *self._places(trainer)]
         width = max(len(label) for label, _ in rows)
         return "\n".join([title, *(f"  {label:<{width}}  {text}" for label, text in rows)])
 
-    def _validation(self) -> Iterator[tuple[str, str]]:
-        if self.after is None:
-            yield "bits per byte", "not validated; set data.val.path and trainer.val_check_interval"
-        elif self.before is None:
-            yield "bits per byte", f"{self.after}; not measured before (trainer.num_sanity_val_steps: -1 does)"
-        else:
-            yield "bits per byte", f"{self.before}, {self.after}"
+    def _bits_per_byte(self, trainer: pl.Trainer) -> str:
+        if not validates(trainer):
+            return "not validated; set data.val.path"
+        before = "not measured before the first step (trainer.num_sanity_val_steps: -1)"
+        before = before if self.before is None else str(self.before)
+        after = "not measured since: no validation was due (trainer.val_check_interval)"
+        return f"{before}, {after if self.after is None else self.after}"
 
     def _places(self, trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
         folder = run_folder(trainer)
@@ -129,6 +130,13 @@ class RunSummary(pl.Callback):
         return shlex.join(arguments)
 
 
+def validates(trainer: pl.Trainer) -> bool:
+    """Whether there are texts to validate on, and validation is not switched off."""
+    data = cast(Any, trainer).datamodule
+    has_texts = not isinstance(data, DistillDataModule) or data.sources["val"] is not None
+    return has_texts and trainer.enable_validation
+
+
 def _checkpoints(trainer: pl.Trainer) -> Iterator[tuple[ModelCheckpoint, str]]:
     """Every ModelCheckpoint that has written one, and where its newest is."""
     for callback in trainer.checkpoint_callbacks:
@@ -138,8 +146,8 @@ def _checkpoints(trainer: pl.Trainer) -> Iterator[tuple[ModelCheckpoint, str]]:
 
 def _models(module: MultiTeacherDistillModule) -> Iterator[tuple[str, str]]:
     source = module.student_source
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.student.parameters()]
-    total, learned = sum(size for size, _ in sizes), sum(size for size, is_learned in sizes if is_learned)
+    # transformers knows that quantized weights are packed.
+    total, learned = module.student.num_parameters(), module.student.num_parameters(only_trainable=True)
     share = "" if learned == total else f", {learned / 1e6:,.1f} million of them learned"
     yield "student", f"{source.model} ({source.weights} weights), {total / 1e6:,.1f} million parameters{share}"
     for name, teacher in module.teachers.items():

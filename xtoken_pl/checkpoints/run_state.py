@@ -34,7 +34,13 @@ def check_student_of_checkpoint(path: Path, student: Student, vocabulary: Canoni
     Raises:
         ValueError: If it has another tokenizer, or an adapter of another kind or on other weights.
     """
-    if path.exists() and (saved := stored_identity(without_tensors(path))) is not None:
+    if path.exists():
+        check_student_of_state(without_tensors(path), student, vocabulary)
+
+
+def check_student_of_state(checkpoint: Mapping[str, Any], student: Student, vocabulary: CanonicalVocabulary) -> None:
+    """The same of a checkpoint's content. Training compares the whole run (:meth:`RunState.load`)."""
+    if (saved := stored_identity(checkpoint)) is not None:
         check_student(saved["student"], describe_student(student, vocabulary))
 
 

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from numpy.typing import NDArray
 
 from xtoken_pl.data.conversations import Conversation
@@ -19,6 +20,9 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 # What stands for a message's content while the template's own text is found: characters of the private use area, which
 # no template writes or trims.
 _MARK = "\ue0c0{}\ue0c1"
+# Some templates write today's date; Llama 3's, where no clock is at hand, writes this one.
+_DATE = datetime(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,19 @@ class ChatRenderer:
         """What tells templates apart."""
         return json.dumps(self.vocabulary.tokenizer.chat_template, sort_keys=True)
 
+    @cached_property
+    def _dated_template(self) -> str:
+        """The template with one date in place of today's: windows are stored, and are the same on every day."""
+        template = _TODAY.sub(
+            lambda found: repr(_DATE.strftime(found[2])), self.vocabulary.tokenizer.get_chat_template()
+        )
+        if "strftime_now(" in template:
+            raise ValueError(
+                f"a chat template must write the same on every day, but that of the {self.side} asks for the date in a "
+                f"format that is not a literal; give the {self.side} another chat_template"
+            )
+        return template
+
     def render(self, conversations: Sequence[Conversation]) -> list[RenderedChat]:
         """All of them, in order.
 
@@ -109,12 +126,19 @@ class ChatRenderer:
             {"role": turn.role, "content": content} for turn, content in zip(conversation.turns, contents, strict=True)
         ]
         try:
-            rendered: str = self.vocabulary.tokenizer.apply_chat_template(messages, tokenize=False)
+            rendered: str = self.vocabulary.tokenizer.apply_chat_template(
+                messages, tokenize=False, chat_template=self._dated_template
+            )
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"the chat template of the {self.side} is no Jinja template: {error.message}, in line {error.lineno}; "
+                "mend it, or give another chat_template"
+            ) from error
         except TemplateError as error:
             raise ValueError(
                 f"the chat template of the {self.side} refuses {conversation}, with the roles "
-                f"{[turn.role for turn in conversation.turns]}: {error}. Give the {self.side} another chat_template, "
-                "or remove such conversations"
+                f"{[turn.role for turn in conversation.turns]}: {str(error).rstrip('.')}. Give the {self.side} another "
+                "chat_template, or remove such conversations"
             ) from error
         return rendered
 

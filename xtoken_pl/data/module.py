@@ -177,7 +177,7 @@ class DistillDataModule(pl.LightningDataModule):
 
         Raises:
             ValueError: If the split has no texts.
-            IndexError: If there is no such window.
+            ValueError: If there is no such window.
         """
         if self.sources.get(split) is None:
             known = ", ".join(name for name, source in self.sources.items() if source is not None)
@@ -195,7 +195,9 @@ class DistillDataModule(pl.LightningDataModule):
             if index >= 0 and (found := list(windows.skip(index).take(1))):
                 return found[0]
             how_many = "a stream of"
-        raise IndexError(f"window must be one of {how_many} windows of {split}, counted from 0, got {index}")
+        raise ValueError(
+            f"window must be one of {how_many} windows of {split}, counted from 0, got {index}; choose one of them"
+        )
 
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream; where it stands is kept."""

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import jsonargparse
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from xtoken_pl.errors.usage import UsageError
@@ -75,6 +76,12 @@ def message_of(error: Exception) -> str | None:
     An error is the user's to mend if it speaks of the world (files, packages, the trainer's settings), or if one of our
     own ``raise`` statements, or one of Lightning's, made it. A ValueError from the depths of numpy is not.
     """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return (
+            f"the memory is used up ({str(error).splitlines()[0] if str(error) else 'no more was said'}); lower "
+            "data.batch_size or data.sequence_length, set model.student.activation_checkpointing, or see what fits: "
+            "python -m xtoken_pl plan"
+        )
     if (from_worker := _of_a_worker(error)) is not None:
         return from_worker
     while isinstance(error.__cause__, Exception) and _file_of(error).startswith(_JSONARGPARSE):
@@ -95,7 +102,8 @@ def say(message: str) -> None:
     hint = f"({_OPTION} shows where it was raised)"
     if sys.stderr.isatty():
         name, hint = f"\033[1;31m{name}\033[0m", f"\033[2m{hint}\033[0m"
-    print(f"{name}: {' '.join(message.split())}\n{hint}", file=sys.stderr)
+    # In one piece: several processes write to the same terminal.
+    sys.stderr.write(f"{name}: {' '.join(message.split())}\n{hint}\n")
 
 
 def _innermost(error: BaseException) -> TracebackType | None:

@@ -56,7 +56,9 @@ def choose_verb(arguments: list[str], verbs: Collection[str]) -> str:
     """
     known = ", ".join(verbs)
     if not arguments:
-        raise UsageError(f"a verb must come first, got nothing; choose one of {known}")
+        raise UsageError(
+            f"a verb must come first, got nothing; choose one of {known} (`--help` behind it shows its options)"
+        )
     verb = arguments[0]
     if verb not in verbs and not verb.startswith("-"):
         raise UsageError(f"the first word must be one of {known}, got {verb!r}{did_you_mean(verb, verbs)}")
