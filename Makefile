@@ -27,7 +27,7 @@ browser:
 
 test: $(VENV)/.installed-dev lint types pytest  ## install, lint, types, tests
 
-test-slow: $(VENV)/.installed-dev browser  ## what takes too long for `make test`: killed processes, a real browser
+test-slow: $(VENV)/.installed-dev browser  ## what takes too long for `make test`: two processes, killed ones, a browser
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev

@@ -181,11 +181,11 @@ def _padded(batch: DistillBatch, extra: int) -> DistillBatch:
     ("loss", "temperature"),
     [
         (ProjectionKL(), 1.0),
-        (ProjectionKL(divergence="reverse"), 2.5),
-        (ProjectionKL(merge="mean"), 1.0),
-        (GOLD(), 1.0),
+        pytest.param(ProjectionKL(divergence="reverse"), 2.5, marks=pytest.mark.slow),
+        pytest.param(ProjectionKL(merge="mean"), 1.0, marks=pytest.mark.slow),
+        pytest.param(GOLD(), 1.0, marks=pytest.mark.slow),
         (HybridKL(divergence="jensen_shannon", uld_weight=0.5), 2.5),
-        (ULD(merge="mean"), 1.0),
+        pytest.param(ULD(merge="mean"), 1.0, marks=pytest.mark.slow),
     ],
     ids=repr,
 )

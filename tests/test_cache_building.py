@@ -101,6 +101,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_build_killed_inside_a_write_goes_on_and_gives_the_same_bytes(workspace: Path, build: Build) -> None:
     small = ("--shard_windows", "4")
     build("--output", "whole", *small)

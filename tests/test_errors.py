@@ -711,6 +711,7 @@ def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_message_and_its_code(inside: Path) -> None:
     done = in_a_process("fit", "--config", "run.yaml", "--trainer.max_steps", "ten")
     assert done.returncode == 2

@@ -21,6 +21,9 @@ from experiments.jobs import Job, carry_out, make_jobs, output_to, read_history
 from experiments.runner import run_jobs
 from xtoken_pl.config_files import merge
 
+#: A few minutes, together.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -117,6 +117,7 @@ def test_tensorboard_gets_every_picture(tensorboard: Path) -> None:
         assert is_picture(events.Images(tag)[0].encoded_image_string)
 
 
+@pytest.mark.slow
 def test_mlflow_gets_the_same_scalars_and_pictures_and_the_run_can_go_on(workspace: Path, tensorboard: Path) -> None:
     overlay = ["--config", str(CONFIGS / "trackers/mlflow.yaml")]
     fit(*overlay)
@@ -169,6 +170,7 @@ def stored_records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_run_stays_open")
 def test_wandb_gets_the_same_scalars_and_pictures(workspace: Path, tensorboard: Path) -> None:
     import wandb

@@ -22,6 +22,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl.cli import main
 
+#: A few minutes, together.
+pytestmark = pytest.mark.slow
+
 RECIPES = ["cross", "same", "both", "adaptive", "learned", "cached", "offloaded"]
 STRATEGIES = ["ddp", "fsdp2"]
 

@@ -253,6 +253,7 @@ def test_cross_entropy_alone_beside_a_teacher_logs_it_and_learns_nothing_from_it
     assert alone["train/loss"] == alone["train/ce"]
 
 
+@pytest.mark.slow
 def test_three_teachers_on_real_tokenizers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

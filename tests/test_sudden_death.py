@@ -80,6 +80,7 @@ def whole(workspace: Path) -> dict[str, list[float]]:
     return train_scalars(workspace / "runs/whole/version_0")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_within_a_checkpoint_write_goes_on_from_the_one_before(
     workspace: Path, whole: dict[str, list[float]]
 ) -> None:
