@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from xtoken_pl.callbacks.clocks import pause_clock
 from xtoken_pl.callbacks.shared import distill_module, output_folder
+from xtoken_pl.checks import check_at_least_one
 from xtoken_pl.files import atomic_path
 from xtoken_pl.models.sharding import gathered
 
@@ -77,8 +78,8 @@ class EvalHarness(pl.Callback):
             if shots is not None and shots < 0:
                 raise ValueError(f"the examples of task {name!r} must be >= 0, got {shots}; leave it empty for its own")
         for option, value in (("every_n_steps", every_n_steps), ("limit", limit), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{option} must be >= 1, got {value}")
+            if value is not None:
+                check_at_least_one(option, value)
         if every_n_steps is None and not at_end:
             raise ValueError(
                 "EvalHarness would never run with every_n_steps=None and at_end=False; give one, or remove the callback"

@@ -14,6 +14,7 @@ from torch import Tensor
 from xtoken_pl.audit import CATEGORIES, categorize
 from xtoken_pl.batch import DistillBatch, TokenBatch
 from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.checks import check_at_least_one
 from xtoken_pl.losses.logit_gradients import LogitGradients, rows_in_spans
 from xtoken_pl.losses.memory import LogitMemory
 from xtoken_pl.models.head import logits
@@ -60,8 +61,7 @@ class NumeralMonitor(pl.Callback):
     """
 
     def __init__(self, *, num_batches: int = 1, preceded_by: str | None = None) -> None:
-        if num_batches < 1:
-            raise ValueError(f"num_batches must be >= 1, got {num_batches}; remove the callback to look at none")
+        check_at_least_one("num_batches", num_batches, "remove the callback to look at none")
         if preceded_by == "":
             raise ValueError("preceded_by must be text, got ''; leave it out for all numerals")
         self.num_batches = num_batches

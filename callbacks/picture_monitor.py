@@ -11,6 +11,7 @@ from xtoken_pl.audit import CoverageAudit, figure_of
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.callbacks.trackers import log_picture, takes_pictures
+from xtoken_pl.checks import check_at_least_one
 from xtoken_pl.inspection import Inspection, first_sequence, predict
 from xtoken_pl.inspection.pictures import predictions_figure, spans_figure
 from xtoken_pl.losses import ProjectionKL
@@ -45,8 +46,7 @@ class PictureMonitor(pl.Callback):
     def __init__(self, *, every_n_validations: int = 5, num_spans: int = 6, top_k: int = 5) -> None:
         options = {"every_n_validations": every_n_validations, "num_spans": num_spans, "top_k": top_k}
         for name, value in options.items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}; remove the callback for no pictures")
+            check_at_least_one(name, value, "remove the callback for no pictures")
         self.every_n_validations = every_n_validations
         self.num_spans = num_spans
         self.top_k = top_k

@@ -17,6 +17,20 @@ def check_choice(name: str, value: Any, choices: Any) -> Any:
     return value
 
 
+def check_at_least_one(name: str, value: int, hint: str | None = None) -> int:
+    """``value``, if it is >= 1.
+
+    Args:
+        hint: Another way out.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}{'' if hint is None else f'; {hint}'}")
+    return value
+
+
 def check_not_negative(name: str, value: float, hint: str) -> float:
     """``value``, if it is a finite number >= 0.
 

@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Planner
 from xtoken_pl.cache.reader import CachedSplit, CachedWindows, TeacherCache
+from xtoken_pl.checks import check_at_least_one
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.identity import DataIdentity, check_same_data, windows_fingerprint
 from xtoken_pl.data.maker import WindowMaker
@@ -83,8 +84,7 @@ class DistillDataModule(pl.LightningDataModule):
             ("shuffle_buffer", shuffle_buffer),
             ("num_proc", 1 if num_proc is None else num_proc),
         ):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+            check_at_least_one(name, value)
         if num_workers < 0:
             raise ValueError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
         self.sources = {"train": train, "val": val, "test": test}
@@ -176,8 +176,7 @@ class DistillDataModule(pl.LightningDataModule):
         """One window of ``train``, ``val`` or ``test``, with what caches store of its spans; needs no Trainer.
 
         Raises:
-            ValueError: If the split has no texts.
-            ValueError: If there is no such window.
+            ValueError: If the split has no texts, or there is no such window.
         """
         if self.sources.get(split) is None:
             known = ", ".join(name for name, source in self.sources.items() if source is not None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from xtoken_pl.checkpoints import check_whole
+from xtoken_pl.checks import check_at_least_one
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.windows import STUDENT_IDS, Window, Windower
@@ -111,8 +112,7 @@ class InspectOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("num_spans", self.num_spans), ("top_k", self.top_k)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+            check_at_least_one(name, value)
         if self.ckpt_path is not None and not self.weights:
             raise ValueError("ckpt_path and weights=false exclude each other; leave one out")
 
