@@ -33,6 +33,7 @@ test-slow: $(VENV)/.installed-dev browser  ## what takes too long for `make test
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.measure import Figure, ratios, run, seconds
 from benchmarks.pair import FLAT, KEPT, Case, Pair
 from xtoken_pl import BytePrefixKL, PrefixMap, ProjectionKL, build_prefix_map
-from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.scoring.memory import LogitMemory
 
 _WAYS = {"kept": KEPT, "flat": FLAT}
 _ROUNDS = 2

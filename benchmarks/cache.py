@@ -15,10 +15,10 @@ from torch import Tensor
 
 from benchmarks.measure import Figure, run
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TextSource
-from xtoken_pl.cache.command import CacheOptions, build_cache
-from xtoken_pl.cache.manifest import TopK
-from xtoken_pl.losses.blockwise import evaluate_rows
-from xtoken_pl.quickstart import prepare
+from xtoken_pl.cli.cache import CacheOptions, build_cache
+from xtoken_pl.cli.prepare import prepare
+from xtoken_pl.scoring.blockwise import evaluate_rows
+from xtoken_pl.teachers.cache.manifest import TopK
 
 #: k and the bits of a log-probability.
 _FORMATS: tuple[tuple[TopK, int], ...] = (

@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.measure import Figure, Times, ratios, run
 from benchmarks.pair import FLAT, KEPT, Case, Pair
 from xtoken_pl import GOLD, HybridKL, ProjectionKL
-from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.scoring.memory import LogitMemory
 
 _WAYS = {"kept": KEPT, "flat": FLAT}
 _ROUNDS = 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.measure import Figure, run
 from benchmarks.pair import FLAT, Case, Pair
 from xtoken_pl import BytePrefixKL, HybridKL, ProjectionKL, SpanLoss
-from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.scoring.memory import LogitMemory
 
 _LOSSES = {"P-KL": ProjectionKL, "H-KL": HybridKL, "byte-prefix KL": BytePrefixKL}
 _SIZES = (512, 8192)

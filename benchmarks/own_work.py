@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.measure import Figure, ratios, run
 from benchmarks.pair import FLAT, Case, Pair
 from xtoken_pl import HybridKL, ProjectionKL
-from xtoken_pl.losses.memory import LogitMemory
+from xtoken_pl.scoring.memory import LogitMemory
 
 _TARGETS = {"P-KL": 3, "H-KL": 5}
 

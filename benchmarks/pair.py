@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import CanonicalVocabulary, Projection, SpanLoss, build_projection
 from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate
-from xtoken_pl.losses.blockwise import evaluate_rows
-from xtoken_pl.losses.memory import LogitMemory
-from xtoken_pl.losses.tasks import HiddenRows, TeacherTask
 from xtoken_pl.models import Head
+from xtoken_pl.scoring.blockwise import evaluate_rows
+from xtoken_pl.scoring.memory import LogitMemory
+from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the tokenizers are those of the tests
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))  # the tokenizers are those of the tests
 import real_tokenizers
 
 _Loss = TypeVar("_Loss", bound=SpanLoss)

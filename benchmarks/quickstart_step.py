@@ -17,9 +17,9 @@ from lightning.pytorch.profilers import SimpleProfiler
 
 from benchmarks.measure import Figure, run
 from xtoken_pl import MultiTeacherDistillModule
-from xtoken_pl.cli import DistillCLI
+from xtoken_pl.cli.command_line import DistillCLI
+from xtoken_pl.cli.prepare import prepare
 from xtoken_pl.data import DistillDataModule
-from xtoken_pl.quickstart import prepare
 
 _STEPS, _WARM_UP = 13, 3
 

@@ -15,11 +15,11 @@ from benchmarks.measure import Figure, run
 from benchmarks.pair import TEXT
 from xtoken_pl import HybridKL, MatchedRowLoss, MultiTeacherDistillModule, ProjectionKL, SpanLoss, Student, Teacher
 from xtoken_pl.batch import RowCuts
+from xtoken_pl.cli.prepare import prepare
 from xtoken_pl.data import Windower, collate
-from xtoken_pl.losses.blockwise import evaluate_rows
-from xtoken_pl.losses.memory import LogitMemory
-from xtoken_pl.losses.tasks import HiddenRows, TeacherTask
-from xtoken_pl.quickstart import prepare
+from xtoken_pl.scoring.blockwise import evaluate_rows
+from xtoken_pl.scoring.memory import LogitMemory
+from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 
 _KS = (64, 256, 1024, 8192)
 _NUM_WINDOWS, _LENGTH = 2, 256

@@ -11,7 +11,7 @@ from torch import Tensor
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
 from xtoken_pl.callbacks.shared import distill_module
-from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.training.module import MultiTeacherDistillModule
 
 # M teachers
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from xtoken_pl.callbacks.shared import distill_module
-from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.training.module import MultiTeacherDistillModule
 
 #: Page -> chart -> the tags of its curves.
 Charts = dict[str, dict[str, list[str]]]

@@ -11,8 +11,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.processes import gather
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.processes import gather
 
 # lm-eval would fork a process for each core to estimate some standard errors, beside the ones that train.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.losses import SpanLoss
-from xtoken_pl.module import KDScale
+from xtoken_pl.training.module import KDScale
 
 
 class DynamicLossScaling(pl.Callback):

@@ -21,9 +21,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from xtoken_pl.callbacks.clocks import pause_clock
 from xtoken_pl.callbacks.shared import distill_module, output_folder
-from xtoken_pl.checks import check_at_least_one
-from xtoken_pl.files import atomic_path
 from xtoken_pl.models.sharding import gathered
+from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.callbacks.shared import distill_module, output_folder
-from xtoken_pl.export import Form, check_form, write_adapted, write_student
-from xtoken_pl.files import check_target
+from xtoken_pl.checkpoints.export import Form, check_form, write_adapted, write_student
 from xtoken_pl.models.sharding import full_state
-from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.teacher import DType
+from xtoken_pl.specs import DType
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.files import check_target
 
 
 class HFExport(pl.Callback):
@@ -74,8 +74,8 @@ def export_student(
 ) -> None:
     """Writes the student; every process has to call it, and the first one writes.
 
-    See :func:`xtoken_pl.export.write_student` and, of a student with an adapter,
-    :func:`xtoken_pl.export.write_adapted`.
+    See :func:`xtoken_pl.checkpoints.export.write_student` and, of a student with an adapter,
+    :func:`xtoken_pl.checkpoints.export.write_adapted`.
     """
     source, student = module.student_source, module.student
     check_form(form, has_adapter=source.adapter is not None)

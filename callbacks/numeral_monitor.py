@@ -14,12 +14,12 @@ from torch import Tensor
 from xtoken_pl.audit import CATEGORIES, categorize
 from xtoken_pl.batch import DistillBatch, TokenBatch
 from xtoken_pl.callbacks.shared import distill_module
-from xtoken_pl.checks import check_at_least_one
-from xtoken_pl.losses.logit_gradients import LogitGradients, rows_in_spans
-from xtoken_pl.losses.memory import LogitMemory
 from xtoken_pl.models.head import logits
-from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.scoring.logit_gradients import LogitGradients, rows_in_spans
+from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.checks import check_at_least_one
 
 # N student rows, K of them, R rows of numerals, V_s vocabulary size
 

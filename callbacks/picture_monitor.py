@@ -11,11 +11,11 @@ from xtoken_pl.audit import CoverageAudit, figure_of
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.callbacks.trackers import log_picture, takes_pictures
-from xtoken_pl.checks import check_at_least_one
 from xtoken_pl.inspection import Inspection, first_sequence, predict
 from xtoken_pl.inspection.pictures import predictions_figure, spans_figure
 from xtoken_pl.losses import ProjectionKL
-from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.checks import check_at_least_one
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.callbacks.shared import distill_module, output_folder
-from xtoken_pl.files import check_target
+from xtoken_pl.utilities.files import check_target
 
 logger = logging.getLogger(__name__)
 

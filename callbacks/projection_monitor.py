@@ -11,8 +11,8 @@ from torch import Tensor
 from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
 from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.losses import ProjectionKL
-from xtoken_pl.module import MultiTeacherDistillModule
 from xtoken_pl.projection.statistics import row_distance, row_entropy
+from xtoken_pl.training.module import MultiTeacherDistillModule
 
 # M rows with several teacher tokens, K places of a row
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.run_folder import run_folder
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.run_folder import run_folder
 
 
 def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTeacherDistillModule:

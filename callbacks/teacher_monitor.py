@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from xtoken_pl.callbacks.charts import Charts, Monitor
-from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.run_summary import validates
+from xtoken_pl.data.validation import validates
+from xtoken_pl.training.module import MultiTeacherDistillModule
 
 
 class TeacherMonitor(Monitor):

@@ -17,7 +17,7 @@ from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
 from xtoken_pl.callbacks.clocks import PassClock, WaitingClock
 from xtoken_pl.callbacks.shared import distill_module
-from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.training.module import MultiTeacherDistillModule
 
 
 class ThroughputMonitor(Monitor):

@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 from experiments.problems import Problem, Split, Task, noisy_lines, problems
 from experiments.suites import Lines
 from experiments.tokenizers import TokenizerName, make_tokenizer
-from xtoken_pl.files import atomic_path
+from xtoken_pl.utilities.files import atomic_path
 
 _TASKS: tuple[Task, ...] = ("addition", "words", "letters")
 _NUM_HELD_OUT: dict[Split, int] = {"search": 500, "test": 1500}

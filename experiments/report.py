@@ -13,7 +13,7 @@ from experiments.plots import comparison, curves, numerals, png
 from experiments.statistics import estimate
 from experiments.suites import Suite, load_suites
 from experiments.tables import NOT_RUN, claims_table, format_number, main_table, suite_table
-from xtoken_pl.files import atomic_path
+from xtoken_pl.utilities.files import atomic_path
 
 TEMPLATE = Path(__file__).with_name("README.template.md")
 TARGET = Path(__file__).with_name("README.md")

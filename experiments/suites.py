@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from experiments.problems import Task
-from xtoken_pl.config_files import merge
+from xtoken_pl.cli.config_files import merge
 
 ROOT = Path(__file__).parent
 #: The suites of `make evidence`, in their order; stories in words take hours more.

@@ -3,15 +3,14 @@
 from xtoken_pl.alignment import SpanAligner, Spans, SpanStatistics
 from xtoken_pl.audit import CoverageAudit, recommend_loss
 from xtoken_pl.data import DistillDataModule, TextSource
-from xtoken_pl.lora import LoRA
 from xtoken_pl.losses import GOLD, ULD, BytePrefixKL, HybridKL, MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
-from xtoken_pl.metrics import BitsPerByte, TopOneAgreement
-from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.optimization import OptimizerRecipe
 from xtoken_pl.prefix_map import PrefixMap, build_prefix_map
 from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
-from xtoken_pl.teacher import Student, Teacher
+from xtoken_pl.specs import LoRA, Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.training.metrics import BitsPerByte, TopOneAgreement
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.weighting import ConfidenceWeighting, MostConfidentTeacher, StaticWeighting, Weighting
 
 __version__ = "0.1.0"

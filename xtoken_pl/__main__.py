@@ -3,7 +3,7 @@
 import sys
 
 from xtoken_pl.cli import main
-from xtoken_pl.errors import run
+from xtoken_pl.cli.report import run
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "failures")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers"), str(TESTS / "failures")]
 
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model  # noqa: E402
 
@@ -62,7 +62,7 @@ def command(*arguments: str, verb: str = "fit") -> list[str]:
 
 def run(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs a command in the folder; one that takes too long raises."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "failures")])
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS / "helpers"), str(TESTS / "failures")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     return subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False

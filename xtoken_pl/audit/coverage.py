@@ -11,9 +11,9 @@ from torch import Tensor
 
 from xtoken_pl.alignment import SpanAligner, SpanStatistics
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
+from xtoken_pl.audit.positions import PositionStatistics
 from xtoken_pl.audit.recommendation import CRITICAL, Recommendation, recommend_loss
 from xtoken_pl.prefix_map import build_prefix_map
-from xtoken_pl.prefix_map.statistics import PositionStatistics
 from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 

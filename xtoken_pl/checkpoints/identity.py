@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.models.fingerprint import model_fingerprint
-from xtoken_pl.teacher import Student, Teacher
+from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 _WAYS_OUT = "give what the run that wrote it was given, or start a new run from its exported student"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from xtoken_pl.errors import reason_of
+from xtoken_pl.utilities.words import reason_of
 
 #: Files of a distributed checkpoint in the order in which they are written, the last ones of all.
 _WRITTEN_LAST = (".metadata", "meta.pt")

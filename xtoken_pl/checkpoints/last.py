@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from xtoken_pl.checkpoints.io import StoredCheckpoint, check_whole, newest_whole, stored_checkpoints
-from xtoken_pl.processes import gather
+from xtoken_pl.utilities.processes import gather
 
 _ANY_VERSION = "*"
 

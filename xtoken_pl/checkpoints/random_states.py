@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from xtoken_pl.processes import gather
+from xtoken_pl.utilities.processes import gather
 
 #: Of one process, by generator; of types that torch.load takes with ``weights_only``.
 RandomState = dict[str, Any]

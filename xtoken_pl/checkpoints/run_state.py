@@ -14,7 +14,7 @@ from xtoken_pl.checkpoints.identity import RunIdentity, check_student, describe_
 from xtoken_pl.checkpoints.io import without_tensors
 from xtoken_pl.checkpoints.layout import number_by_module, share_tied_weights
 from xtoken_pl.checkpoints.random_states import RandomState, gather_random_states, restore_random_states
-from xtoken_pl.teacher import Student
+from xtoken_pl.specs import Student
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 _KEY = "xtoken_pl"

@@ -9,11 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xtoken_pl.batch import DistillBatch, Planner, RowCuts, SpanBatch, TeacherBatch, TokenBatch
-from xtoken_pl.cache.rows import CachedRows, cached_column
-from xtoken_pl.data.packing import starts_column
-from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, Window, teacher_columns
-from xtoken_pl.ranges import expand
+from xtoken_pl.batch import (
+    LOSS_MASK,
+    STUDENT_IDS,
+    CachedRows,
+    DistillBatch,
+    Planner,
+    RowCuts,
+    SpanBatch,
+    TeacherBatch,
+    TokenBatch,
+    cached_column,
+    starts_column,
+    teacher_columns,
+)
+from xtoken_pl.data.windows import Window
+from xtoken_pl.utilities.ranges import expand
 
 # B windows, T padded length, N/Q student/teacher rows, S spans
 

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from datasets import Dataset
 
-from xtoken_pl.data.windows import STUDENT_IDS
+from xtoken_pl.batch import STUDENT_IDS
 
 #: What a checkpoint says of the data: by setting, in the user's words.
 DataIdentity = dict[str, int | str]

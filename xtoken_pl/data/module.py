@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -17,8 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Planner
-from xtoken_pl.cache.reader import CachedSplit, CachedWindows, TeacherCache
-from xtoken_pl.checks import check_at_least_one
+from xtoken_pl.data.cached_windows import CachedWindows, SpanStore, StoredSpans
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.identity import DataIdentity, check_same_data, windows_fingerprint
 from xtoken_pl.data.maker import WindowMaker
@@ -27,8 +26,9 @@ from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
 from xtoken_pl.data.windows import Window, Windower
-from xtoken_pl.processes import gather
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.processes import gather
 
 _NUM_CHECKED_WINDOWS = 100
 _DOCUMENTS_PER_CALL = 100
@@ -102,8 +102,8 @@ class DistillDataModule(pl.LightningDataModule):
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stream: StreamLoader | None = None
         self._begin: tuple[int, State | None] | None = None
-        self._caches: dict[str, TeacherCache] = {}
-        self._cached: dict[str, dict[str, CachedSplit]] = {}  # by split and teacher
+        self._caches: Mapping[str, SpanStore] = {}
+        self._cached: dict[str, dict[str, StoredSpans]] = {}  # by split and teacher
 
     @property
     def _train_source(self) -> TextSource:
@@ -121,7 +121,7 @@ class DistillDataModule(pl.LightningDataModule):
         student: CanonicalVocabulary,
         teachers: dict[str, CanonicalVocabulary],
         planners: dict[str, Planner] | None = None,
-        caches: dict[str, TeacherCache] | None = None,
+        caches: Mapping[str, SpanStore] | None = None,
     ) -> None:
         """Sets the tokenizers, and what plans batches. The Trainer's module is asked where this was not called.
 
@@ -258,7 +258,7 @@ class DistillDataModule(pl.LightningDataModule):
                     "text unchanged"
                 )
 
-    def _open_caches(self, split: str) -> dict[str, CachedSplit]:
+    def _open_caches(self, split: str) -> dict[str, StoredSpans]:
         windows = self.datasets[split]
         return {name: cache.split(split, windows, self.sequence_length) for name, cache in self._caches.items()}
 

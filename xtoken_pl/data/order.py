@@ -12,13 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 from torch.utils.data import Dataset as TorchDataset
 
-from xtoken_pl.data.packing import starts_column
-from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, teacher_columns
+from xtoken_pl.batch import LOSS_MASK, NO_WINDOW, STUDENT_IDS, starts_column, teacher_columns
 
 # N windows, W processes, b windows of a batch on each of them, W b windows of a global batch
-
-#: In place of an index: a window without anything to learn.
-NO_WINDOW = -1
 
 
 class Position(NamedTuple):

@@ -8,18 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, Window, teacher_columns
+from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, starts_column, teacher_columns
+from xtoken_pl.data.windows import Window
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 #: ``joined``: a document sees those before it in its window; ``separate``: it does not.
 Packing = Literal["none", "joined", "separate"]
 
 # n windows, D sides
-
-
-def starts_column(side: str) -> str:
-    """The column of the places where the documents of a window begin, for a teacher, or for the student, ``""``."""
-    return f"{side}/starts" if side else "student_starts"
 
 
 class Packer:

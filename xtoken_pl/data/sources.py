@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from xtoken_pl.errors import reason_of
+from xtoken_pl.utilities.words import reason_of
 
 # Ending -> builder of `datasets` and its options. A .txt file is one text, whatever lines it has; line ends become \n.
 _BUILDERS: dict[str, tuple[str, dict[str, str]]] = {

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken_pl.alignment import SpanAligner, Spans
+from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, teacher_columns
 from xtoken_pl.data.chat_template import ChatRenderer, RenderedChat
 from xtoken_pl.data.conversations import Conversation, Document
-from xtoken_pl.segments import greedy_segments
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.segments import greedy_segments
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +34,6 @@ _CHAT_VERSION = 1
 
 #: Token ids, loss mask and spans of a window, by column.
 Window = dict[str, Any]
-
-STUDENT_IDS, LOSS_MASK = "student_ids", "loss_mask"
-
-
-def teacher_columns(name: str) -> tuple[str, str]:
-    """The columns of a teacher's token ids and of its spans."""
-    return f"{name}/ids", f"{name}/spans"
 
 
 @dataclass

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken_pl.alignment import Spans, SpanStatistics
-from xtoken_pl.batch import DistillBatch
-from xtoken_pl.data.windows import LOSS_MASK, STUDENT_IDS, Window, teacher_columns
+from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, teacher_columns
+from xtoken_pl.data.windows import Window
 from xtoken_pl.inspection.counterparts import Counterparts
 from xtoken_pl.inspection.predictions import Predictions
 from xtoken_pl.inspection.tokens import Token, tokens_of

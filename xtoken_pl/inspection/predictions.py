@@ -12,11 +12,11 @@ from torch import Tensor
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.inspection.tokens import Token, tokens_of
 from xtoken_pl.losses import ProjectionKL
-from xtoken_pl.losses.blockwise import evaluate_rows
-from xtoken_pl.losses.memory import LogitMemory
-from xtoken_pl.losses.tasks import HiddenRows, TeacherTask
-from xtoken_pl.module import MultiTeacherDistillModule
+from xtoken_pl.scoring.blockwise import evaluate_rows
+from xtoken_pl.scoring.memory import LogitMemory
+from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.training.module import MultiTeacherDistillModule
 
 # S spans, K of them that are shown, V_s/V_t vocabulary sizes (student/teacher)
 

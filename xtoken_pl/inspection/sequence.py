@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from xtoken_pl.batch import DistillBatch, RowCuts, SpanBatch, TeacherBatch, TokenBatch
-from xtoken_pl.cache.rows import CachedRows
+from xtoken_pl.batch import CachedRows, DistillBatch, RowCuts, SpanBatch, TeacherBatch, TokenBatch
 
 
 def first_sequence(batch: DistillBatch) -> DistillBatch:

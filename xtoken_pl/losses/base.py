@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from xtoken_pl.batch import LossPlan, Planner, sum_by_span
-from xtoken_pl.checks import check_choice
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_choice
 
 # P student rows, Q teacher rows, S spans, V_s/V_t vocabulary sizes (student/teacher)
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from xtoken_pl.checks import check_choice, check_not_negative
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k
 from xtoken_pl.losses.uld import rank_distance
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_choice, check_not_negative
 
 # S spans, C common pairs, U_s/U_t tokens of the rest (student/teacher)
 

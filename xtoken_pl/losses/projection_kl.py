@@ -7,13 +7,13 @@ from typing import Self, cast
 
 from torch import Tensor
 
-from xtoken_pl.checks import check_choice
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k, log_clamped
-from xtoken_pl.precision import keep_dtype
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_choice
+from xtoken_pl.utilities.precision import keep_dtype
 
 
 def projection_kl(

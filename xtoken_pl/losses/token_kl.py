@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken_pl.checks import check_choice
 from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
 from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, keep_top_k
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_choice
 
 
 def token_kl(

@@ -2,11 +2,9 @@
 
 from xtoken_pl.models.causal_lm import LoadedModel, check_head, hidden_states, load_causal_lm, load_model
 from xtoken_pl.models.fingerprint import model_fingerprint
-from xtoken_pl.models.frozen import FrozenModel
 from xtoken_pl.models.head import Head
 
 __all__ = [
-    "FrozenModel",
     "Head",
     "LoadedModel",
     "check_head",

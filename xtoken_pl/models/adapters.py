@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from xtoken_pl.lora import ALL_LINEAR, LoRA
 from xtoken_pl.models.causal_lm import check_quantization, load_causal_lm
-from xtoken_pl.teacher import Student
+from xtoken_pl.specs import LoRA, Student
+from xtoken_pl.specs.lora import ALL_LINEAR
 
 
 def check_adapter(source: Student) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-from xtoken_pl.errors import reason_of
 from xtoken_pl.models.head import Head
-from xtoken_pl.teacher import ModelSource, Quantization, Student, Teacher
+from xtoken_pl.specs import ModelSource, Quantization, Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.words import reason_of
 
 # B batch, T tokens, H hidden size
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from xtoken_pl.teacher import ModelSource
+from xtoken_pl.specs import ModelSource
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 #: Bytes that are read of each file, spread evenly over it.

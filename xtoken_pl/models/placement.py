@@ -9,9 +9,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from xtoken_pl.models.adapters import add_adapter, keep_adapter_only
 from xtoken_pl.models.causal_lm import LoadedModel, load_model
-from xtoken_pl.models.frozen import FrozenModel
 from xtoken_pl.models.sharding import compile_layers, shard
-from xtoken_pl.teacher import Student, Teacher
+from xtoken_pl.specs import Student
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
@@ -64,36 +63,6 @@ def place_student(
         shard(loaded.model, mesh)
     loaded.model.train()
     return loaded
-
-
-def place_teacher(
-    name: str,
-    source: Teacher,
-    vocabulary: CanonicalVocabulary,
-    mesh: DeviceMesh | None,
-    device: torch.device | str,
-    *,
-    separates: bool = False,
-) -> FrozenModel:
-    """A teacher, ready to be asked.
-
-    Args:
-        name: For messages.
-        mesh: The processes to shard it over; a quantized one stays whole.
-        device: Where quantized weights are made.
-        separates: Whether it has to keep packed documents apart.
-
-    Raises:
-        ValueError: If there is no such model, or its head cannot be used.
-        ImportError: If it is to be quantized, and bitsandbytes is not installed.
-    """
-    loaded = load_model(source, vocabulary, role=f"teacher {name!r}", device=device, separates=separates)
-    loaded.model.requires_grad_(False)
-    if source.compile:
-        compile_layers(loaded.model)
-    if mesh is not None and source.quantization is None:
-        shard(loaded.model, mesh, cpu_offload=source.cpu_offload)
-    return FrozenModel(loaded, cpu_offload=source.cpu_offload)
 
 
 def _is_seeded() -> bool:

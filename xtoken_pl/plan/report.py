@@ -7,7 +7,7 @@ from typing import Any
 from xtoken_pl.plan.advice import Change, Way
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.skeleton import Skeleton
-from xtoken_pl.teacher import Student, Teacher
+from xtoken_pl.specs import Student, Teacher
 
 _GB = 1e9
 _SPREAD = {

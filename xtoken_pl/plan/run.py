@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from xtoken_pl.cache.checks import check_cacheable
 from xtoken_pl.data import DistillDataModule
-from xtoken_pl.module import MultiTeacherDistillModule
-from xtoken_pl.teacher import Student, Teacher
+from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.teachers.cache.checks import check_cacheable
+from xtoken_pl.training.module import MultiTeacherDistillModule
 
 #: ``buckets``: DDP that keeps a copy of the gradients; ``views``: the gradients are views of its buckets.
 Spread = Literal["alone", "buckets", "views", "sharded"]

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from xtoken_pl.lora import LoRA
 from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.sharding import layers
-from xtoken_pl.teacher import ModelSource, Student
+from xtoken_pl.specs import LoRA, ModelSource, Student
 
 #: transformers looks for a library where the name of an attention contains "flash".
 _FLASH = "xtoken_pl_plan"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from xtoken_pl.cache.manifest import Manifest
 from xtoken_pl.losses import ULD, BytePrefixKL, PartitionedLoss, TokenKL
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
-from xtoken_pl.teacher import Student, Teacher
+from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.teachers.cache.manifest import Manifest
 
 # B windows of T tokens, H hidden size, V/V_s/V_t rows of a head (student/teacher), N GPUs that share one copy
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.trie import ByteTrie, Trie
 from xtoken_pl.projection.build import exact_matches
-from xtoken_pl.ranges import Ints, expand
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
+from xtoken_pl.utilities.ranges import Ints, expand
 
 #: Root, student token, and the teacher tokens that spell what the root leaves of it.
 _Sequence = tuple[int, int, Sequence[int]]

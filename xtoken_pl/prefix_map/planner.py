@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
 from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.ranges import Ints, expand
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.ranges import Ints, expand
 
 Bools = NDArray[np.bool_]
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken_pl.ranges import Ints
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.ranges import Ints
 
 # U nodes, E sequences, F symbols of all sequences, one sequence behind the other
 

@@ -3,8 +3,7 @@
 from xtoken_pl.projection.build import ProjectionParameters, build_projection
 from xtoken_pl.projection.learned import LearnedProjection
 from xtoken_pl.projection.partition import VocabularyPartition
-from xtoken_pl.projection.projection import Projection, ProjectionCounts
-from xtoken_pl.projection.storage import load_projection, save_projection
+from xtoken_pl.projection.projection import Projection, ProjectionCounts, load_projection, save_projection
 
 __all__ = [
     "LearnedProjection",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from xtoken_pl.projection.sparse import SparseProduct
+from xtoken_pl.utilities.files import atomic_path, read_safetensors
 
 if TYPE_CHECKING:
     from xtoken_pl.tokenization import CanonicalVocabulary
 
 # V_s/V_t vocabulary sizes (student/teacher), E non-zero entries of W
+
+_FORMAT = "xtoken_pl.projection.v1"
 
 
 @dataclass(frozen=True)
@@ -132,14 +137,14 @@ class Projection:
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Writes a safetensors file; see :func:`save_projection`."""
-        from xtoken_pl.projection.storage import save_projection
+        from xtoken_pl.projection.projection import save_projection
 
         save_projection(self, path, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Projection:
         """Reads a file of :meth:`save`; see :func:`load_projection`."""
-        from xtoken_pl.projection.storage import load_projection
+        from xtoken_pl.projection.projection import load_projection
 
         return load_projection(path)
 
@@ -151,3 +156,52 @@ def _multiply(
         raise ValueError(f"rows must have {num_sources} columns to be projected, got {rows.shape[-1]}")
     product = SparseProduct(source, target, num_sources, num_targets, weights).to(rows.device)
     return cast(Tensor, product(rows, weights.to(rows.device)))  # given again, since a gradient reaches these
+
+
+def save_projection(projection: Projection, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """Writes W, its fingerprints and its parameters; the file is whole or not there at all.
+
+    Raises:
+        FileExistsError: If ``path`` exists and ``overwrite`` is False.
+    """
+    header = {
+        "format": _FORMAT,
+        "num_teacher": str(projection.num_teacher),
+        "student_fingerprint": projection.student_fingerprint,
+        "teacher_fingerprint": projection.teacher_fingerprint,
+        "parameters": json.dumps(projection.parameters),
+    }
+    tensors = {
+        "indices": projection.indices.to(torch.int32).contiguous(),
+        "weights": projection.weights.contiguous(),
+        "is_exact": projection.is_exact.contiguous(),
+    }
+    with atomic_path(path, kind="file", overwrite=overwrite) as part:
+        save_file(tensors, part, metadata=header)
+
+
+def load_projection(path: str | PathLike[str]) -> Projection:
+    """Reads a file of :func:`save_projection` and checks it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no projection, is damaged, or holds wrong values.
+    """
+    header, tensors = read_safetensors(
+        path,
+        framework="pt",
+        file_format=_FORMAT,
+        names=("indices", "weights", "is_exact"),
+        setting="projection",
+        kind="projection",
+        verb="project",
+    )
+    return Projection(
+        indices=tensors["indices"].long(),
+        weights=tensors["weights"],
+        is_exact=tensors["is_exact"],
+        num_teacher=int(header["num_teacher"]),
+        student_fingerprint=header["student_fingerprint"],
+        teacher_fingerprint=header["teacher_fingerprint"],
+        parameters=json.loads(header["parameters"]),
+    )

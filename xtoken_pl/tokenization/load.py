@@ -7,7 +7,7 @@ from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from xtoken_pl.errors import reason_of
+from xtoken_pl.utilities.words import reason_of
 
 #: A tokenizer's own file: of `tokenizers`, or of SentencePiece, which transformers converts.
 _FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.losses import SpanScores
-from xtoken_pl.losses.tasks import RowConfidence, RowScores
+from xtoken_pl.scoring.tasks import RowConfidence, RowScores
 
 # N student rows, S spans of a teacher, V_s student's vocabulary size
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from xtoken_pl.checks import check_choice, check_not_negative
+from xtoken_pl.utilities.checks import check_choice, check_not_negative
 from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting, check_any_alpha
 
 # M teachers, Q rows of a teacher, S spans of a teacher, N student rows, R places that get their own weights

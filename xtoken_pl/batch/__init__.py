@@ -1,0 +1,36 @@
+"""The typed batch: tokens, spans, plans of losses, cached rows, and the columns of a window."""
+
+from xtoken_pl.batch.blocks import Block, RowCuts
+from xtoken_pl.batch.cached_rows import CachedRows, SpanArrays
+from xtoken_pl.batch.columns import (
+    LOSS_MASK,
+    NO_WINDOW,
+    STUDENT_IDS,
+    cached_column,
+    starts_column,
+    teacher_columns,
+)
+from xtoken_pl.batch.distill_batch import DistillBatch
+from xtoken_pl.batch.movable import Movable
+from xtoken_pl.batch.types import LossPlan, Planner, SpanBatch, TeacherBatch, TokenBatch, sum_by_span
+
+__all__ = [
+    "LOSS_MASK",
+    "NO_WINDOW",
+    "STUDENT_IDS",
+    "Block",
+    "CachedRows",
+    "DistillBatch",
+    "LossPlan",
+    "Movable",
+    "Planner",
+    "RowCuts",
+    "SpanArrays",
+    "SpanBatch",
+    "TeacherBatch",
+    "TokenBatch",
+    "cached_column",
+    "starts_column",
+    "sum_by_span",
+    "teacher_columns",
+]

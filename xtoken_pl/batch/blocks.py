@@ -1,0 +1,108 @@
+"""Blocks of rows, and where the rows of a batch may be cut into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken_pl.batch.types import LossPlan, SpanBatch
+from xtoken_pl.utilities.segments import even_segments, greedy_segments
+
+# N/Q student/teacher rows, S spans, C cuts
+
+
+@dataclass
+class Block:
+    """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows.
+
+    ``pieces`` divides it further, without cutting a span.
+    """
+
+    student_rows: slice
+    spans: dict[str, slice]
+    teacher_rows: dict[str, slice]
+    pieces: list[Block]
+
+    @classmethod
+    def empty(cls, teachers: Iterable[str]) -> Block:
+        """A block without any row, with one such piece."""
+        nothing = slice(0, 0)
+        pieces = [cls(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing), [])]
+        return replace(pieces[0], pieces=pieces)
+
+    def rows(self, side: str) -> slice:
+        """Of a teacher, by name, or of the student, ``""``."""
+        return self.teacher_rows[side] if side else self.student_rows
+
+    def num_rows(self, side: str) -> int:
+        """The number of :meth:`rows`."""
+        rows = self.rows(side)
+        return rows.stop - rows.start
+
+
+@dataclass
+class RowCuts:
+    """Where the rows of a batch may be cut: no span is cut, and no row reads teacher rows behind the cut.
+
+    Kept as numpy arrays beside the batch, so that blocks are planned without asking the device.
+
+    Attributes:
+        student: ``[C]`` student rows before each cut, from 0 to N.
+        spans: By teacher, ``[C]`` spans before each cut.
+        teacher: By teacher, ``[C]`` teacher rows before each cut.
+    """
+
+    student: NDArray[np.int64]
+    spans: dict[str, NDArray[np.int64]]
+    teacher: dict[str, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, num_rows: int, spans: Mapping[str, SpanBatch], plans: Mapping[str, LossPlan] | None = None) -> RowCuts:
+        """Finds the cuts of ``num_rows`` student rows."""
+        cuts_span = np.zeros(num_rows + 1, dtype=bool)
+        for batch in spans.values():
+            span = batch.student_span.numpy(force=True)
+            cuts_span[1:-1] |= (span[1:] == span[:-1]) & (span[1:] < len(batch))
+        cuts = np.flatnonzero(~cuts_span)
+        before = {n: np.searchsorted(batch.student_first.numpy(force=True), cuts) for n, batch in spans.items()}
+        ends = {n: (batch.teacher_first + batch.teacher_length).numpy(force=True) for n, batch in spans.items()}
+        rows_before = {name: np.concatenate(([0], ends[name]))[before[name]] for name in spans}
+        reads_on = np.zeros(len(cuts), dtype=bool)
+        for name, plan in (plans or {}).items():
+            reach = np.concatenate(([0], np.maximum.accumulate(plan.reach)))
+            reads_on |= reach[cuts] > rows_before[name]
+
+        def kept(counts: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+            return {name: count[~reads_on] for name, count in counts.items()}
+
+        return cls(cuts[~reads_on], kept(before), kept(rows_before))
+
+    def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
+        """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block.
+
+        They consist of whole pieces, of at most ``piece_rows`` rows of each side; a longer span gets its own piece. Of
+        such blocks they are as few as possible, and as even, since products with few rows are slow.
+        """
+        bounds = np.stack([self.student, *self.teacher.values()], axis=1)
+        limits = [min(piece_rows, max_rows)] * bounds.shape[1]
+        pieces = greedy_segments(bounds, limits)
+        edges = np.array([0, *(end for _, end in pieces)])
+        return [
+            self._block(edges[first], edges[last], [self._block(*piece, []) for piece in pieces[first:last]])
+            for first, last in even_segments(bounds[edges], max_rows)
+        ]
+
+    def _block(self, start: int, end: int, pieces: list[Block]) -> Block:
+        return Block(
+            student_rows=_between(self.student, start, end),
+            spans={name: _between(before, start, end) for name, before in self.spans.items()},
+            teacher_rows={name: _between(before, start, end) for name, before in self.teacher.items()},
+            pieces=pieces,
+        )
+
+
+def _between(before: NDArray[np.int64], start: int, end: int) -> slice:
+    return slice(int(before[start]), int(before[end]))

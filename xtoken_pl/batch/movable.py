@@ -1,0 +1,36 @@
+"""Dataclasses of tensors that move to a device together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+
+class Movable:
+    """A dataclass whose tensors, those of nested ones and of dicts included, move together."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """A copy on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory, for a DataLoader with ``pin_memory``."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, Movable):
+                return value._map(function)
+            if isinstance(value, dict):
+                return {key: apply(item) for key, item in value.items()}
+            return value
+
+        return replace(
+            cast(Any, self), **{item.name: apply(getattr(self, item.name)) for item in fields(cast(Any, self))}
+        )

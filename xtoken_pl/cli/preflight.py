@@ -1,0 +1,122 @@
+"""Refuses settings that would fail late, or change nothing without a word, before texts are read and models loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from transformers import AutoConfig
+
+from xtoken_pl.data import DistillDataModule
+from xtoken_pl.specs import ModelSource
+from xtoken_pl.training.metrics import EvaluationMetrics
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.words import did_you_mean
+
+#: Packages whose callbacks log no ``val/`` tags that are not known here.
+_KNOWN_PACKAGES = ("lightning", "xtoken_pl")
+#: What callbacks log beside validation.
+_TAGS_OF_CALLBACKS = ("train/", "eval/", "numerals/", "projection/", "throughput/")
+
+
+def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> None:
+    """Checks what a run will train with.
+
+    Raises:
+        ValueError: For a setting that training cannot use.
+    """
+    if trainer.max_steps == 0:
+        raise ValueError("trainer.max_steps must be >= 1, got 0; give a number, or -1 and trainer.max_epochs")
+    if trainer.accumulate_grad_batches < 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches must be >= 1, got {trainer.accumulate_grad_batches}; with 1 every batch "
+            "is a step"
+        )
+    if (trainer.gradient_clip_val or 0) < 0:
+        raise ValueError(
+            f"trainer.gradient_clip_val must be >= 0, got {trainer.gradient_clip_val}; 0 leaves gradients as they are"
+        )
+    if isinstance(data, DistillDataModule):
+        _check_stream(trainer, data)
+        _check_monitors(trainer, module, data)
+    check_positions(module, data)
+
+
+def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None = None) -> None:
+    """Checks that every model has as many positions as a window may have tokens.
+
+    Args:
+        asked: A teacher that is run although it has a cache: the one that is made.
+
+    Raises:
+        ValueError: If the student or a teacher has fewer.
+    """
+    if not (isinstance(module, MultiTeacherDistillModule) and isinstance(data, DistillDataModule)):
+        return
+    teachers = {
+        f"teacher {name!r}": teacher
+        for name, teacher in module.teachers.items()
+        if teacher.cache is None or name == asked
+    }
+    for role, source in {"student": module.student_source, **teachers}.items():
+        limit = _num_positions(source)
+        if limit is not None and data.sequence_length > limit:
+            raise ValueError(
+                f"data.sequence_length must be at most the positions that every model has, got {data.sequence_length}, "
+                f"and the {role} ({source.model!r}) has {limit}; lower it to {limit}, take another model, or, "
+                "to extend one that can be, raise max_position_embeddings in its config.json"
+            )
+
+
+def _num_positions(source: ModelSource) -> int | None:
+    try:
+        config = AutoConfig.from_pretrained(
+            source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError):
+        return None  # whoever loads the tokenizer or the model says why
+    config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    # Scaled rotary positions reach further.
+    scaling = getattr(config, "rope_parameters", None) or {}
+    return None if limit is None else round(limit * max(1, scaling.get("factor", 1)))
+
+
+def _check_stream(trainer: pl.Trainer, data: DistillDataModule) -> None:
+    if not data.streaming:
+        return
+    ends_with_epochs = isinstance(trainer.limit_train_batches, int) and trainer.max_epochs not in (None, -1)
+    if trainer.max_steps == -1 and not ends_with_epochs:
+        raise ValueError(
+            "a stream has no epochs, and training on it no end but trainer.max_steps, got -1; give a number of steps, "
+            "or set data.streaming to false"
+        )
+    interval = trainer.val_check_interval
+    if data.sources["val"] is not None and isinstance(interval, float) and interval != 1.0:
+        raise ValueError(
+            "trainer.val_check_interval must be a whole number of steps where a stream has no epochs, got "
+            f"{interval}; give a number of steps, or set data.streaming to false"
+        )
+
+
+def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: DistillDataModule) -> None:
+    """Lightning looks for a monitored tag when the first checkpoint is due, hours later."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    unknown = [callback for callback in callbacks if type(callback).__module__.split(".")[0] not in _KNOWN_PACKAGES]
+    if type(module) is not MultiTeacherDistillModule or unknown:
+        return  # may log anything
+    known = {f"val/{tag}": None for tag, _ in EvaluationMetrics(module.teachers).items()}
+    for callback in callbacks:
+        tag = getattr(callback, "monitor", None)
+        if not (isinstance(callback, ModelCheckpoint | EarlyStopping) and isinstance(tag, str)):
+            continue
+        name = type(callback).__name__
+        if tag.startswith("val/") and data.sources["val"] is None:
+            raise ValueError(
+                f"{name} monitors {tag!r}, which needs texts to validate on, and there are none; set data.val.path, or "
+                "monitor something of training, such as 'train/loss'"
+            )
+        others = tag.startswith(_TAGS_OF_CALLBACKS)
+        if not others and tag not in known and (near := did_you_mean(tag, known)):
+            raise ValueError(f"{name}.monitor must be a tag that is logged, got {tag!r}{near}")

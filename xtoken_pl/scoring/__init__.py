@@ -1,0 +1,1 @@
+"""Hidden states -> scores and gradients, block by block, within a memory budget."""

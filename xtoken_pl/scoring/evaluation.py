@@ -1,0 +1,298 @@
+"""The two passes over a batch: scores, and then gradients for weights that are known only when all is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xtoken_pl.batch import Block, RowCuts
+from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
+from xtoken_pl.models.head import accumulate_product, logits
+from xtoken_pl.scoring.memory import LogitMemory, MemoryPlan
+from xtoken_pl.scoring.tasks import HiddenRows, KnownRows, RowScores, TeacherTask, local_spans
+
+# N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
+
+#: Weight and bias of every side, in the precision of their products.
+_Heads = Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class _Kept:
+    """What remains of a block: gradients of its student logits for losses of weight one.
+
+    ``[P, V_s]``, P being that of the largest block.
+    """
+
+    probs: Tensor
+    units: dict[str, Tensor]  # by teacher
+
+
+@dataclass
+class Evaluation:
+    """One batch: the first pass scores it, the second gives the gradients."""
+
+    sides: Mapping[str, HiddenRows]  # what has logits, by teacher; "" is the student
+    teachers: Mapping[str, TeacherTask]
+    capacities: Mapping[str, int]  # by side, rows of its largest block
+    blocks: Sequence[Block]
+    parameters: Sequence[nn.Parameter]  # of the losses
+    keeps: bool  # whether a second pass follows
+    num_kept: int  # so many of the first blocks are kept
+    dtypes: Mapping[str, torch.dtype]  # of the heads' products, by side
+    kept: dict[int, _Kept]  # by block
+    still_there: dict[int, dict[str, Tensor]]  # by block, the memory of each side's logits
+    memory: LogitMemory
+
+    @classmethod
+    def of(
+        cls,
+        student: HiddenRows,
+        teachers: Mapping[str, TeacherTask],
+        cuts: RowCuts,
+        memory: LogitMemory,
+        parameters: Sequence[nn.Parameter],
+        *,
+        keeps: bool,
+    ) -> Evaluation:
+        kind = student.hidden.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        heads = {name: task.rows for name, task in teachers.items() if isinstance(task.rows, HiddenRows)}
+        known_sizes = [len(task.rows.holes) for task in teachers.values() if isinstance(task.rows, KnownRows)]
+        sides = {"": student, **heads}
+        dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in sides.items()}
+        loss_dtype = torch.promote_types(dtypes[""], torch.float32)
+        sizes = [rows.head.vocabulary_size for rows in sides.values()]
+        num_rows = max(len(side.labels) for side in sides.values())
+        plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind, known_sizes)
+        # Without any row an empty block keeps the zero loss connected to the parameters.
+        blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [Block.empty(teachers)]
+        capacities = {name: max(block.num_rows(name) for block in blocks) for name in sides}
+        # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
+        num_kept = plan.kept_rows // max(1, capacities[""]) if keeps and not parameters else 0
+        return cls(sides, teachers, capacities, blocks, parameters, keeps, num_kept, dtypes, {}, {}, memory)
+
+    @property
+    def student(self) -> HiddenRows:
+        return self.sides[""]
+
+    # The first pass ------------------------------------------------------------------------------------------------
+
+    def score(self) -> RowScores:
+        """Scores all blocks, and keeps what there is room for."""
+        # Filled in place: small results that stay among large ones that go would leave gaps in the memory.
+        scores: RowScores | None = None
+        num_spans = {name: len(task.spans) for name, task in self.teachers.items()}
+        with torch.no_grad(), self._full_precision():
+            heads = self._heads(self.sides)
+            for index, block in enumerate(self.blocks):
+                kept = None
+                if index < self.num_kept:
+                    kept = self.kept[index] = _Kept(self._take(), {name: self._take() for name in self.teachers})
+                # The second pass begins with the last block, whose logits are still there.
+                stays = self.keeps and kept is None and block is self.blocks[-1]
+                with self._logits(index, heads, stays=stays) as rows:
+                    for piece in block.pieces:
+                        part = self._score_piece(block, piece, rows, kept)
+                        scores = scores or RowScores.room_for(part, len(self.student.labels), num_spans)
+                        scores.write(piece, part)
+        assert scores is not None, "every block has a piece"
+        return scores
+
+    def _score_piece(self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: _Kept | None) -> RowScores:
+        inside = _inside(piece.student_rows, block.student_rows)
+        log_probs = self.student.head.normalize(rows[""][inside])  # [P, V_s]
+        labels = self.student.labels[piece.student_rows]
+        token_nats = -log_probs.gather(1, labels[:, None]).squeeze(1)
+        if kept is not None:
+            torch.exp(log_probs, out=kept.probs[inside])
+        spans: dict[str, SpanScores] = {}
+        confidence: dict[str, Tensor] = {}
+        for name, task in self.teachers.items():
+            teacher = self._teacher_side(name, block, piece, rows)
+            if kept is None:
+                spans[name] = self._score_spans(name, piece, log_probs, teacher)
+            else:
+                with torch.enable_grad():
+                    leaf = log_probs.detach().requires_grad_()
+                    scores = self._score_spans(name, piece, leaf, teacher)
+                    total = scores.loss.sum() + leaf[:, :0].sum()  # a loss may have no gradient
+                    (gradient,) = torch.autograd.grad(total, leaf)
+                kept.units[name][inside] = self._through_softmax(gradient, kept.probs[inside])
+                spans[name] = scores._replace(loss=scores.loss.detach())
+            if (of_spans := task.span_confidence(piece.spans[name], teacher)) is not None:
+                confidence[name] = of_spans
+        return RowScores(token_nats, spans, confidence)
+
+    # The second pass -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gradients(
+        self, token_nats: Tensor, losses: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of the hidden states, the head's weight and bias, and the losses' parameters.
+
+        Args:
+            token_nats, losses: Those of the results of :meth:`score`.
+            wanted: Which gradients are needed.
+        """
+        layer, size = self.student.head.layer, self.student.head.vocabulary_size
+        inputs = [self.student.hidden, layer.weight, getattr(layer, "bias", None), *self.parameters]
+        grads = [
+            torch.empty_like(x) if want and x is not None else None for x, want in zip(inputs, wanted, strict=True)
+        ]
+        hidden, weight, bias, *of_parameters = grads
+        for grad in (weight, bias):
+            if grad is not None:
+                grad[size:].zero_()
+        for grad in of_parameters:
+            if grad is not None:
+                grad.zero_()
+        span_weights = dict(zip(self.teachers, losses, strict=True))
+        with self._full_precision():
+            nothing_again = len(self.kept) + len(self.still_there) == len(self.blocks)
+            heads = self._heads([""] if nothing_again else self.sides)
+            last = len(self.blocks) - 1
+            for index, block in reversed(list(enumerate(self.blocks))):
+                with self._logit_gradient(index, heads, token_nats, span_weights, of_parameters) as logit_grad:
+                    head_weight, _ = heads[""]
+                    logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
+                    if hidden is not None:
+                        hidden[block.student_rows] = (logit_grad @ head_weight).to(hidden.dtype)
+                    if weight is not None:
+                        rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
+                        accumulate_product(weight[:size], logit_grad, rows, is_first=index == last)
+                    if bias is not None:
+                        bias[:size] = logit_grad.sum(0) + (0 if index == last else bias[:size])
+        return tuple(grads)
+
+    @contextmanager
+    def _logit_gradient(
+        self,
+        index: int,
+        heads: _Heads,
+        token_nats: Tensor,
+        span_weights: Mapping[str, Tensor],
+        of_parameters: Sequence[Tensor | None],
+    ) -> Iterator[Tensor]:
+        """``[P, V_s]`` of a block, from what was kept of it or from its logits."""
+        block, kept = self.blocks[index], self.kept.pop(index, None)
+        if kept is not None:
+            yield self._combine(block, kept, token_nats, span_weights)
+            self.memory.give(kept.probs, *kept.units.values())
+            return
+        with self._logits(index, heads) as rows:
+            yield self._recompute(block, rows, token_nats, span_weights, of_parameters)
+
+    def _combine(self, block: Block, kept: _Kept, token_nats: Tensor, span_weights: Mapping[str, Tensor]) -> Tensor:
+        """The gradient of a block's logits, of what was kept."""
+        rows, weight = block.student_rows, token_nats[block.student_rows, None].to(kept.probs.dtype)
+        grad = kept.probs[: len(weight)].mul_(weight)
+        _subtract_at(grad, self.student.labels[rows], weight)
+        for name, unit in kept.units.items():
+            # A span's loss depends on its own rows alone, so that its weight is that of these rows.
+            of_span = torch.cat((span_weights[name], span_weights[name].new_zeros(1)))
+            grad.addcmul_(unit[: len(grad)], of_span[self.teachers[name].spans.student_span[rows], None].to(unit.dtype))
+        return grad
+
+    def _recompute(
+        self,
+        block: Block,
+        rows: Mapping[str, Tensor],
+        token_nats: Tensor,
+        span_weights: Mapping[str, Tensor],
+        of_parameters: Sequence[Tensor | None],
+    ) -> Tensor:
+        """The same, from logits (still there, or computed again); adds to the gradients of the losses' parameters."""
+        for piece in block.pieces:
+            inside = _inside(piece.student_rows, block.student_rows)
+            leaf = self.student.head.normalize(rows[""][inside]).requires_grad_()
+            with torch.enable_grad():
+                total = leaf[:, :0].sum()  # a loss may have no gradient
+                for name in self.teachers:
+                    scores = self._score_spans(name, piece, leaf, self._teacher_side(name, block, piece, rows))
+                    total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
+            inputs = [leaf, *self.parameters]
+            grad, *others = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+            for sum_, other in zip(of_parameters, others, strict=True):
+                if sum_ is not None:
+                    sum_ += other
+            weight = token_nats[piece.student_rows, None].to(grad.dtype)
+            _subtract_at(grad, self.student.labels[piece.student_rows], weight)
+            rows[""][inside] = self._through_softmax(grad, leaf.detach().exp())
+        return rows[""]
+
+    # What both passes do -------------------------------------------------------------------------------------------
+
+    def _full_precision(self) -> torch.autocast:
+        """Products have their own precision; everything else is computed in float32 at least."""
+        return torch.autocast(self.student.hidden.device.type, enabled=False)
+
+    def _through_softmax(self, grad: Tensor, probs: Tensor) -> Tensor:
+        """The gradient of the student's log-probabilities as that of its logits; in place."""
+        if (holes := self.student.head.holes) is not None:
+            grad.masked_fill_(holes.to(grad.device), 0.0)
+        return grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
+
+    def _heads(self, names: Iterable[str]) -> _Heads:
+        return {name: self.sides[name].head.parameters(self.dtypes[name]) for name in names}
+
+    @contextmanager
+    def _logits(self, index: int, heads: _Heads, *, stays: bool = False) -> Iterator[dict[str, Tensor]]:
+        """``[P, V]`` of every side of a block, in memory that the next block gets again.
+
+        Args:
+            stays: Whether the logits stay where they are until they are asked for again.
+        """
+        block = self.blocks[index]
+        matrices = self.still_there.pop(index, None) or self._compute_logits(block, heads)
+        yield {name: matrix[: block.num_rows(name)] for name, matrix in matrices.items()}
+        if stays:
+            self.still_there[index] = matrices
+        else:
+            self.memory.give(*matrices.values())
+
+    def _compute_logits(self, block: Block, heads: _Heads) -> dict[str, Tensor]:
+        matrices: dict[str, Tensor] = {}
+        for name, side in self.sides.items():
+            hidden, (weight, bias) = side.hidden[block.rows(name)], heads[name]
+            matrices[name] = self.memory.take(self.capacities[name], len(weight), weight.dtype, weight.device)
+            logits(hidden, weight, bias, out=matrices[name][: len(hidden)])
+        return matrices
+
+    def _take(self) -> Tensor:
+        """``[P, V_s]``, P being that of the largest block, to be kept."""
+        dtype = torch.promote_types(self.dtypes[""], torch.float32)
+        head, device = self.student.head, self.student.hidden.device
+        return self.memory.take(self.capacities[""], head.vocabulary_size, dtype, device)
+
+    def _teacher_side(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> SideRows:
+        piece_rows = piece.rows(name)
+        of_piece = rows[name][_inside(piece_rows, block.rows(name))] if name in rows else None
+        return self.teachers[name].side(piece_rows, piece.spans[name], of_piece)
+
+    def _score_spans(self, name: str, piece: Block, log_probs: Tensor, teacher: SideRows) -> SpanScores:
+        task, spans = self.teachers[name], piece.spans[name]
+        student = SideRows(
+            log_probs=log_probs if task.temperature == 1.0 else (log_probs / task.temperature).log_softmax(-1),
+            labels=self.student.labels[piece.student_rows],
+            first=task.spans.student_first[spans] - piece.student_rows.start,
+            length=task.spans.student_length[spans],
+            span=local_spans(task.spans.student_span[piece.student_rows], spans),
+        )
+        plan = None if task.plan is None else task.plan.cut(piece.student_rows, piece.teacher_rows[name])
+        result: SpanScores = task.loss(SpanBlock(student, teacher, plan))
+        return result._replace(loss=result.loss * task.temperature**2)
+
+
+def _inside(piece: slice, block: slice) -> slice:
+    return slice(piece.start - block.start, piece.stop - block.start)
+
+
+def _subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:
+    """``rows[i, labels[i]] -= values[i]``."""
+    rows[torch.arange(len(rows), device=rows.device), labels] -= values.squeeze(1)

@@ -1,0 +1,154 @@
+"""What is to be scored, and the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xtoken_pl.batch import Block, CachedRows, LossPlan, SpanBatch
+from xtoken_pl.losses.base import SideRows, SpanLoss, SpanScores
+from xtoken_pl.models.head import Head
+
+# N/Q student/teacher rows, S spans, H hidden size, V_t teacher's vocabulary size
+
+#: How sure a teacher is: log-probabilities [Q, V_t] and the tokens [Q] that they predict in, a number per row [Q] out.
+RowConfidence = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HiddenRows:
+    """One side's rows before the head: hidden states ``[N, H]``, the tokens ``[N]`` that they predict, the head."""
+
+    hidden: Tensor
+    labels: Tensor
+    head: Head
+
+
+@dataclass(frozen=True)
+class KnownRows:
+    """A teacher's rows without its head: one for each span, from a cache, at the teacher's temperature.
+
+    Attributes:
+        cached: What is stored of the spans.
+        labels: ``[S]`` the first token of each.
+        holes: ``[V_t]`` whether no token has an id.
+        num_tokens: Ids that are no holes.
+    """
+
+    cached: CachedRows
+    labels: Tensor
+    holes: Tensor
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class TeacherTask:
+    """What is computed for one teacher: its loss and, where a weighting asks for it, its confidence."""
+
+    rows: HiddenRows | KnownRows
+    spans: SpanBatch
+    loss: SpanLoss
+    temperature: float = 1.0
+    confidence: RowConfidence | None = None
+    plan: LossPlan | None = None
+
+    @torch.no_grad()
+    def side(self, piece_rows: slice, spans: slice, logits: Tensor | None) -> SideRows:
+        """The teacher's side of a piece.
+
+        Args:
+            piece_rows, spans: Of the piece.
+            logits: ``[P, V_t]`` of these rows; None where the rows are known.
+        """
+        if isinstance(self.rows, KnownRows):
+            return _known_side(self.rows, spans)
+        assert logits is not None
+        return SideRows(
+            log_probs=self.rows.head.normalize(logits, self.temperature),
+            labels=self.rows.labels[piece_rows],
+            first=self.spans.teacher_first[spans] - piece_rows.start,
+            length=self.spans.teacher_length[spans],
+            span=local_spans(self.spans.teacher_span[piece_rows], spans),
+        )
+
+    def span_confidence(self, spans: slice, side: SideRows) -> Tensor | None:
+        """``[P]``: the confidence of the rows of a piece's spans, summed; None where it is not asked for."""
+        if self.confidence is None:
+            return None
+        if isinstance(self.rows, KnownRows):
+            # The only confidence that a cache knows is the log-probability; others are refused at set-up.
+            return self.rows.cached.span_log_prob(spans)
+        return side.sum_by_span(self.confidence(_untempered(side.log_probs, self.temperature), side.labels))
+
+
+def _known_side(rows: KnownRows, spans: slice) -> SideRows:
+    labels = rows.labels[spans]
+    each = torch.arange(len(labels), device=labels.device)
+    log_probs = rows.cached.dense(spans, rows.holes, rows.num_tokens)
+    return SideRows(log_probs, labels, each, torch.ones_like(each), each, rows.cached.continuation(spans))
+
+
+def local_spans(span: Tensor, spans: slice) -> Tensor:
+    """The span of each row counted from the piece's first one; their number for a row of no span."""
+    return (span - spans.start).clamp(max=spans.stop - spans.start)
+
+
+def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
+    """The distribution at temperature 1: what the teacher believes, whatever the loss compares."""
+    return log_probs if temperature == 1.0 else (log_probs * temperature).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What is known of a batch, or of a piece of it.
+
+    Attributes:
+        token_nats: ``[N]`` cross-entropy of every student row.
+        spans: By teacher, the scores of every span.
+        confidence: By teacher, ``[S]``: the confidence of the rows of every span, summed; only where it was asked for.
+    """
+
+    token_nats: Tensor
+    spans: dict[str, SpanScores]
+    confidence: dict[str, Tensor]
+
+    @classmethod
+    def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:
+        """Room for a batch of scores like those of ``part``, to be filled by :meth:`write`."""
+
+        def room(scores: SpanScores, num: int) -> SpanScores:
+            agreement = None if scores.agreement is None else scores.agreement.new_empty(num)
+            return SpanScores(scores.loss.new_empty(num), scores.unmapped_mass.new_empty(num), agreement)
+
+        return cls(
+            part.token_nats.new_empty(num_rows),
+            {name: room(scores, num_spans[name]) for name, scores in part.spans.items()},
+            {name: values.new_empty(num_spans[name]) for name, values in part.confidence.items()},
+        )
+
+    def write(self, piece: Block, part: RowScores) -> None:
+        """Fills in the scores of a piece.
+
+        Raises:
+            ValueError: If a loss did not give one number for each of its spans.
+        """
+        self.token_nats[piece.student_rows] = part.token_nats
+        for name, spans in piece.spans.items():
+            for field, whole, values in zip(SpanScores._fields, self.spans[name], part.spans[name], strict=True):
+                places = None if whole is None else whole[spans]
+                if places is not None and values is not None and places.shape == values.shape:
+                    places.copy_(values)
+                elif not (places is None and values is None):
+                    raise ValueError(
+                        f"a loss must score every span with one number, always or never: {name!r} has "
+                        f"{field} {_shape(values)} for {spans.stop - spans.start} spans"
+                    )
+            if name in self.confidence:
+                self.confidence[name][spans] = part.confidence[name]
+
+
+def _shape(values: Tensor | None) -> str:
+    return "None" if values is None else f"of shape {list(values.shape)}"

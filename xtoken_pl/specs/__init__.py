@@ -1,0 +1,8 @@
+"""Students, teachers and adapters as plain specifications; weights are loaded when training starts."""
+
+from xtoken_pl.specs.lora import LoRA
+from xtoken_pl.specs.model_source import DType, ModelSource, Quantization, load_vocabulary
+from xtoken_pl.specs.student import Student
+from xtoken_pl.specs.teacher import Teacher
+
+__all__ = ["DType", "LoRA", "ModelSource", "Quantization", "Student", "Teacher", "load_vocabulary"]

@@ -1,0 +1,55 @@
+"""Where a model and its tokenizer come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
+
+DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+Quantization = Literal["8bit", "4bit"]
+
+
+@dataclass(kw_only=True)
+class ModelSource:
+    """Where a causal language model and its tokenizer come from.
+
+    Attributes:
+        model: A folder, or a hub id.
+        revision: Branch, tag or commit on the hub.
+        dtype: Of the weights; ``auto`` takes the checkpoint's own.
+        attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ...; None lets transformers choose.
+        trust_remote_code: Run code that comes with the model. Off unless asked for.
+        compile: Compile every layer with ``torch.compile``.
+        chat_template: A Jinja file, for conversations; None takes the tokenizer's own template.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: DType = "float32"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    compile: bool = False
+    chat_template: str | None = None
+
+
+def load_vocabulary(source: ModelSource) -> CanonicalVocabulary:
+    """The canonical vocabulary of a model's own tokenizer, with the chat template that is to be used.
+
+    Raises:
+        FileNotFoundError: If there is no such template.
+    """
+    tokenizer = load_tokenizer(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    if source.chat_template is not None:
+        file = Path(source.chat_template)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"chat_template must be a Jinja file, and there is none at {source.chat_template!r}; check the path "
+                "(relative paths start at the working folder), or leave it out to use the tokenizer's own template"
+            )
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return CanonicalVocabulary.from_tokenizer(tokenizer)

@@ -1,0 +1,162 @@
+"""Runs a teacher over windows, and encodes what its loss needs of every span."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtoken_pl.batch import SpanArrays, SpanBatch, TeacherBatch
+from xtoken_pl.batch.quantization import num_high_bits, pack_ids, quantize
+from xtoken_pl.data import collate
+from xtoken_pl.models import Head
+from xtoken_pl.models.head import logits
+from xtoken_pl.teachers.cache.manifest import TopK
+from xtoken_pl.teachers.local import FrozenModel
+
+# S spans, Q teacher rows, P rows of a block, V_t teacher's vocabulary size, k tokens stored of a row
+
+#: Of the logits of a block of rows; a few tensors of this size exist at a time.
+_BLOCK_BYTES = 2**27
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How a row is stored.
+
+    Attributes:
+        top_k: Most probable tokens of a row, or ``all``.
+        precision: Bits of a log-probability, 16 or 32.
+        num_ids: V_t, ids without a token included.
+        num_tokens: Ids that have one.
+
+    Raises:
+        ValueError: If there is no such format.
+    """
+
+    top_k: TopK
+    precision: int
+    num_ids: int
+    num_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.precision not in (16, 32):
+            raise ValueError(f"precision must be 16 or 32 bits, got {self.precision}")
+        if self.top_k != "all" and not 1 <= self.top_k < self.num_tokens:
+            raise ValueError(
+                f"top_k must be >= 1 and less than the teacher's {self.num_tokens:,} tokens, got {self.top_k}; "
+                "'all' stores every token"
+            )
+
+    @property
+    def bytes_per_span(self) -> int:
+        """Of everything that is stored of a span."""
+        if self.top_k == "all":
+            return self.num_ids * self.precision // 8 + 8
+        return self.top_k * (self.precision // 8 + 2) + num_high_bits(self.num_ids) * -(-self.top_k // 8) + 12
+
+    def encode(self, log_probs: Tensor) -> SpanArrays:
+        """``[P, V_t]`` log-probabilities as arrays of P rows."""
+        if self.top_k == "all":
+            return {"log_probs": self._encode(log_probs)}
+        top = log_probs.topk(self.top_k, dim=-1)
+        log_tail = log_probs.scatter(1, top.indices, -torch.inf).logsumexp(-1)
+        low, high = pack_ids(top.indices.cpu().numpy(), self.num_ids)
+        return {
+            "log_probs": self._encode(top.values),
+            "ids_low": low,
+            "ids_high": high,
+            "log_tail": log_tail.float().cpu().numpy(),
+        }
+
+    def _encode(self, log_probs: Tensor) -> NDArray:
+        values = log_probs.float().cpu().numpy()
+        return values if self.precision == 32 else quantize(values)
+
+
+class TeacherRows:
+    """A teacher, its temperature, and how its rows are stored.
+
+    Args:
+        name: The teacher's, in the windows.
+        model: Its model.
+        row_format: How its rows are stored.
+        temperature: Of its distributions.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self, name: str, model: FrozenModel, row_format: RowFormat, temperature: float, device: torch.device
+    ) -> None:
+        self._name = name
+        self._model = model
+        self._format = row_format
+        self._temperature = temperature
+        self._device = device
+
+    @torch.no_grad()
+    def of(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
+        """What is to be stored of each window, and the number of student tokens that are learned.
+
+        Args:
+            windows: Of one batch.
+            place: Where they are from; for the error.
+
+        Raises:
+            FloatingPointError: If the teacher's log-probabilities are infinite or no numbers.
+        """
+        batch = collate(windows, [self._name])
+        view = batch.teachers[self._name].to(self._device)
+        tokens = view.tokens
+        hidden, head = self._model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        arrays, is_finite = self._arrays(hidden.flatten(0, 1).index_select(0, tokens.rows), head, view)
+        if not is_finite:
+            raise FloatingPointError(
+                f"log-probabilities must be finite, but those of teacher {self._name!r} are not in {place}. Its dtype "
+                "overflows (float16 does; give the teacher bfloat16 or float32), or its weights are damaged: check "
+                "them. Finished shards are kept, and nothing of this one is written"
+            )
+        # The rows are those of the padded student sequences, window by window.
+        sequence = batch.student.rows // batch.student.input_ids.shape[1]
+        of_span = sequence[batch.teachers[self._name].spans.student_first].numpy()
+        edges = np.searchsorted(of_span, np.arange(len(windows) + 1))
+        split = [{name: values[start:end] for name, values in arrays.items()} for start, end in pairwise(edges)]
+        return split, len(batch.student.labels)
+
+    def _arrays(self, hidden: Tensor, head: Head, view: TeacherBatch) -> tuple[SpanArrays, bool]:
+        """Of all spans of a batch, from the hidden states ``[Q, H]`` of its rows; and whether they are finite."""
+        spans = view.spans
+        is_first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        is_first[spans.teacher_first] = True
+        parameters = head.parameters()
+        size = max(1, _BLOCK_BYTES // (4 * head.vocabulary_size))
+        parts: list[SpanArrays] = []
+        tempered, plain, highest = [], [], []
+        for rows in (slice(start, start + size) for start in range(0, max(1, len(hidden)), size)):
+            block, labels = logits(hidden[rows], *parameters), view.tokens.labels[rows]
+            log_probs = head.normalize(block, self._temperature)  # [P, V_t]
+            stored = log_probs[is_first[rows]]
+            parts.append(self._format.encode(stored))
+            highest.append(stored.amax(-1))  # the others may be -inf: ids without a token
+            tempered.append(_of_labels(log_probs, labels))
+            plain.append(tempered[-1] if self._temperature == 1.0 else _of_labels(head.normalize(block), labels))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        continuation = _sum(torch.cat(tempered).masked_fill(is_first, 0.0), spans)
+        span = _sum(torch.cat(plain), spans)
+        # Before they are quantized: 16 bits have no code for what is no number.
+        is_finite = bool(torch.cat((*highest, continuation, span)).isfinite().all())
+        return arrays | {"log_continuation": continuation.cpu().numpy(), "log_span": span.cpu().numpy()}, is_finite
+
+
+def _of_labels(log_probs: Tensor, labels: Tensor) -> Tensor:
+    return log_probs.gather(1, labels[:, None]).squeeze(1)
+
+
+def _sum(values: Tensor, spans: SpanBatch) -> Tensor:
+    return values.new_zeros(len(spans)).index_add(0, spans.teacher_span, values).float()

@@ -1,0 +1,104 @@
+"""From a teacher's specification to a loss that is bound to its pair of vocabularies."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from xtoken_pl.audit import LossName, recommend_loss
+from xtoken_pl.losses import HybridKL, ProjectionKL, SpanLoss, TokenKL
+from xtoken_pl.projection import Projection, build_projection
+from xtoken_pl.specs import Teacher
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+_RECOMMENDED: dict[LossName, type[SpanLoss]] = {
+    "TokenKL": TokenKL,
+    "ProjectionKL": ProjectionKL,
+    "HybridKL": HybridKL,
+}
+
+
+def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empty: bool) -> dict[str, Teacher]:
+    """What ``configure_teachers`` returned, checked.
+
+    Args:
+        result: Of ``configure_teachers``.
+        given: The teachers that the module was given.
+        may_be_empty: Whether to go on without a teacher.
+
+    Raises:
+        TypeError: If it is no dict of teachers.
+        ValueError: If there is none, a name cannot be a tag, or teachers that were given are left out.
+    """
+    if not isinstance(result, dict) or not all(isinstance(teacher, Teacher) for teacher in result.values()):
+        kinds = result if not isinstance(result, dict) else {name: type(item).__name__ for name, item in result.items()}
+        raise TypeError(f"configure_teachers must return a dict such as {{'qwen': Teacher(model=...)}}, got {kinds!r}")
+    for name in result:
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)) or hasattr(nn.ModuleDict(), name):
+            raise ValueError(
+                f"a teacher's name must be letters, digits, _ or -, and no method of a dict, got {name!r}; "
+                "it becomes a tag, choose another"
+            )
+    left_out = sorted((given or {}).keys() - result.keys())
+    if left_out:
+        raise ValueError(
+            f"the teachers {', '.join(left_out)} were given, but configure_teachers returns only "
+            f"{', '.join(result) or 'none'}; remove them from `teachers`, or add super().configure_teachers() in it"
+        )
+    if not (result or may_be_empty):
+        raise ValueError(
+            "at least one teacher is needed, got none; add one under model.teachers (NAME: {model: ...}), return one "
+            "from configure_teachers, or train on cross-entropy alone with kd_weight=0"
+        )
+    return dict(result)
+
+
+@dataclass(frozen=True)
+class BoundLoss:
+    """A loss that is bound to its pair of vocabularies, and why it is this one."""
+
+    loss: SpanLoss
+    reason: str
+
+
+def bind_loss(
+    name: str, teacher: Teacher, student_vocabulary: CanonicalVocabulary, teacher_vocabulary: CanonicalVocabulary
+) -> BoundLoss:
+    """A copy of the teacher's loss, bound; ``auto`` is resolved, and W built or loaded where it is needed.
+
+    What was chosen and built is logged.
+
+    Args:
+        name: The teacher's, for the log.
+
+    Raises:
+        ValueError: If the loss does not fit the vocabularies, W belongs to others, or an option has no use.
+    """
+    if isinstance(teacher.loss, SpanLoss):
+        loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given
+        reason = "as configured"
+    else:
+        chosen = recommend_loss(student_vocabulary, teacher_vocabulary)
+        reason = f"auto, because {chosen.reason}"
+        rank_zero_info(f"teacher {name!r}: loss auto -> {chosen.loss}, because {chosen.reason}")
+        loss = _RECOMMENDED[chosen.loss]()
+        teacher.check_loss(loss)
+    projection = _projection(teacher, student_vocabulary, teacher_vocabulary) if loss.needs_projection else None
+    loss.bind(student_vocabulary, teacher_vocabulary, projection)
+    if teacher.learn_projection:
+        loss.learn_projection()
+    rank_zero_info(f"teacher {name!r}: {type(loss).__name__}({loss.extra_repr()})")
+    return BoundLoss(loss, reason)
+
+
+def _projection(teacher: Teacher, student: CanonicalVocabulary, other: CanonicalVocabulary) -> Projection:
+    if teacher.projection is None:
+        return build_projection(student.tokenizer, other.tokenizer)
+    projection = Projection.load(teacher.projection)
+    projection.check_belongs_to(student, other)
+    return projection

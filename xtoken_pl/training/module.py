@@ -1,0 +1,310 @@
+"""The training step, readable from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
+
+from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
+from xtoken_pl.checkpoints import (
+    RunIdentity,
+    RunState,
+    check_learned_projections,
+    check_student_of_state,
+    check_weights_of_student,
+)
+from xtoken_pl.losses import SpanLoss
+from xtoken_pl.models import Head, hidden_states
+from xtoken_pl.models.sharding import release
+from xtoken_pl.scoring.blockwise import evaluate_rows
+from xtoken_pl.scoring.memory import LogitMemory
+from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
+from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.training.finite import FiniteWatch
+from xtoken_pl.training.metrics import EvaluationMetrics
+from xtoken_pl.training.optimization import OptimizerRecipe
+from xtoken_pl.training.parts import DistillParts
+from xtoken_pl.training.totals import StepTotals
+from xtoken_pl.utilities.checks import check_not_negative
+from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
+
+#: Gives the factor of L_KD from the batch's mean L_CE and L_KD over all processes (both detached scalars).
+KDScale = Callable[[Tensor, Tensor], Tensor]
+
+
+class MultiTeacherDistillModule(DistillParts):
+    r"""Distils one or several teachers into a student whose tokenizer may differ from theirs.
+
+    .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
+              L_{KD} = \sum_m \alpha_m \frac{1}{|K_m|} \sum_{k \in K_m} L_m^{(k)}
+
+    with the spans :math:`K_m` that the student and teacher m share. The factor s is ``kd_weight``, or what
+    :class:`xtoken_pl.callbacks.DynamicLossScaling` puts into :attr:`kd_scale`. Means are taken over all processes, so
+    that the gradient does not depend on how a batch is spread.
+
+    Tokenizers and projections are made in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
+    override :meth:`configure_teachers` to fix a set of teachers in code.
+
+    Args:
+        student: The model that learns.
+        teachers: By name: the name is the tag in the logs and the handle on the command line
+            (``--model.teachers.NAME.alpha 0.8``).
+        weighting: Weights between teachers; static by default.
+        optimizer: AdamW, warm-up, cosine.
+        ce_weight: Fixed weight of the cross-entropy.
+        kd_weight: Fixed weight of the distillation loss.
+        logits_memory: GB for logits and what the losses derive from them. Where it is plenty, the second pass over
+            the heads' products is saved; the results are the same.
+
+    References:
+        [0] X-Token, 2026, https://arxiv.org/abs/2605.21699
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teachers: dict[str, Teacher] | None = None,
+        weighting: Weighting | None = None,
+        optimizer: OptimizerRecipe | None = None,
+        *,
+        ce_weight: float = 1.0,
+        kd_weight: float = 1.0,
+        logits_memory: float = 0.5,
+    ) -> None:
+        check_not_negative("ce_weight", ce_weight, "0 leaves the cross-entropy out")
+        check_not_negative("kd_weight", kd_weight, "0 leaves the distillation loss out")
+        if ce_weight == 0 and kd_weight == 0:
+            raise ValueError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
+        if not logits_memory > 0:
+            raise ValueError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
+        super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
+        self.optimizer_recipe = optimizer or OptimizerRecipe()
+        self.ce_weight = ce_weight
+        self.kd_weight = kd_weight
+        self.logit_memory = LogitMemory(logits_memory * 1e9)
+        self.kd_scale: KDScale = self.fixed_kd_scale
+        self._finite = FiniteWatch()
+        self._from_recipe: tuple[AdamW, LambdaLR] | None = None
+        self._run_state = RunState()
+
+    # Optimization --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        num_steps = self.trainer.estimated_stepping_batches
+        optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), num_steps, self._projection_parameters())
+        self._from_recipe = (optimizer, scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Watches the student's gradient; where a scaler searches its scale, some steps overflow, and are left out."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
+            norm = get_total_norm(gradients)
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self._finite.note(self.global_step, {"student's gradient": whole})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the student's gradient; learned projections take no part, neither in the norm nor in the clipping."""
+        held = [(parameter, parameter.grad) for parameter in self._projection_parameters()]
+        for parameter, _ in held:
+            parameter.grad = None
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for parameter, gradient in held:
+            parameter.grad = gradient
+
+    # Checkpoints ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def run_identity(self) -> RunIdentity:
+        """What a checkpoint says of the student and its teachers."""
+        settings: dict[str, Any] = {
+            "ce_weight": self.ce_weight,
+            "kd_weight": self.kd_weight,
+            "weighting": str(self.weighting),
+            "accumulate_grad_batches": 1 if self._trainer is None else self._trainer.accumulate_grad_batches,
+            **asdict(self.optimizer_recipe),
+        }
+        return RunIdentity.of(
+            self.student_source,
+            self.student_vocabulary,
+            self.teachers,
+            self.teacher_vocabularies,
+            settings,
+            weights_of_caches={name: cache.identity.model_fingerprint for name, cache in self.caches.items()},
+        )
+
+    def configure_model(self) -> None:
+        """Loads the weights and checks every head; does nothing the second time."""
+        super().configure_model()
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            _ = self.run_identity  # of the weights that were loaded, whatever happens to their files later
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a run needs to go on exactly, in one layout for any number of processes."""
+        self._finite.check()
+        self._run_state.save(checkpoint, self.run_identity, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose student, teachers or learned projections are not those of this run."""
+        training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
+        if "state_dict" in checkpoint:  # a sharded run has taken it by now
+            check_learned_projections(checkpoint["state_dict"], self, training=training)
+        if self._trainer is not None and training:
+            self._run_state.load(checkpoint, self.run_identity)
+        else:
+            check_student_of_state(checkpoint, self.student_source, self.student_vocabulary)
+        if "state_dict" in checkpoint:
+            has_adapter = self.student_source.adapter is not None
+            check_weights_of_student(checkpoint["state_dict"], self, has_adapter=has_adapter)
+
+    def on_train_end(self) -> None:
+        """Looks at the last step, too, before anything is exported."""
+        self._finite.check()
+
+    def on_train_start(self) -> None:
+        """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
+        if self.trainer.ckpt_path is not None and self._from_recipe is not None:
+            self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
+        if self.trainer.accumulate_grad_batches > 1:
+            rank_zero_warn(
+                "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "
+                "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
+            )
+        self._run_state.restore(self.trainer)
+
+    # One step ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: DistillBatch, batch_idx: int) -> STEP_OUTPUT:
+        """The loss for the backward pass, and detached scalars for the log.
+
+        Returns:
+            ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``, means over all processes; and by teacher ``alpha``,
+            ``teacher_kd``, ``span_coverage``, ``unmapped_mass``.
+        """
+        for name, view in batch.teachers.items():
+            if len(view.spans) == 0:
+                rank_zero_warn(f"a batch has no span in common with teacher {name!r}; its distillation loss is 0 there")
+        scores = self.score(batch)
+        self._finite.check()  # the step before
+        views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
+        alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
+        span_alpha = span_alphas(alpha, batch)  # scalars or [S]
+        totals = StepTotals.of(scores, alpha, span_alpha, batch, self._sum_over_processes)
+        scale = self.kd_scale(totals.ce, totals.total_kd)
+        self._finite.note(
+            self.global_step,
+            {
+                "student's cross-entropy": totals.ce,
+                **{f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()},
+            },
+        )
+
+        loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
+        for name, spans in scores.spans.items():
+            loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
+        return {
+            # Gradients are averaged over processes, and each of them holds only its own share of the sums.
+            "loss": loss * self._num_processes,
+            "total": self.ce_weight * totals.ce + scale * totals.total_kd,
+            "ce": totals.ce,
+            "kd": totals.total_kd,
+            "kd_scale": scale,
+            "alpha": {name: alpha[name] if alpha[name].ndim == 0 else mean for name, mean in totals.mean_alpha.items()},
+            "teacher_kd": totals.kd,
+            "span_coverage": totals.span_coverage,
+            "unmapped_mass": totals.mean_unmapped_mass,
+        }
+
+    def score(self, batch: DistillBatch) -> RowScores:
+        """Cross-entropy of every kept token, and each teacher's loss of every span."""
+        batch = batch.planned(self.planners())  # where the data module did not
+        student = self.student_rows(batch.student)
+        tasks = {name: self.teacher_task(name, batch.teachers[name]) for name in self.teachers}
+        return evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
+
+    def student_rows(self, tokens: TokenBatch) -> HiddenRows:
+        """The student's pass over its sequences, up to its head."""
+        hidden = hidden_states(self.student, tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        return _rows(hidden, self.student_head, tokens)
+
+    def teacher_rows(self, name: str, tokens: TokenBatch) -> HiddenRows:
+        """A teacher's pass over its sequences, without a gradient."""
+        model = self._loaded_teachers[name]
+        return _rows(*model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids), tokens)
+
+    def teacher_task(self, name: str, view: TeacherBatch) -> TeacherTask:
+        """What is computed for a teacher, from its pass or from its cache."""
+        teacher, loss = self.teachers[name], cast(SpanLoss, self.losses[name])
+        rows = self.teacher_rows(name, view.tokens) if teacher.cache is None else self.caches[name].rows(view)
+        confidence = self.weighting.row_confidence if self.training else None
+        return TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
+
+    def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
+        """Without a callback the distillation loss keeps its fixed weight."""
+        return torch.full_like(kd, self.kd_weight)
+
+    @property
+    def _num_processes(self) -> int:
+        return self._trainer.world_size if self._trainer is not None else 1
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        if self._trainer is None:
+            return values
+        return cast(Tensor, self._trainer.strategy.reduce(values, reduce_op="sum"))
+
+    def on_after_backward(self) -> None:
+        """Frees what the losses needed of the teachers; adds up the gradients that no strategy adds up."""
+        self._release_teachers()
+        if self._device_mesh is not None:
+            # Sharding averages the gradients of what it shards: the student's.
+            for parameter in self._projection_parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")
+
+    # Validation and test -------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: DistillBatch, batch_idx: int) -> None:
+        """Logs ``val/bits_per_byte``, ``val/ce``, ``val/kd/<teacher>``, ``val/top1_agreement/<teacher>``."""
+        self._evaluate(batch, "val", self.validation_metrics)
+
+    def test_step(self, batch: DistillBatch, batch_idx: int) -> None:
+        """Logs the same as validation, under ``test/``."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: DistillBatch, stage: str, metrics: EvaluationMetrics) -> None:
+        metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels])
+        for tag, metric in metrics.items():
+            self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)
+        self.release_models()
+
+    def release_models(self) -> None:
+        """Frees what passes of the models have left gathered; to be called where no backward pass follows."""
+        release(self.student)
+        self._release_teachers()
+
+    def _release_teachers(self) -> None:
+        for teacher in self._loaded_teachers.values():
+            teacher.release()
+
+
+def _rows(hidden: Tensor, head: Head, tokens: TokenBatch) -> HiddenRows:
+    """Those of ``[B, T, H]`` hidden states that predict the tokens of interest."""
+    return HiddenRows(hidden.flatten(0, 1).index_select(0, tokens.rows), tokens.labels, head)

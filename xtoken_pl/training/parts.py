@@ -1,0 +1,165 @@
+"""What a run is made of: teachers, vocabularies, losses, models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xtoken_pl.batch import Planner
+from xtoken_pl.checkpoints import check_processes_agree
+from xtoken_pl.losses import SpanLoss
+from xtoken_pl.models.adapters import check_adapter
+from xtoken_pl.models.placement import place_student
+from xtoken_pl.models.sharding import data_parallel_mesh
+from xtoken_pl.projection import LearnedProjection, Projection
+from xtoken_pl.specs import Student, Teacher, load_vocabulary
+from xtoken_pl.teachers.cache.reader import TeacherCache, open_caches
+from xtoken_pl.teachers.local import FrozenModel, place_teacher
+from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.training.binding import bind_loss, check_teachers
+from xtoken_pl.training.metrics import EvaluationMetrics
+from xtoken_pl.weighting import Weighting
+
+
+class DistillParts(pl.LightningModule):
+    """The parts of :class:`xtoken_pl.MultiTeacherDistillModule`, which trains with them.
+
+    Args:
+        student: The model that learns.
+        teachers: By name.
+        weighting: Weights between teachers.
+        needs_teachers: Whether anything is learned from them.
+    """
+
+    student: PreTrainedModel
+    student_num_bytes: Tensor
+
+    def __init__(
+        self, student: Student, teachers: dict[str, Teacher] | None, weighting: Weighting, *, needs_teachers: bool
+    ) -> None:
+        super().__init__()
+        self.student_source = student
+        # A checkpoint of an adapter lacks the frozen weights; what must be in it is compared when it is loaded.
+        self.strict_loading = student.adapter is None
+        self._given_teachers = teachers
+        self._needs_teachers = needs_teachers
+        self.weighting = weighting
+        self.losses = nn.ModuleDict()
+        #: By teacher, why its loss is this one.
+        self.loss_reasons: dict[str, str] = {}
+        # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
+        self._loaded_teachers: dict[str, FrozenModel] = {}
+
+    # What to subclass --------------------------------------------------------------------------------------------
+
+    def configure_teachers(self) -> dict[str, Teacher]:
+        """The teachers by name. Override it to fix them in code; by default those given to ``__init__``."""
+        return self._given_teachers or {}
+
+    # Set-up: tokenizers, W, weights -------------------------------------------------------------------------------
+
+    @cached_property
+    def teachers(self) -> dict[str, Teacher]:
+        """The checked result of :meth:`configure_teachers`."""
+        try:
+            result = self.configure_teachers()
+        except AttributeError as error:
+            # torch would say that there is no attribute `teachers`, and hide what is missing.
+            raise RuntimeError(f"{type(self).__name__}.configure_teachers failed: {error}") from error
+        teachers = check_teachers(result, given=self._given_teachers, may_be_empty=not self._needs_teachers)
+        if self._needs_teachers:
+            self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
+        return teachers
+
+    @property
+    def loaded_teachers(self) -> dict[str, FrozenModel]:
+        """The models of the teachers that have no cache."""
+        return self._loaded_teachers
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """The static alpha of every teacher."""
+        return {name: teacher.alpha for name, teacher in self.teachers.items()}
+
+    @cached_property
+    def student_vocabulary(self) -> CanonicalVocabulary:
+        """Of the student's tokenizer."""
+        return load_vocabulary(self.student_source)
+
+    @cached_property
+    def teacher_vocabularies(self) -> dict[str, CanonicalVocabulary]:
+        """Of each teacher's tokenizer."""
+        return {name: load_vocabulary(teacher) for name, teacher in self.teachers.items()}
+
+    @cached_property
+    def caches(self) -> dict[str, TeacherCache]:
+        """The opened cache of every teacher that has one, checked against the run."""
+        return open_caches(self.teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
+
+    def vocabularies(self) -> tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]]:
+        """The student's vocabulary and each teacher's, once every loss is bound to them.
+
+        The data module asks for them first, so that what does not fit is refused before texts are tokenized.
+        """
+        self._bind_losses()
+        return self.student_vocabulary, self.teacher_vocabularies
+
+    def planners(self) -> dict[str, Planner]:
+        """Of the losses that read a batch's tokens first, by teacher; the data module calls them in its workers."""
+        losses = cast(Mapping[str, SpanLoss], self.losses)
+        return {name: planner for name, loss in losses.items() if (planner := loss.planner) is not None}
+
+    def setup(self, stage: str) -> None:
+        """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
+        if self._trainer is not None:
+            check_processes_agree(self._trainer)
+        self._bind_losses()
+
+    def _bind_losses(self) -> None:
+        if "student_num_bytes" in self._buffers:
+            return
+        check_adapter(self.student_source)
+        caches = self.caches  # first, since W may take a while
+        for name, teacher in self.teachers.items():
+            bound = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
+            self.losses[name], self.loss_reasons[name] = bound.loss, bound.reason
+            if name in caches:
+                caches[name].restrict(cast(SpanLoss, self.losses[name]))
+        num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
+        self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
+        self.validation_metrics = EvaluationMetrics(self.teachers)
+        self.test_metrics = EvaluationMetrics(self.teachers)
+
+    def learned_projections(self) -> dict[str, Projection]:
+        """W as it stands, of every teacher whose W is learned."""
+        return {name: learned.to_projection() for name, learned in self._learned_projections().items()}
+
+    def _learned_projections(self) -> dict[str, LearnedProjection]:
+        parts = [(name, part) for name, loss in self.losses.items() for part in loss.modules()]
+        return {name: part for name, part in parts if isinstance(part, LearnedProjection)}
+
+    def _projection_parameters(self) -> list[nn.Parameter]:
+        return [parameter for learned in self._learned_projections().values() for parameter in learned.parameters()]
+
+    def configure_model(self) -> None:
+        """Loads the weights and checks every model; does nothing the second time."""
+        if "student" in self._modules:
+            return
+        mesh = None if self._device_mesh is None else data_parallel_mesh(self._device_mesh)
+        device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
+        data = None if self._trainer is None else cast(Any, self._trainer).datamodule
+        separates = getattr(data, "packing", "none") == "separate"
+        student = place_student(self.student_source, self.student_vocabulary, mesh, device, separates=separates)
+        self._loaded_teachers = {
+            name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device, separates=separates)
+            for name, teacher in self.teachers.items()
+            if teacher.cache is None
+        }
+        self.student_head = student.head
+        self.student = student.model
