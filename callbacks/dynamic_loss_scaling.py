@@ -9,6 +9,7 @@ from torch import Tensor
 from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.training.module import KDScale
+from xtoken_pl.utilities.errors import UserError
 
 
 class DynamicLossScaling(pl.Callback):
@@ -22,7 +23,7 @@ class DynamicLossScaling(pl.Callback):
     the step's losses alone: there is no state to keep in checkpoints.
 
     Raises:
-        ValueError: Before training, if the module's fixed weights are not 1, or a teacher's loss can be negative.
+        UserError: Before training, if the module's fixed weights are not 1, or a teacher's loss can be negative.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, dynamic scaling.
@@ -41,13 +42,13 @@ class DynamicLossScaling(pl.Callback):
         """Refuses a module whose losses cannot be scaled. The command line calls it before texts are read."""
         module = distill_module(pl_module, self)
         if module.ce_weight != 1.0 or module.kd_weight != 1.0:
-            raise ValueError(
+            raise UserError(
                 "DynamicLossScaling and fixed weights exclude each other, got "
                 f"ce_weight={module.ce_weight} and kd_weight={module.kd_weight}; remove the callback, or the weights"
             )
         for name, teacher in module.teachers.items():
             if isinstance(teacher.loss, SpanLoss) and teacher.loss.can_be_negative:
-                raise ValueError(
+                raise UserError(
                     f"DynamicLossScaling divides by the distillation loss, and teacher {name!r}'s can be negative "
                     f"({type(teacher.loss).__name__} with uld_weight below kl_weight); raise uld_weight, or remove the "
                     "callback and set kd_weight"

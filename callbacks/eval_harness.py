@@ -23,6 +23,7 @@ from xtoken_pl.callbacks.clocks import pause_clock
 from xtoken_pl.callbacks.shared import distill_module, output_folder
 from xtoken_pl.models.sharding import gathered
 from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -54,9 +55,9 @@ class EvalHarness(pl.Callback):
         batch_size: Requests that each process runs at once. Their logits are whole: batch x tokens x vocabulary.
 
     Raises:
-        ImportError: Before training, if lm-eval is not installed.
-        ValueError: Before training, if there is no such task, or it cannot be run here.
-        FileNotFoundError: Before training, if there is no such folder.
+        UserError: Before training, if lm-eval is not installed.
+        UserError: Before training, if there is no such task, or it cannot be run here.
+        UserError: Before training, if there is no such folder.
 
     References:
         [0] https://github.com/EleutherAI/lm-evaluation-harness
@@ -73,15 +74,15 @@ class EvalHarness(pl.Callback):
         batch_size: int = 8,
     ) -> None:
         if not tasks:
-            raise ValueError("tasks must name at least one task of lm-eval, got none; remove the callback")
+            raise UserError("tasks must name at least one task of lm-eval, got none; remove the callback")
         for name, shots in tasks.items():
             if shots is not None and shots < 0:
-                raise ValueError(f"the examples of task {name!r} must be >= 0, got {shots}; leave it empty for its own")
+                raise UserError(f"the examples of task {name!r} must be >= 0, got {shots}; leave it empty for its own")
         for option, value in (("every_n_steps", every_n_steps), ("limit", limit), ("batch_size", batch_size)):
             if value is not None:
                 check_at_least_one(option, value)
         if every_n_steps is None and not at_end:
-            raise ValueError(
+            raise UserError(
                 "EvalHarness would never run with every_n_steps=None and at_end=False; give one, or remove the callback"
             )
         self.tasks = tasks
@@ -102,7 +103,7 @@ class EvalHarness(pl.Callback):
         """Refuses names of no task, and a missing lm-eval. The command line calls it before texts are read."""
         distill_module(pl_module, self)
         if find_spec("lm_eval") is None:
-            raise ImportError(
+            raise UserError(
                 "EvalHarness needs lm-eval, which is not installed; install it (pip install 'xtoken_pl[eval]'), or "
                 "remove the callback"
             )
@@ -121,7 +122,7 @@ class EvalHarness(pl.Callback):
 
         if self.include_path is not None:
             if not Path(self.include_path).is_dir():
-                raise FileNotFoundError(
+                raise UserError(
                     f"include_path must be a folder with lm-eval's task files; there is none at {self.include_path!r}"
                 )
             manager = TaskManager(include_path=self.include_path, include_defaults=False)
@@ -131,7 +132,7 @@ class EvalHarness(pl.Callback):
         for name in self.tasks:
             if name not in manager.all_tasks:
                 nearest = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.0)
-                raise ValueError(
+                raise UserError(
                     f"tasks must be names of lm-eval's tasks or groups; there is no {name!r}. The nearest: "
                     f"{', '.join(nearest)}. `lm-eval ls tasks` lists all; include_path adds your own"
                 )
@@ -145,15 +146,15 @@ class EvalHarness(pl.Callback):
             try:
                 found = self._manager.load([name])
             except Exception as error:
-                raise ValueError(
+                raise UserError(
                     f"task {name!r} could not be loaded: its data must be in reach, and what it needs installed. "
                     f"Reason: {error}"
                 ) from error
             for part, task in found["tasks"].items():
                 if part in tasks:
-                    raise ValueError(f"task {part!r} must be named once, but {name!r} brings it again; leave one out")
+                    raise UserError(f"task {part!r} must be named once, but {name!r} brings it again; leave one out")
                 if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-                    raise ValueError(
+                    raise UserError(
                         f"task {part!r} must be text alone, and not run code that the student wrote; evaluate the "
                         "exported student with lm-eval itself"
                     )

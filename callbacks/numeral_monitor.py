@@ -20,6 +20,7 @@ from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.errors import UserError
 
 # N student rows, K of them, R rows of numerals, V_s vocabulary size
 
@@ -56,14 +57,14 @@ class NumeralMonitor(pl.Callback):
         preceded_by: Only numerals behind a student token whose text ends so (``=``: the results of sums).
 
     Raises:
-        ValueError: If an option is out of range; before training, if the student has no multi-digit numeral, or none
+        UserError: If an option is out of range; before training, if the student has no multi-digit numeral, or none
             of its tokens ends with ``preceded_by``.
     """
 
     def __init__(self, *, num_batches: int = 1, preceded_by: str | None = None) -> None:
         check_at_least_one("num_batches", num_batches, "remove the callback to look at none")
         if preceded_by == "":
-            raise ValueError("preceded_by must be text, got ''; leave it out for all numerals")
+            raise UserError("preceded_by must be text, got ''; leave it out for all numerals")
         self.num_batches = num_batches
         self.preceded_by = preceded_by
         self._has_warned = False
@@ -78,14 +79,14 @@ class NumeralMonitor(pl.Callback):
     def _read(self, vocabulary: CanonicalVocabulary) -> None:
         self._is_numeral = torch.from_numpy(_is_multi_digit(vocabulary))  # [V_s]
         if not self._is_numeral.any():
-            raise ValueError(
+            raise UserError(
                 f"NumeralMonitor needs student tokens of two or more digits, but {vocabulary.name!r} has none (it "
                 "splits numbers); remove the callback for this student"
             )
         end = (self.preceded_by or "").encode()
         self._may_precede = torch.tensor([text.endswith(end) for text in vocabulary.token_bytes])  # [V_s]
         if not self._may_precede.any():
-            raise ValueError(
+            raise UserError(
                 f"preceded_by must be the end of a student token's text, but no token of {vocabulary.name!r} ends with "
                 f"{self.preceded_by!r}; give its last characters only, or leave it out for all numerals"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.run_folder import run_folder
 
 
@@ -14,10 +15,10 @@ def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTe
     """The module, if it is one that distils.
 
     Raises:
-        TypeError: If it is another one.
+        UserError: If it is another one.
     """
     if not isinstance(module, MultiTeacherDistillModule):
-        raise TypeError(
+        raise UserError(
             f"{type(callback).__name__} works with MultiTeacherDistillModule and its subclasses, "
             f"got {type(module).__name__}"
         )

@@ -28,6 +28,7 @@ from xtoken_pl.audit import CATEGORIES, Category, categorize
 from xtoken_pl.audit.report import figure_of
 from xtoken_pl.cli import main
 from xtoken_pl.projection import VocabularyPartition
+from xtoken_pl.utilities.errors import UserError
 
 
 def category_of(text: bytes | None) -> str:
@@ -219,7 +220,7 @@ def test_audit_prints_a_table_and_writes_json_and_picture(
     assert min(stored["positions"][kind] for kind in ("single", "grouped", "inside")) > 0
     assert sum(row["count"] for row in stored["categories"].values()) == stored["num_student"]
     assert matplotlib.image.imread("audit.png").shape[0] > 300
-    with pytest.raises(FileExistsError, match=r"audit\.json exists and is not overwritten"):
+    with pytest.raises(UserError, match=r"audit\.json exists and is not overwritten"):
         main([*command, "--json_output", "audit.json"])
     main([*command, "--json_output", "audit.json", "--overwrite", "true"])
 

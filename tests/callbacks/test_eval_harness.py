@@ -27,6 +27,7 @@ import xtoken_pl.callbacks.eval_harness as eval_harness
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, OptimizerRecipe, Student, TextSource
 from xtoken_pl.callbacks import EvalHarness, HFExport
 from xtoken_pl.cli import main
+from xtoken_pl.utilities.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/evaluation.md").read_text()
@@ -333,7 +334,7 @@ def test_unknown_task_is_refused_with_the_nearest(
 
 
 def test_missing_folder_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"include_path must be a folder .*none at '/no/such'"):
+    with pytest.raises(UserError, match=r"include_path must be a folder .*none at '/no/such'"):
         refused(folder, tmp_path, harness(folder, include_path="/no/such"))
 
 
@@ -341,7 +342,7 @@ def test_missing_lm_eval_is_refused_with_what_to_install(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eval_harness, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'xtoken_pl\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install 'xtoken_pl\[eval\]'"):
         refused(folder, tmp_path, harness(folder))
 
 

@@ -28,6 +28,7 @@ from xtoken_pl.callbacks.clocks import PassClock, WaitingClock, pause_clock
 from xtoken_pl.cli.dashboard import count_items
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.projection.statistics import row_distance, row_entropy
+from xtoken_pl.utilities.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -367,5 +368,5 @@ def test_a_step_never_asks_the_device_for_a_monitor(
 @pytest.mark.parametrize("make", [AlignmentMonitor, ProjectionMonitor, ThroughputMonitor])
 def test_other_modules_are_refused(make: Callable[[], Any]) -> None:
     trainer: Any = SimpleNamespace(callbacks=[monitor := make()], is_global_zero=True, loggers=[])
-    with pytest.raises(TypeError, match=f"{make.__name__} works with MultiTeacherDistillModule"):
+    with pytest.raises(UserError, match=f"{make.__name__} works with MultiTeacherDistillModule"):
         monitor.on_fit_start(trainer, pl.LightningModule())

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole, stored_checkpoints
 from xtoken_pl.checkpoints.last import check_processes_agree, last_checkpoint
+from xtoken_pl.utilities.errors import UserError
 
 
 def checkpoint(step: int, size: int = 1000, **more: Any) -> dict[str, Any]:
@@ -84,7 +85,10 @@ def test_a_write_that_is_cut_off_leaves_the_earlier_checkpoint(tmp_path: Path, m
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_so(tmp_path: Path) -> None:
     path = save(tmp_path / "a.ckpt", 1)
     before = path.read_bytes()
-    with small_disk(20_000), pytest.raises(OSError, match=r"a\.ckpt could not be written .*File too large.* as it was"):
+    with (
+        small_disk(20_000),
+        pytest.raises(UserError, match=r"a\.ckpt could not be written .*File too large.* as it was"),
+    ):
         AtomicCheckpointIO().save_checkpoint(checkpoint(2, size=10**6), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
@@ -164,7 +168,7 @@ def test_processes_that_found_different_ones_are_stopped(tmp_path: Path, monkeyp
 def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
     folder = tmp_path / "run/version_0/checkpoints"
     AtomicCheckpointIO().save_checkpoint({"global_step": 9, "state_dict": {}}, folder / "weights.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"there is none in .*run/\*/checkpoints"):
+    with pytest.raises(UserError, match=r"there is none in .*run/\*/checkpoints"):
         last_checkpoint(trainer(tmp_path))
 
 

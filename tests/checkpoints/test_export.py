@@ -18,6 +18,7 @@ from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL
 from xtoken_pl.callbacks.hf_export import export_student
 from xtoken_pl.cli import main
 from xtoken_pl.cli.export import export
+from xtoken_pl.utilities.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +111,10 @@ def test_missing_damaged_and_existing_paths_are_refused_before_any_work(
     run: tuple[Path, MultiTeacherDistillModule], tmp_path: Path
 ) -> None:
     folder, _ = run
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint at 'nowhere'"):
+    with pytest.raises(UserError, match="there is no checkpoint at 'nowhere'"):
         export("nowhere", str(tmp_path / "x"))
     (tmp_path / "cut.ckpt").write_bytes((folder / "whole.ckpt").read_bytes()[:-100])
     with pytest.raises(ValueError, match="must be whole"):
         export(str(tmp_path / "cut.ckpt"), str(tmp_path / "x"))
-    with pytest.raises(FileExistsError):
+    with pytest.raises(UserError):
         export(str(folder / "whole.ckpt"), str(folder / "student"))

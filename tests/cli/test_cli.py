@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge, merge_config_arguments
 from xtoken_pl.projection import Projection
+from xtoken_pl.utilities.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +372,7 @@ def test_project_writes_w_and_prints_its_rows(
     counts = Projection.load("w.safetensors").counts
     for label, count in (("exact", counts.exact), ("multi-token", counts.multi_token), ("zero", counts.zero)):
         assert re.search(rf"{label}\s+{count} rows", printed)
-    with pytest.raises(FileExistsError, match=r"w\.safetensors exists and is not overwritten"):
+    with pytest.raises(UserError, match=r"w\.safetensors exists and is not overwritten"):
         main(["project", "--student", "student", "--teacher", "split", "--output", "w.safetensors"])
 
 

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from xtoken_pl.callbacks.charts import custom_scalars_layout
 from xtoken_pl.cli import dashboard as dashboard_module
 from xtoken_pl.cli.dashboard import PageName, count_items, dashboard, find_browser, newest_run
+from xtoken_pl.utilities.errors import UserError
 
 CURVE = (255, 112, 67)  # TensorBoard's colour of the first run
 
@@ -52,7 +53,7 @@ def test_charts_are_counted_that_have_a_curve(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_events_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there are none below .*train first"):
+    with pytest.raises(UserError, match=r"there are none below .*train first"):
         dashboard(str(tmp_path), str(tmp_path / "a.png"))
 
 
@@ -67,7 +68,7 @@ def test_an_output_that_is_no_new_png_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"output must be a \.png file"):
         dashboard(str(tmp_path), str(tmp_path / "a.jpg"))
     (tmp_path / "a.png").touch()
-    with pytest.raises(FileExistsError, match="not overwritten unasked"):
+    with pytest.raises(UserError, match="not overwritten unasked"):
         dashboard(str(tmp_path), str(tmp_path / "a.png"))
 
 
@@ -80,7 +81,7 @@ def test_the_first_browser_that_is_installed_is_taken_and_a_given_one_before_all
         (tmp_path / name).touch(mode=0o755)
     assert find_browser(None) == str(tmp_path / "chromium")
     assert find_browser(str(tmp_path / "mine")) == str(tmp_path / "mine")
-    with pytest.raises(FileNotFoundError, match="there is none at 'other'; leave it out"):
+    with pytest.raises(UserError, match="there is none at 'other'; leave it out"):
         find_browser("other")
 
 
@@ -88,7 +89,7 @@ def test_without_a_browser_the_error_says_how_to_get_one(tmp_path: Path, monkeyp
     write_run(tmp_path / "run")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match="`apt-get install chromium` or `python -m playwright install"):
+    with pytest.raises(UserError, match="`apt-get install chromium` or `python -m playwright install"):
         dashboard(str(tmp_path), str(tmp_path / "a.png"))
     assert not (tmp_path / "a.png").exists()
 
@@ -97,7 +98,7 @@ def test_a_server_that_stops_is_no_reason_to_wait(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("sys.executable", "/bin/false")
     run = write_run(tmp_path / "run")
     with (
-        pytest.raises(RuntimeError, match="TensorBoard stopped"),
+        pytest.raises(UserError, match="TensorBoard stopped"),
         dashboard_module._tensorboard(run, tmp_path, "images", 60.0),
     ):
         pass
@@ -169,7 +170,7 @@ def test_an_error_in_the_browser_leaves_no_picture_and_nothing_running(
         raise RuntimeError("the page is gone")
 
     monkeypatch.setattr(dashboard_module, "_count_drawn", fail)
-    with pytest.raises(RuntimeError, match="the page is gone"):
+    with pytest.raises(UserError, match="the page is gone"):
         dashboard(str(tmp_path / "runs"), str(tmp_path / "a.png"), timeout=300)
     assert all(any(name in command for command in running) for name in ("tensorboard", "chrom"))
     assert not (tmp_path / "a.png").exists()

@@ -43,6 +43,7 @@ from xtoken_pl.data.conversations import Conversation, Turn, read_documents
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.models import hidden_states
 from xtoken_pl.specs import load_vocabulary
+from xtoken_pl.utilities.errors import UserError
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' %}"
@@ -254,7 +255,7 @@ def test_a_template_of_a_file_takes_the_place_of_the_tokenizers_own(tmp_path: Pa
     for template, expected in ((None, PLAIN), (str(tmp_path / "chat.jinja"), CHATML)):
         source = Student(model=str(tmp_path / "model"), chat_template=template)
         assert load_vocabulary(source).tokenizer.chat_template == expected
-    with pytest.raises(FileNotFoundError, match=r"there is none at 'no.jinja'"):
+    with pytest.raises(UserError, match=r"there is none at 'no.jinja'"):
         load_vocabulary(Student(model=str(tmp_path / "model"), chat_template="no.jinja"))
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import BytePrefixKL, CanonicalVocabulary, DistillDataModule, TextSource
 from xtoken_pl.data import Windower, collate, load_source
 from xtoken_pl.prefix_map import PrefixPlan
+from xtoken_pl.utilities.errors import UserError
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
 TEACHERS = {
@@ -189,7 +190,7 @@ def test_builder_with_data_files_is_loaded(folder: Path) -> None:
 
 @pytest.mark.parametrize("path", ["no/such/file.jsonl", "./nothing", "nothing/*.txt"])
 def test_missing_file_is_named(path: str) -> None:
-    with pytest.raises(FileNotFoundError, match="working folder"):
+    with pytest.raises(UserError, match="working folder"):
         load_source(TextSource(path=path))
 
 
@@ -224,7 +225,7 @@ def test_file_that_is_no_json_is_named(tmp_path: Path) -> None:
 
 
 def test_folder_without_texts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has none"):
+    with pytest.raises(UserError, match="has none"):
         load_source(TextSource(path=str(tmp_path)))
 
 
@@ -293,7 +294,7 @@ def test_texts_that_share_no_span_are_refused_before_training(tmp_path: Path) ->
 
 
 def test_data_module_without_tokenizers_says_what_to_call(folder: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"call connect\(\) first"):
+    with pytest.raises(UserError, match=r"call connect\(\) first"):
         DistillDataModule(TextSource(path=str(folder / "a.jsonl"))).setup("fit")
 
 

@@ -40,6 +40,7 @@ from xtoken_pl.inspection.page import page
 from xtoken_pl.inspection.pictures import drawable, predictions_figure, spans_figure
 from xtoken_pl.inspection.terminal import print_inspection
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 NASTY = "<script>alert('1 & 2')</script>\n\"é数\x1b[31m\u202e 1984 $x_1^2$ | ´\u0301"
 
@@ -405,7 +406,7 @@ def test_a_text_is_shown_and_written(workspace: Path, capsys: pytest.CaptureFixt
     assert "rows of W" in output
     assert "written to out.html" in output
     assert "&lt;" in Path("out.html").read_text()
-    with pytest.raises(FileExistsError, match=r"out.html exists and is not overwritten unasked"):
+    with pytest.raises(UserError, match=r"out.html exists and is not overwritten unasked"):
         main(["inspect", *pair, "--text", "a", "--html", "out.html"])
     main(["project", *pair, "--output", "w.safetensors"])
     Path("text.txt").write_text("in 1984 <b>")

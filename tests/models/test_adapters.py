@@ -35,6 +35,7 @@ from xtoken_pl.plan import MemoryPlan, Run, single_changes, table
 from xtoken_pl.plan.replay import replay
 from xtoken_pl.plan.skeleton import Skeleton
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -485,7 +486,7 @@ def test_a_library_that_is_missing_is_named(
 ) -> None:
     monkeypatch.setattr(f"{place}.find_spec", lambda name: None)
     source = Student(model=str(workspace / "student"), adapter=LoRA(), quantization="4bit")
-    with pytest.raises(ImportError, match=rf"(?i)needs {library}.* not installed; install it \(pip install {package}"):
+    with pytest.raises(UserError, match=rf"(?i)needs {library}.* not installed; install it \(pip install {package}"):
         check_adapter(source)
 
 

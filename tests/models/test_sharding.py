@@ -19,6 +19,7 @@ from xtoken_pl.models import load_model
 from xtoken_pl.models.sharding import compile_layers, data_parallel_mesh, layers
 from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_tensor_parallelism_is_refused_with_the_sizes_to_set() -> None:
 def test_quantization_without_its_library_says_what_to_install(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xtoken_pl.models.causal_lm.find_spec", lambda name: None)
     vocabulary = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
-    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
         load_model(Teacher(model=folder, quantization="8bit"), vocabulary, role="teacher 'x'")
 
 

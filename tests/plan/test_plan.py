@@ -37,6 +37,7 @@ from xtoken_pl.models.causal_lm import load_causal_lm
 from xtoken_pl.plan import MemoryPlan, Run, single_changes, usable_bytes, way_to_fit
 from xtoken_pl.plan.replay import replay
 from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.utilities.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -382,7 +383,7 @@ def test_papers_best_run_is_planned_for_one_gpu_from_its_configs_alone(plan: Pla
     shown = re.search(r"^```text\n(on each of .*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert shown is not None
     assert shown[1] in printed
-    with pytest.raises(FileExistsError, match=r"plan\.json exists and is not overwritten"):
+    with pytest.raises(UserError, match=r"plan\.json exists and is not overwritten"):
         plan("--json_output", "plan.json")
 
 
@@ -408,7 +409,7 @@ def test_wrong_input_is_named_before_models_are_built(
         patch.setattr(Skeleton, "of", no_model)
         with pytest.raises(ValueError, match="gpu_memory must be > 0 GB, got 0"):
             plan("--gpu_memory", "0")
-        with pytest.raises(FileExistsError, match="a file is to be written"):
+        with pytest.raises(UserError, match="a file is to be written"):
             plan("--json_output", str(tmp_path))
     with pytest.raises(ValueError, match="the model of the student must be a folder or a hub id with the config"):
         Skeleton.of(Student(model=str(tmp_path / "nowhere")), role="student")

@@ -20,6 +20,7 @@ from xtoken_pl import BytePrefixKL, CanonicalVocabulary, PrefixMap, build_prefix
 from xtoken_pl.audit.positions import PositionStatistics
 from xtoken_pl.cli import main
 from xtoken_pl.prefix_map.trie import ByteTrie, Trie
+from xtoken_pl.utilities.errors import UserError
 
 sequences_of_small_numbers = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=12)
 
@@ -113,7 +114,7 @@ def test_a_saved_map_comes_back_whole(small: PrefixMap, tmp_path: Path) -> None:
     assert_same(PrefixMap.load(path), small)
     assert [file.name for file in path.parent.iterdir()] == ["map.safetensors"], "nothing is left beside it"
     content = path.read_bytes()
-    with pytest.raises(FileExistsError, match="exists and is not overwritten"):
+    with pytest.raises(UserError, match="exists and is not overwritten"):
         small.save(path)
     assert path.read_bytes() == content
     small.save(path, overwrite=True)
@@ -133,7 +134,7 @@ def test_a_map_for_other_tokenizers_is_refused_with_the_side(small: PrefixMap) -
 
 def test_files_that_hold_no_whole_map_are_refused(small: PrefixMap, tmp_path: Path) -> None:
     path = tmp_path / "map.safetensors"
-    with pytest.raises(FileNotFoundError, match="there is none at"):
+    with pytest.raises(UserError, match="there is none at"):
         PrefixMap.load(path)
     small.save(path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -167,7 +168,7 @@ def test_command_writes_the_map_and_prints_what_is_in_it(
     for label, count, _ in small.summary():
         assert f"{label:<52}{count:>9,}" in printed
     assert_same(PrefixMap.load("map.safetensors"), small)
-    with pytest.raises(FileExistsError, match="exists and is not overwritten"):
+    with pytest.raises(UserError, match="exists and is not overwritten"):
         main(arguments)
 
 

@@ -42,6 +42,7 @@ from xtoken_pl import (
 from xtoken_pl.callbacks import ProjectionExport
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.projection import LearnedProjection
+from xtoken_pl.utilities.errors import UserError
 
 
 def learning() -> ProjectionKL:
@@ -245,6 +246,6 @@ def test_exporting_without_a_learned_w_is_warned_of(tmp_path: Path, make: MakeMo
 
 def test_export_does_not_overwrite_unasked(tmp_path: Path, make: MakeModule) -> None:
     (tmp_path / "split.safetensors").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"split\.safetensors exists and is not overwritten"):
+    with pytest.raises(UserError, match=r"split\.safetensors exists and is not overwritten"):
         fit(make(), tmp_path, callbacks=[ProjectionExport(str(tmp_path))])
     assert (tmp_path / "split.safetensors").read_text() == "precious"

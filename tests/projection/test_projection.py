@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl.projection import Projection, ProjectionParameters, build_projection
 from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 # V_s/V_t vocabulary sizes (student/teacher)
 
@@ -540,7 +541,7 @@ def test_a_file_is_not_overwritten_unasked(small: Projection, tmp_path: Path) ->
     small.save(path)
     content = path.read_bytes()
     other = sparse([{0: 1.0}], num_teacher=1)
-    with pytest.raises(FileExistsError, match=r"w\.safetensors exists"):
+    with pytest.raises(UserError, match=r"w\.safetensors exists"):
         other.save(path)
     assert path.read_bytes() == content
     other.save(path, overwrite=True)
@@ -663,5 +664,5 @@ def test_a_safetensors_file_of_another_kind_is_refused(small: Projection, tmp_pa
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none at '.*absent\.safetensors'"):
+    with pytest.raises(UserError, match=r"none at '.*absent\.safetensors'"):
         Projection.load(tmp_path / "absent.safetensors")

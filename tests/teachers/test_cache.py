@@ -36,6 +36,7 @@ from xtoken_pl import (
 from xtoken_pl.batch import NO_WINDOW, DistillBatch, SpanArrays
 from xtoken_pl.cli.cache import CacheOptions, build_cache
 from xtoken_pl.teachers.cache.reader import CachedSplit
+from xtoken_pl.utilities.errors import UserError
 
 LENGTH = 48
 
@@ -279,7 +280,7 @@ def test_a_missing_or_truncated_shard_is_refused_at_set_up(root: Path, damaged: 
     with pytest.raises(ValueError, match=r"train-000000.safetensors must have [\d,]+ bytes"):
         read_everything(root, damaged)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"train-000000.safetensors is missing"):
+    with pytest.raises(UserError, match=r"train-000000.safetensors is missing"):
         read_everything(root, damaged)
 
 
@@ -321,7 +322,7 @@ def test_what_a_cache_was_not_built_with_is_refused_by_name(
     refused("measures entropy", weighting=MostConfidentTeacher("entropy"))
     refused("OwnConfidence measures a confidence of its own", weighting=OwnConfidence())
     refused("a stream has none", {"streaming": True})
-    with pytest.raises(FileNotFoundError, match=r"has no manifest.json"):
+    with pytest.raises(UserError, match=r"has no manifest.json"):
         module_of(root, {"t": split_teacher(root, cache=str(tmp_path / "nothing"))}).setup("fit")
 
 

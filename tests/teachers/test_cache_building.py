@@ -27,6 +27,7 @@ from xtoken_pl.teachers.cache.manifest import Manifest, TopK
 from xtoken_pl.teachers.cache.shards import Shard, text_checksum, write_shard
 from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.utilities.errors import UserError
 
 CONFIG = """
 seed_everything: 1
@@ -85,7 +86,7 @@ def content(folder: Path) -> dict[str, bytes]:
 #: The verb, killed where the fourth shard is written half.
 _KILLED_BUILD = """
 import os, signal, sys
-from xtoken_pl.cache import shards
+from xtoken_pl.teachers.cache import shards
 from xtoken_pl.cli import main
 
 save_file, written = shards.save_file, []
@@ -141,14 +142,14 @@ def test_a_finished_cache_is_verified_and_a_damaged_shard_made_anew(
 
 def test_other_settings_are_refused_unless_the_cache_may_be_overwritten(workspace: Path, build: Build) -> None:
     build("--output", "settings", "--top_k", "8")
-    with pytest.raises(FileExistsError, match=r"other settings: top_k 8 here, 16 there .* overwrite"):
+    with pytest.raises(UserError, match=r"other settings: top_k 8 here, 16 there .* overwrite"):
         build("--output", "settings", "--top_k", "16")
     assert Manifest.load(workspace / "settings").identity.top_k == 8
     build("--output", "settings", "--top_k", "16", "--overwrite", "true")
     assert Manifest.load(workspace / "settings").identity.top_k == 16
     (workspace / "killed_first/.manifest.json.k1ll_ed0").mkdir(parents=True)
     build("--output", "killed_first", "--top_k", "8")
-    with pytest.raises(FileExistsError, match="new or empty folder"):
+    with pytest.raises(UserError, match="new or empty folder"):
         build("--output", ".", "--overwrite", "true")
     assert not (workspace / LOCK_FILE).exists()
 
@@ -166,7 +167,7 @@ def test_a_kill_while_a_cache_is_overwritten_leaves_none_of_its_shards_beside_th
         with pytest.raises(KeyboardInterrupt):
             build("--output", "replaced", "--shard_windows", "100", "--overwrite", "true")
     assert not list((workspace / "replaced").glob("*.safetensors"))
-    with pytest.raises(FileExistsError, match="other settings"):
+    with pytest.raises(UserError, match="other settings"):
         build("--output", "replaced", "--shard_windows", "100")
 
 
@@ -177,7 +178,7 @@ def test_a_second_builder_of_a_folder_is_refused_and_nothing_of_the_first_is_tou
     half = folder / ".train-000000.safetensors.l1ve_000"
     with building(folder):
         half.mkdir()
-        with pytest.raises(RuntimeError, match=r"one process builds .* another one is building contended"):
+        with pytest.raises(UserError, match=r"one process builds .* another one is building contended"):
             build("--output", "contended")
         assert half.is_dir()
     build("--output", "contended")
@@ -229,7 +230,7 @@ def test_log_probs_that_are_no_numbers_are_never_stored(
     make_overflowing(workspace / "overflowing", "^")  # which the text has once, late
     folder = f"overflowing_{top_k}_{precision}"
     arguments = ("--output", folder, "--top_k", top_k, "--precision", precision, "--model.teachers.split.model")
-    with pytest.raises(FloatingPointError, match=r"teacher 'split' are not in windows \d+ to \d+ of train.*bfloat16"):
+    with pytest.raises(UserError, match=r"teacher 'split' are not in windows \d+ to \d+ of train.*bfloat16"):
         build(*arguments, "overflowing", "--model.teachers.split.dtype", "float16")
     kept = Manifest.load(workspace / folder).entries
     assert 0 < len(kept) == len(list((workspace / folder).glob("*.safetensors")))

@@ -16,6 +16,7 @@ from xtoken_pl.audit.recommendation import CRITICAL, Recommendation, recommend_l
 from xtoken_pl.prefix_map import build_prefix_map
 from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class CoverageAudit:
             text: For the statistics of spans and positions.
 
         Raises:
-            ValueError: If a critical category is unknown, W belongs to other tokenizers, or the text is empty.
+            UserError: If a critical category is unknown, W belongs to other tokenizers, or the text is empty.
         """
         if projection is None:
             projection = build_projection(student.tokenizer, teacher.tokenizer)
@@ -157,7 +158,7 @@ class CoverageAudit:
 def _span_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> SpanStatistics:
     (student_ids,), (teacher_ids,) = student.encode([text]), teacher.encode([text])
     if not student_ids:
-        raise ValueError("the text for the statistics of spans must not be empty; give another, or none")
+        raise UserError("the text for the statistics of spans must not be empty; give another, or none")
     spans = SpanAligner(student.tokenizer, teacher.tokenizer).align(student_ids, teacher_ids)
     return SpanStatistics.of(spans, len(student_ids), len(teacher_ids))
 

@@ -11,6 +11,7 @@ import numpy as np
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
 from xtoken_pl.projection import VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 LossName = Literal["TokenKL", "ProjectionKL", "HybridKL"]
 
@@ -45,7 +46,7 @@ def recommend_loss(
         strict: The strict partition, where the caller has it already.
 
     Raises:
-        ValueError: If a critical category is unknown.
+        UserError: If a critical category is unknown.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, coverage audit.
@@ -53,7 +54,7 @@ def recommend_loss(
     critical = list(dict.fromkeys(critical))
     for category in critical:
         if category not in CATEGORIES:
-            raise ValueError(f"critical categories must be among {', '.join(CATEGORIES)}, got {category!r}")
+            raise UserError(f"critical categories must be among {', '.join(CATEGORIES)}, got {category!r}")
     if student.vocabulary_fingerprint == teacher.vocabulary_fingerprint:
         return Recommendation(
             "TokenKL", f"both sides share their tokens (fingerprint {student.vocabulary_fingerprint})"

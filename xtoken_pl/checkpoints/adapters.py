@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from xtoken_pl.utilities.errors import UserError
+
 _STUDENT = "student."
 _ADAPTER = (".lora_A.", ".lora_B.")
 _WAYS_OUT = "give the `adapter` of the run that wrote it, or start a new run from its exported student"
@@ -26,18 +28,18 @@ def check_weights_of_student(state: Mapping[str, Any], module: nn.Module, *, has
         has_adapter: Whether it trains an adapter; Lightning does not compare the names then.
 
     Raises:
-        ValueError: If the checkpoint holds an adapter and the run trains all weights, the reverse, or the adapter goes
+        UserError: If the checkpoint holds an adapter and the run trains all weights, the reverse, or the adapter goes
             into other layers.
     """
     if holds_adapter(state) != has_adapter:
         there, here = ("all weights", "an adapter") if has_adapter else ("an adapter", "all weights")
-        raise ValueError(f"the checkpoint holds {there} of a student, and this run trains {here}; {_WAYS_OUT}")
+        raise UserError(f"the checkpoint holds {there} of a student, and this run trains {here}; {_WAYS_OUT}")
     if not has_adapter:
         return
     expected = module.state_dict().keys()
     for names, where in ((expected - state.keys(), "here"), (state.keys() - expected, "in the checkpoint")):
         if names:
-            raise ValueError(
+            raise UserError(
                 f"the weights of the checkpoint are not those that this run trains: {len(names)} are {where} only, "
                 f"{min(names)!r} among them; {_WAYS_OUT}"
             )

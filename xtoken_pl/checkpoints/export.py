@@ -19,6 +19,7 @@ from transformers import (
 
 from xtoken_pl.models.adapters import merge_adapter, save_adapter
 from xtoken_pl.specs import DType, Student
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
 _STUDENT = "student."
@@ -52,7 +53,7 @@ def write_student(
         trust_remote_code: Run code that came with the model.
 
     Raises:
-        FileExistsError: If the folder exists and ``overwrite`` is False.
+        UserError: If the folder exists and ``overwrite`` is False.
     """
     weights = _converted(weights, dtype)
     with torch.device("meta"):
@@ -87,8 +88,8 @@ def write_adapted(
         overwrite: Replace a folder that exists.
 
     Raises:
-        FileExistsError: If the folder exists and ``overwrite`` is False.
-        ValueError: If the weights below the adapter cannot be loaded.
+        UserError: If the folder exists and ``overwrite`` is False.
+        UserError: If the weights below the adapter cannot be loaded.
     """
     if form == "adapter":
         with atomic_path(target, kind="folder", overwrite=overwrite) as folder:
@@ -112,10 +113,10 @@ def check_form(form: Form, *, has_adapter: bool) -> None:
     """Refuses to write an adapter where there is none.
 
     Raises:
-        ValueError: If ``form`` is ``adapter`` for a student whose weights were all trained.
+        UserError: If ``form`` is ``adapter`` for a student whose weights were all trained.
     """
     if form == "adapter" and not has_adapter:
-        raise ValueError(
+        raise UserError(
             "form='adapter' needs a student with an adapter, and all weights of this one are trained; leave form out"
         )
 

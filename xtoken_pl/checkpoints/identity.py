@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from xtoken_pl.models.fingerprint import model_fingerprint
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 _WAYS_OUT = "give what the run that wrote it was given, or start a new run from its exported student"
 
@@ -83,14 +84,14 @@ class RunIdentity:
             saved: What :meth:`to_dict` gave.
 
         Raises:
-            ValueError: If a teacher is missing, added or another one, or the student is another one.
+            UserError: If a teacher is missing, added or another one, or the student is another one.
         """
         check_student(saved["student"], self.student)
         theirs: Mapping[str, Mapping[str, str | None]] = saved["teachers"]
         if missing := sorted(theirs.keys() - self.teachers.keys()):
-            raise ValueError(f"the checkpoint was written with teacher {_names(missing)}, not among ours; {_WAYS_OUT}")
+            raise UserError(f"the checkpoint was written with teacher {_names(missing)}, not among ours; {_WAYS_OUT}")
         if added := sorted(self.teachers.keys() - theirs.keys()):
-            raise ValueError(f"the checkpoint was written without teacher {_names(added)}; {_WAYS_OUT}")
+            raise UserError(f"the checkpoint was written without teacher {_names(added)}; {_WAYS_OUT}")
         for name, ours in self.teachers.items():
             _check_teacher(name, theirs[name], ours)
         for setting, value in self.settings.items():
@@ -121,10 +122,10 @@ def check_student(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Compares what :func:`describe_student` says now with what it said when a checkpoint was written.
 
     Raises:
-        ValueError: If the student has another tokenizer, or an adapter of another kind or on other weights.
+        UserError: If the student has another tokenizer, or an adapter of another kind or on other weights.
     """
     if saved["tokenizer"] != ours["tokenizer"]:
-        raise ValueError(
+        raise UserError(
             f"the student of the checkpoint has another tokenizer ({saved['tokenizer']} there, {ours['tokenizer']} "
             f"here); {_WAYS_OUT}"
         )
@@ -132,10 +133,10 @@ def check_student(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     our_adapter: Mapping[str, Any] = ours.get("adapter", {})
     if bool(adapter) != bool(our_adapter):
         there, here = ("an adapter", "all weights") if adapter else ("all weights", "an adapter")
-        raise ValueError(f"the checkpoint holds {there} of a student, and this run trains {here}; {_WAYS_OUT}")
+        raise UserError(f"the checkpoint holds {there} of a student, and this run trains {here}; {_WAYS_OUT}")
     for part, value in our_adapter.items():
         if adapter[part] != value:
-            raise ValueError(
+            raise UserError(
                 f"the student's adapter has another {part} than in the checkpoint: {adapter[part]} there, {value} "
                 f"here; {_WAYS_OUT}"
             )
@@ -144,10 +145,10 @@ def check_student(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 def _check_teacher(name: str, saved: Mapping[str, str | None], ours: Mapping[str, str | None]) -> None:
     if saved["learned"] != ours["learned"]:
         where = "in the checkpoint" if saved["learned"] == "yes" else "here"
-        raise ValueError(f"the projection of teacher {name!r} is learned {where} only; {_WAYS_OUT}")
+        raise UserError(f"the projection of teacher {name!r} is learned {where} only; {_WAYS_OUT}")
     for part in ("weights", "tokenizer", "projection"):
         if saved[part] != ours[part]:
-            raise ValueError(
+            raise UserError(
                 f"teacher {name!r} has another {part} than in the checkpoint: {_described(saved, part)} there, "
                 f"{_described(ours, part)} here; {_WAYS_OUT}"
             )

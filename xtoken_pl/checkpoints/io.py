@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
 #: Files of a distributed checkpoint in the order in which they are written, the last ones of all.
@@ -31,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes a checkpoint.
 
         Raises:
-            OSError: If it could not be written, because the disk is full for example; what was at ``path`` is as it
+            UserError: If it could not be written, because the disk is full for example; what was at ``path`` is as it
                 was.
         """
         if storage_options is not None or _is_remote(path):
@@ -50,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.unlink(missing_ok=True)
             # torch hides the system's reason behind one of its own.
             reason = error if isinstance(error, OSError) else error.__context__ or error
-            raise OSError(
+            raise UserError(
                 f"the checkpoint {target} could not be written ({reason}); "
                 f"{'the one that was there is as it was' if target.exists() else 'nothing was there before'}. "
                 "Make room, or set ModelCheckpoint.dirpath to another disk, and go on from the last one with "
@@ -67,7 +68,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Reads a checkpoint.
 
         Raises:
-            ValueError: If it is damaged; names the newest whole one beside it.
+            UserError: If it is damaged; names the newest whole one beside it.
         """
         check_whole(path)
         return super().load_checkpoint(path, map_location, weights_only)
@@ -115,7 +116,7 @@ def check_whole(path: str | Path) -> None:
     """Refuses a damaged checkpoint; says nothing about one that does not exist, or is remote.
 
     Raises:
-        ValueError: With what is wrong, and the newest whole checkpoint of the same folder.
+        UserError: With what is wrong, and the newest whole checkpoint of the same folder.
     """
     if _is_remote(path) or not Path(path).exists() or (reason := damage(Path(path))) is None:
         return
@@ -126,32 +127,32 @@ def check_whole(path: str | Path) -> None:
         if before is None
         else f"go on from the newest whole one beside it, of step {before.step}: --ckpt_path '{before.path}'"
     )
-    raise ValueError(f"a checkpoint must be whole to go on from, and {str(path)!r} is not: {reason}; {way_out}")
+    raise UserError(f"a checkpoint must be whole to go on from, and {str(path)!r} is not: {reason}; {way_out}")
 
 
 def check_of_a_run(path: str | Path, *, training: bool) -> None:
     """Refuses a file that is no checkpoint of a run, or that holds weights alone, where training is to go on.
 
     Raises:
-        ValueError: With what the file holds.
+        UserError: With what the file holds.
     """
     if _is_remote(path) or not Path(path).exists():
         return
     try:
         content = without_tensors(Path(path))
     except Exception as error:  # a pickle of anything raises nearly anything
-        raise ValueError(
+        raise UserError(
             f"a checkpoint must be one that a run wrote, and {str(path)!r} cannot be read ({reason_of(error)}); give "
             "another path"
         ) from error
     if "pytorch-lightning_version" not in content:
         held = ", ".join(sorted(map(str, content))[:5]) or "nothing"
-        raise ValueError(
+        raise UserError(
             f"a checkpoint must be one that a run wrote, and {str(path)!r} is none (it holds {held}); give another "
             "path, or start from weights with --model.student.model FOLDER"
         )
     if training and "lr_schedulers" not in content:
-        raise ValueError(
+        raise UserError(
             f"to go on, a checkpoint must hold the states of optimizers, and {str(path)!r} holds weights alone; give "
             "another one, or write its student with `python -m xtoken_pl export` and start from that folder"
         )

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from xtoken_pl.checkpoints.io import StoredCheckpoint, check_whole, newest_whole, stored_checkpoints
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.processes import gather
 
 _ANY_VERSION = "*"
@@ -23,15 +24,15 @@ def last_checkpoint(trainer: pl.Trainer) -> Path:
     the logger's folder.
 
     Raises:
-        FileNotFoundError: If there is none; names where was looked.
-        ValueError: If one that was written after it is damaged: which to take is the user's choice.
+        UserError: If there is none; names where was looked.
+        UserError: If one that was written after it is damaged: which to take is the user's choice.
     """
     patterns = checkpoint_folders(trainer)
     folders = [folder for pattern in patterns for folder in _expand(pattern)]
     found = [checkpoints for folder in folders if (checkpoints := stored_checkpoints(folder))]
     if not found:
         places = " or ".join(map(str, patterns)) or "any folder, since there is no ModelCheckpoint"
-        raise FileNotFoundError(
+        raise UserError(
             f"--ckpt_path last needs a checkpoint (with the states of optimizers) to go on from, and there is none in "
             f"{places}. Give the path of a checkpoint, or leave --ckpt_path out to start a new run"
         )
@@ -47,12 +48,12 @@ def check_processes_agree(trainer: pl.Trainer) -> None:
     """Refuses to go on where processes have found different checkpoints; to be called by all of them.
 
     Raises:
-        ValueError: On every process, with what they found.
+        UserError: On every process, with what they found.
     """
     found = gather(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
     if len(set(found)) > 1:
         places = ", ".join(f"{path} (process {rank})" for rank, path in enumerate(found))
-        raise ValueError(
+        raise UserError(
             f"all processes must go on from one checkpoint, and they found {places}; give its path, which must lie "
             "where all of them can read it"
         )
@@ -67,7 +68,7 @@ def _choose(candidates: Sequence[StoredCheckpoint]) -> StoredCheckpoint:
             if before is None
             else f"go on from the one before, of step {before.step}: --ckpt_path '{before.path}'"
         )
-        raise ValueError(f"--ckpt_path last: {newest.path} was written last, and it is damaged; {way_out}")
+        raise UserError(f"--ckpt_path last: {newest.path} was written last, and it is damaged; {way_out}")
     for stored in others:
         if stored.step is None:
             rank_zero_warn(f"--ckpt_path last: {stored.path} is damaged, but not the last; it is left alone")

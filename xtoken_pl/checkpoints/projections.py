@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from xtoken_pl.projection import LearnedProjection
+from xtoken_pl.utilities.errors import UserError
 
 _SUPPORT = ".support"
 
@@ -24,18 +25,18 @@ def check_learned_projections(state: dict[str, Any], module: nn.Module, *, train
         training: Whether the run goes on learning.
 
     Raises:
-        ValueError: If one is missing, belongs to another W, or would be lost by going on.
+        UserError: If one is missing, belongs to another W, or would be lost by going on.
     """
     learned = {name: part for name, part in module.named_modules() if isinstance(part, LearnedProjection)}
     saved = {key.removesuffix(_SUPPORT) for key in state if key.endswith(_SUPPORT)}
     if missing := sorted(learned.keys() - saved):
-        raise ValueError(
+        raise UserError(
             f"learn_projection is set, but the checkpoint holds no learned projection of {_names(missing)}; "
             "leave learn_projection out as in the run that wrote it, or start a new run from its exported student"
         )
     unused = sorted(saved - learned.keys())
     if unused and training:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint holds a learned projection of {_names(unused)}, which this run does not learn; set "
             "learn_projection as in the run that wrote it, or start a new run from its exported student and projection"
         )
@@ -47,7 +48,7 @@ def check_learned_projections(state: dict[str, Any], module: nn.Module, *, train
         for key, ours in learned[name].state_dict().items():
             theirs = state[f"{name}.{key}"]
             if theirs.shape != ours.shape or (not ours.is_floating_point() and not torch.equal(theirs, ours.cpu())):
-                raise ValueError(
+                raise UserError(
                     f"the learned projection of {_names([name])} in the checkpoint belongs to another W; give the "
                     "tokenizers, and the `projection`, of the run that wrote it"
                 )

@@ -20,6 +20,7 @@ from xtoken_pl.teachers.cache.manifest import Identity, Manifest, Split, TopK, f
 from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.errors import UserError
 
 #: Of a shard, where ``shard_windows`` is not given.
 _SHARD_BYTES, _MAX_SHARD_WINDOWS = 2**28, 1024
@@ -42,7 +43,7 @@ class CacheOptions:
         overwrite: Start again where a cache is. Leave it out to go on after a kill: finished shards would go.
 
     Raises:
-        ValueError: If batch_size or shard_windows is less than 1.
+        UserError: If batch_size or shard_windows is less than 1.
     """
 
     teacher: str
@@ -56,7 +57,7 @@ class CacheOptions:
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("shard_windows", self.shard_windows)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+                raise UserError(f"{name} must be >= 1, got {value}")
 
 
 def cache_run(
@@ -64,7 +65,7 @@ def cache_run(
 ) -> None:
     """Builds or verifies the cache that a run's configuration and the options describe."""
     if not isinstance(data, DistillDataModule):
-        raise ValueError(f"a cache is built from the windows of DistillDataModule, got {type(data).__name__}")
+        raise UserError(f"a cache is built from the windows of DistillDataModule, got {type(data).__name__}")
     build_cache(module, data, options)
 
 
@@ -77,15 +78,15 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
         options: What is stored, and where.
 
     Raises:
-        FileExistsError: If the folder holds something else.
-        RuntimeError: If another process builds there.
-        ValueError: If an option is none of its choices, or the teacher's loss cannot be trained from a cache.
+        UserError: If the folder holds something else.
+        UserError: If another process builds there.
+        UserError: If an option is none of its choices, or the teacher's loss cannot be trained from a cache.
     """
     teacher = options.teacher
     if data.streaming:
-        raise ValueError("a cache knows windows by their place, and a stream has none; set data.streaming to false")
+        raise UserError("a cache knows windows by their place, and a stream has none; set data.streaming to false")
     if teacher not in module.teachers:
-        raise ValueError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
+        raise UserError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
     source, vocabulary = module.teachers[teacher], module.teacher_vocabularies[teacher]
     folder = _folder(options.output or source.cache, teacher)
     check_cacheable(teacher, source.loss, module.weighting)
@@ -128,7 +129,7 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
 
 def _folder(given: str | None, teacher: str) -> Path:
     if given is None:
-        raise ValueError(f"a cache needs a folder; give --output, or set `cache` of teacher {teacher!r}")
+        raise UserError(f"a cache needs a folder; give --output, or set `cache` of teacher {teacher!r}")
     return Path(given)
 
 

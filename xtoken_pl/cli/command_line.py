@@ -41,6 +41,7 @@ from xtoken_pl.cli.usage import UsageError, choose_verb, explained, explaining
 from xtoken_pl.cli.verbs import audit, prefix_map, project
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.run_folder import run_folder
 
 #: Checkpoints that Lightning finds by these names.
@@ -67,7 +68,7 @@ class KeepConfig(SaveConfigCallback):
             self._target = folder / f"{Path(self.config_filename).stem}_{number}.yaml"
         is_taken = trainer.strategy.broadcast(self._target.exists()) and not self.overwrite
         if is_taken and not self.already_saved:
-            raise FileExistsError(
+            raise UserError(
                 f"{self._target} is the configuration of another run, which is not overwritten unasked; choose another "
                 "folder (that of trainer.logger, or trainer.default_root_dir), or move it away"
             )
@@ -144,8 +145,8 @@ class DistillCLI(LightningCLI):
         """Puts the path of the last checkpoint in place of ``last``; every process finds the same one.
 
         Raises:
-            FileNotFoundError: If there is none: Lightning would start from scratch without a word, or look for it last.
-            ValueError: If it is damaged, or of another student.
+            UserError: If there is none: Lightning would start from scratch without a word, or look for it last.
+            UserError: If it is damaged, or of another student.
         """
         settings = self.config_init[self.subcommand]
         if settings.get("ckpt_path") == "last":
@@ -153,7 +154,7 @@ class DistillCLI(LightningCLI):
         elif settings.get("ckpt_path"):
             path = str(settings["ckpt_path"])
             if "://" not in path and path not in _NAMED_CHECKPOINTS and not Path(path).exists():
-                raise FileNotFoundError(
+                raise UserError(
                     f"--ckpt_path must be a checkpoint, there is none at {path!r}; check the path, or give `last`"
                 )
             check_whole(path)

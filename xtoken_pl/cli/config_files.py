@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from xtoken_pl.utilities.errors import UserError
+
 
 def names_config(arguments: list[str]) -> bool:
     """Whether a ``--config`` is among the arguments."""
@@ -27,8 +29,8 @@ def merge_config_arguments(arguments: list[str]) -> list[str]:
     One alone stays, but is read here, so that an error names the file.
 
     Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a file is no YAML mapping.
+        UserError: If a file does not exist.
+        UserError: If a file is no YAML mapping.
     """
     paths: list[str] = []
     others: list[str] = []
@@ -114,26 +116,26 @@ def read_config(path: str) -> dict[str, Any]:
     """The content of one configuration file.
 
     Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it is no YAML mapping, or gives a key twice.
+        UserError: If it does not exist.
+        UserError: If it is no YAML mapping, or gives a key twice.
     """
     if not path:
-        raise ValueError("--config must be a YAML file, got nothing; write --config FILE")
+        raise UserError("--config must be a YAML file, got nothing; write --config FILE")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--config must be a YAML file, there is none at {path!r}; check the path")
+        raise UserError(f"--config must be a YAML file, there is none at {path!r}; check the path")
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
     except _TwiceError as error:
         key, first, second = error.args
-        raise ValueError(
+        raise UserError(
             f"a key must be given once, {path!r} has {key!r} in lines {first} and {second}; rename or remove one"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path!r} is no YAML; it may have been cut off, or be another file. Reason: {error}"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f"a config file must be a YAML mapping, {path!r} holds {type(content).__name__}; give another file"
         )
     return content

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.request import ProxyHandler, build_opener
 
 from xtoken_pl.utilities.checks import check_choice
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, check_target
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ def dashboard(
     """
     check_choice("page", page, PageName)
     if Path(output).suffix.lower() != ".png":
-        raise ValueError(f"output must be a .png file, got {output!r}")
+        raise UserError(f"output must be a .png file, got {output!r}")
     check_target(Path(output), kind="file", overwrite=overwrite)
     run = newest_run(Path(logdir))
     num_items = count_items(run, page)
     if num_items == 0:
-        raise ValueError(f"a picture needs something to show, but the run {run} {_NO_DATA[page]}")
+        raise UserError(f"a picture needs something to show, but the run {run} {_NO_DATA[page]}")
     print(f"the newest run: {run}")
     with _browser(browser) as opened, _tensorboard(run, Path(logdir), page, timeout) as address:
         picture = _take(opened, f"{address}?darkMode=false#{page}&_smoothingWeight=0", page, num_items, timeout)
@@ -89,11 +90,11 @@ def newest_run(logdir: Path) -> Path:
     """The folder at or below ``logdir`` whose events were written last.
 
     Raises:
-        FileNotFoundError: If there are none.
+        UserError: If there are none.
     """
     events = list(logdir.rglob("events.out.tfevents.*"))
     if not events:
-        raise FileNotFoundError(
+        raise UserError(
             f"logdir must hold a run's TensorBoard events, there are none below {str(logdir)!r}; "
             "train first (`make quickstart`), or give the folder of a run"
         )
@@ -143,7 +144,7 @@ def _tensorboard(run: Path, logdir: Path, page: PageName, timeout: float) -> Ite
             yield address
         except _StoppedError:
             said.seek(0)
-            raise RuntimeError(f"TensorBoard stopped: {said.read().decode(errors='replace')[-2000:]}") from None
+            raise UserError(f"TensorBoard stopped: {said.read().decode(errors='replace')[-2000:]}") from None
         finally:
             server.terminate()
             try:
@@ -172,7 +173,7 @@ def _wait(is_done: Callable[[], bool], timeout: float, what: str) -> None:
     end = time.monotonic() + timeout
     while not is_done():
         if time.monotonic() > end:
-            raise TimeoutError(f"{what} within {timeout:g} s; give it longer with --timeout")
+            raise UserError(f"{what} within {timeout:g} s; give it longer with --timeout")
         time.sleep(_POLL_SECONDS)
 
 
@@ -183,10 +184,10 @@ def find_browser(given: str | None) -> str | None:
     """The browser's file: the one that is given, or the first one that is installed; None where there is none.
 
     Raises:
-        FileNotFoundError: If the one that is given does not exist.
+        UserError: If the one that is given does not exist.
     """
     if given is not None and shutil.which(given) is None:
-        raise FileNotFoundError(
+        raise UserError(
             f"browser must be the file of Chromium, Chrome or Edge, there is none at {given!r}; leave it out to look "
             f"for one ({', '.join(BROWSERS)})"
         )
@@ -198,7 +199,7 @@ def _browser(given: str | None) -> Iterator[Browser]:
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
-        raise ImportError(
+        raise UserError(
             "the dashboard's picture needs playwright, which is not installed: pip install 'xtoken_pl[dashboard]'"
         ) from error
     path = find_browser(given)
@@ -207,12 +208,12 @@ def _browser(given: str | None) -> Iterator[Browser]:
             browser = playwright.chromium.launch(executable_path=path, args=_BROWSER_OPTIONS)
         except Error as error:
             if path is None:  # playwright has none of its own either
-                raise FileNotFoundError(
+                raise UserError(
                     f"a browser must be installed, and neither {', '.join(BROWSERS)} nor playwright's own is; "
                     "`apt-get install chromium` or `python -m playwright install chromium` does it, or name the "
                     "browser's file with --browser"
                 ) from error
-            raise RuntimeError(f"the browser {path} does not start: {error}") from error
+            raise UserError(f"the browser {path} does not start: {error}") from error
         try:
             yield browser
         finally:

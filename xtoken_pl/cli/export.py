@@ -14,6 +14,7 @@ from xtoken_pl.checkpoints import check_whole, holds_adapter, stored_identity
 from xtoken_pl.checkpoints.export import Form, check_form, read_checkpoint, write_adapted, write_student
 from xtoken_pl.models import model_fingerprint
 from xtoken_pl.specs import DType, LoRA, Student, load_vocabulary
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import check_target
 
 _STUDENT = "student."
@@ -42,7 +43,7 @@ def export(
     target = Path(output)
     check_target(target, kind="folder", overwrite=overwrite)
     if not Path(checkpoint).exists():
-        raise FileNotFoundError(f"there is no checkpoint at {checkpoint!r}; check the path")
+        raise UserError(f"there is no checkpoint at {checkpoint!r}; check the path")
     check_whole(checkpoint)
     with ExitStack() as stack:
         state = read_checkpoint(Path(checkpoint), stack)
@@ -51,7 +52,7 @@ def export(
         source = student or _source(trained, checkpoint)
         vocabulary = load_vocabulary(source)
         if trained and trained["tokenizer"] != vocabulary.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"the student of {checkpoint!r} was trained with another tokenizer than that of {source.model!r} "
                 f"({trained['tokenizer']} there, {vocabulary.fingerprint} here); give the student of the run"
             )
@@ -90,7 +91,7 @@ def _adapted(source: Student, trained: Mapping[str, Any], checkpoint: str) -> St
     """``source`` with the adapter and the quantization of the run, on the same weights."""
     if not trained:
         if source.adapter is None:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint!r} holds an adapter, and does not say of which kind; give the run's student with its "
                 "adapter: --student.adapter.rank and the like"
             )
@@ -98,7 +99,7 @@ def _adapted(source: Student, trained: Mapping[str, Any], checkpoint: str) -> St
     adapter = dict(trained["adapter"])
     base, quantization = adapter.pop("base"), adapter.pop("quantization")
     if (found := model_fingerprint(source)) != base:
-        raise ValueError(
+        raise UserError(
             f"the adapter of {checkpoint!r} was trained on other weights than those of {source.model!r} ({base} there, "
             f"{found} here); give the student of the run: --student.model"
         )
@@ -107,7 +108,7 @@ def _adapted(source: Student, trained: Mapping[str, Any], checkpoint: str) -> St
 
 def _source(trained: Mapping[str, Any], checkpoint: str) -> Student:
     if not trained:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint!r} does not say where its student came from; name the folder or hub id that the run started "
             "from: --student.model"
         )

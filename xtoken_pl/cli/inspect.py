@@ -25,6 +25,7 @@ from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, check_target, read_text
 
 INSPECT_DESCRIPTION = (
@@ -59,13 +60,13 @@ def inspect(
         overwrite: Replace a file that exists.
     """
     if (text is None) == (text_file is None):
-        raise ValueError(
+        raise UserError(
             "inspect needs one text: give --text or --text_file, got "
             f"{'neither' if text is None else 'both'}; or --config for a window of a run's data"
         )
     content = read_text(text_file, setting="text_file") if text_file is not None else cast(str, text)
     if not content:
-        raise ValueError("text must hold something to align, got ''; give another, or --text_file")
+        raise UserError("text must hold something to align, got ''; give another, or --text_file")
     _check_html(html, overwrite=overwrite)
     student_vocabulary, vocabulary = (
         CanonicalVocabulary.from_tokenizer(load_tokenizer(source)) for source in (student, teacher)
@@ -99,7 +100,7 @@ class InspectOptions:
         overwrite: Replace a file that exists.
 
     Raises:
-        ValueError: If a number is out of range, or a checkpoint is given without weights.
+        UserError: If a number is out of range, or a checkpoint is given without weights.
     """
 
     split: Literal["train", "val", "test"] = "val"
@@ -115,7 +116,7 @@ class InspectOptions:
         for name, value in (("num_spans", self.num_spans), ("top_k", self.top_k)):
             check_at_least_one(name, value)
         if self.ckpt_path is not None and not self.weights:
-            raise ValueError("ckpt_path and weights=false exclude each other; leave one out")
+            raise UserError("ckpt_path and weights=false exclude each other; leave one out")
 
 
 def inspect_run(
@@ -123,7 +124,7 @@ def inspect_run(
 ) -> None:
     """Shows a window of a run's data."""
     if not isinstance(data, DistillDataModule):
-        raise ValueError(f"a window is one of DistillDataModule, got {type(data).__name__}")
+        raise UserError(f"a window is one of DistillDataModule, got {type(data).__name__}")
     _check_html(options.html, overwrite=options.overwrite)
     checkpoint = None if options.ckpt_path is None else _existing(options.ckpt_path)
     student, teachers = module.vocabularies()
@@ -166,9 +167,7 @@ def _predict(
 
 def _existing(ckpt_path: str) -> Path:
     if not Path(ckpt_path).exists():
-        raise FileNotFoundError(
-            f"ckpt_path must be a checkpoint of the run, there is none at {ckpt_path!r}; check the path"
-        )
+        raise UserError(f"ckpt_path must be a checkpoint of the run, there is none at {ckpt_path!r}; check the path")
     check_whole(ckpt_path)
     return Path(ckpt_path)
 

@@ -16,6 +16,7 @@ from xtoken_pl.plan.report import table, to_dict
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.terms import usable_bytes
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, check_target
 
 PLAN_DESCRIPTION = "Say what a run needs of each GPU's memory; no weights are loaded, and no GPU is needed."
@@ -42,11 +43,11 @@ class PlanOptions:
         """Refuses what cannot be planned or written.
 
         Raises:
-            ValueError: If ``gpu_memory`` is not > 0.
-            FileExistsError: If ``json_output`` exists and is not to be replaced.
+            UserError: If ``gpu_memory`` is not > 0.
+            UserError: If ``json_output`` exists and is not to be replaced.
         """
         if not (math.isfinite(self.gpu_memory) and self.gpu_memory > 0):
-            raise ValueError(f"gpu_memory must be > 0 GB, got {self.gpu_memory}; 80 is an H100's")
+            raise UserError(f"gpu_memory must be > 0 GB, got {self.gpu_memory}; 80 is an H100's")
         if self.json_output is not None:
             check_target(Path(self.json_output), kind="file", overwrite=self.overwrite)
 

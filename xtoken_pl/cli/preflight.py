@@ -12,6 +12,7 @@ from xtoken_pl.data import DistillDataModule
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import did_you_mean
 
 #: Packages whose callbacks log no ``val/`` tags that are not known here.
@@ -24,17 +25,17 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
     """Checks what a run will train with.
 
     Raises:
-        ValueError: For a setting that training cannot use.
+        UserError: For a setting that training cannot use.
     """
     if trainer.max_steps == 0:
-        raise ValueError("trainer.max_steps must be >= 1, got 0; give a number, or -1 and trainer.max_epochs")
+        raise UserError("trainer.max_steps must be >= 1, got 0; give a number, or -1 and trainer.max_epochs")
     if trainer.accumulate_grad_batches < 1:
-        raise ValueError(
+        raise UserError(
             f"trainer.accumulate_grad_batches must be >= 1, got {trainer.accumulate_grad_batches}; with 1 every batch "
             "is a step"
         )
     if (trainer.gradient_clip_val or 0) < 0:
-        raise ValueError(
+        raise UserError(
             f"trainer.gradient_clip_val must be >= 0, got {trainer.gradient_clip_val}; 0 leaves gradients as they are"
         )
     if isinstance(data, DistillDataModule):
@@ -50,7 +51,7 @@ def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None 
         asked: A teacher that is run although it has a cache: the one that is made.
 
     Raises:
-        ValueError: If the student or a teacher has fewer.
+        UserError: If the student or a teacher has fewer.
     """
     if not (isinstance(module, MultiTeacherDistillModule) and isinstance(data, DistillDataModule)):
         return
@@ -62,7 +63,7 @@ def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None 
     for role, source in {"student": module.student_source, **teachers}.items():
         limit = _num_positions(source)
         if limit is not None and data.sequence_length > limit:
-            raise ValueError(
+            raise UserError(
                 f"data.sequence_length must be at most the positions that every model has, got {data.sequence_length}, "
                 f"and the {role} ({source.model!r}) has {limit}; lower it to {limit}, take another model, or, "
                 "to extend one that can be, raise max_position_embeddings in its config.json"
@@ -88,13 +89,13 @@ def _check_stream(trainer: pl.Trainer, data: DistillDataModule) -> None:
         return
     ends_with_epochs = isinstance(trainer.limit_train_batches, int) and trainer.max_epochs not in (None, -1)
     if trainer.max_steps == -1 and not ends_with_epochs:
-        raise ValueError(
+        raise UserError(
             "a stream has no epochs, and training on it no end but trainer.max_steps, got -1; give a number of steps, "
             "or set data.streaming to false"
         )
     interval = trainer.val_check_interval
     if data.sources["val"] is not None and isinstance(interval, float) and interval != 1.0:
-        raise ValueError(
+        raise UserError(
             "trainer.val_check_interval must be a whole number of steps where a stream has no epochs, got "
             f"{interval}; give a number of steps, or set data.streaming to false"
         )
@@ -113,10 +114,10 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
             continue
         name = type(callback).__name__
         if tag.startswith("val/") and data.sources["val"] is None:
-            raise ValueError(
+            raise UserError(
                 f"{name} monitors {tag!r}, which needs texts to validate on, and there are none; set data.val.path, or "
                 "monitor something of training, such as 'train/loss'"
             )
         others = tag.startswith(_TAGS_OF_CALLBACKS)
         if not others and tag not in known and (near := did_you_mean(tag, known)):
-            raise ValueError(f"{name}.monitor must be a tag that is logged, got {tag!r}{near}")
+            raise UserError(f"{name}.monitor must be a tag that is logged, got {tag!r}{near}")

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import did_you_mean
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """Arguments or a configuration that cannot be used."""
 
 

@@ -9,6 +9,7 @@ from xtoken_pl.audit import CRITICAL, Category, CoverageAudit, draw, table
 from xtoken_pl.prefix_map import build_prefix_map
 from xtoken_pl.projection import Projection, ProjectionParameters, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, check_target, read_text
 
 
@@ -81,9 +82,9 @@ def audit(
     for output in outputs:
         check_target(output, kind="file", overwrite=overwrite)
     if picture is not None and Path(picture).suffix.lower() != ".png":
-        raise ValueError(f"picture must be a .png file, got {picture!r}")
+        raise UserError(f"picture must be a .png file, got {picture!r}")
     if len({output.absolute() for output in outputs}) < len(outputs):
-        raise ValueError(f"json_output and picture must be two files, both are {json_output!r}")
+        raise UserError(f"json_output and picture must be two files, both are {json_output!r}")
     content = None if text is None else read_text(text, setting="text")
     loaded = None if projection is None else Projection.load(projection)
     result = CoverageAudit.of(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xtoken_pl.data.conversations import Conversation
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 # What stands for a message's content while the template's own text is found: characters of the private use area, which
 # no template writes or trims.
@@ -54,14 +55,14 @@ class ChatRenderer:
         side: ``student`` or ``teacher 'NAME'``, for messages.
 
     Raises:
-        ValueError: If the tokenizer has no chat template.
+        UserError: If the tokenizer has no chat template.
     """
 
     def __init__(self, vocabulary: CanonicalVocabulary, side: str) -> None:
         self.vocabulary = vocabulary
         self.side = side
         if not vocabulary.tokenizer.chat_template:
-            raise ValueError(
+            raise UserError(
                 f"conversations need a chat template on every side, and the tokenizer of the {side} "
                 f"({vocabulary.name!r}) has none; name a Jinja file as its chat_template, or give a model whose "
                 "tokenizer has one"
@@ -79,7 +80,7 @@ class ChatRenderer:
             lambda found: repr(_DATE.strftime(found[2])), self.vocabulary.tokenizer.get_chat_template()
         )
         if "strftime_now(" in template:
-            raise ValueError(
+            raise UserError(
                 f"a chat template must write the same on every day, but that of the {self.side} asks for the date in a "
                 f"format that is not a literal; give the {self.side} another chat_template"
             )
@@ -89,7 +90,7 @@ class ChatRenderer:
         """All of them, in order.
 
         Raises:
-            ValueError: If the template refuses a conversation, or writes a message otherwise than it is.
+            UserError: If the template refuses a conversation, or writes a message otherwise than it is.
         """
         cut = [list(self._parts(conversation)) for conversation in conversations]
         texts = [part for parts in cut for part in parts if part.special is None]
@@ -114,7 +115,7 @@ class ChatRenderer:
         said = [*filter(None, contents), ""]
         ours = "".join(before + content for before, content in zip(around, said, strict=True))
         if ours != self._apply(conversation, contents):
-            raise ValueError(
+            raise UserError(
                 f"a chat template must write every message once, in order and as it is, but that of the {self.side} "
                 f"drops, moves or changes what is said, or depends on it, in {conversation}; give the {self.side} "
                 "another chat_template, or remove such conversations"
@@ -130,12 +131,12 @@ class ChatRenderer:
                 messages, tokenize=False, chat_template=self._dated_template
             )
         except TemplateSyntaxError as error:
-            raise ValueError(
+            raise UserError(
                 f"the chat template of the {self.side} is no Jinja template: {error.message}, in line {error.lineno}; "
                 "mend it, or give another chat_template"
             ) from error
         except TemplateError as error:
-            raise ValueError(
+            raise UserError(
                 f"the chat template of the {self.side} refuses {conversation}, with the roles "
                 f"{[turn.role for turn in conversation.turns]}: {str(error).rstrip('.')}. Give the {self.side} another "
                 "chat_template, or remove such conversations"

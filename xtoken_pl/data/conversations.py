@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xtoken_pl.data.sources import TextSource
+from xtoken_pl.utilities.errors import UserError
 
 #: Parts of a message that templates write beside its content; they would be lost.
 _NOT_CONTENT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
@@ -48,7 +49,7 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
         source: Whose ``columns`` these are.
 
     Raises:
-        ValueError: If a row holds no text, or no conversation with an assistant's turn, naming its place among these.
+        UserError: If a row holds no text, or no conversation with an assistant's turn, naming its place among these.
     """
     documents: list[Document] = []
     for place, row in enumerate(zip(*columns, strict=True)):
@@ -56,7 +57,7 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
         if not source.holds_conversations:
             (text,) = row
             if not isinstance(text, str):
-                raise ValueError(
+                raise UserError(
                     f"every text must be a string, got {type(text).__name__} {where}; "
                     "remove such rows, or name another text_field"
                 )
@@ -79,7 +80,7 @@ def _said(said: Any, role: str, column: str, where: str) -> list[tuple[str, str]
 
 def _conversation(messages: list[tuple[str, str]], context: list[tuple[str, str]], where: str) -> Conversation:
     if not any(role == "assistant" for role, _ in messages):
-        raise ValueError(
+        raise UserError(
             f"a conversation must have a message with the role 'assistant' to learn from, got the roles "
             f"{[role for role, _ in messages]} {where}; remove such rows, or rename their roles"
         )
@@ -90,7 +91,7 @@ def _conversation(messages: list[tuple[str, str]], context: list[tuple[str, str]
 def _messages(messages: Any, column: str, where: str) -> list[tuple[str, str]]:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         got = repr(messages) if not messages else type(messages).__name__
-        raise ValueError(
+        raise UserError(
             f"{column} must hold a list of at least one message {{role, content}}, got {got} {where}; "
             "remove such rows, or name another column"
         )
@@ -100,23 +101,23 @@ def _messages(messages: Any, column: str, where: str) -> list[tuple[str, str]]:
 def _message(message: Any, column: str, where: str) -> tuple[str, str]:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         got = f"the keys {sorted(message)}" if isinstance(message, Mapping) else type(message).__name__
-        raise ValueError(
+        raise UserError(
             f"every message of {column} must have a role and a content, got {got} {where}; rename the keys "
             "(ShareGPT's from and value, say), or name another column"
         )
     role, content = message["role"], message["content"]
     if isinstance(content, Sequence) and not isinstance(content, str):
-        raise ValueError(
+        raise UserError(
             f"the content of every message of {column} must be a string, got a list of {len(content)} parts "
             f"(images, say) {where}; remove such rows, or join the parts that are text"
         )
     if not isinstance(role, str) or not isinstance(content, str):
-        raise ValueError(
+        raise UserError(
             f"the role and the content of every message of {column} must be strings, got {type(role).__name__} and "
             f"{type(content).__name__} {where}; remove such rows"
         )
     if extra := [key for key in _NOT_CONTENT if message.get(key)]:
-        raise ValueError(
+        raise UserError(
             f"only the content of a message is learned, and one of {column} has {', '.join(extra)}, too, {where}; "
             "remove such rows, or write it into the content"
         )

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from xtoken_pl.batch import STUDENT_IDS
+from xtoken_pl.utilities.errors import UserError
 
 #: What a checkpoint says of the data: by setting, in the user's words.
 DataIdentity = dict[str, int | str]
@@ -27,7 +28,7 @@ def check_same_data(saved: DataIdentity, ours: DataIdentity) -> None:
     """Refuses to go on where other data, or another order, would follow.
 
     Raises:
-        ValueError: Naming each setting that differs, its values, and both ways out.
+        UserError: Naming each setting that differs, its values, and both ways out.
     """
     changed = [
         f"{name} ({saved.get(name, 'nothing')} in the checkpoint, {ours.get(name, 'nothing')} here)"
@@ -35,7 +36,7 @@ def check_same_data(saved: DataIdentity, ours: DataIdentity) -> None:
         if saved.get(name) != ours.get(name)
     ]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"to go on in the middle of the data, a run must keep its {', its '.join(changed)}. "
             "Set what it was, or start a new run from the exported student (--model.student.model FOLDER)"
         )

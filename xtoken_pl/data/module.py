@@ -28,6 +28,7 @@ from xtoken_pl.data.streams import BlockStream, State, StreamLoader
 from xtoken_pl.data.windows import Window, Windower
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.processes import gather
 
 _NUM_CHECKED_WINDOWS = 100
@@ -86,7 +87,7 @@ class DistillDataModule(pl.LightningDataModule):
         ):
             check_at_least_one(name, value)
         if num_workers < 0:
-            raise ValueError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
+            raise UserError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
         self.sources = {"train": train, "val": val, "test": test}
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -131,10 +132,10 @@ class DistillDataModule(pl.LightningDataModule):
             caches: Of the teachers that have one.
 
         Raises:
-            ValueError: If there is a cache when streaming.
+            UserError: If there is a cache when streaming.
         """
         if caches and self.streaming:
-            raise ValueError(
+            raise UserError(
                 f"a cache knows windows by their place, and a stream has none, but teacher {next(iter(caches))!r} has "
                 "a cache; set data.streaming to false, or leave `cache` out"
             )
@@ -147,7 +148,7 @@ class DistillDataModule(pl.LightningDataModule):
         """Makes the windows."""
         if self._windower is None:
             if self.trainer is None or self.trainer.lightning_module is None:
-                raise RuntimeError("a data module without a Trainer must be told its tokenizers; call connect() first")
+                raise UserError("a data module without a Trainer must be told its tokenizers; call connect() first")
             module = cast(Any, self.trainer.lightning_module)
             student, teachers = module.vocabularies()
             self.connect(student, teachers, module.planners(), module.caches)
@@ -176,13 +177,11 @@ class DistillDataModule(pl.LightningDataModule):
         """One window of ``train``, ``val`` or ``test``, with what caches store of its spans; needs no Trainer.
 
         Raises:
-            ValueError: If the split has no texts, or there is no such window.
+            UserError: If the split has no texts, or there is no such window.
         """
         if self.sources.get(split) is None:
             known = ", ".join(name for name, source in self.sources.items() if source is not None)
-            raise ValueError(
-                f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another"
-            )
+            raise UserError(f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another")
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
         windows = self.datasets[split]
         if isinstance(windows, Dataset):
@@ -194,7 +193,7 @@ class DistillDataModule(pl.LightningDataModule):
             if index >= 0 and (found := list(windows.skip(index).take(1))):
                 return found[0]
             how_many = "a stream of"
-        raise ValueError(
+        raise UserError(
             f"window must be one of {how_many} windows of {split}, counted from 0, got {index}; choose one of them"
         )
 
@@ -206,7 +205,7 @@ class DistillDataModule(pl.LightningDataModule):
     def _wanted(self, stage: str) -> dict[str, TextSource]:
         required = {"fit": "train", "validate": "val", "test": "test"}[stage]
         if self.sources[required] is None:
-            raise ValueError(f"{TrainerFn(stage).value} needs texts, got none; set data.{required}.path")
+            raise UserError(f"{TrainerFn(stage).value} needs texts, got none; set data.{required}.path")
         splits = (required, "val") if stage == "fit" else (required,)
         return {split: source for split in splits if (source := self.sources[split]) is not None}
 
@@ -245,14 +244,14 @@ class DistillDataModule(pl.LightningDataModule):
         first = list(windows.take(_NUM_CHECKED_WINDOWS))
         if not first:
             source = cast(TextSource, self.sources[split])
-            raise ValueError(
+            raise UserError(
                 f"a data set must hold some text, every text of {source.path!r} is empty; give another file"
             )
         if isinstance(windows, Dataset):
             rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
         for name, view in collate(first, list(self.windower.teachers)).teachers.items():
             if len(view.spans) == 0:
-                raise ValueError(
+                raise UserError(
                     f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
                     f"Raise sequence_length (now {self.sequence_length}), or check that both tokenizers write this "
                     "text unchanged"

@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
 # Ending -> builder of `datasets` and its options. A .txt file is one text, whatever lines it has; line ends become \n.
@@ -42,7 +43,7 @@ class TextSource:
         learn_turn_end: Learn the special token that ends the assistant's turn, too, as a student does that is to stop.
 
     Raises:
-        ValueError: If the fields are those of several kinds, or only a part of one.
+        UserError: If the fields are those of several kinds, or only a part of one.
     """
 
     path: str
@@ -59,23 +60,23 @@ class TextSource:
     def __post_init__(self) -> None:
         if (self.prompt_field is None) != (self.completion_field is None):
             given, missing = ("prompt", "completion") if self.completion_field is None else ("completion", "prompt")
-            raise ValueError(
+            raise UserError(
                 f"prompt_field and completion_field belong together, got only {given}_field="
                 f"{getattr(self, given + '_field')!r}; set {missing}_field, too, or leave {given}_field out"
             )
         if self.messages_field is not None and self.prompt_field is not None:
-            raise ValueError(
+            raise UserError(
                 f"a source holds either messages or prompts and completions, got messages_field="
                 f"{self.messages_field!r} and prompt_field={self.prompt_field!r}; leave messages_field out, or "
                 "prompt_field and completion_field"
             )
         if self.holds_conversations and self.text_field != "text":
-            raise ValueError(
+            raise UserError(
                 f"a source holds either texts or conversations, got text_field={self.text_field!r} and "
                 f"{', '.join(self.columns)}; leave text_field out, or the fields of conversations"
             )
         if self.learn_turn_end and not self.holds_conversations:
-            raise ValueError(
+            raise UserError(
                 "learn_turn_end needs conversations, got texts; leave it out, or set messages_field, or prompt_field "
                 "and completion_field"
             )
@@ -105,15 +106,15 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
     """Loads the texts and checks that there are any.
 
     Raises:
-        FileNotFoundError: If a local path does not exist.
-        ValueError: If the data set cannot be loaded, is empty, or has no such fields.
+        UserError: If a local path does not exist.
+        UserError: If the data set cannot be loaded, is empty, or has no such fields.
     """
     files = _local_files(source.path)
     options: dict[str, Any] = {"split": source.split, "streaming": streaming}
     if files is not None:
         for option in ("name", "data_files", "revision"):
             if getattr(source, option) is not None:
-                raise ValueError(
+                raise UserError(
                     f"{option} belongs to a data set, but {source.path!r} is a local path; leave it out, or give an id"
                 )
         builder, builder_options = _builder_of(files, source.path)
@@ -124,11 +125,11 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
     try:
         dataset = load_dataset(**options)
     except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:  # StopIteration: an empty file
-        raise ValueError(_unreadable(source, error, is_local=files is not None)) from error
+        raise UserError(_unreadable(source, error, is_local=files is not None)) from error
     try:
         _check(dataset, source)
     except UnicodeDecodeError as error:
-        raise ValueError(_unreadable(source, error, is_local=files is not None)) from error
+        raise UserError(_unreadable(source, error, is_local=files is not None)) from error
     return dataset
 
 
@@ -163,17 +164,15 @@ def _local_files(path: str) -> list[str] | None:
     if local.is_dir():
         files = sorted(str(file) for file in local.rglob("*") if _ending(file) in _BUILDERS)
         if not files:
-            raise FileNotFoundError(
-                f"a folder of texts must hold {_endings()} files; {path!r} has none; check the path"
-            )
+            raise UserError(f"a folder of texts must hold {_endings()} files; {path!r} has none; check the path")
         return files
     if glob.has_magic(path):
         files = sorted(glob.glob(path, recursive=True))
         if not files:
-            raise FileNotFoundError(f"no file matches {path!r}; relative paths start at the working folder")
+            raise UserError(f"no file matches {path!r}; relative paths start at the working folder")
         return files
     if _ending(local) in _BUILDERS or local.is_absolute() or path.startswith("."):
-        raise FileNotFoundError(
+        raise UserError(
             f"there is no file or folder {path!r}; check the path (relative paths start at the working folder)"
         )
     return None
@@ -183,7 +182,7 @@ def _builder_of(files: list[str], path: str) -> tuple[str, dict[str, str]]:
     endings = {_ending(Path(file)) for file in files}
     builders = {_BUILDERS[ending][0] for ending in endings if ending in _BUILDERS}
     if len(builders) != 1 or not endings <= _BUILDERS.keys():
-        raise ValueError(
+        raise UserError(
             f"the files of a source must be of one kind, {_endings()}; {path!r} has {sorted(endings)}. "
             "Name one kind with a glob such as 'folder/*.jsonl'"
         )
@@ -201,18 +200,18 @@ def _endings() -> str:
 def _check(dataset: Dataset | IterableDataset, source: TextSource) -> None:
     first = next(iter(dataset), None)
     if first is None:
-        raise ValueError(
+        raise UserError(
             f"a data set must hold at least one text, {source.path!r} (split {source.split!r}) is empty; give another"
         )
     for field in fields(source):
         column = getattr(source, field.name)
         if field.name.endswith("_field") and column in source.columns and column not in first:
-            raise ValueError(
+            raise UserError(
                 f"{field.name} must be a column of the data, got {column!r}; {source.path!r} has {sorted(first)}; "
                 "name one of them"
             )
     if not source.holds_conversations and not isinstance(first[source.text_field], str):
-        raise ValueError(
+        raise UserError(
             f"text_field must hold strings, but {source.text_field!r} of {source.path!r} holds "
             f"{type(first[source.text_field]).__name__}; name another column, or give texts"
         )

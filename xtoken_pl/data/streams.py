@@ -15,6 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.windows import Window
+from xtoken_pl.utilities.errors import UserError
 
 #: Of a stream or a loader, of types that torch.load takes with ``weights_only``.
 State = dict[str, Any]
@@ -38,7 +39,7 @@ class BlockStream(TorchIterableDataset[Window]):
         rank: Of this process.
 
     Raises:
-        ValueError: While reading, if this share of the texts has no window.
+        UserError: While reading, if this share of the texts has no window.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class BlockStream(TorchIterableDataset[Window]):
                 following.grow(read, self.block_size)
                 current, block, num_emitted = following, block + 1, 0
             if block == 0:
-                raise ValueError(
+                raise UserError(
                     f"every worker of every process needs texts of its own, and share {share + 1} of {num_shares} of "
                     "the stream has none; set data.num_workers or the number of processes lower, or data.streaming to "
                     "false"

@@ -23,6 +23,7 @@ from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, teacher_columns
 from xtoken_pl.data.chat_template import ChatRenderer, RenderedChat
 from xtoken_pl.data.conversations import Conversation, Document
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.segments import greedy_segments
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Windower:
         sequence_length: Most tokens of a window on any side, special tokens included.
 
     Raises:
-        ValueError: If ``sequence_length`` leaves no room for a span.
+        UserError: If ``sequence_length`` leaves no room for a span.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Windower:
         for name, vocabulary in {"": student, **teachers}.items():
             shortest = max(1, len(vocabulary.prefix_ids)) + 1
             if sequence_length < shortest:
-                raise ValueError(
+                raise UserError(
                     f"sequence_length must be at least {shortest} for one span of the {_role(name)}, got "
                     f"{sequence_length}"
                 )
@@ -95,7 +96,7 @@ class Windower:
         """Of every side's conversations.
 
         Raises:
-            ValueError: If a side has no chat template.
+            UserError: If a side has no chat template.
         """
         return {name: ChatRenderer(vocabulary, _role(name)) for name, vocabulary in self.sides.items()}
 
@@ -280,7 +281,7 @@ def _spans_of_chat(aligner: SpanAligner, student: RenderedChat, teacher: Rendere
 def _turn_end(student: RenderedChat, turn: int, chat: Conversation) -> int:
     end = student.turn_ends[turn]
     if end is None:
-        raise ValueError(
+        raise UserError(
             "learn_turn_end needs a special token behind what the assistant says, and the chat template of the student "
             f"writes none in {chat}; leave learn_turn_end out, or give the student another chat_template"
         )

@@ -17,6 +17,7 @@ from xtoken_pl.batch import LossPlan, Planner, sum_by_span
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_choice
+from xtoken_pl.utilities.errors import UserError
 
 # P student rows, Q teacher rows, S spans, V_s/V_t vocabulary sizes (student/teacher)
 
@@ -171,14 +172,14 @@ class MatchedRowLoss(SpanLoss):
             all others become one bucket; nothing is renormalized. None, the default, is exact.
 
     Raises:
-        ValueError: If ``teacher_top_k`` is below 1.
+        UserError: If ``teacher_top_k`` is below 1.
     """
 
     def __init__(self, *, merge: Merge = "chain_rule", teacher_top_k: int | None = None) -> None:
         super().__init__()
         self.merge: Merge = check_choice("merge", merge, Merge)
         if teacher_top_k is not None and teacher_top_k < 1:
-            raise ValueError(f"teacher_top_k must be >= 1, got {teacher_top_k}; None keeps the whole distribution")
+            raise UserError(f"teacher_top_k must be >= 1, got {teacher_top_k}; None keeps the whole distribution")
         self.teacher_top_k = teacher_top_k
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ from xtoken_pl.losses.prefix_mass import PrefixMass
 from xtoken_pl.prefix_map import PrefixMap, PrefixPlan, PrefixPlanner, build_prefix_map
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 
 class BytePrefixKL(SpanLoss):
@@ -83,7 +84,7 @@ class BytePrefixKL(SpanLoss):
         """Loads or compiles the map.
 
         Raises:
-            ValueError: If the map belongs to other tokenizers, or the teacher can write none of the student's tokens.
+            UserError: If the map belongs to other tokenizers, or the teacher can write none of the student's tokens.
         """
         if self.prefix_map is None:
             prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
@@ -91,7 +92,7 @@ class BytePrefixKL(SpanLoss):
             prefix_map = PrefixMap.load(self.prefix_map)
             prefix_map.check_belongs_to(student, teacher)
         if not prefix_map.leads.any():
-            raise ValueError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
+            raise UserError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
         self._summary = prefix_map.summary()
         self._planner = PrefixPlanner(prefix_map, student, teacher)
         self.mass = PrefixMass(prefix_map)

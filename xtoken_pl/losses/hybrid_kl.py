@@ -5,6 +5,7 @@ from __future__ import annotations
 from xtoken_pl.losses.partitioned import PartitionedLoss
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 
 class HybridKL(PartitionedLoss):
@@ -25,5 +26,5 @@ class HybridKL(PartitionedLoss):
         self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None
     ) -> VocabularyPartition:
         if projection is None:
-            raise ValueError("HybridKL needs a projection; build one with build_projection")
+            raise UserError("HybridKL needs a projection; build one with build_projection")
         return VocabularyPartition.enlarged(student, teacher, projection)

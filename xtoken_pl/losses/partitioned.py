@@ -13,6 +13,7 @@ from xtoken_pl.losses.uld import rank_distance
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_choice, check_not_negative
+from xtoken_pl.utilities.errors import UserError
 
 # S spans, C common pairs, U_s/U_t tokens of the rest (student/teacher)
 
@@ -73,7 +74,7 @@ class PartitionedLoss(MatchedRowLoss):
             :class:`xtoken_pl.losses.MatchedRowLoss`.
 
     Raises:
-        ValueError: If a weight is negative, or both are zero; when bound, if no token is common.
+        UserError: If a weight is negative, or both are zero; when bound, if no token is common.
     """
 
     #: What to try where nothing is common.
@@ -98,7 +99,7 @@ class PartitionedLoss(MatchedRowLoss):
         self.kl_weight = check_not_negative("kl_weight", kl_weight, "0 leaves the common term out")
         self.uld_weight = check_not_negative("uld_weight", uld_weight, "0 leaves the rank term out")
         if kl_weight == uld_weight == 0:
-            raise ValueError("kl_weight or uld_weight must be > 0, got 0 and 0: the loss would be zero everywhere")
+            raise UserError("kl_weight or uld_weight must be > 0, got 0 and 0: the loss would be zero everywhere")
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self._partition: VocabularyPartition | None = None
 
@@ -112,11 +113,11 @@ class PartitionedLoss(MatchedRowLoss):
         """Builds the partition.
 
         Raises:
-            ValueError: If no token is common.
+            UserError: If no token is common.
         """
         partition = self.partition(student, teacher, projection)
         if len(partition) == 0:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} needs tokens that both vocabularies share, but {student.name!r} and "
                 f"{teacher.name!r} have none in common ({partition}); {self.way_out}"
             )

@@ -13,6 +13,7 @@ from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_choice
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.precision import keep_dtype
 
 
@@ -90,13 +91,13 @@ class ProjectionKL(MatchedRowLoss):
         """Takes W.
 
         Raises:
-            ValueError: If W is missing, or reaches no teacher token.
+            UserError: If W is missing, or reaches no teacher token.
         """
         if projection is None:
-            raise ValueError("ProjectionKL needs a projection; build one with build_projection")
+            raise UserError("ProjectionKL needs a projection; build one with build_projection")
         student_ids, teacher_ids, weights = projection.entries()
         if len(weights) == 0:
-            raise ValueError("a projection must map at least one token, got only zero rows")
+            raise UserError("a projection must map at least one token, got only zero rows")
         reached, columns = teacher_ids.unique(return_inverse=True)
         # W is no state: it is built from the tokenizers, or read from its own file.
         self.product = SparseProduct(student_ids, columns, projection.num_student, len(reached), weights)

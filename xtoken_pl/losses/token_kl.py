@@ -10,6 +10,7 @@ from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergen
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_choice
+from xtoken_pl.utilities.errors import UserError
 
 
 def token_kl(
@@ -55,10 +56,10 @@ class TokenKL(MatchedRowLoss):
         """Checks that both sides share their token ids.
 
         Raises:
-            ValueError: If the vocabularies differ.
+            UserError: If the vocabularies differ.
         """
         if student.vocabulary_fingerprint != teacher.vocabulary_fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"TokenKL needs the same vocabulary on both sides, but {student.name!r} has {len(student)} tokens "
                 f"({student.vocabulary_fingerprint[:8]}) and {teacher.name!r} {len(teacher)} "
                 f"({teacher.vocabulary_fingerprint[:8]}); use ProjectionKL for this teacher"

@@ -21,14 +21,15 @@ from transformers.pytorch_utils import Conv1D
 from xtoken_pl.models.causal_lm import check_quantization, load_causal_lm
 from xtoken_pl.specs import LoRA, Student
 from xtoken_pl.specs.lora import ALL_LINEAR
+from xtoken_pl.utilities.errors import UserError
 
 
 def check_adapter(source: Student) -> None:
     """Refuses an adapter that cannot be made; reads the model's configuration only.
 
     Raises:
-        ImportError: If it needs a library that is not installed.
-        ValueError: If its target modules are not layers of the student, or are its embedding or head.
+        UserError: If it needs a library that is not installed.
+        UserError: If its target modules are not layers of the student, or are its embedding or head.
     """
     if source.adapter is None:
         return
@@ -42,11 +43,11 @@ def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
     The adapter is in float32 at least, whatever the model is in: half precision would round small updates away.
 
     Raises:
-        ImportError: If PEFT is not installed.
-        ValueError: If a target module is no layer of the model, or is its embedding or head.
+        UserError: If PEFT is not installed.
+        UserError: If a target module is no layer of the model, or is its embedding or head.
     """
     if find_spec("peft") is None:
-        raise ImportError(
+        raise UserError(
             "the student's adapter needs PEFT, which is not installed; install it (pip install 'xtoken_pl[adapters]'), "
             "or leave the adapter out"
         )
@@ -93,8 +94,8 @@ def merge_adapter(source: Student, weights: dict[str, Tensor]) -> PreTrainedMode
         weights: By name, those of the adapter.
 
     Raises:
-        ValueError: If the frozen weights cannot be loaded.
-        ImportError: If they were quantized, and bitsandbytes is not installed.
+        UserError: If the frozen weights cannot be loaded.
+        UserError: If they were quantized, and bitsandbytes is not installed.
     """
     from peft import PeftModel
 
@@ -137,7 +138,7 @@ def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
         if unfit or not matching:
             reason = f"{unfit[0]!r} is {_kind(modules[unfit[0]], head)}" if unfit else "there is no layer of that name"
             ends = sorted({name.rpartition(".")[2] for name in modules if is_linear[name]})
-            raise ValueError(
+            raise UserError(
                 f"target_modules of an adapter must be linear layers below the head, got {target!r}: {reason}. The "
                 f"linear layers are called {', '.join(ends)}; {ALL_LINEAR!r} stands for all of them"
             )

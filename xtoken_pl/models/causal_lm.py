@@ -16,6 +16,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from xtoken_pl.models.head import Head
 from xtoken_pl.specs import ModelSource, Quantization, Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
 # B batch, T tokens, H hidden size
@@ -39,8 +40,8 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
         device: Where quantized weights belong; they are made there.
 
     Raises:
-        ValueError: If there is no such model.
-        ImportError: If it is to be quantized, and bitsandbytes is not installed.
+        UserError: If there is no such model.
+        UserError: If it is to be quantized, and bitsandbytes is not installed.
     """
     common: dict[str, Any] = {
         "revision": source.revision,
@@ -64,12 +65,12 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
         else:
             model = AutoModelForCausalLM.from_pretrained(source.model, **common)
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"the weights of the {role} must be whole, those of {source.model!r} cannot be read ({error}); copy or "
             "download the model again"
         ) from error
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(
+        raise UserError(
             f"the model of the {role} must be a folder or a hub id of a causal language model; {source.model!r} could "
             "not be loaded. Check the path (relative paths start at the working folder), the id or the options. "
             f"Reason: {reason_of(error)}"
@@ -81,10 +82,10 @@ def check_quantization(bits: Quantization | None, *, role: str) -> None:
     """Refuses a quantization that nothing here can make.
 
     Raises:
-        ImportError: If bitsandbytes is not installed.
+        UserError: If bitsandbytes is not installed.
     """
     if bits is not None and find_spec("bitsandbytes") is None:
-        raise ImportError(
+        raise UserError(
             f"quantization={bits!r} of the {role} needs bitsandbytes, which is not installed; install it "
             "(pip install bitsandbytes), or leave quantization out"
         )
@@ -124,7 +125,7 @@ def load_model(
         separates: Whether it has to keep packed documents apart, which is checked.
 
     Raises:
-        ValueError: If there is no such model, its head cannot be used, or it does not keep documents apart.
+        UserError: If there is no such model, its head cannot be used, or it does not keep documents apart.
     """
     model = load_causal_lm(source, role=role, device=device)
     head = Head.of(model, vocabulary)
@@ -172,7 +173,7 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
     small ones, such as those of random weights, nearly as they are.
 
     Raises:
-        ValueError: If they differ, with the largest difference.
+        UserError: If they differ, with the largest difference.
     """
     device = head.layer.weight.device
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -198,13 +199,13 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
     expected = own.log_softmax(-1).masked_fill(own.isneginf(), 0.0)
     difference = (expected - ours).abs().max().item()
     if math.isnan(difference):
-        raise ValueError(
+        raise UserError(
             f"a model's logits must be numbers, but on a short input those of the {role} ({type(model).__name__}) are "
             f"not: check its weights, and its dtype ({model.dtype}; float16 overflows, use bfloat16 or float32)"
         )
     bound = _TOLERANCE[model.dtype] * _LARGE_LOGIT
     if not difference <= bound:
-        raise ValueError(
+        raise UserError(
             f"a model's logits must be its head applied to its last hidden states, but for the {role} "
             f"({type(model).__name__}) the log-probabilities differ by {difference:.4g} (allowed {bound:.2g}, at "
             f"logits up to {_LARGE_LOGIT:g}). Models that transform their logits after the head (soft-capping, logit "
@@ -217,7 +218,7 @@ def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
     """Compares the states of packed documents with those of each document by itself, on a short input.
 
     Raises:
-        ValueError: If they differ, with the largest difference: what a document gives depends on those before it.
+        UserError: If they differ, with the largest difference: what a document gives depends on those before it.
     """
     device = head.layer.weight.device
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -237,7 +238,7 @@ def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
             document = input_ids[row : row + 1, start:end]
             apart[row, start:end] = hidden_states(model, document, torch.ones_like(document))[0]
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"with data.packing=separate a model must take position_ids, and the {role} ({type(model).__name__}) does "
             f"not; {ways_out}. Reason: {error}"
         ) from error
@@ -246,7 +247,7 @@ def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
     difference = ((packed - apart).abs().max() / apart.abs().max()).item()
     bound = _TOLERANCE[model.dtype]
     if not difference <= bound:
-        raise ValueError(
+        raise UserError(
             f"with data.packing=separate a model must keep the documents of a sequence apart, but the states of the "
             f"{role} ({type(model).__name__}, attention {model.config._attn_implementation}) differ from those of each "
             f"document by itself by {difference:.4g} of the largest (allowed {bound:.2g}); {ways_out}, or set its "

@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from xtoken_pl.specs import ModelSource
+from xtoken_pl.utilities.errors import UserError
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 #: Bytes that are read of each file, spread evenly over it.
@@ -21,7 +22,7 @@ def config_fingerprint(source: ModelSource) -> str:
     """Hash of a model's configuration, without where it came from and which version of transformers wrote it.
 
     Raises:
-        ValueError: If it has none, or one that is no JSON.
+        UserError: If it has none, or one that is no JSON.
     """
     content = json.loads(_config_file(source).read_bytes())
     kept = {key: value for key, value in content.items() if key not in {"_name_or_path", "transformers_version"}}
@@ -36,7 +37,7 @@ def model_fingerprint(source: ModelSource) -> str:
     samples tell a model from a later one; a few weights that were edited by hand may go unnoticed.
 
     Raises:
-        ValueError: If there is no such model.
+        UserError: If there is no such model.
     """
     config = _config_file(source)
     commit = None if Path(source.model).is_dir() else extract_commit_hash(str(config), None)
@@ -57,10 +58,10 @@ def _config_file(source: ModelSource) -> Path:
     try:
         found = cached_file(source.model, "config.json", revision=source.revision)
         if found is None:  # of a folder; transformers lets this one file be missing
-            raise FileNotFoundError(f"no config.json in {source.model}")
+            raise UserError(f"no config.json in {source.model}")
         return Path(found)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"a model must be a folder or a hub id with a config.json; {source.model!r} (revision {source.revision!r}) "
             f"could not be read. Check the path or the id. Reason: {error}"
         ) from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 # N rows, H hidden size, V real vocabulary size
 
@@ -41,13 +42,13 @@ class Head:
         """The head of ``model``, cut to ``vocabulary``.
 
         Raises:
-            ValueError: If the head is smaller than the vocabulary, or is no linear layer.
+            UserError: If the head is smaller than the vocabulary, or is no linear layer.
         """
         layer = model.get_output_embeddings()
         if layer is None or not isinstance(getattr(layer, "weight", None), Tensor):
-            raise ValueError(f"{type(model).__name__} has no linear output layer; use a causal language model")
+            raise UserError(f"{type(model).__name__} has no linear output layer; use a causal language model")
         if layer.weight.shape[0] < len(vocabulary):
-            raise ValueError(
+            raise UserError(
                 f"a model's head must have a row for every token: {model.name_or_path or type(model).__name__!r} has "
                 f"{layer.weight.shape[0]} rows, its tokenizer {vocabulary.name!r} {len(vocabulary)} tokens. "
                 "Use the model's own tokenizer, or resize its embeddings"

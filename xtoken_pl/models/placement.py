@@ -12,6 +12,7 @@ from xtoken_pl.models.causal_lm import LoadedModel, load_model
 from xtoken_pl.models.sharding import compile_layers, shard
 from xtoken_pl.specs import Student
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 
 def default_device() -> torch.device:
@@ -36,18 +37,18 @@ def place_student(
         separates: Whether it has to keep packed documents apart.
 
     Raises:
-        ValueError: If there is no such model, its head cannot be used, its adapter does not fit it, it is quantized and
+        UserError: If there is no such model, its head cannot be used, its adapter does not fit it, it is quantized and
             to be sharded, or processes would start from other weights.
-        ImportError: If it needs a library that is not installed.
+        UserError: If it needs a library that is not installed.
     """
     if mesh is not None and source.quantization is not None:
-        raise ValueError(
+        raise UserError(
             f"a quantized student is held whole by every process, and got quantization={source.quantization!r} with a "
             "strategy that shards it; use strategy ddp, or leave quantization out"
         )
     starts_at_random = source.weights == "random" or source.adapter is not None
     if mesh is not None and starts_at_random and not _is_seeded():
-        raise ValueError(
+        raise UserError(
             "a sharded student of random weights, or with an adapter, needs a seed that all processes share; set "
             "seed_everything to a number"
         )

@@ -21,16 +21,17 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from xtoken_pl.models.causal_lm import GATHERING_STATES, states_of_body
+from xtoken_pl.utilities.errors import UserError
 
 
 def data_parallel_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The processes that shard the models, of the mesh that Lightning's ``ModelParallelStrategy`` makes.
 
     Raises:
-        ValueError: If some of them are set aside for tensor parallelism.
+        UserError: If some of them are set aside for tensor parallelism.
     """
     if mesh["tensor_parallel"].size() > 1:
-        raise ValueError(
+        raise UserError(
             "ModelParallelStrategy must leave every process to data parallelism, since the models are sharded layer by "
             f"layer and their matrices are not split; got tensor_parallel_size={mesh['tensor_parallel'].size()} and "
             f"data_parallel_size={mesh['data_parallel'].size()}. Set tensor_parallel_size: 1 and data_parallel_size to "
@@ -90,14 +91,14 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     """The repeated blocks of a model.
 
     Raises:
-        ValueError: If none can be told.
+        UserError: If none can be told.
     """
     names = set(model._no_split_modules or [])
     found = [module for module in model.modules() if type(module).__name__ in names]
     # An embedding may be marked as indivisible, too.
     found = [module for module in found if any(isinstance(part, nn.Linear) for part in module.modules())]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} does not name its layers (_no_split_modules: {sorted(names) or 'none'}), so that "
             "it cannot be sharded or compiled layer by layer; use a model of transformers that does, or run it on one "
             "device or under DDP, not compiled"

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from xtoken_pl.models.causal_lm import states_of_body
 from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.utilities.errors import UserError
 
 # B windows, T tokens of each, H hidden size
 
@@ -76,7 +77,7 @@ def replay(
         activation_checkpointing: Of every layer.
 
     Raises:
-        ValueError: If the model does what needs numbers.
+        UserError: If the model does what needs numbers.
     """
     model: Any = skeleton.model
     model.train(trains).requires_grad_(False)
@@ -97,7 +98,7 @@ def replay(
                 forward, in_step, until_backward, _backward(skeleton, rows, ledger) if trains else Held(0, 0)
             )
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot be planned: one of its operations needs numbers or another device, which a "
             f"plan has not (mixtures of experts are such models). Plan a dense model of its size. Reason: {error}"
         ) from error

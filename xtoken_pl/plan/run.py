@@ -12,6 +12,7 @@ from xtoken_pl.data import DistillDataModule
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.errors import UserError
 
 #: ``buckets``: DDP that keeps a copy of the gradients; ``views``: the gradients are views of its buckets.
 Spread = Literal["alone", "buckets", "views", "sharded"]
@@ -63,11 +64,11 @@ class Run:
             num_gpus: Instead of what the configuration says.
 
         Raises:
-            ValueError: If the precision or the strategy is one that the plan does not know.
+            UserError: If the precision or the strategy is one that the plan does not know.
         """
         given = num_gpus if num_gpus is not None else _num_gpus(trainer)
         if given < 1:
-            raise ValueError(f"num_gpus must be >= 1, got {given}; set trainer.devices, or --num_gpus")
+            raise UserError(f"num_gpus must be >= 1, got {given}; set trainer.devices, or --num_gpus")
         spread, sharded = _spread(trainer.get("strategy"), given, trainer.get("num_nodes") or 1)
         return cls(
             student=module.student_source,
@@ -107,7 +108,7 @@ def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
 def _precision(given: Any) -> str:
     precision = _SYNONYMS.get(str(given), str(given))
     if precision not in {"32-true", *_AUTOCAST, *_CONVERTED}:
-        raise ValueError(
+        raise UserError(
             f"the plan knows the precisions 32-true, {', '.join((*_AUTOCAST, *_CONVERTED))}, got {given!r}; "
             "plan with one of them: --trainer.precision bf16-mixed"
         )
@@ -132,7 +133,7 @@ def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int |
         if options.get("tensor_parallel_size", "auto") not in (1, "auto") or (
             options.get("tensor_parallel_size", "auto") == "auto" and num_gpus > num_nodes
         ):
-            raise ValueError(
+            raise UserError(
                 "the models are sharded over data-parallel GPUs only: tensor_parallel_size must be 1, got "
                 f"{options.get('tensor_parallel_size', 'auto')!r}; set it to 1, and data_parallel_size to the number "
                 "of GPUs"
@@ -143,7 +144,7 @@ def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int |
         return ("views" if options.get("gradient_as_bucket_view") else "buckets"), None
     if name in ("None", "auto", "single_device", "SingleDeviceStrategy"):
         return ("alone" if num_gpus == 1 else "buckets"), None  # Lightning takes DDP for several
-    raise ValueError(
+    raise UserError(
         f"the plan knows the strategies auto, ddp and ModelParallelStrategy, got {name!r}; plan with one of them: "
         "--trainer.strategy ddp"
     )

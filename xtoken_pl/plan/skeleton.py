@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.sharding import layers
 from xtoken_pl.specs import LoRA, ModelSource, Student
+from xtoken_pl.utilities.errors import UserError
 
 #: transformers looks for a library where the name of an attention contains "flash".
 _FLASH = "xtoken_pl_plan"
@@ -54,7 +55,7 @@ class Skeleton:
             dtype: What ``trainer.precision`` converts the weights to; None keeps that of ``source``.
 
         Raises:
-            ValueError: If there is no such model.
+            UserError: If there is no such model.
         """
         given = None if source.dtype == "auto" else cast(torch.dtype, getattr(torch, source.dtype))
         attention = source.attn_implementation
@@ -62,7 +63,7 @@ class Skeleton:
         try:
             return _build(source.model, source.revision, source.trust_remote_code, given, dtype, attention, adapter)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the model of the {role} must be a folder or a hub id with the config.json of a causal language "
                 f"model; {source.model!r} could not be read. Check the path or the id. Reason: {error}"
             ) from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from xtoken_pl.prefix_map.trie import Trie
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, read_safetensors
 from xtoken_pl.utilities.ranges import Ints
 
@@ -49,7 +50,7 @@ class PrefixMap:
         teacher_fingerprint: Of the teacher's tokenizer.
 
     Raises:
-        ValueError: If the arrays do not fit each other.
+        UserError: If the arrays do not fit each other.
     """
 
     lead: Ints
@@ -93,10 +94,10 @@ class PrefixMap:
         }
         for name, (got, wanted) in lengths.items():
             if got != wanted:
-                raise ValueError(f"{name} of a prefix map must be {wanted}, got {got}")
+                raise UserError(f"{name} of a prefix map must be {wanted}, got {got}")
         for name, (array, limit) in limits.items():
             if array.size and (array.min() < -1 or array.max() >= limit):
-                raise ValueError(f"{name} of a prefix map must be in [-1, {limit}), got {array.min()} to {array.max()}")
+                raise UserError(f"{name} of a prefix map must be in [-1, {limit}), got {array.min()} to {array.max()}")
 
     @property
     def num_student(self) -> int:
@@ -199,14 +200,14 @@ class PrefixMap:
         """Refuses a map that was made for other tokenizers.
 
         Raises:
-            ValueError: Naming the side and both fingerprints.
+            UserError: Naming the side and both fingerprints.
         """
         for side, vocabulary, fingerprint in (
             ("student", student, self.student_fingerprint),
             ("teacher", teacher, self.teacher_fingerprint),
         ):
             if fingerprint != vocabulary.fingerprint:
-                raise ValueError(
+                raise UserError(
                     f"a prefix map must belong to the tokenizers that it is used with: its {side} tokenizer has "
                     f"fingerprint {fingerprint}, but {vocabulary.name!r} has {vocabulary.fingerprint}. Rebuild it with "
                     "`python -m xtoken_pl prefix_map`, or leave the path out"
@@ -235,7 +236,7 @@ def save_prefix_map(prefix_map: PrefixMap, path: str | os.PathLike[str], *, over
     """Writes a map and its fingerprints; the file is whole or not there at all.
 
     Raises:
-        FileExistsError: If ``path`` exists and ``overwrite`` is False.
+        UserError: If ``path`` exists and ``overwrite`` is False.
     """
     header = {
         "format": _FORMAT,
@@ -255,8 +256,8 @@ def load_prefix_map(path: str | os.PathLike[str]) -> PrefixMap:
     """Reads a file of :func:`save_prefix_map`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no prefix map, is damaged, or its arrays do not fit each other.
+        UserError: If there is no such file.
+        UserError: If it is no prefix map, is damaged, or its arrays do not fit each other.
     """
     header, stored = read_safetensors(
         path,
@@ -277,4 +278,4 @@ def load_prefix_map(path: str | os.PathLike[str]) -> PrefixMap:
             teacher_fingerprint=header["teacher_fingerprint"],
         )
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)!r} is damaged ({error}); rebuild it") from error
+        raise UserError(f"{os.fspath(path)!r} is damaged ({error}); rebuild it") from error

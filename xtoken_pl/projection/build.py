@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from xtoken_pl.projection.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
+from xtoken_pl.utilities.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class ProjectionParameters:
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
-            raise ValueError(f"beta must be > 0, got {self.beta}")
+            raise UserError(f"beta must be > 0, got {self.beta}")
         if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
+            raise UserError(f"gamma must be in (0, 1], got {self.gamma}")
         if self.max_tokens < 1 or self.top < 1:
-            raise ValueError(f"max_tokens and top must be >= 1, got {self.max_tokens} and {self.top}")
+            raise UserError(f"max_tokens and top must be >= 1, got {self.max_tokens} and {self.top}")
 
 
 def build_projection(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken_pl.projection.projection import Projection
+from xtoken_pl.utilities.errors import UserError
 
 _LEAST_WEIGHT = 1e-12
 
@@ -26,7 +27,7 @@ class LearnedProjection(nn.Module):
         projection: W at the start.
 
     Raises:
-        ValueError: If no row has several teacher tokens.
+        UserError: If no row has several teacher tokens.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, learned W; the softmax on a fixed support is ours.
@@ -44,7 +45,7 @@ class LearnedProjection(nn.Module):
         is_used = projection.weights > 0
         rows = torch.nonzero(is_used.sum(dim=1) > 1).squeeze(1)
         if len(rows) == 0:
-            raise ValueError(
+            raise UserError(
                 "a projection that is learned must have rows of several teacher tokens, got none: every student token "
                 "is one teacher token, or none. Leave learn_projection out"
             )

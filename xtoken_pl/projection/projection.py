@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xtoken_pl.projection.sparse import SparseProduct
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, read_safetensors
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Projection:
         parameters: How it was built (``beta``, ``gamma``, ``max_tokens``, ``top``), kept in the file's header.
 
     Raises:
-        ValueError: If shapes disagree, a weight is NaN, infinite or negative, an index is outside the teacher's
+        UserError: If shapes disagree, a weight is NaN, infinite or negative, an index is outside the teacher's
             vocabulary, or a row sums to neither 0 nor 1.
 
     References:
@@ -69,19 +70,19 @@ class Projection:
 
     def __post_init__(self) -> None:
         if self.indices.shape != self.weights.shape or self.indices.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 "indices and weights of a projection must both be [V_s, K], "
                 f"got {list(self.indices.shape)} and {list(self.weights.shape)}; rebuild it with `project`"
             )
         if self.is_exact.shape != self.indices.shape[:1]:
-            raise ValueError(f"is_exact must be [{len(self.indices)}], got {list(self.is_exact.shape)}")
+            raise UserError(f"is_exact must be [{len(self.indices)}], got {list(self.is_exact.shape)}")
         if not torch.isfinite(self.weights).all():
             bad = int((~torch.isfinite(self.weights)).any(dim=1).sum())
-            raise ValueError(f"projection weights must be finite, got NaN or infinity in {bad} rows; rebuild it")
+            raise UserError(f"projection weights must be finite, got NaN or infinity in {bad} rows; rebuild it")
         if (self.weights < 0).any():
-            raise ValueError(f"projection weights must be >= 0, got {self.weights.min().item():.4g}; rebuild it")
+            raise UserError(f"projection weights must be >= 0, got {self.weights.min().item():.4g}; rebuild it")
         if self.indices.numel() and (self.indices.min() < 0 or self.indices.max() >= self.num_teacher):
-            raise ValueError(
+            raise UserError(
                 f"projection indices must be in [0, {self.num_teacher}), the teacher's vocabulary, "
                 f"got {self.indices.min().item()} to {self.indices.max().item()}"
             )
@@ -89,7 +90,7 @@ class Projection:
         off = (sums - (sums > 0).double()).abs()
         if self.weights.numel() and off.max() > 1e-4:
             row = int(off.argmax())
-            raise ValueError(f"every row of a projection must sum to 1 or be zero, row {row} sums to {sums[row]:.6g}")
+            raise UserError(f"every row of a projection must sum to 1 or be zero, row {row} sums to {sums[row]:.6g}")
 
     @property
     def num_student(self) -> int:
@@ -122,14 +123,14 @@ class Projection:
         """Refuses a projection that was built for other tokenizers.
 
         Raises:
-            ValueError: Naming the side and both fingerprints.
+            UserError: Naming the side and both fingerprints.
         """
         for side, vocabulary, fingerprint, size in (
             ("student", student, self.student_fingerprint, self.num_student),
             ("teacher", teacher, self.teacher_fingerprint, self.num_teacher),
         ):
             if fingerprint != vocabulary.fingerprint or size != len(vocabulary):
-                raise ValueError(
+                raise UserError(
                     f"a projection must belong to the tokenizers that it is used with: its {side} tokenizer has "
                     f"{size} tokens and fingerprint {fingerprint}, but {vocabulary.name!r} has {len(vocabulary)} and "
                     f"{vocabulary.fingerprint}. Rebuild it with `python -m xtoken_pl project`, or leave the path out"
@@ -153,7 +154,7 @@ def _multiply(
     rows: Tensor, source: Tensor, target: Tensor, weights: Tensor, num_sources: int, num_targets: int
 ) -> Tensor:
     if rows.shape[-1] != num_sources:
-        raise ValueError(f"rows must have {num_sources} columns to be projected, got {rows.shape[-1]}")
+        raise UserError(f"rows must have {num_sources} columns to be projected, got {rows.shape[-1]}")
     product = SparseProduct(source, target, num_sources, num_targets, weights).to(rows.device)
     return cast(Tensor, product(rows, weights.to(rows.device)))  # given again, since a gradient reaches these
 
@@ -162,7 +163,7 @@ def save_projection(projection: Projection, path: str | PathLike[str], *, overwr
     """Writes W, its fingerprints and its parameters; the file is whole or not there at all.
 
     Raises:
-        FileExistsError: If ``path`` exists and ``overwrite`` is False.
+        UserError: If ``path`` exists and ``overwrite`` is False.
     """
     header = {
         "format": _FORMAT,
@@ -184,8 +185,8 @@ def load_projection(path: str | PathLike[str]) -> Projection:
     """Reads a file of :func:`save_projection` and checks it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no projection, is damaged, or holds wrong values.
+        UserError: If there is no such file.
+        UserError: If it is no projection, is damaged, or holds wrong values.
     """
     header, tensors = read_safetensors(
         path,

@@ -11,6 +11,7 @@ from torch import Tensor
 from xtoken_pl.batch import Block, CachedRows, LossPlan, SpanBatch
 from xtoken_pl.losses.base import SideRows, SpanLoss, SpanScores
 from xtoken_pl.models.head import Head
+from xtoken_pl.utilities.errors import UserError
 
 # N/Q student/teacher rows, S spans, H hidden size, V_t teacher's vocabulary size
 
@@ -133,7 +134,7 @@ class RowScores:
         """Fills in the scores of a piece.
 
         Raises:
-            ValueError: If a loss did not give one number for each of its spans.
+            UserError: If a loss did not give one number for each of its spans.
         """
         self.token_nats[piece.student_rows] = part.token_nats
         for name, spans in piece.spans.items():
@@ -142,7 +143,7 @@ class RowScores:
                 if places is not None and values is not None and places.shape == values.shape:
                     places.copy_(values)
                 elif not (places is None and values is None):
-                    raise ValueError(
+                    raise UserError(
                         f"a loss must score every span with one number, always or never: {name!r} has "
                         f"{field} {_shape(values)} for {spans.stop - spans.start} spans"
                     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from xtoken_pl.utilities.errors import UserError
+
 #: Every linear layer but the head.
 ALL_LINEAR = "all-linear"
 
@@ -25,7 +27,7 @@ class LoRA:
             (``[q_proj, v_proj]``), or a regular expression for whole names.
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
 
     References:
         [0] LoRA, 2021, https://arxiv.org/abs/2106.09685
@@ -40,14 +42,14 @@ class LoRA:
     def __post_init__(self) -> None:
         for name in ("rank", "alpha"):
             if getattr(self, name) < 1:
-                raise ValueError(
+                raise UserError(
                     f"{name} of an adapter must be >= 1, got {getattr(self, name)}; to train all weights, leave the "
                     "student's adapter out"
                 )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout of an adapter must be in [0, 1), got {self.dropout}; 0 drops nothing")
+            raise UserError(f"dropout of an adapter must be in [0, 1), got {self.dropout}; 0 drops nothing")
         if not self.target_modules:
-            raise ValueError(
+            raise UserError(
                 f"target_modules of an adapter must name layers, got {self.target_modules!r}; {ALL_LINEAR!r} stands "
                 "for all linear layers but the head"
             )

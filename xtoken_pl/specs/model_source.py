@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
+from xtoken_pl.utilities.errors import UserError
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -41,13 +42,13 @@ def load_vocabulary(source: ModelSource) -> CanonicalVocabulary:
     """The canonical vocabulary of a model's own tokenizer, with the chat template that is to be used.
 
     Raises:
-        FileNotFoundError: If there is no such template.
+        UserError: If there is no such template.
     """
     tokenizer = load_tokenizer(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     if source.chat_template is not None:
         file = Path(source.chat_template)
         if not file.is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"chat_template must be a Jinja file, and there is none at {source.chat_template!r}; check the path "
                 "(relative paths start at the working folder), or leave it out to use the tokenizer's own template"
             )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from xtoken_pl.specs.lora import LoRA
 from xtoken_pl.specs.model_source import ModelSource, Quantization
+from xtoken_pl.utilities.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -23,7 +24,7 @@ class Student(ModelSource):
             and normalizations keep their ``dtype``.
 
     Raises:
-        ValueError: If an adapter is to be put on random weights, or a quantized student has none.
+        UserError: If an adapter is to be put on random weights, or a quantized student has none.
     """
 
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -33,12 +34,12 @@ class Student(ModelSource):
 
     def __post_init__(self) -> None:
         if self.adapter is not None and self.weights == "random":
-            raise ValueError(
+            raise UserError(
                 "an adapter leaves the weights below it as they are, and got weights='random'; use pretrained weights, "
                 "or leave the adapter out"
             )
         if self.quantization is not None and self.adapter is None:
-            raise ValueError(
+            raise UserError(
                 f"quantized weights cannot be trained, and got quantization={self.quantization!r} of a student without "
                 "an adapter; give it one (adapter: {rank: 16}), or leave quantization out"
             )

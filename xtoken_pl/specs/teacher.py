@@ -9,6 +9,7 @@ from typing import Literal
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.specs.model_source import ModelSource, Quantization
 from xtoken_pl.utilities.checks import check_not_negative
+from xtoken_pl.utilities.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -31,7 +32,7 @@ class Teacher(ModelSource):
             (``teacher_top_k``), evenly shared by those of them that a term compares.
 
     Raises:
-        ValueError: If alpha is negative or no number, temperature is not > 0, the loss has no use for
+        UserError: If alpha is negative or no number, temperature is not > 0, the loss has no use for
             ``projection`` or ``learn_projection``, or a quantized teacher is to be offloaded.
     """
 
@@ -47,31 +48,31 @@ class Teacher(ModelSource):
     def __post_init__(self) -> None:
         check_not_negative("alpha", self.alpha, "0 switches a teacher off")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions as they are")
+            raise UserError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions as they are")
         if self.quantization is not None and self.cpu_offload:
-            raise ValueError(
+            raise UserError(
                 f"quantization={self.quantization!r} and cpu_offload exclude each other (quantized weights stay where "
                 "they were made); leave one out"
             )
         if isinstance(self.loss, SpanLoss):
             self.check_loss(self.loss)
         elif self.loss != "auto":
-            raise ValueError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
+            raise UserError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
 
     def check_loss(self, loss: SpanLoss) -> None:
         """Refuses options that ``loss``, given or chosen, has no use for.
 
         Raises:
-            ValueError: For a projection, or one to be learned, beside a loss that does nothing with it.
+            UserError: For a projection, or one to be learned, beside a loss that does nothing with it.
         """
         kind = type(loss).__name__
         if self.projection is not None and not loss.needs_projection:
-            raise ValueError(
+            raise UserError(
                 f"a projection was given, but {kind} uses none; leave `projection` out, "
                 "or use a loss that projects (ProjectionKL)"
             )
         if self.learn_projection and not loss.can_learn_projection:
-            raise ValueError(
+            raise UserError(
                 f"learn_projection needs a loss whose gradient reaches the weights of W, and {kind} gives them none"
                 f"{' (W only chooses its pairs)' if loss.needs_projection else ''}; "
                 "leave learn_projection out, or use ProjectionKL"

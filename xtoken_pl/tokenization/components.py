@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from xtoken_pl.utilities.errors import UserError
+
 Kind = Literal["byte_level", "metaspace"]
 
 
-class InexactTokenizerError(ValueError):
+class InexactTokenizerError(UserError):
     """The tokenizer is of a kind whose tokens are not exact bytes of the text."""
 
 

@@ -7,6 +7,7 @@ from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
 #: A tokenizer's own file: of `tokenizers`, or of SentencePiece, which transformers converts.
@@ -19,18 +20,18 @@ def load_tokenizer(
     """Loads the tokenizer of ``source``, a folder or a hub id.
 
     Raises:
-        ValueError: If nothing can be loaded from there.
+        UserError: If nothing can be loaded from there.
     """
     folder = Path(source)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
-        raise ValueError(
+        raise UserError(
             f"a tokenizer must be a folder with a tokenizer.json or a hub id; the folder {source!r} has no "
             "tokenizer.json: copy the tokenizer's files into it, or check the path"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"a tokenizer must be a folder with a tokenizer.json or a hub id; {source!r} could not be loaded. "
             f"Check the path (relative paths start at the working folder) or the id. Reason: {reason_of(error)}"
         ) from error

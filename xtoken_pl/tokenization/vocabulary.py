@@ -21,6 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from xtoken_pl.tokenization.components import Components, read_components, without_dummy_prefix
 from xtoken_pl.tokenization.roles import special_roles
+from xtoken_pl.utilities.errors import UserError
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -152,10 +153,10 @@ class CanonicalVocabulary:
             The concatenated bytes and ``[n]`` lengths.
 
         Raises:
-            ValueError: If an id is outside the vocabulary.
+            UserError: If an id is outside the vocabulary.
         """
         if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
-            raise ValueError(
+            raise UserError(
                 f"token ids must be in [0, {len(self)}), the vocabulary of {self.name!r}, "
                 f"got {ids.min()} to {ids.max()}; were they made by another tokenizer?"
             )

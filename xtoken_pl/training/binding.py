@@ -15,6 +15,7 @@ from xtoken_pl.losses import HybridKL, ProjectionKL, SpanLoss, TokenKL
 from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.specs import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 _RECOMMENDED: dict[LossName, type[SpanLoss]] = {
     "TokenKL": TokenKL,
@@ -32,26 +33,26 @@ def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empt
         may_be_empty: Whether to go on without a teacher.
 
     Raises:
-        TypeError: If it is no dict of teachers.
-        ValueError: If there is none, a name cannot be a tag, or teachers that were given are left out.
+        UserError: If it is no dict of teachers.
+        UserError: If there is none, a name cannot be a tag, or teachers that were given are left out.
     """
     if not isinstance(result, dict) or not all(isinstance(teacher, Teacher) for teacher in result.values()):
         kinds = result if not isinstance(result, dict) else {name: type(item).__name__ for name, item in result.items()}
-        raise TypeError(f"configure_teachers must return a dict such as {{'qwen': Teacher(model=...)}}, got {kinds!r}")
+        raise UserError(f"configure_teachers must return a dict such as {{'qwen': Teacher(model=...)}}, got {kinds!r}")
     for name in result:
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)) or hasattr(nn.ModuleDict(), name):
-            raise ValueError(
+            raise UserError(
                 f"a teacher's name must be letters, digits, _ or -, and no method of a dict, got {name!r}; "
                 "it becomes a tag, choose another"
             )
     left_out = sorted((given or {}).keys() - result.keys())
     if left_out:
-        raise ValueError(
+        raise UserError(
             f"the teachers {', '.join(left_out)} were given, but configure_teachers returns only "
             f"{', '.join(result) or 'none'}; remove them from `teachers`, or add super().configure_teachers() in it"
         )
     if not (result or may_be_empty):
-        raise ValueError(
+        raise UserError(
             "at least one teacher is needed, got none; add one under model.teachers (NAME: {model: ...}), return one "
             "from configure_teachers, or train on cross-entropy alone with kd_weight=0"
         )
@@ -77,7 +78,7 @@ def bind_loss(
         name: The teacher's, for the log.
 
     Raises:
-        ValueError: If the loss does not fit the vocabularies, W belongs to others, or an option has no use.
+        UserError: If the loss does not fit the vocabularies, W belongs to others, or an option has no use.
     """
     if isinstance(teacher.loss, SpanLoss):
         loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xtoken_pl.utilities.errors import UserError
+
 _TEACHER = "Its logits are infinite or no numbers: check its weights, and its dtype (float16 overflows)"
 _STUDENT = "It has diverged (lower the learning rate, or clip gradients), or its dtype overflows (use bfloat16)"
 
@@ -46,7 +48,7 @@ class FiniteWatch:
         """Looks at what was noted since the last time.
 
         Raises:
-            FloatingPointError: If a number was infinite or none, with its name; the next time again.
+            UserError: If a number was infinite or none, with its name; the next time again.
         """
         for noted in self._noted:
             if noted.copied is not None:
@@ -54,7 +56,7 @@ class FiniteWatch:
             for name, is_finite in zip(noted.names, noted.verdict.tolist(), strict=True):
                 if not is_finite:
                     why = _TEACHER if name.startswith("teacher") else _STUDENT
-                    raise FloatingPointError(
+                    raise UserError(
                         f"losses and gradients must be finite, but the {name} was not at step {noted.step}. "
                         f"{why}. No checkpoint was stored since; go on from the one before with --ckpt_path last"
                     )

@@ -39,6 +39,7 @@ from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.parts import DistillParts
 from xtoken_pl.training.totals import StepTotals
 from xtoken_pl.utilities.checks import check_not_negative
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
 
 #: Gives the factor of L_KD from the batch's mean L_CE and L_KD over all processes (both detached scalars).
@@ -87,9 +88,9 @@ class MultiTeacherDistillModule(DistillParts):
         check_not_negative("ce_weight", ce_weight, "0 leaves the cross-entropy out")
         check_not_negative("kd_weight", kd_weight, "0 leaves the distillation loss out")
         if ce_weight == 0 and kd_weight == 0:
-            raise ValueError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
+            raise UserError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
         if not logits_memory > 0:
-            raise ValueError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
+            raise UserError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
         super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
         self.optimizer_recipe = optimizer or OptimizerRecipe()
         self.ce_weight = ce_weight

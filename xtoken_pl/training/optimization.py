@@ -13,6 +13,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
+from xtoken_pl.utilities.errors import UserError
+
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
@@ -38,11 +40,11 @@ class OptimizerRecipe:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "projection_learning_rate"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be > 0, got {getattr(self, name)}")
         if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be >= 0, got {self.weight_decay}")
+            raise UserError(f"weight_decay must be >= 0, got {self.weight_decay}")
         if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+            raise UserError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
 
     def build(
         self, parameters: Iterable[nn.Parameter], num_steps: float, projections: Iterable[nn.Parameter] = ()
@@ -55,10 +57,10 @@ class OptimizerRecipe:
             projections: Those of ``parameters`` that are weights of a learned W.
 
         Raises:
-            ValueError: If the number of steps is unknown.
+            UserError: If the number of steps is unknown.
         """
         if not math.isfinite(num_steps):
-            raise ValueError("the cosine needs the number of steps; set trainer.max_steps or trainer.max_epochs")
+            raise UserError("the cosine needs the number of steps; set trainer.max_steps or trainer.max_epochs")
         of_projections = list(projections)
         known = {id(parameter) for parameter in of_projections}
         trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]

@@ -24,6 +24,7 @@ from xtoken_pl.teachers.local import FrozenModel, place_teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_teachers
 from xtoken_pl.training.metrics import EvaluationMetrics
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.weighting import Weighting
 
 
@@ -71,7 +72,7 @@ class DistillParts(pl.LightningModule):
             result = self.configure_teachers()
         except AttributeError as error:
             # torch would say that there is no attribute `teachers`, and hide what is missing.
-            raise RuntimeError(f"{type(self).__name__}.configure_teachers failed: {error}") from error
+            raise UserError(f"{type(self).__name__}.configure_teachers failed: {error}") from error
         teachers = check_teachers(result, given=self._given_teachers, may_be_empty=not self._needs_teachers)
         if self._needs_teachers:
             self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any, get_args
 
+from xtoken_pl.utilities.errors import UserError
+
 
 def check_choice(name: str, value: Any, choices: Any) -> Any:
     """``value``, if it is one of a Literal's.
 
     Raises:
-        ValueError: If it is not.
+        UserError: If it is not.
     """
     if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
     return value
 
 
@@ -24,10 +26,10 @@ def check_at_least_one(name: str, value: int, hint: str | None = None) -> int:
         hint: Another way out.
 
     Raises:
-        ValueError: If it is not.
+        UserError: If it is not.
     """
     if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}{'' if hint is None else f'; {hint}'}")
+        raise UserError(f"{name} must be >= 1, got {value}{'' if hint is None else f'; {hint}'}")
     return value
 
 
@@ -38,8 +40,8 @@ def check_not_negative(name: str, value: float, hint: str) -> float:
         hint: What 0 means, or another way out.
 
     Raises:
-        ValueError: If it is not.
+        UserError: If it is not.
     """
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}; {hint}")
+        raise UserError(f"{name} must be a finite number >= 0, got {value}; {hint}")
     return value

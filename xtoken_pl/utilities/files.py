@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import safetensors
 
+from xtoken_pl.utilities.errors import UserError
+
 Kind = Literal["file", "folder"]
 
 
@@ -19,7 +21,7 @@ def atomic_path(path: str | os.PathLike[str], *, kind: Kind, overwrite: bool = F
     """Gives a path to write a file or a folder at; what stands there at the end is moved to ``path`` in one step.
 
     Raises:
-        FileExistsError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
+        UserError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
     """
     target = Path(path)
     check_target(target, kind=kind, overwrite=overwrite)
@@ -59,22 +61,20 @@ def read_safetensors(
         verb: The command that writes it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or of another format.
+        UserError: If there is no such file.
+        UserError: If it is damaged, or of another format.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{setting} must be a file written by `python -m xtoken_pl {verb}`; there is none at {name!r}"
-        )
+        raise UserError(f"{setting} must be a file written by `python -m xtoken_pl {verb}`; there is none at {name!r}")
     try:
         with safetensors.safe_open(path, framework=framework) as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{name!r} is no whole safetensors file ({error}); rebuild it") from error
+        raise UserError(f"{name!r} is no whole safetensors file ({error}); rebuild it") from error
     if header.get("format") != file_format or not set(names) <= tensors.keys():
-        raise ValueError(
+        raise UserError(
             f"{name!r} is no {kind} of format {file_format!r} (got {header.get('format')!r}); "
             f"make one with `python -m xtoken_pl {verb}`"
         )
@@ -88,20 +88,20 @@ def read_text(path: str | os.PathLike[str], *, setting: str) -> str:
         setting: What the path was given as, for messages.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not UTF-8, or empty.
+        UserError: If there is no such file.
+        UserError: If it is not UTF-8, or empty.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{setting} must be a text file, there is none at {name!r}; check the path")
+        raise UserError(f"{setting} must be a text file, there is none at {name!r}; check the path")
     try:
         content = Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{setting} must be UTF-8, {name!r} is not ({error}); convert it, or give another file"
         ) from error
     if not content:
-        raise ValueError(f"{setting} must hold something to align, {name!r} is empty; give another file, or none")
+        raise UserError(f"{setting} must hold something to align, {name!r} is empty; give another file, or none")
     return content
 
 
@@ -109,16 +109,16 @@ def check_target(path: Path, *, kind: Kind, overwrite: bool) -> None:
     """Refuses a path that may not be written to, so that it is known before any work.
 
     Raises:
-        FileExistsError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
-        NotADirectoryError: If it lies under something that is no folder.
+        UserError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
+        UserError: If it lies under something that is no folder.
     """
     if path.exists() and path.is_dir() != (kind == "folder"):
         other = "folder" if path.is_dir() else "file"
-        raise FileExistsError(f"a {kind} is to be written, but {path} is a {other}; give the path of a {kind}")
+        raise UserError(f"a {kind} is to be written, but {path} is a {other}; give the path of a {kind}")
     if path.exists() and not overwrite:
-        raise FileExistsError(
+        raise UserError(
             f"{path} exists and is not overwritten unasked; choose another path, or allow it with overwrite"
         )
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written, because {above} is no folder; choose another path")
+        raise UserError(f"{path} cannot be written, because {above} is no folder; choose another path")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.losses import SpanScores
 from xtoken_pl.scoring.tasks import RowConfidence, RowScores
+from xtoken_pl.utilities.errors import UserError
 
 # N student rows, S spans of a teacher, V_s student's vocabulary size
 
@@ -97,10 +98,10 @@ def check_any_alpha(alphas: Mapping[str, float]) -> None:
     """Refuses alphas that are all zero.
 
     Raises:
-        ValueError: If no teacher has a positive alpha.
+        UserError: If no teacher has a positive alpha.
     """
     if alphas and not any(alphas.values()):
-        raise ValueError(
+        raise UserError(
             f"at least one teacher's alpha must be > 0, got {dict(alphas)}; "
             "raise one, or train on cross-entropy alone with kd_weight=0"
         )

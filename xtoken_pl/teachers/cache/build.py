@@ -17,6 +17,7 @@ from xtoken_pl.teachers.cache.lock import LOCK_FILE
 from xtoken_pl.teachers.cache.manifest import Identity, Manifest, ShardEntry
 from xtoken_pl.teachers.cache.shards import text_checksum, write_shard
 from xtoken_pl.teachers.cache.teacher_rows import TeacherRows
+from xtoken_pl.utilities.errors import UserError
 
 #: The folders of :func:`xtoken_pl.utilities.files.atomic_path`, which a killed write leaves behind.
 _LEFTOVER = re.compile(r"\.(\w+-\d{6}\.safetensors|manifest\.json)\.\w{8}")
@@ -26,12 +27,12 @@ def check_folder(folder: Path) -> None:
     """Refuses a folder that holds something else than a cache.
 
     Raises:
-        FileExistsError: If it does, or is a file.
+        UserError: If it does, or is a file.
     """
     if not folder.exists() or Manifest.exists(folder):
         return
     if not folder.is_dir() or {path for path in folder.iterdir() if path.name != LOCK_FILE} - set(_leftovers(folder)):
-        raise FileExistsError(f"output must be a new or empty folder, or one that holds a cache; {folder} is neither")
+        raise UserError(f"output must be a new or empty folder, or one that holds a cache; {folder} is neither")
 
 
 def open_manifest(folder: Path, identity: Identity, *, overwrite: bool) -> Manifest:
@@ -42,12 +43,12 @@ def open_manifest(folder: Path, identity: Identity, *, overwrite: bool) -> Manif
         overwrite: Start again, and remove the shards of the cache that is there.
 
     Raises:
-        FileExistsError: If the folder holds a cache of other settings and not ``overwrite``.
+        UserError: If the folder holds a cache of other settings and not ``overwrite``.
     """
     if Manifest.exists(folder) and not overwrite:
         manifest = Manifest.load(folder)
         if differences := list(manifest.identity.differences(identity)):
-            raise FileExistsError(
+            raise UserError(
                 f"{folder} holds a cache of other settings: {'; '.join(differences)} (there: this run). Go on with the "
                 "settings it was begun with, choose another output, or start again with overwrite"
             )

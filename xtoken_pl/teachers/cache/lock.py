@@ -10,6 +10,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from xtoken_pl.utilities.errors import UserError
+
 #: Stays in the folder: removing a lock file would let a third process lock another one beside the second's.
 LOCK_FILE = ".lock"
 
@@ -21,14 +23,14 @@ def building(folder: Path) -> Iterator[None]:
     """Keeps other builders out of a folder, which is made where there is none; a killed process lets go of it.
 
     Raises:
-        RuntimeError: If another process builds there.
+        UserError: If another process builds there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(
+            raise UserError(
                 f"one process builds a cache at a time, and another one is building {folder}; wait for it or stop it, "
                 "or choose another output"
             ) from None

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from xtoken_pl.teachers.cache.shards import text_checksum
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
 FORMAT = "xtoken_pl.teacher_cache.v2"
@@ -109,23 +110,23 @@ class Manifest:
         """Reads the manifest of a cache.
 
         Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If it is damaged, or of another format.
+            UserError: If there is none.
+            UserError: If it is damaged, or of another format.
         """
         path = folder / _FILE
         if not path.is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"cache must be a folder that `python -m xtoken_pl cache` wrote; {str(folder)!r} has no {_FILE}"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
+                raise UserError(f"format {content['format']!r}, not {FORMAT!r}")
             splits = {name: Split(**split) for name, split in content["identity"].pop("splits").items()}
             shards = {name: [ShardEntry(**entry) for entry in part] for name, part in content["shards"].items()}
             return cls(Identity(**content["identity"], splits=splits), shards)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no manifest of a cache ({error}); build the cache anew with overwrite"
             ) from error
 

@@ -23,6 +23,7 @@ from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.teachers.cache.manifest import Manifest, ShardEntry, fingerprint_of_windows
 from xtoken_pl.teachers.cache.shards import Shard
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.weighting import Weighting
 
 _MAX_OPEN_SHARDS = 32
@@ -59,8 +60,8 @@ class TeacherCache:
         vocabulary: The teacher's.
 
     Raises:
-        FileNotFoundError: If there is no cache, or a shard is missing.
-        ValueError: If the manifest, or a shard's size, is not as it was written.
+        UserError: If there is no cache, or a shard is missing.
+        UserError: If the manifest, or a shard's size, is not as it was written.
     """
 
     def __init__(self, name: str, folder: str, vocabulary: CanonicalVocabulary) -> None:
@@ -74,7 +75,7 @@ class TeacherCache:
         for split, part in self.identity.splits.items():
             finished = self.manifest.shards.get(split, [])
             if sum(entry.num_windows for entry in finished) != part.num_windows:
-                raise ValueError(
+                raise UserError(
                     f"a cache must be finished, {folder!r} has {len(finished)} of {self.manifest.num_shards(split)} "
                     f"shards of {split}; run `python -m xtoken_pl cache` again, it goes on"
                 )
@@ -84,9 +85,9 @@ class TeacherCache:
     def _check_file(self, entry: ShardEntry) -> None:
         path = self.folder / entry.file
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; run `python -m xtoken_pl cache` again, it makes it anew")
+            raise UserError(f"{path} is missing; run `python -m xtoken_pl cache` again, it makes it anew")
         if (size := path.stat().st_size) != entry.num_bytes:
-            raise ValueError(
+            raise UserError(
                 f"{path} must have {entry.num_bytes:,} bytes, it has {size:,}; run `python -m xtoken_pl cache` again, "
                 "it makes it anew"
             )
@@ -139,7 +140,7 @@ class TeacherCache:
         )
 
     def _refuse(self, reason: str) -> None:
-        raise ValueError(
+        raise UserError(
             f"the cache {str(self.folder)!r} of teacher {self.name!r} {reason}. Give what it was built with, build "
             "another with `python -m xtoken_pl cache`, or leave `cache` out"
         )
@@ -160,10 +161,10 @@ class TeacherCache:
         """What the teacher's task reads of a batch.
 
         Raises:
-            ValueError: If the batch holds nothing of the cache.
+            UserError: If the batch holds nothing of the cache.
         """
         if view.cached is None:
-            raise ValueError(
+            raise UserError(
                 f"teacher {self.name!r} has a cache, but the batch holds nothing of it; use DistillDataModule, which "
                 "reads it, or leave `cache` out"
             )
@@ -176,7 +177,7 @@ class TeacherCache:
         """The stored spans of a split's windows.
 
         Raises:
-            ValueError: If the split was not stored, or was made of other windows.
+            UserError: If the split was not stored, or was made of other windows.
         """
         stored = self.identity.splits.get(name)
         if stored is None:
@@ -214,7 +215,7 @@ class CachedSplit:
         """What is stored of window ``index``, verified.
 
         Raises:
-            ValueError: If it is damaged, or was made of another window.
+            UserError: If it is damaged, or was made of another window.
         """
         if index == NO_WINDOW:
             return self._shard(0).nothing()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, SpanArrays, starts_column, teacher_columns
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
 _ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
@@ -58,7 +59,7 @@ class Shard:
             names = set(self._file.keys())
             self._ends, self._texts, self._checksums = map(self._file.get_tensor, (_ENDS, _TEXT, _CHECKSUM))
         except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); {_WAY_OUT}") from error
+            raise UserError(f"{path} cannot be read ({error}); {_WAY_OUT}") from error
         self._slices = {name: self._file.get_slice(name) for name in sorted(names - {_ENDS, _TEXT, _CHECKSUM})}
 
     def read(self, place: int, window: Mapping[str, Any], teacher: str) -> SpanArrays:
@@ -70,7 +71,7 @@ class Shard:
             teacher: Its name in the window.
 
         Raises:
-            ValueError: If the shard is damaged, or was made of another window.
+            UserError: If the shard is damaged, or was made of another window.
         """
         try:
             start, end = (0 if place == 0 else int(self._ends[place - 1])), int(self._ends[place])
@@ -78,11 +79,11 @@ class Shard:
             text = int(self._texts[place])
             is_whole = _checksum(arrays, start, end, text) == self._checksums[place]
         except (safetensors.SafetensorError, IndexError, ValueError, OverflowError) as error:
-            raise ValueError(f"window {place} of {self.path} is damaged ({error}); {_WAY_OUT}") from error
+            raise UserError(f"window {place} of {self.path} is damaged ({error}); {_WAY_OUT}") from error
         if not is_whole:
-            raise ValueError(f"window {place} of {self.path} is damaged, its checksum differs; {_WAY_OUT}")
+            raise UserError(f"window {place} of {self.path} is damaged, its checksum differs; {_WAY_OUT}")
         if text_checksum(window, teacher) != text:
-            raise ValueError(
+            raise UserError(
                 f"window {place} of {self.path} was made of another text, or of one that was cut otherwise; give the "
                 "texts, sequence_length and tokenizers that the cache was built with, or build another cache"
             )

@@ -19,6 +19,7 @@ from xtoken_pl.models import Head
 from xtoken_pl.models.head import logits
 from xtoken_pl.teachers.cache.manifest import TopK
 from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.utilities.errors import UserError
 
 # S spans, Q teacher rows, P rows of a block, V_t teacher's vocabulary size, k tokens stored of a row
 
@@ -37,7 +38,7 @@ class RowFormat:
         num_tokens: Ids that have one.
 
     Raises:
-        ValueError: If there is no such format.
+        UserError: If there is no such format.
     """
 
     top_k: TopK
@@ -47,9 +48,9 @@ class RowFormat:
 
     def __post_init__(self) -> None:
         if self.precision not in (16, 32):
-            raise ValueError(f"precision must be 16 or 32 bits, got {self.precision}")
+            raise UserError(f"precision must be 16 or 32 bits, got {self.precision}")
         if self.top_k != "all" and not 1 <= self.top_k < self.num_tokens:
-            raise ValueError(
+            raise UserError(
                 f"top_k must be >= 1 and less than the teacher's {self.num_tokens:,} tokens, got {self.top_k}; "
                 "'all' stores every token"
             )
@@ -109,7 +110,7 @@ class TeacherRows:
             place: Where they are from; for the error.
 
         Raises:
-            FloatingPointError: If the teacher's log-probabilities are infinite or no numbers.
+            UserError: If the teacher's log-probabilities are infinite or no numbers.
         """
         batch = collate(windows, [self._name])
         view = batch.teachers[self._name].to(self._device)
@@ -117,7 +118,7 @@ class TeacherRows:
         hidden, head = self._model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
         arrays, is_finite = self._arrays(hidden.flatten(0, 1).index_select(0, tokens.rows), head, view)
         if not is_finite:
-            raise FloatingPointError(
+            raise UserError(
                 f"log-probabilities must be finite, but those of teacher {self._name!r} are not in {place}. Its dtype "
                 "overflows (float16 does; give the teacher bfloat16 or float32), or its weights are damaged: check "
                 "them. Finished shards are kept, and nothing of this one is written"
