@@ -63,6 +63,17 @@ def test_every_later_loss_is_that_of_the_run_that_was_not_stopped(resume: Run, w
     assert train_scalars(resume(step)) == {tag: values[step:] for tag, values in expected.items()}
 
 
+def test_a_run_that_resumed_at_the_end_of_an_epoch_can_be_resumed_again(
+    resume: Run, whole: Path, workspace: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again-step=110.ckpt"
+    shutil.copy(checkpoint_of(resume(7), 10), again)
+    arguments = ["--ckpt_path", str(again), "--trainer.logger.init_args.name", "again"]
+    main(["fit", "--config", "config.yaml", *arguments])
+    expected = {tag: values[10:] for tag, values in train_scalars(whole).items()}
+    assert train_scalars(workspace / "runs/again/version_0") == expected
+
+
 def test_a_checkpoint_has_the_layout_of_version_0_1_0(whole: Path) -> None:
     """An earlier version and a later one read each other's; see also test_verify.py."""
     state = torch.load(checkpoint_of(whole, 3), weights_only=True)

@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.utilities.lightning_internals import (
     attached_trainer,
+    begin_next_epoch,
     close_finished_epoch,
     discard_train_loader,
     has_checkpoint_io,
@@ -127,6 +128,24 @@ def test_an_epoch_is_not_run_again_from_a_checkpoint_that_was_saved_at_its_end(t
     fit(module, max_steps=10, ckpt_path=tmp_path / "0.ckpt")
     # The second case is what Lightning does by itself: once this fails, close_finished_epoch is not needed any more.
     assert module.num_epochs_ended == (1 if close else 2)
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_a_run_that_resumed_after_the_last_batch_of_an_epoch_can_be_resumed_again(tmp_path: Path, begin: bool) -> None:
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{num_batches_trained(trainer)}.ckpt")
+
+    class Resumed(Line):
+        def on_train_start(self) -> None:
+            if begin:
+                begin_next_epoch(self.trainer)
+
+    fit(Resumed(), Save(), max_epochs=2)
+    fit(Resumed(), Save(), max_epochs=2, ckpt_path=tmp_path / "5.ckpt")
+    again = fit(Resumed(), max_epochs=2, ckpt_path=tmp_path / "7.ckpt")
+    # The second case is what Lightning does by itself: once this fails, begin_next_epoch is not needed any more.
+    assert num_batches_trained(again) == (10 if begin else 12)
 
 
 def test_a_checkpoint_that_was_saved_within_an_epoch_is_left_as_it_is() -> None:

@@ -27,7 +27,7 @@ from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.training.finite import FiniteWatch
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.parts import DistillParts
-from xtoken_pl.utilities.lightning_internals import attached_trainer
+from xtoken_pl.utilities.lightning_internals import attached_trainer, begin_next_epoch
 from xtoken_pl.weighting import StaticWeighting, Weighting
 
 
@@ -149,6 +149,7 @@ class ResumableModule(DistillParts):
 
     def on_train_start(self) -> None:
         """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
+        begin_next_epoch(self.trainer)
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
             self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
         if self.trainer.accumulate_grad_batches > 1:

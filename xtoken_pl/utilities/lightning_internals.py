@@ -73,6 +73,19 @@ def close_finished_epoch(checkpoint: dict[str, Any]) -> None:
     batches["is_last_batch"] = False
 
 
+def begin_next_epoch(trainer: pl.Trainer) -> None:
+    """Makes Lightning begin an epoch where it resumes after the last batch of the one before; for ``on_train_start``.
+
+    From a checkpoint that was saved in ``on_train_batch_end`` it closes the finished epoch, but then takes the next
+    one for one that had begun: ``on_train_epoch_start`` is not called, and its count of epochs is one too low in later
+    checkpoints, so that a run that resumes from one of these starts the epoch again from its first batch.
+    """
+    loop = trainer.fit_loop
+    epochs = loop.epoch_progress.total
+    if loop.restarted_mid_epoch and epochs.processed == epochs.started:
+        loop.reset_restart_stage()
+
+
 def has_checkpoint_io(strategy: Any) -> bool:
     """Whether a strategy (or its name) was given a CheckpointIO of its own.
 
