@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole, stored_checkpoints
-from xtoken_pl.checkpoints.last import check_processes_agree, last_checkpoint
+from xtoken_pl.checkpoints.last import last_checkpoint
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -155,14 +155,6 @@ def test_last_is_of_the_version_that_was_written_to_last(tmp_path: Path) -> None
     newest = save(tmp_path / "run/version_1/checkpoints/last.ckpt", 30)
     (tmp_path / "run/version_2").mkdir()
     assert last_checkpoint(trainer(tmp_path)) == newest
-
-
-def test_processes_that_found_different_ones_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trainer(tmp_path)
-    check_processes_agree(run)
-    monkeypatch.setattr("xtoken_pl.checkpoints.last.gather", lambda own: ["a.ckpt", "b.ckpt"])
-    with pytest.raises(ValueError, match=r"they found a\.ckpt \(process 0\), b\.ckpt \(process 1\)"):
-        check_processes_agree(run)
 
 
 def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +16,7 @@ from logged import train_scalars
 from resumed_runs import write_workspace
 from small_models import packing_tokenizer, write_model
 
-from xtoken_pl.checkpoints import RunState
-from xtoken_pl.checkpoints.random_states import gather_random_states, restore_random_states
+from xtoken_pl.checkpoints.run_state import gather_random_states, restore_random_states
 from xtoken_pl.cli import main
 
 Run = Callable[..., Path]
@@ -62,6 +61,36 @@ def test_every_later_loss_is_that_of_the_run_that_was_not_stopped(resume: Run, w
     expected = train_scalars(whole)
     assert len(expected["train/loss"]) == 14
     assert train_scalars(resume(step)) == {tag: values[step:] for tag, values in expected.items()}
+
+
+def test_a_run_that_resumed_at_the_end_of_an_epoch_can_be_resumed_again(
+    resume: Run, whole: Path, workspace: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again-step=110.ckpt"
+    shutil.copy(checkpoint_of(resume(7), 10), again)
+    arguments = ["--ckpt_path", str(again), "--trainer.logger.init_args.name", "again"]
+    main(["fit", "--config", "config.yaml", *arguments])
+    expected = {tag: values[10:] for tag, values in train_scalars(whole).items()}
+    assert train_scalars(workspace / "runs/again/version_0") == expected
+
+
+def test_a_checkpoint_has_the_layout_of_version_0_1_0(whole: Path) -> None:
+    """An earlier version and a later one read each other's; see also test_verify.py."""
+    state = torch.load(checkpoint_of(whole, 3), weights_only=True)
+    assert state["xtoken_pl"].keys() == {"identity", "random_states"}
+    identity = state["xtoken_pl"]["identity"]
+    assert identity.keys() == {"student", "teachers", "settings"}
+    assert identity["student"].keys() == {"model", "revision", "tokenizer"}
+    of_teacher = {"model", "revision", "weights", "tokenizer", "projection", "learned"}
+    assert [teacher.keys() for teacher in identity["teachers"].values()] == [of_teacher, of_teacher]
+    assert state["xtoken_pl"]["random_states"][0].keys() >= {"python", "numpy", "torch"}
+    assert state["DistillDataModule"].keys() == {"identity"}
+    assert state["DistillDataModule"]["identity"].keys() == {
+        "seed of the order (data.seed, else seed_everything)",
+        "number of windows",
+        "windows (texts, tokenizers, sequence_length)",
+        "global batch size (processes x batch_size)",
+    }
 
 
 def test_dropout_draws_what_it_would_have_drawn(resume: Run, whole: Path, workspace: Path) -> None:
@@ -112,7 +141,9 @@ def test_states_of_another_number_of_processes_are_seeded_anew_with_a_warning() 
     states = gather_random_states() * 2
     drawn = []
     for rank in (0, 1):
-        with pytest.warns(UserWarning, match="random states of 2 processes, and 3 go on: they are seeded anew"):
+        with pytest.warns(
+            UserWarning, match="random states of 2 processes, and 3 resume from it: they are seeded anew"
+        ):
             restore_random_states(states, rank=rank, num_processes=3, step=5)
         drawn.append(draw())
     assert drawn[0] != drawn[1]
@@ -166,7 +197,7 @@ def test_the_same_weights_in_another_folder_and_other_alphas_go_on(
     shutil.copytree(workspace / "same", workspace / "moved", dirs_exist_ok=True)
     with caplog.at_level("INFO"):
         resume(13, "--model.teachers.same.model", "moved", "--model.teachers.same.alpha", "0.25")
-    assert "going on with another alpha of 'same': 0.25, 0.5 in the checkpoint" in caplog.text
+    assert "resuming with another alpha of 'same': 0.25, 0.5 in the checkpoint" in caplog.text
 
 
 def test_validation_does_not_ask_who_the_teachers_were(
@@ -175,16 +206,3 @@ def test_validation_does_not_ask_who_the_teachers_were(
     monkeypatch.chdir(workspace)
     arguments = ["--ckpt_path", str(checkpoint_of(whole, 3)), "--model.teachers.same.model", "student"]
     main(["validate", "--config", "config.yaml", *arguments])
-
-
-def test_an_epoch_that_ended_with_its_checkpoint_is_closed_when_the_run_goes_on() -> None:
-    """Lightning would go through it once more."""
-    done, at_the_end = {"ready": 1, "started": 1, "processed": 1, "completed": 0}, {"ready": 7, "completed": 7}
-    loop = {
-        "epoch_progress": {"total": dict(done), "current": dict(done)},
-        "epoch_loop.batch_progress": {"current": at_the_end, "is_last_batch": True},
-    }
-    with pytest.warns(UserWarning, match="does not say who its teachers were"):
-        RunState().load({"loops": {"fit_loop": loop}}, cast(Any, None))
-    assert loop["epoch_progress"]["current"]["completed"] == 1
-    assert loop["epoch_loop.batch_progress"]["current"] == {"ready": 0, "completed": 0}

@@ -23,10 +23,10 @@ from xtoken_pl import (
     TextSource,
 )
 from xtoken_pl.batch import NO_WINDOW, DistillBatch
-from xtoken_pl.checkpoints.epoch_end import close_finished_epoch
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO
 from xtoken_pl.data import collate
 from xtoken_pl.data.order import GlobalBatchSampler, PaddedWindows, Position
+from xtoken_pl.utilities.lightning_internals import close_finished_epoch
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
 TEACHERS = {"split": CanonicalVocabulary.from_tokenizer(splitting_tokenizer())}

@@ -32,13 +32,13 @@ from xtoken_pl import (
     TokenKL,
 )
 from xtoken_pl.batch import NO_WINDOW, DistillBatch
+from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.order import PaddedWindows
 from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.models import Head, causal_lm, load_model
 from xtoken_pl.models.causal_lm import check_separation, hidden_states
-from xtoken_pl.teachers.cache.shards import text_checksum
 from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.teachers.local import FrozenModel
 
@@ -208,8 +208,8 @@ def test_a_cache_of_separate_documents_holds_what_the_teacher_says_of_each_by_it
 def test_a_cache_tells_separate_documents_from_joined_ones() -> None:
     window = windows_of(["abc", "def"], "separate")[0]
     joined = {name: values for name, values in window.items() if not name.endswith("starts")}
-    assert text_checksum(window, "split") != text_checksum(joined, "split")
-    assert text_checksum(window | {"split/starts": [0, 3]}, "split") != text_checksum(window, "split")
+    assert window_checksum(window, "split") != window_checksum(joined, "split")
+    assert window_checksum(window | {"split/starts": [0, 3]}, "split") != window_checksum(window, "split")
 
 
 # Models -------------------------------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ def test_another_dropout_and_a_moved_base_go_on(workspace: Path, whole: Any, cap
     student = student_of(workspace, "moved", dropout=0.2)
     with caplog.at_level("INFO"):
         train(workspace, student, num_steps=3, ckpt_path=workspace / "whole/step=2.ckpt")
-    assert "going on with another dropout of the adapter: 0.2, 0.1 in the checkpoint" in caplog.text
+    assert "resuming with another dropout of the adapter: 0.2, 0.1 in the checkpoint" in caplog.text
 
 
 def test_a_checkpoint_without_a_part_of_the_adapter_is_refused(workspace: Path, whole: Any, tmp_path: Path) -> None:

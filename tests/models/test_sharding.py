@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from xtoken_pl import OptimizerRecipe, Student, Teacher
-from xtoken_pl.checkpoints.layout import number_by_module, share_tied_weights
+from xtoken_pl.checkpoints.run_state import number_by_module, share_tied_weights
 from xtoken_pl.models import load_model
 from xtoken_pl.models.sharding import compile_layers, data_parallel_mesh, layers
 from xtoken_pl.teachers.local import FrozenModel

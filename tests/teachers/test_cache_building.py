@@ -19,12 +19,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from xtoken_pl import CanonicalVocabulary
 from xtoken_pl.batch import CachedRows
 from xtoken_pl.batch.quantization import MAX_ERROR, bits_of, dequantize, pack_ids, quantize, unpack_ids
+from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.cli import main
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models import Head, LoadedModel
 from xtoken_pl.teachers.cache.lock import LOCK_FILE, building
 from xtoken_pl.teachers.cache.manifest import Manifest, TopK
-from xtoken_pl.teachers.cache.shards import Shard, text_checksum, write_shard
+from xtoken_pl.teachers.cache.shards import Shard, write_shard
 from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.utilities.errors import UserError
@@ -286,7 +287,7 @@ def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, preci
     window = {"student_ids": [1, 2, 3], "loss_mask": [0, 1, 1], "t/ids": [], "t/spans": []}
     rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).of([window] * 2, "")
     assert num_tokens == 4
-    write_shard(tmp_path / "shard", rows, [text_checksum(window, "t")] * 2)
+    write_shard(tmp_path / "shard", rows, [window_checksum(window, "t")] * 2)
     cached = CachedRows.of([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
     assert len(cached) == 0
     assert cached.dense(slice(0, 0), torch.zeros(len(teacher), dtype=torch.bool), len(teacher)).shape == (

@@ -1,29 +1,24 @@
-"""Checkpoints that survive sudden death, and what they hold so that a run goes on exactly."""
+"""Checkpoints that survive sudden death, hold all that a run needs to resume exactly, and are verified when read."""
 
-from xtoken_pl.checkpoints.adapters import check_weights_of_student, holds_adapter
-from xtoken_pl.checkpoints.identity import RunIdentity
-from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_of_a_run, check_whole
-from xtoken_pl.checkpoints.last import check_processes_agree, last_checkpoint
-from xtoken_pl.checkpoints.projections import check_learned_projections
-from xtoken_pl.checkpoints.run_state import (
-    RunState,
-    check_student_of_checkpoint,
-    check_student_of_state,
-    stored_identity,
-)
+from xtoken_pl.checkpoints.identity import DataIdentity, RunIdentity, describe_student, holds_adapter, stored_identity
+from xtoken_pl.checkpoints.io import AtomicCheckpointIO, check_whole
+from xtoken_pl.checkpoints.last import last_checkpoint
+from xtoken_pl.checkpoints.run_state import RunState, drop_unused_projections
+from xtoken_pl.checkpoints.verify import DATA_KEY, Run, Stage, verify
 
 __all__ = [
+    "DATA_KEY",
     "AtomicCheckpointIO",
+    "DataIdentity",
+    "Run",
     "RunIdentity",
     "RunState",
-    "check_learned_projections",
-    "check_of_a_run",
-    "check_processes_agree",
-    "check_student_of_checkpoint",
-    "check_student_of_state",
-    "check_weights_of_student",
+    "Stage",
     "check_whole",
+    "describe_student",
+    "drop_unused_projections",
     "holds_adapter",
     "last_checkpoint",
     "stored_identity",
+    "verify",
 ]

@@ -1,37 +1,35 @@
-"""Who teaches whom: kept in every checkpoint, and compared when training goes on from it."""
+"""What a checkpoint says of the run that wrote it: its student, its teachers and its settings."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
-from xtoken_pl.models.fingerprint import model_fingerprint
+from xtoken_pl.checkpoints.fingerprints import file_fingerprint, model_fingerprint
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.errors import UserError
 
-_WAYS_OUT = "give what the run that wrote it was given, or start a new run from its exported student"
+#: Key of a checkpoint under which a run stores its identity and random states.
+RUN_KEY = "xtoken_pl"
 
+#: What a checkpoint says of the training data: values by setting, in the user's words.
+DataIdentity = dict[str, int | str]
 
-#: Of a teacher.
+#: Settings of a teacher that may change when training resumes.
 _MAY_CHANGE = ("loss", "alpha", "temperature", "cache", "dtype", "quantization")
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run may not change when it goes on, and what it may.
+    """The models of a run, which must stay the same when training resumes, and the settings, which may change.
 
     Attributes:
-        student: ``model`` and ``revision`` that it started from, and the fingerprint ``tokenizer``; where an adapter
-            is trained, what belongs to it as ``adapter``.
+        student: See :func:`describe_student`.
         teachers: By name: ``model``, ``revision``, the fingerprints ``weights``, ``tokenizer`` and ``projection`` (of
-            the file of W, None where it is built), and whether W is ``learned``.
-        settings: By name, those that may change.
+            the file of W; None if W is built), and whether W is ``learned``.
+        settings: By name; a changed setting is logged when training resumes.
     """
 
     student: dict[str, Any]
@@ -39,7 +37,7 @@ class RunIdentity:
     settings: dict[str, Any]
 
     @classmethod
-    def of(
+    def from_models(
         cls,
         student: Student,
         student_vocabulary: CanonicalVocabulary,
@@ -49,13 +47,13 @@ class RunIdentity:
         *,
         weights_of_caches: Mapping[str, str],
     ) -> RunIdentity:
-        """Reads samples of the teachers' weights; see :func:`xtoken_pl.models.fingerprint.model_fingerprint`.
+        """Reads samples of the teachers' weights; see :func:`xtoken_pl.checkpoints.fingerprints.model_fingerprint`.
 
         Args:
-            student, student_vocabulary: What the run starts from.
-            teachers, vocabularies: By name.
-            settings: By name, what may change.
-            weights_of_caches: The fingerprints of teachers that a cache stands for; their weights need not be there.
+            student, student_vocabulary: The student that the run starts from.
+            teachers, vocabularies: The teachers and their vocabularies, by name.
+            settings: Settings that may change, by name.
+            weights_of_caches: Weight fingerprints of the cached teachers, whose weights need not be available.
         """
         described: dict[str, dict[str, str | None]] = {}
         changeable = dict(settings)
@@ -65,7 +63,7 @@ class RunIdentity:
                 "revision": teacher.revision,
                 "weights": weights_of_caches[name] if name in weights_of_caches else model_fingerprint(teacher),
                 "tokenizer": vocabularies[name].fingerprint,
-                "projection": _projection(teacher),
+                "projection": None if teacher.projection is None else file_fingerprint(Path(teacher.projection)),
                 "learned": "yes" if teacher.learn_projection else "no",
             }
             changeable |= {f"{setting} of {name!r}": _plain(getattr(teacher, setting)) for setting in _MAY_CHANGE}
@@ -74,33 +72,12 @@ class RunIdentity:
         return cls(describe_student(student, student_vocabulary), described, changeable)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The form in which a checkpoint stores it."""
         return asdict(self)
-
-    def check_continues(self, saved: Mapping[str, Any]) -> None:
-        """Compares this run with that of a checkpoint; settings that have changed are logged.
-
-        Args:
-            saved: What :meth:`to_dict` gave.
-
-        Raises:
-            UserError: If a teacher is missing, added or another one, or the student is another one.
-        """
-        check_student(saved["student"], self.student)
-        theirs: Mapping[str, Mapping[str, str | None]] = saved["teachers"]
-        if missing := sorted(theirs.keys() - self.teachers.keys()):
-            raise UserError(f"the checkpoint was written with teacher {_names(missing)}, not among ours; {_WAYS_OUT}")
-        if added := sorted(self.teachers.keys() - theirs.keys()):
-            raise UserError(f"the checkpoint was written without teacher {_names(added)}; {_WAYS_OUT}")
-        for name, ours in self.teachers.items():
-            _check_teacher(name, theirs[name], ours)
-        for setting, value in self.settings.items():
-            if (before := saved["settings"].get(setting)) != value:
-                rank_zero_info(f"going on with another {setting}: {value}, {before} in the checkpoint")
 
 
 def describe_student(student: Student, vocabulary: CanonicalVocabulary) -> dict[str, Any]:
-    """:attr:`RunIdentity.student`."""
+    """``model``, ``revision`` and the fingerprint ``tokenizer`` of a student, and its ``adapter`` if it has one."""
     described: dict[str, Any] = {
         "model": student.model,
         "revision": student.revision,
@@ -118,57 +95,16 @@ def describe_student(student: Student, vocabulary: CanonicalVocabulary) -> dict[
     return described
 
 
-def check_student(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Compares what :func:`describe_student` says now with what it said when a checkpoint was written.
-
-    Raises:
-        UserError: If the student has another tokenizer, or an adapter of another kind or on other weights.
-    """
-    if saved["tokenizer"] != ours["tokenizer"]:
-        raise UserError(
-            f"the student of the checkpoint has another tokenizer ({saved['tokenizer']} there, {ours['tokenizer']} "
-            f"here); {_WAYS_OUT}"
-        )
-    adapter: Mapping[str, Any] = saved.get("adapter", {})
-    our_adapter: Mapping[str, Any] = ours.get("adapter", {})
-    if bool(adapter) != bool(our_adapter):
-        there, here = ("an adapter", "all weights") if adapter else ("all weights", "an adapter")
-        raise UserError(f"the checkpoint holds {there} of a student, and this run trains {here}; {_WAYS_OUT}")
-    for part, value in our_adapter.items():
-        if adapter[part] != value:
-            raise UserError(
-                f"the student's adapter has another {part} than in the checkpoint: {adapter[part]} there, {value} "
-                f"here; {_WAYS_OUT}"
-            )
+def stored_identity(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The identity of the run that wrote a checkpoint (:meth:`RunIdentity.to_dict`); None if it has none."""
+    state = checkpoint.get(RUN_KEY)
+    return None if state is None else state["identity"]
 
 
-def _check_teacher(name: str, saved: Mapping[str, str | None], ours: Mapping[str, str | None]) -> None:
-    if saved["learned"] != ours["learned"]:
-        where = "in the checkpoint" if saved["learned"] == "yes" else "here"
-        raise UserError(f"the projection of teacher {name!r} is learned {where} only; {_WAYS_OUT}")
-    for part in ("weights", "tokenizer", "projection"):
-        if saved[part] != ours[part]:
-            raise UserError(
-                f"teacher {name!r} has another {part} than in the checkpoint: {_described(saved, part)} there, "
-                f"{_described(ours, part)} here; {_WAYS_OUT}"
-            )
-
-
-def _described(teacher: Mapping[str, str | None], part: str) -> str:
-    revision = f" at revision {teacher['revision']!r}" if teacher["revision"] else ""
-    return f"{teacher[part]} of {teacher['model']!r}{revision}"
-
-
-def _projection(teacher: Teacher) -> str | None:
-    """Of the file of W, from which a learned one starts."""
-    if teacher.projection is None:
-        return None
-    return hashlib.sha256(Path(teacher.projection).read_bytes()).hexdigest()[:32]
+def holds_adapter(state: Mapping[str, Any]) -> bool:
+    """Whether the ``state_dict`` of a module holds an adapter."""
+    return any(name.startswith("student.") and (".lora_A." in name or ".lora_B." in name) for name in state)
 
 
 def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(map(repr, names))

@@ -14,7 +14,6 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.words import reason_of
 
 #: Files of a distributed checkpoint in the order in which they are written, the last ones of all.
 _WRITTEN_LAST = (".metadata", "meta.pt")
@@ -35,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: If it could not be written, because the disk is full for example; what was at ``path`` is as it
                 was.
         """
-        if storage_options is not None or _is_remote(path):
+        if storage_options is not None or is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
@@ -118,7 +117,7 @@ def check_whole(path: str | Path) -> None:
     Raises:
         UserError: With what is wrong, and the newest whole checkpoint of the same folder.
     """
-    if _is_remote(path) or not Path(path).exists() or (reason := damage(Path(path))) is None:
+    if is_remote(path) or not Path(path).exists() or (reason := damage(Path(path))) is None:
         return
     others = [stored for stored in stored_checkpoints(Path(path).parent) if stored.path != Path(path)]
     before = newest_whole(others)
@@ -128,34 +127,6 @@ def check_whole(path: str | Path) -> None:
         else f"go on from the newest whole one beside it, of step {before.step}: --ckpt_path '{before.path}'"
     )
     raise UserError(f"a checkpoint must be whole to go on from, and {str(path)!r} is not: {reason}; {way_out}")
-
-
-def check_of_a_run(path: str | Path, *, training: bool) -> None:
-    """Refuses a file that is no checkpoint of a run, or that holds weights alone, where training is to go on.
-
-    Raises:
-        UserError: With what the file holds.
-    """
-    if _is_remote(path) or not Path(path).exists():
-        return
-    try:
-        content = without_tensors(Path(path))
-    except Exception as error:  # a pickle of anything raises nearly anything
-        raise UserError(
-            f"a checkpoint must be one that a run wrote, and {str(path)!r} cannot be read ({reason_of(error)}); give "
-            "another path"
-        ) from error
-    if "pytorch-lightning_version" not in content:
-        held = ", ".join(sorted(map(str, content))[:5]) or "nothing"
-        raise UserError(
-            f"a checkpoint must be one that a run wrote, and {str(path)!r} is none (it holds {held}); give another "
-            "path, or start from weights with --model.student.model FOLDER"
-        )
-    if training and "lr_schedulers" not in content:
-        raise UserError(
-            f"to go on, a checkpoint must hold the states of optimizers, and {str(path)!r} holds weights alone; give "
-            "another one, or write its student with `python -m xtoken_pl export` and start from that folder"
-        )
 
 
 def damage(path: Path) -> str | None:
@@ -198,7 +169,8 @@ def without_tensors(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="meta", mmap=True, weights_only=True)
 
 
-def _is_remote(path: str | Path) -> bool:
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is a URL (``s3://...``)."""
     return "://" in str(path)
 
 

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from xtoken_pl.checkpoints.io import StoredCheckpoint, check_whole, newest_whole, stored_checkpoints
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.processes import gather
 
 _ANY_VERSION = "*"
 
@@ -42,21 +41,6 @@ def last_checkpoint(trainer: pl.Trainer) -> Path:
     check_whole(chosen.path)
     rank_zero_info(f"--ckpt_path last: going on from {chosen.path}, step {chosen.step}")
     return chosen.path
-
-
-def check_processes_agree(trainer: pl.Trainer) -> None:
-    """Refuses to go on where processes have found different checkpoints; to be called by all of them.
-
-    Raises:
-        UserError: On every process, with what they found.
-    """
-    found = gather(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
-    if len(set(found)) > 1:
-        places = ", ".join(f"{path} (process {rank})" for rank, path in enumerate(found))
-        raise UserError(
-            f"all processes must go on from one checkpoint, and they found {places}; give its path, which must lie "
-            "where all of them can read it"
-        )
 
 
 def _choose(candidates: Sequence[StoredCheckpoint]) -> StoredCheckpoint:

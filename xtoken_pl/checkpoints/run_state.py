@@ -1,63 +1,44 @@
-"""What a run adds to its checkpoints, and takes up from the one that it goes on from."""
+"""State that a run adds to its checkpoints and restores when training resumes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import os
+import random
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
 
-from xtoken_pl.checkpoints.epoch_end import close_finished_epoch
-from xtoken_pl.checkpoints.identity import RunIdentity, check_student, describe_student
-from xtoken_pl.checkpoints.io import without_tensors
-from xtoken_pl.checkpoints.layout import number_by_module, share_tied_weights
-from xtoken_pl.checkpoints.random_states import RandomState, gather_random_states, restore_random_states
-from xtoken_pl.specs import Student
-from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.checkpoints.identity import RUN_KEY, RunIdentity
+from xtoken_pl.checkpoints.verify import learned_projections, stored_projections
+from xtoken_pl.utilities.lightning_internals import close_finished_epoch, is_accumulating
+from xtoken_pl.utilities.processes import gather
 
-_KEY = "xtoken_pl"
-
-
-def stored_identity(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a checkpoint says of its run (:meth:`RunIdentity.to_dict`); None if it says nothing."""
-    state = checkpoint.get(_KEY)
-    return None if state is None else state["identity"]
-
-
-def check_student_of_checkpoint(path: Path, student: Student, vocabulary: CanonicalVocabulary) -> None:
-    """Compares a student with that of a checkpoint before anything is loaded; says nothing where the file does not.
-
-    A sharded run takes the weights before the module is asked whether they are its own.
-
-    Raises:
-        ValueError: If it has another tokenizer, or an adapter of another kind or on other weights.
-    """
-    if path.exists():
-        check_student_of_state(without_tensors(path), student, vocabulary)
-
-
-def check_student_of_state(checkpoint: Mapping[str, Any], student: Student, vocabulary: CanonicalVocabulary) -> None:
-    """The same of a checkpoint's content. Training compares the whole run (:meth:`RunState.load`)."""
-    if (saved := stored_identity(checkpoint)) is not None:
-        check_student(saved["student"], describe_student(student, vocabulary))
+#: Random state of one process, by generator; its types are accepted by torch.load with ``weights_only``.
+RandomState = dict[str, Any]
 
 
 class RunState:
-    """Who teaches whom, and the random states of all processes."""
+    """The identity of a run in its checkpoints, and the random states of all its processes."""
 
     def __init__(self) -> None:
         self._random_states: list[RandomState] = []
 
     def save(self, checkpoint: dict[str, Any], identity: RunIdentity, module: pl.LightningModule) -> None:
-        """Adds it to a checkpoint, and gives that one layout for any number of processes; all have to call it."""
+        """Adds the state to a checkpoint, whose layout it makes independent of the number of processes.
+
+        All processes have to call it.
+        """
         trainer = module.trainer
-        checkpoint[_KEY] = {"identity": identity.to_dict(), "random_states": gather_random_states()}
-        if trainer.accumulate_grad_batches > 1 and trainer.fit_loop._should_accumulate():
+        checkpoint[RUN_KEY] = {"identity": identity.to_dict(), "random_states": gather_random_states()}
+        if trainer.accumulate_grad_batches > 1 and is_accumulating(trainer):
             rank_zero_warn(
                 f"a checkpoint is saved within the {trainer.accumulate_grad_batches} batches of an optimizer step: a "
-                "run that goes on from it lacks their gradients. Save, and validate, at multiples of "
+                "run that resumes from it lacks their gradients. Save, and validate, at multiples of "
                 "accumulate_grad_batches"
             )
         share_tied_weights(checkpoint["state_dict"], module)
@@ -66,22 +47,13 @@ class RunState:
             if state:
                 number_by_module(state, optimizer, module)
 
-    def load(self, checkpoint: dict[str, Any], identity: RunIdentity) -> None:
-        """Takes it from the checkpoint that training goes on from.
-
-        Raises:
-            ValueError: If it was written with other teachers.
-        """
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the state from the checkpoint that training resumes from, which has been verified."""
         close_finished_epoch(checkpoint)
-        saved = stored_identity(checkpoint)
-        if saved is None:
-            rank_zero_warn("the checkpoint does not say who its teachers were: whether they are ours is not checked")
-            return
-        identity.check_continues(saved)
-        self._random_states = checkpoint[_KEY]["random_states"]
+        self._random_states = checkpoint.get(RUN_KEY, {}).get("random_states", [])
 
     def restore(self, trainer: pl.Trainer) -> None:
-        """Puts random states back; to be called when nothing is drawn any more before the first batch."""
+        """Restores the random states; to be called when nothing more is drawn before the first batch."""
         if self._random_states:
             restore_random_states(
                 self._random_states,
@@ -90,3 +62,92 @@ class RunState:
                 step=trainer.global_step,
             )
         self._random_states = []
+
+
+def drop_unused_projections(state: dict[str, Any], module: nn.Module) -> None:
+    """Removes learned projections that ``module`` has no use for from a ``state_dict``, with a warning."""
+    if not (unused := sorted(stored_projections(state) - learned_projections(module).keys())):
+        return
+    teachers = ", ".join(repr(name.split(".")[1]) for name in unused)
+    rank_zero_warn(f"the learned projection of teacher {teachers} in the checkpoint is not used by this run")
+    for key in [key for key in state if key.startswith(tuple(f"{name}." for name in unused))]:
+        del state[key]
+
+
+def share_tied_weights(state: dict[str, Any], module: nn.Module) -> None:
+    """Makes the entries of a ``state_dict`` that are one parameter one tensor, so that it is stored once.
+
+    Args:
+        state: ``state_dict`` of ``module``; gathering a sharded one copies tied weights.
+    """
+    first: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in state:
+            state[name] = state[first.setdefault(id(parameter), name)]
+
+
+def number_by_module(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> None:
+    """Numbers the parameters of an optimizer's state by their place in ``module.parameters()``.
+
+    A sharded run numbers them so, and reads them so; torch numbers them by the optimizer's groups, and goes by their
+    order alone when it reads. With the same numbers either reads what the other wrote.
+
+    Args:
+        state: ``state_dict`` of the optimizer, numbered by groups, or by the module already. In a distributed
+            checkpoint it goes by names, and stays as it is.
+    """
+    if any(isinstance(number, str) for number in state["state"]):
+        return
+    place = {id(parameter): index for index, parameter in enumerate(module.parameters())}
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    new: dict[int, int] = {}
+    for stored, group in groups:
+        new |= {old: place[id(p)] for old, p in zip(stored["params"], group["params"], strict=True)}
+    state["state"] = {new[number]: value for number, value in state["state"].items()}
+    for stored in state["param_groups"]:
+        stored["params"] = [new[number] for number in stored["params"]]
+
+
+def gather_random_states() -> list[RandomState]:
+    """The states of Python, numpy, torch and the GPU of every process; all processes have to call it."""
+    return gather(_random_state())
+
+
+def restore_random_states(states: list[RandomState], *, rank: int, num_processes: int, step: int) -> None:
+    """Restores this process's random states.
+
+    States of another number of processes cannot be continued: each process is then seeded from the run's seed, the
+    step and its rank, with a warning.
+    """
+    if len(states) == num_processes:
+        _set_random_state(states[rank])
+        return
+    rank_zero_warn(
+        f"the checkpoint holds the random states of {len(states)} processes, and {num_processes} resume from it: they "
+        "are seeded anew, so that random draws of training (dropout) differ from those of an uninterrupted run"
+    )
+    seed = np.random.SeedSequence((int(os.environ.get("PL_GLOBAL_SEED", 0)), step, rank)).generate_state(1)[0]
+    random.seed(int(seed))
+    np.random.seed(seed)
+    torch.manual_seed(int(seed))
+
+
+def _random_state() -> RandomState:
+    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: RandomState) -> None:
+    numpy_state = dict(state["numpy"])
+    numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].numpy().astype(np.uint32)}
+    random.setstate(state["python"])
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(state["torch"].cpu())
+    if ("cuda" in state) != torch.cuda.is_available():
+        rank_zero_warn("the checkpoint and this run are not both on GPUs: random draws on the device are not continued")
+    elif "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -9,14 +9,14 @@ from typing import Any
 
 from datasets import Dataset
 
+from xtoken_pl.checkpoints.fingerprints import cached_windows_fingerprint, config_fingerprint, model_fingerprint
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.models import load_model
-from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.teachers.cache.build import CacheBuilder, check_folder, open_manifest
 from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.teachers.cache.lock import building
-from xtoken_pl.teachers.cache.manifest import Identity, Manifest, Split, TopK, fingerprint_of_windows
+from xtoken_pl.teachers.cache.manifest import Identity, Manifest, Split, TopK
 from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -107,7 +107,7 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
         top_k=options.top_k,
         precision=options.precision,
         shard_windows=options.shard_windows or _shard_windows(row_format.bytes_per_span * data.sequence_length),
-        splits={name: Split(len(part), fingerprint_of_windows(part, teacher)) for name, part in windows.items()},
+        splits={name: Split(len(part), cached_windows_fingerprint(part, teacher)) for name, part in windows.items()},
     )
     with building(folder):
         manifest = open_manifest(folder, identity, overwrite=options.overwrite)

@@ -21,13 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from xtoken_pl.checkpoints import (
-    AtomicCheckpointIO,
-    check_of_a_run,
-    check_student_of_checkpoint,
-    check_whole,
-    last_checkpoint,
-)
+from xtoken_pl.checkpoints import AtomicCheckpointIO, Run, describe_student, last_checkpoint, verify
 from xtoken_pl.cli.cache import CACHE_DESCRIPTION, CacheOptions, cache_run
 from xtoken_pl.cli.config_files import merge_config_arguments, names_config
 from xtoken_pl.cli.dashboard import dashboard
@@ -42,10 +36,8 @@ from xtoken_pl.cli.verbs import audit, prefix_map, project
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.lightning_internals import has_checkpoint_io
 from xtoken_pl.utilities.run_folder import run_folder
-
-#: Checkpoints that Lightning finds by these names.
-_NAMED_CHECKPOINTS = ("best", "hpc", "registry")
 
 
 class KeepConfig(SaveConfigCallback):
@@ -99,10 +91,10 @@ class DistillCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with checkpoints that are written whole or not at all, unless another CheckpointIO is given."""
-        given = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        given = {**(self.config_init[self.subcommand].get("trainer") or {}), **kwargs}
         plugins = _as_list(given.get("plugins"))
         chosen = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-        if not chosen and getattr(given.get("strategy"), "_checkpoint_io", None) is None:
+        if not chosen and not has_checkpoint_io(given.get("strategy")):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         if given.get("barebones"):
             kwargs["num_sanity_val_steps"] = None  # it takes none, not even our default
@@ -151,20 +143,15 @@ class DistillCLI(LightningCLI):
         settings = self.config_init[self.subcommand]
         if settings.get("ckpt_path") == "last":
             settings["ckpt_path"] = str(last_checkpoint(self.trainer))
-        elif settings.get("ckpt_path"):
-            path = str(settings["ckpt_path"])
-            if "://" not in path and path not in _NAMED_CHECKPOINTS and not Path(path).exists():
-                raise UserError(
-                    f"--ckpt_path must be a checkpoint, there is none at {path!r}; check the path, or give `last`"
-                )
-            check_whole(path)
-            if path not in _NAMED_CHECKPOINTS:
-                check_of_a_run(path, training=self.subcommand == "fit")
         if path := settings.get("ckpt_path"):
-            check_student_of_checkpoint(Path(path), self.model.student_source, self.model.student_vocabulary)
+            student = describe_student(self.model.student_source, self.model.student_vocabulary)
+            verify(path, Run(student=student), cast(Any, self.subcommand))
 
     def _parse_ckpt_path(self) -> None:
-        """On resume the command line wins over hyperparameters that a checkpoint may hold."""
+        """Does nothing, so that the command line wins over hyperparameters that a checkpoint may hold.
+
+        Overrides a method of LightningCLI that is not public, which would put them over the configuration.
+        """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -203,9 +190,10 @@ class PartsCLI(DistillCLI):
         config = self.config.clone()
         self.trainer_config = config[self.name].pop("trainer").as_dict()
         self.config_init = self.parser.instantiate_classes(config)
-        self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
+        self.model, self.datamodule = self.config_init[self.name]["model"], self.config_init[self.name]["data"]
 
     def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the verb; overrides a method of LightningCLI that is not public, which would ask the trainer to."""
         given = self.config[subcommand]
         options = self.verb.options(**{field.name: given[field.name] for field in fields(self.verb.options)})
         check_positions(self.model, self.datamodule, asked=getattr(options, "teacher", None))

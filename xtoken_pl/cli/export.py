@@ -10,9 +10,8 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from xtoken_pl.checkpoints import check_whole, holds_adapter, stored_identity
+from xtoken_pl.checkpoints import Run, describe_student, holds_adapter, stored_identity, verify
 from xtoken_pl.checkpoints.export import Form, check_form, read_checkpoint, write_adapted, write_student
-from xtoken_pl.models import model_fingerprint
 from xtoken_pl.specs import DType, LoRA, Student, load_vocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import check_target
@@ -42,29 +41,24 @@ def export(
     """
     target = Path(output)
     check_target(target, kind="folder", overwrite=overwrite)
-    if not Path(checkpoint).exists():
-        raise UserError(f"there is no checkpoint at {checkpoint!r}; check the path")
-    check_whole(checkpoint)
+    verify(checkpoint, Run(), "export")
     with ExitStack() as stack:
         state = read_checkpoint(Path(checkpoint), stack)
         identity = stored_identity(state)
         trained = {} if identity is None else identity["student"]
         source = student or _source(trained, checkpoint)
+        has_adapter = holds_adapter(state["state_dict"])
+        if has_adapter:
+            source = _adapted(source, trained, checkpoint)
         vocabulary = load_vocabulary(source)
-        if trained and trained["tokenizer"] != vocabulary.fingerprint:
-            raise UserError(
-                f"the student of {checkpoint!r} was trained with another tokenizer than that of {source.model!r} "
-                f"({trained['tokenizer']} there, {vocabulary.fingerprint} here); give the student of the run"
-            )
+        verify(state, Run(student=describe_student(source, vocabulary)), "export")
         weights = {
             name.removeprefix(_STUDENT): tensor
             for name, tensor in state["state_dict"].items()
             if name.startswith(_STUDENT)
         }
-        has_adapter = holds_adapter(state["state_dict"])
         check_form(form, has_adapter=has_adapter)
         if has_adapter:
-            source = _adapted(source, trained, checkpoint)
             write_adapted(target, source, weights, vocabulary.tokenizer, form=form, dtype=dtype, overwrite=overwrite)
             reader = "AutoModelForCausalLM.from_pretrained" if form == "merged" else "peft.PeftModel.from_pretrained"
             print(f"written to {output}, to be loaded with {reader}")
@@ -88,7 +82,7 @@ def export(
 
 
 def _adapted(source: Student, trained: Mapping[str, Any], checkpoint: str) -> Student:
-    """``source`` with the adapter and the quantization of the run, on the same weights."""
+    """``source`` with the adapter and the quantization of the run."""
     if not trained:
         if source.adapter is None:
             raise UserError(
@@ -97,12 +91,8 @@ def _adapted(source: Student, trained: Mapping[str, Any], checkpoint: str) -> St
             )
         return source
     adapter = dict(trained["adapter"])
-    base, quantization = adapter.pop("base"), adapter.pop("quantization")
-    if (found := model_fingerprint(source)) != base:
-        raise UserError(
-            f"the adapter of {checkpoint!r} was trained on other weights than those of {source.model!r} ({base} there, "
-            f"{found} here); give the student of the run: --student.model"
-        )
+    quantization = adapter.pop("quantization")
+    del adapter["base"]
     return replace(source, adapter=LoRA(**adapter), quantization=quantization)
 
 

@@ -1,42 +1,44 @@
-"""What must stay the same for a run to go on in the middle of its data."""
+"""Description of the training data and their order, which must stay the same when training resumes."""
 
 from __future__ import annotations
 
-import hashlib
+from datasets import Dataset, IterableDataset
 
-import numpy as np
-from datasets import Dataset
-
-from xtoken_pl.batch import STUDENT_IDS
-from xtoken_pl.utilities.errors import UserError
-
-#: What a checkpoint says of the data: by setting, in the user's words.
-DataIdentity = dict[str, int | str]
-
-_NUM_SAMPLES = 64
+from xtoken_pl.checkpoints import DataIdentity
+from xtoken_pl.checkpoints.fingerprints import training_windows_fingerprint
+from xtoken_pl.data.loaders import Loaders
+from xtoken_pl.data.maker import WindowMaker
 
 
-def windows_fingerprint(windows: Dataset, windower_fingerprint: str) -> str:
-    """Names windows by how they were made and by samples of their tokens, wherever they are stored."""
-    digest = hashlib.sha256(f"{windower_fingerprint} {len(windows)}".encode())
-    for index in sorted({(len(windows) - 1) * place // (_NUM_SAMPLES - 1) for place in range(_NUM_SAMPLES)}):
-        digest.update(np.asarray(windows[index][STUDENT_IDS], dtype=np.int64).tobytes())
-    return digest.hexdigest()[:16]
+def describe_data(
+    windows: Dataset | IterableDataset, maker: WindowMaker, loaders: Loaders, *, seed: int, shuffle_buffer: int
+) -> DataIdentity:
+    """Settings that decide which windows are read, and in which order.
 
+    The order of stored windows does not depend on the number of processes. Each worker of a stream reads texts of its
+    own, so that it does.
 
-def check_same_data(saved: DataIdentity, ours: DataIdentity) -> None:
-    """Refuses to go on where other data, or another order, would follow.
-
-    Raises:
-        UserError: Naming each setting that differs, its values, and both ways out.
+    Args:
+        windows: Training windows; an IterableDataset is streamed.
+        maker: Maker of the windows.
+        loaders: Maker of the loaders.
+        seed: Seed of the order.
+        shuffle_buffer: Windows to shuffle among when streaming.
     """
-    changed = [
-        f"{name} ({saved.get(name, 'nothing')} in the checkpoint, {ours.get(name, 'nothing')} here)"
-        for name in [*saved, *(name for name in ours if name not in saved)]
-        if saved.get(name) != ours.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"to go on in the middle of the data, a run must keep its {', its '.join(changed)}. "
-            "Set what it was, or start a new run from the exported student (--model.student.model FOLDER)"
-        )
+    identity: DataIdentity = {"seed of the order (data.seed, else seed_everything)": seed}
+    if maker.packing != "none":
+        identity["data.packing"] = maker.packing
+    if isinstance(windows, Dataset):
+        return identity | {
+            "number of windows": len(windows),
+            "windows (texts, tokenizers, sequence_length)": training_windows_fingerprint(windows, maker.fingerprint),
+            "global batch size (processes x batch_size)": loaders.num_processes * loaders.batch_size,
+        }
+    return identity | {
+        "texts (data.train)": str(maker.source),
+        "windows (tokenizers, sequence_length)": maker.fingerprint,
+        "number of processes": loaders.num_processes,
+        "data.num_workers": loaders.num_workers,
+        "data.batch_size": loaders.batch_size,
+        "data.shuffle_buffer": shuffle_buffer,
+    }

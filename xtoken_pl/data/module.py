@@ -4,42 +4,37 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import torch
 from datasets import Dataset, IterableDataset
-from datasets.fingerprint import Hasher
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Planner
+from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
 from xtoken_pl.data.cached_windows import CachedWindows, SpanStore, StoredSpans
-from xtoken_pl.data.collate import collate
-from xtoken_pl.data.identity import DataIdentity, check_same_data, windows_fingerprint
+from xtoken_pl.data.identity import describe_data
+from xtoken_pl.data.loaders import Loaders
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, PaddedWindows, Position
+from xtoken_pl.data.order import OrderedLoader, PaddedWindows, Position
 from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
+from xtoken_pl.data.tokenized import DOCUMENTS_PER_CALL, check_windows, stored_stream, stored_windows, streamed_windows
 from xtoken_pl.data.windows import Window, Windower
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.lightning_internals import discard_train_loader, num_batches_begun, num_batches_trained
 from xtoken_pl.utilities.processes import gather
-
-_NUM_CHECKED_WINDOWS = 100
-_DOCUMENTS_PER_CALL = 100
 
 
 class DistillDataModule(pl.LightningDataModule):
     """Texts or conversations as batches for a student and its teachers.
 
-    The tokenizers come from the module that is trained (or from :meth:`connect`), so that they are named once.
-    Tokenization and alignment are done once and cached by `datasets`, except when streaming.
+    The tokenizers are handed over by :meth:`connect`, so that they are named once; with a Trainer the module that is
+    trained calls it. Tokenization and alignment are done once and cached by `datasets`, except when streaming.
 
     Args:
         train: Texts to learn from.
@@ -59,8 +54,8 @@ class DistillDataModule(pl.LightningDataModule):
         seed: Of the order of the windows; None for that of ``seed_everything``. With the epoch it decides the order,
             whatever the number of processes and workers.
 
-    A run that goes on from a checkpoint reads on behind the windows that were learned. What that needs to stay the
-    same is in the checkpoint: the windows, the global batch size (processes times ``batch_size``) and the seed.
+    A run that resumes from a checkpoint continues after the windows that were learned. The checkpoint stores what must
+    stay the same for that: the windows, the global batch size (processes times ``batch_size``) and the seed.
     """
 
     def __init__(
@@ -107,12 +102,6 @@ class DistillDataModule(pl.LightningDataModule):
         self._cached: dict[str, dict[str, StoredSpans]] = {}  # by split and teacher
 
     @property
-    def _train_source(self) -> TextSource:
-        source = self.sources["train"]
-        assert source is not None
-        return source
-
-    @property
     def order_seed(self) -> int:
         """The seed of the order of the windows."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
@@ -123,13 +112,17 @@ class DistillDataModule(pl.LightningDataModule):
         teachers: dict[str, CanonicalVocabulary],
         planners: dict[str, Planner] | None = None,
         caches: Mapping[str, SpanStore] | None = None,
-    ) -> None:
-        """Sets the tokenizers, and what plans batches. The Trainer's module is asked where this was not called.
+    ) -> bool:
+        """Sets all that the data depend on. Nothing else is taken from the module that is trained.
 
         Args:
-            student, teachers: Of the tokenizers.
-            planners: By teacher, of the losses that plan a batch.
-            caches: Of the teachers that have one.
+            student: Vocabulary of the student.
+            teachers: Vocabulary of each teacher.
+            planners: Planner of each loss that plans a batch, by teacher.
+            caches: Opened cache of each teacher that has one.
+
+        Returns:
+            Whether the models must keep packed documents apart.
 
         Raises:
             UserError: If there is a cache when streaming.
@@ -139,39 +132,45 @@ class DistillDataModule(pl.LightningDataModule):
                 f"a cache knows windows by their place, and a stream has none, but teacher {next(iter(caches))!r} has "
                 "a cache; set data.streaming to false, or leave `cache` out"
             )
-        self._caches = caches or {}
+        before = self._windower
         self._windower = Windower(student, teachers, self.sequence_length)
-        self._planners = planners or {}
+        if before is not None and (before.fingerprint, self._caches) != (self._windower.fingerprint, caches or {}):
+            self.datasets.clear()  # made for other tokenizers
+        self._planners, self._caches = planners or {}, caches or {}
+        return self.packing == "separate"
 
     @property
     def windower(self) -> Windower:
-        """Makes the windows."""
+        """Maker of the windows of a text."""
         if self._windower is None:
-            if self.trainer is None or self.trainer.lightning_module is None:
-                raise UserError("a data module without a Trainer must be told its tokenizers; call connect() first")
-            module = cast(Any, self.trainer.lightning_module)
-            student, teachers = module.vocabularies()
-            self.connect(student, teachers, module.planners(), module.caches)
-        assert self._windower is not None
+            raise UserError(
+                "a data module must be told the tokenizers; call connect() first (MultiTeacherDistillModule calls it "
+                "in configure_callbacks: a subclass that overrides this must call super().configure_callbacks())"
+            )
         return self._windower
 
-    def _maker(self, source: TextSource) -> WindowMaker:
+    def _maker(self, split: str) -> WindowMaker:
+        source = self.sources[split]
+        assert source is not None
         return WindowMaker(source, self.windower, self.packing)
 
     def prepare_data(self) -> None:
         """Tokenizes and aligns in one process, so that the others find the result in the cache."""
         stage = "fit" if self.trainer is None else self.trainer.state.fn or "fit"
         if not self.streaming:
-            for split, source in self._wanted(stage).items():
-                self._windows(split, source)
+            for split in self._wanted(stage):
+                self._windows(split)
 
     def setup(self, stage: str) -> None:
         """Makes the windows that a stage needs: ``fit``, ``validate`` or ``test``."""
-        for split, source in self._wanted(stage).items():
+        for split in self._wanted(stage):
             if split not in self.datasets:
-                self.datasets[split] = self._windows(split, source)
-                self._check_spans(split)
-                self._cached[split] = self._open_caches(split)
+                windows = self.datasets[split] = self._windows(split)
+                check_windows(windows, split, self._maker(split))
+                caches = self._caches.items()
+                self._cached[split] = {
+                    name: cache.split(split, windows, self.sequence_length) for name, cache in caches
+                }
 
     def window(self, split: str, index: int) -> Window:
         """One window of ``train``, ``val`` or ``test``, with what caches store of its spans; needs no Trainer.
@@ -202,64 +201,24 @@ class DistillDataModule(pl.LightningDataModule):
         if self._stream is not None:
             self._stream.close()
 
-    def _wanted(self, stage: str) -> dict[str, TextSource]:
+    def _wanted(self, stage: str) -> list[str]:
         required = {"fit": "train", "validate": "val", "test": "test"}[stage]
         if self.sources[required] is None:
             raise UserError(f"{TrainerFn(stage).value} needs texts, got none; set data.{required}.path")
         splits = (required, "val") if stage == "fit" else (required,)
-        return {split: source for split in splits if (source := self.sources[split]) is not None}
+        return [split for split in splits if self.sources[split] is not None]
 
-    def _windows(self, split: str, source: TextSource) -> Dataset | IterableDataset:
-        maker = self._maker(source)  # before the texts: what does not fit is refused here
-        texts = load_source(source, streaming=self.streaming)
-        options: dict[str, Any] = {
-            "function": maker,
-            "batched": True,
-            "batch_size": _DOCUMENTS_PER_CALL,
-            "input_columns": maker.columns,
-            "remove_columns": texts.column_names or list(next(iter(texts))),
-        }
-        if isinstance(texts, IterableDataset):
-            windows = texts.map(**options)
-            if split == "train":
-                return windows
-            # Processes validate together, and have to know how many batches there are: these are stored, for this run.
-            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="xtoken_pl_")
-            stored = Dataset.from_generator(_each, gen_kwargs={"windows": windows}, cache_dir=self._scratch.name)
-            return stored.with_format("numpy")
-        windows = texts.map(
-            **options,
-            num_proc=self.num_proc,
-            desc=f"tokenize and align {source.path}",
-            new_fingerprint=Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *self._grouping()]),
-        )
-        return windows.with_format("numpy")
-
-    def _grouping(self) -> list[int | None]:
-        """What decides which documents are packed together, beside their order."""
-        return [] if self.packing == "none" else [self.num_proc]
-
-    def _check_spans(self, split: str) -> None:
-        windows = self.datasets[split]
-        first = list(windows.take(_NUM_CHECKED_WINDOWS))
-        if not first:
-            source = cast(TextSource, self.sources[split])
-            raise UserError(
-                f"a data set must hold some text, every text of {source.path!r} is empty; give another file"
-            )
-        if isinstance(windows, Dataset):
-            rank_zero_info(f"{split}: {len(windows):,} windows of at most {self.sequence_length} tokens")
-        for name, view in collate(first, list(self.windower.teachers)).teachers.items():
-            if len(view.spans) == 0:
-                raise UserError(
-                    f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
-                    f"Raise sequence_length (now {self.sequence_length}), or check that both tokenizers write this "
-                    "text unchanged"
-                )
-
-    def _open_caches(self, split: str) -> dict[str, StoredSpans]:
-        windows = self.datasets[split]
-        return {name: cache.split(split, windows, self.sequence_length) for name, cache in self._caches.items()}
+    def _windows(self, split: str) -> Dataset | IterableDataset:
+        maker = self._maker(split)  # before the texts: what does not fit is refused here
+        texts = load_source(maker.source, streaming=self.streaming)
+        if isinstance(texts, Dataset):
+            return stored_windows(texts, maker, self.num_proc)
+        windows = streamed_windows(texts, maker)
+        if split == "train":
+            return windows
+        # Processes validate together, and have to know how many batches there are: these are stored, for this run.
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="xtoken_pl_")
+        return stored_stream(windows, self._scratch.name)
 
     # Where a run stands ----------------------------------------------------------------------------------------------
 
@@ -273,52 +232,28 @@ class DistillDataModule(pl.LightningDataModule):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses to train on where the data are not those of the checkpoint."""
+        """Refuses to resume where the data are not those of the checkpoint."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        check_same_data(state_dict["identity"], self._identity())
+        verify({DATA_KEY: state_dict}, Run(data=self._identity()), "fit")
         if "streams" in state_dict:
             self._begin = state_dict["num_batches"], state_dict["streams"][self.trainer.global_rank]
-            # A sharded run has made its loaders by now, to count the steps.
-            self.trainer.fit_loop._combined_loader = None
+            discard_train_loader(self.trainer)
 
     def _identity(self) -> DataIdentity:
-        windows = self.datasets["train"]
-        shared = self._processes()
-        maker = self._maker(self._train_source)
-        seed: DataIdentity = {"seed of the order (data.seed, else seed_everything)": self.order_seed}
-        if self.packing != "none":
-            seed["data.packing"] = self.packing
-        if isinstance(windows, Dataset):
-            return seed | {
-                "number of windows": len(windows),
-                "windows (texts, tokenizers, sequence_length)": windows_fingerprint(windows, maker.fingerprint),
-                "global batch size (processes x batch_size)": shared["num_processes"] * self.batch_size,
-            }
-        return seed | {
-            "texts (data.train)": str(self._train_source),
-            "windows (tokenizers, sequence_length)": maker.fingerprint,
-            "number of processes": shared["num_processes"],
-            "data.num_workers": self.num_workers,
-            "data.batch_size": self.batch_size,
-            "data.shuffle_buffer": self.shuffle_buffer,
-        }
+        windows, maker = self.datasets["train"], self._maker("train")
+        return describe_data(windows, maker, self._loaders(), seed=self.order_seed, shuffle_buffer=self.shuffle_buffer)
 
     def _position(self) -> Position:
         """Where the run stands; asked when the first batch of an epoch, or of a resumed run, is."""
         assert self.trainer is not None
-        # Not the epoch that Lightning gives to samplers: it counts one more where a run of a number of steps goes on
-        # from the end of an epoch.
-        return Position(self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        # Not the epoch that Lightning gives to samplers: it counts one more where a run of a number of steps resumes
+        # at the end of an epoch.
+        return Position(self.trainer.current_epoch, num_batches_begun(self.trainer))
 
     def _num_done(self) -> int:
         """Batches that are done since training began."""
-        return 0 if self.trainer is None else cast(Any, self.trainer).fit_loop.epoch_loop.batch_progress.total.processed
-
-    def _processes(self) -> dict[str, int]:
-        """Among how many processes the data are shared out, and which this one is."""
-        shared = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
-        return {"num_processes": shared.get("num_replicas", 1), "rank": shared.get("rank", 0)}
+        return 0 if self.trainer is None else num_batches_trained(self.trainer)
 
     # Loaders ---------------------------------------------------------------------------------------------------------
 
@@ -326,42 +261,40 @@ class DistillDataModule(pl.LightningDataModule):
         windows = self.datasets["train"]
         if isinstance(windows, Dataset):
             position = None if self.trainer is None else self._position
-            return self._stored_loader("train", windows, seed=self.order_seed, position=position)
-        source = self._train_source
+            return self._stored_loader("train", seed=self.order_seed, position=position)
+        maker, loaders = self._maker("train"), self._loaders()
         stream = BlockStream(
-            load_source(source, streaming=True),
-            self._maker(source),
+            load_source(maker.source, streaming=True),
+            maker,
             block_size=self.shuffle_buffer,
-            documents_per_call=_DOCUMENTS_PER_CALL,
+            documents_per_call=DOCUMENTS_PER_CALL,
             seed=self.order_seed,
-            **self._processes(),
+            num_processes=loaders.num_processes,
+            rank=loaders.rank,
         )
-        loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
         so_far = None if self._stream is None else self._stream.state()  # made anew every so many epochs
         begin, self._begin = self._begin or (self._num_done(), so_far), None
-        self._stream = StreamLoader(loader, self._num_done, begin)
+        self._stream = StreamLoader(loaders.of_stream(stream), self._num_done, begin)
         return self._stream
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
-        return self._stored_loader("val", cast(Dataset, self.datasets["val"])) if "val" in self.datasets else []
+        return self._stored_loader("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> OrderedLoader:
-        return self._stored_loader("test", cast(Dataset, self.datasets["test"]))
+        return self._stored_loader("test")
 
-    def _stored_loader(self, split: str, windows: Dataset, **order: Any) -> OrderedLoader:
-        sampler = GlobalBatchSampler(len(windows), self.batch_size, **{**self._processes(), **order})
-        options = self._loader_options() | {"persistent_workers": self.num_workers > 0}
-        padded = PaddedWindows(windows, list(self.windower.teachers))
-        return OrderedLoader(CachedWindows(padded, self._cached.get(split, {})), sampler=sampler, **options)
+    def _stored_loader(self, split: str, **order: Any) -> OrderedLoader:
+        windows = cast(Dataset, self.datasets[split])
+        return self._loaders().of_windows(windows, self._cached.get(split, {}), **order)
 
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "collate_fn": partial(collate, teachers=list(self.windower.teachers), planners=self._planners),
-            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        }
-
-
-def _each(windows: IterableDataset) -> Iterator[Window]:
-    yield from windows
+    def _loaders(self) -> Loaders:
+        shared = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
+        return Loaders(
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            teachers=list(self.windower.teachers),
+            planners=self._planners,
+            num_processes=shared.get("num_replicas", 1),
+            rank=shared.get("rank", 0),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )

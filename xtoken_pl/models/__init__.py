@@ -1,7 +1,6 @@
 """Causal language models: hidden states and head apart."""
 
 from xtoken_pl.models.causal_lm import LoadedModel, check_head, hidden_states, load_causal_lm, load_model
-from xtoken_pl.models.fingerprint import model_fingerprint
 from xtoken_pl.models.head import Head
 
 __all__ = [
@@ -11,5 +10,4 @@ __all__ = [
     "hidden_states",
     "load_causal_lm",
     "load_model",
-    "model_fingerprint",
 ]

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
-from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
-from xtoken_pl.checkpoints import (
-    RunIdentity,
-    RunState,
-    check_learned_projections,
-    check_student_of_state,
-    check_weights_of_student,
-)
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models import Head, hidden_states
 from xtoken_pl.models.sharding import release
@@ -33,20 +19,20 @@ from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.specs import Student, Teacher
-from xtoken_pl.training.finite import FiniteWatch
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.optimization import OptimizerRecipe
-from xtoken_pl.training.parts import DistillParts
+from xtoken_pl.training.resumable import ResumableModule
 from xtoken_pl.training.totals import StepTotals
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
+from xtoken_pl.utilities.lightning_internals import attached_trainer
+from xtoken_pl.weighting import Weighting, span_alphas, teacher_scores
 
 #: Gives the factor of L_KD from the batch's mean L_CE and L_KD over all processes (both detached scalars).
 KDScale = Callable[[Tensor, Tensor], Tensor]
 
 
-class MultiTeacherDistillModule(DistillParts):
+class MultiTeacherDistillModule(ResumableModule):
     r"""Distils one or several teachers into a student whose tokenizer may differ from theirs.
 
     .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
@@ -91,105 +77,9 @@ class MultiTeacherDistillModule(DistillParts):
             raise UserError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
         if not logits_memory > 0:
             raise UserError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
-        super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
-        self.optimizer_recipe = optimizer or OptimizerRecipe()
-        self.ce_weight = ce_weight
-        self.kd_weight = kd_weight
+        super().__init__(student, teachers, weighting, optimizer, ce_weight=ce_weight, kd_weight=kd_weight)
         self.logit_memory = LogitMemory(logits_memory * 1e9)
         self.kd_scale: KDScale = self.fixed_kd_scale
-        self._finite = FiniteWatch()
-        self._from_recipe: tuple[AdamW, LambdaLR] | None = None
-        self._run_state = RunState()
-
-    # Optimization --------------------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        num_steps = self.trainer.estimated_stepping_batches
-        optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), num_steps, self._projection_parameters())
-        self._from_recipe = (optimizer, scheduler)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Watches the student's gradient; where a scaler searches its scale, some steps overflow, and are left out."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
-            norm = get_total_norm(gradients)
-            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            self._finite.note(self.global_step, {"student's gradient": whole})
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips the student's gradient; learned projections take no part, neither in the norm nor in the clipping."""
-        held = [(parameter, parameter.grad) for parameter in self._projection_parameters()]
-        for parameter, _ in held:
-            parameter.grad = None
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        for parameter, gradient in held:
-            parameter.grad = gradient
-
-    # Checkpoints ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def run_identity(self) -> RunIdentity:
-        """What a checkpoint says of the student and its teachers."""
-        settings: dict[str, Any] = {
-            "ce_weight": self.ce_weight,
-            "kd_weight": self.kd_weight,
-            "weighting": str(self.weighting),
-            "accumulate_grad_batches": 1 if self._trainer is None else self._trainer.accumulate_grad_batches,
-            **asdict(self.optimizer_recipe),
-        }
-        return RunIdentity.of(
-            self.student_source,
-            self.student_vocabulary,
-            self.teachers,
-            self.teacher_vocabularies,
-            settings,
-            weights_of_caches={name: cache.identity.model_fingerprint for name, cache in self.caches.items()},
-        )
-
-    def configure_model(self) -> None:
-        """Loads the weights and checks every head; does nothing the second time."""
-        super().configure_model()
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            _ = self.run_identity  # of the weights that were loaded, whatever happens to their files later
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a run needs to go on exactly, in one layout for any number of processes."""
-        self._finite.check()
-        self._run_state.save(checkpoint, self.run_identity, self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint whose student, teachers or learned projections are not those of this run."""
-        training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
-        if "state_dict" in checkpoint:  # a sharded run has taken it by now
-            check_learned_projections(checkpoint["state_dict"], self, training=training)
-        if self._trainer is not None and training:
-            self._run_state.load(checkpoint, self.run_identity)
-        else:
-            check_student_of_state(checkpoint, self.student_source, self.student_vocabulary)
-        if "state_dict" in checkpoint:
-            has_adapter = self.student_source.adapter is not None
-            check_weights_of_student(checkpoint["state_dict"], self, has_adapter=has_adapter)
-
-    def on_train_end(self) -> None:
-        """Looks at the last step, too, before anything is exported."""
-        self._finite.check()
-
-    def on_train_start(self) -> None:
-        """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
-        if self.trainer.ckpt_path is not None and self._from_recipe is not None:
-            self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
-        if self.trainer.accumulate_grad_batches > 1:
-            rank_zero_warn(
-                "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "
-                "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
-            )
-        self._run_state.restore(self.trainer)
 
     # One step ------------------------------------------------------------------------------------------------------
 
@@ -264,17 +154,17 @@ class MultiTeacherDistillModule(DistillParts):
 
     @property
     def _num_processes(self) -> int:
-        return self._trainer.world_size if self._trainer is not None else 1
+        trainer = attached_trainer(self)
+        return 1 if trainer is None else trainer.world_size
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
-        if self._trainer is None:
-            return values
-        return cast(Tensor, self._trainer.strategy.reduce(values, reduce_op="sum"))
+        trainer = attached_trainer(self)
+        return values if trainer is None else cast(Tensor, trainer.strategy.reduce(values, reduce_op="sum"))
 
     def on_after_backward(self) -> None:
         """Frees what the losses needed of the teachers; adds up the gradients that no strategy adds up."""
         self._release_teachers()
-        if self._device_mesh is not None:
+        if self.device_mesh is not None:
             # Sharding averages the gradients of what it shards: the student's.
             for parameter in self._projection_parameters():
                 if parameter.grad is not None:

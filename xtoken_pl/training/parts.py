@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import lightning.pytorch as pl
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtoken_pl.batch import Planner
-from xtoken_pl.checkpoints import check_processes_agree
+from xtoken_pl.checkpoints import Run, Stage, verify
+from xtoken_pl.data import DistillDataModule
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models.adapters import check_adapter
 from xtoken_pl.models.placement import place_student
@@ -25,6 +26,8 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_teachers
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.lightning_internals import attached_trainer
+from xtoken_pl.utilities.processes import gather
 from xtoken_pl.weighting import Weighting
 
 
@@ -56,6 +59,8 @@ class DistillParts(pl.LightningModule):
         self.loss_reasons: dict[str, str] = {}
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
         self._loaded_teachers: dict[str, FrozenModel] = {}
+        #: Whether models must keep packed documents apart; set by :meth:`connect`, or by the user of other data.
+        self.separates_documents = False
 
     # What to subclass --------------------------------------------------------------------------------------------
 
@@ -104,26 +109,39 @@ class DistillParts(pl.LightningModule):
         return open_caches(self.teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
 
     def vocabularies(self) -> tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]]:
-        """The student's vocabulary and each teacher's, once every loss is bound to them.
-
-        The data module asks for them first, so that what does not fit is refused before texts are tokenized.
-        """
+        """The student's vocabulary and each teacher's, once every loss is bound to them."""
         self._bind_losses()
         return self.student_vocabulary, self.teacher_vocabularies
 
     def planners(self) -> dict[str, Planner]:
-        """Of the losses that read a batch's tokens first, by teacher; the data module calls them in its workers."""
+        """Planners of the losses that read a batch's tokens first, by teacher; the loaders' workers call them."""
         losses = cast(Mapping[str, SpanLoss], self.losses)
         return {name: planner for name, loss in losses.items() if (planner := loss.planner) is not None}
 
+    def configure_callbacks(self) -> Sequence[pl.Callback] | pl.Callback:
+        """Connects the data module; the only hook of a module that Lightning calls before those of the data module."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DistillDataModule):
+            self.connect(data)
+        return super().configure_callbacks()
+
+    def connect(self, data: DistillDataModule) -> None:
+        """Hands a data module all it needs of this module, and takes what the models need to know of the data.
+
+        Losses are bound first, so that a configuration that does not fit is refused before texts are tokenized.
+        """
+        student, teachers = self.vocabularies()
+        self.separates_documents = data.connect(student, teachers, self.planners(), self.caches)
+
     def setup(self, stage: str) -> None:
         """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
-        if self._trainer is not None:
-            check_processes_agree(self._trainer)
+        if (trainer := attached_trainer(self)) is not None:
+            paths = gather(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
+            verify(None, Run(paths=paths), cast(Stage, stage))
         self._bind_losses()
 
     def _bind_losses(self) -> None:
-        if "student_num_bytes" in self._buffers:
+        if hasattr(self, "student_num_bytes"):
             return
         check_adapter(self.student_source)
         caches = self.caches  # first, since W may take a while
@@ -150,12 +168,12 @@ class DistillParts(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Loads the weights and checks every model; does nothing the second time."""
-        if "student" in self._modules:
+        if hasattr(self, "student"):
             return
-        mesh = None if self._device_mesh is None else data_parallel_mesh(self._device_mesh)
-        device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
-        data = None if self._trainer is None else cast(Any, self._trainer).datamodule
-        separates = getattr(data, "packing", "none") == "separate"
+        mesh = None if self.device_mesh is None else data_parallel_mesh(self.device_mesh)
+        trainer = attached_trainer(self)
+        device = "cpu" if trainer is None else trainer.strategy.root_device
+        separates = self.separates_documents
         student = place_student(self.student_source, self.student_vocabulary, mesh, device, separates=separates)
         self._loaded_teachers = {
             name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device, separates=separates)

@@ -13,9 +13,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from xtoken_pl.batch import SpanArrays
+from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.teachers.cache.lock import LOCK_FILE
 from xtoken_pl.teachers.cache.manifest import Identity, Manifest, ShardEntry
-from xtoken_pl.teachers.cache.shards import text_checksum, write_shard
+from xtoken_pl.teachers.cache.shards import write_shard
 from xtoken_pl.teachers.cache.teacher_rows import TeacherRows
 from xtoken_pl.utilities.errors import UserError
 
@@ -128,7 +129,7 @@ class CacheBuilder:
             windows = [self._windows[split][place] for place in batch]
             of_windows, learned = teacher.of(windows, f"windows {batch[0]} to {batch[-1]} of {split}")
             rows += of_windows
-            checksums += [text_checksum(window, self._name) for window in windows]
+            checksums += [window_checksum(window, self._name) for window in windows]
             num_tokens += learned
             bar.update(len(windows))
         path = self._path(split, number)

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from datasets import Dataset
-
-from xtoken_pl.teachers.cache.shards import text_checksum
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
 FORMAT = "xtoken_pl.teacher_cache.v2"
 _FILE = "manifest.json"
-_NUM_SAMPLES = 1000
 
 TopK = int | Literal["all"]
-
-
-def fingerprint_of_windows(windows: Dataset, teacher: str) -> str:
-    """Hash of the number of windows and of a thousand of them, spread evenly, as one teacher sees them.
-
-    It is that of the content: the same texts at another place are the same. Every window is compared when it is read.
-    """
-    places = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), _NUM_SAMPLES)).astype(int))
-    checksums = [text_checksum(windows[int(place)], teacher) for place in places]
-    return hashlib.sha256(json.dumps([len(windows), checksums]).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

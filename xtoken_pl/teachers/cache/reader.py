@@ -15,12 +15,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from xtoken_pl.batch import NO_WINDOW, SpanArrays, TeacherBatch
+from xtoken_pl.checkpoints.fingerprints import (
+    cached_windows_fingerprint,
+    config_fingerprint,
+    model_fingerprint,
+    weight_files,
+)
 from xtoken_pl.losses import MatchedRowLoss, SpanLoss
-from xtoken_pl.models.fingerprint import config_fingerprint, model_fingerprint, weight_files
 from xtoken_pl.scoring.tasks import KnownRows
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.checks import check_cacheable
-from xtoken_pl.teachers.cache.manifest import Manifest, ShardEntry, fingerprint_of_windows
+from xtoken_pl.teachers.cache.manifest import Manifest, ShardEntry
 from xtoken_pl.teachers.cache.shards import Shard
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -191,7 +196,7 @@ class TeacherCache:
             self._refuse(
                 f"holds {stored.num_windows:,} windows of {name}, the run has {len(windows):,}: {_OTHER_WINDOWS}"
             )
-        if (found := fingerprint_of_windows(windows, self.name)) != stored.fingerprint:
+        if (found := cached_windows_fingerprint(windows, self.name)) != stored.fingerprint:
             self._refuse(
                 f"was built with other windows of {name} ({stored.fingerprint[:8]}) than the run's ({found[:8]}): "
                 f"{_OTHER_WINDOWS}"

@@ -19,21 +19,12 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, SpanArrays, starts_column, teacher_columns
+from xtoken_pl.batch import SpanArrays
+from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
 _ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
-
-
-def text_checksum(window: Mapping[str, Any], teacher: str) -> int:
-    """CRC-32 of a window's tokens, loss mask, spans and separate documents, of the student and one teacher."""
-    result = 0
-    starts = (column for column in map(starts_column, ("", teacher)) if column in window)
-    for column in (STUDENT_IDS, LOSS_MASK, *teacher_columns(teacher), *starts):
-        values = np.asarray(window[column], dtype=np.int64).ravel()
-        result = zlib.crc32(values.tobytes(), zlib.crc32(len(values).to_bytes(8, "little"), result))
-    return result
 
 
 def write_shard(path: Path, windows: Sequence[SpanArrays], text_checksums: Sequence[int]) -> None:
@@ -82,7 +73,7 @@ class Shard:
             raise UserError(f"window {place} of {self.path} is damaged ({error}); {_WAY_OUT}") from error
         if not is_whole:
             raise UserError(f"window {place} of {self.path} is damaged, its checksum differs; {_WAY_OUT}")
-        if text_checksum(window, teacher) != text:
+        if window_checksum(window, teacher) != text:
             raise UserError(
                 f"window {place} of {self.path} was made of another text, or of one that was cut otherwise; give the "
                 "texts, sequence_length and tokenizers that the cache was built with, or build another cache"

@@ -1,21 +1,39 @@
-"""Which weights a model has, without reading them all."""
+"""Fingerprints of files, models and windows: what checkpoints and caches store to recognize what they belong to.
+
+They stand together because a stored fingerprint fixes how it is computed, and here because this is the lowest room that
+all their users (checkpoints, the data module, caches, the command line) can import and that knows models and windows.
+A tokenizer's fingerprint is :attr:`xtoken_pl.tokenization.CanonicalVocabulary.fingerprint`: rooms further down need it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, starts_column, teacher_columns
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.utilities.errors import UserError
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 #: Bytes that are read of each file, spread evenly over it.
 _PIECE_BYTES, _NUM_PIECES = 2**16, 16
+#: Windows that are read, spread evenly over a data set.
+_NUM_IN_CHECKPOINT, _NUM_IN_CACHE = 64, 1000
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
 def config_fingerprint(source: ModelSource) -> str:
@@ -52,6 +70,36 @@ def model_fingerprint(source: ModelSource) -> str:
 def weight_files(folder: Path) -> list[Path]:
     """The files of a model's folder that hold weights, in the order of their names."""
     return sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
+
+
+def training_windows_fingerprint(windows: Dataset, maker_fingerprint: str) -> str:
+    """Hash of how windows were made and of the student's tokens in 64 of them; stored in checkpoints."""
+    digest = hashlib.sha256(f"{maker_fingerprint} {len(windows)}".encode())
+    for index in sorted(
+        {(len(windows) - 1) * place // (_NUM_IN_CHECKPOINT - 1) for place in range(_NUM_IN_CHECKPOINT)}
+    ):
+        digest.update(np.asarray(windows[index][STUDENT_IDS], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cached_windows_fingerprint(windows: Dataset, teacher: str) -> str:
+    """Hash of the number of windows and of a thousand of them, as one teacher sees them; stored in caches.
+
+    It depends on the content alone: the same texts in another place give the same fingerprint.
+    """
+    places = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), _NUM_IN_CACHE)).astype(int))
+    checksums = [window_checksum(windows[int(place)], teacher) for place in places]
+    return hashlib.sha256(json.dumps([len(windows), checksums]).encode()).hexdigest()[:32]
+
+
+def window_checksum(window: Mapping[str, Any], teacher: str) -> int:
+    """CRC-32 of a window's tokens, loss mask, spans and separate documents, of the student and one teacher."""
+    result = 0
+    starts = (column for column in map(starts_column, ("", teacher)) if column in window)
+    for column in (STUDENT_IDS, LOSS_MASK, *teacher_columns(teacher), *starts):
+        values = np.asarray(window[column], dtype=np.int64).ravel()
+        result = zlib.crc32(values.tobytes(), zlib.crc32(len(values).to_bytes(8, "little"), result))
+    return result
 
 
 def _config_file(source: ModelSource) -> Path:

@@ -1,4 +1,4 @@
-"""The fingerprint of a model names its weights."""
+"""Fingerprints name weights and windows, and stay what stored checkpoints and caches say."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from small_models import packing_tokenizer, write_model
 
-from xtoken_pl.models import model_fingerprint
+from xtoken_pl.checkpoints.fingerprints import (
+    cached_windows_fingerprint,
+    config_fingerprint,
+    model_fingerprint,
+    training_windows_fingerprint,
+    window_checksum,
+)
 from xtoken_pl.specs import Teacher
 
 
@@ -32,10 +39,29 @@ def test_a_model_on_the_hub_is_named_by_its_commit(tmp_path: Path, monkeypatch: 
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "snapshots" / commit
     write_model(snapshot, packing_tokenizer())
-    monkeypatch.setattr("xtoken_pl.models.fingerprint.cached_file", lambda *_, **__: str(snapshot / "config.json"))
+    monkeypatch.setattr(
+        "xtoken_pl.checkpoints.fingerprints.cached_file", lambda *_, **__: str(snapshot / "config.json")
+    )
     assert model_fingerprint(Teacher(model="some/model")) == f"commit:{commit}"
 
 
 def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         model_fingerprint(Teacher(model=str(tmp_path / "nowhere")))
+
+
+def test_fingerprints_are_those_that_version_0_1_0_stored(tmp_path: Path) -> None:
+    """Its checkpoints and caches would be refused otherwise; the values were computed by that version."""
+    rows = [
+        {"student_ids": [i, 2 * i + 1, 7], "loss_mask": [0, 1, 1], "t/ids": [i, 5], "t/spans": [0, 1, 0, 1]}
+        for i in range(70)
+    ]
+    windows = Dataset.from_list(rows).with_format("numpy")
+    assert training_windows_fingerprint(windows, "maker") == "cb8e371ade76d2f9"
+    assert cached_windows_fingerprint(windows, "t") == "33f4f9c03edb94c80b6fed3c54e123df"
+    assert window_checksum(windows[3], "t") == 4052765098
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 3000)
+    source = Teacher(model=str(tmp_path))
+    assert model_fingerprint(source) == "sha256:d2c4ebccfe9a708f557b1347cc504996"
+    assert config_fingerprint(source) == "f9d86028c6e0d64e225186f96acb6933"

@@ -1,0 +1,160 @@
+"""Optimizer and checkpoints of the module: what it stores, and how training resumes exactly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, cast
+
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from xtoken_pl.checkpoints import (
+    Run,
+    RunIdentity,
+    RunState,
+    Stage,
+    describe_student,
+    drop_unused_projections,
+    verify,
+)
+from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.training.finite import FiniteWatch
+from xtoken_pl.training.optimization import OptimizerRecipe
+from xtoken_pl.training.parts import DistillParts
+from xtoken_pl.utilities.lightning_internals import attached_trainer, begin_next_epoch
+from xtoken_pl.weighting import StaticWeighting, Weighting
+
+
+class ResumableModule(DistillParts):
+    """The hooks of :class:`xtoken_pl.MultiTeacherDistillModule` around its step: optimizer and checkpoints.
+
+    Args:
+        student: Student model.
+        teachers: Teachers by name.
+        weighting: Weights between teachers; static by default.
+        optimizer: Optimizer and learning rate schedule.
+        ce_weight: Weight of the cross-entropy.
+        kd_weight: Weight of the distillation loss; at 0 no teacher is needed.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teachers: dict[str, Teacher] | None,
+        weighting: Weighting | None,
+        optimizer: OptimizerRecipe | None,
+        *,
+        ce_weight: float,
+        kd_weight: float,
+    ) -> None:
+        super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
+        self.optimizer_recipe = optimizer or OptimizerRecipe()
+        self.ce_weight = ce_weight
+        self.kd_weight = kd_weight
+        self._finite = FiniteWatch()
+        self._from_recipe: tuple[AdamW, LambdaLR] | None = None
+        self._run_state = RunState()
+
+    # Optimization --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        num_steps = self.trainer.estimated_stepping_batches
+        optimizer, scheduler = self.optimizer_recipe.build(self.parameters(), num_steps, self._projection_parameters())
+        self._from_recipe = (optimizer, scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Watches the student's gradient; where a scaler searches its scale, some steps overflow, and are left out."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
+            norm = get_total_norm(gradients)
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self._finite.note(self.global_step, {"student's gradient": whole})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the student's gradient; learned projections take no part, neither in the norm nor in the clipping."""
+        held = [(parameter, parameter.grad) for parameter in self._projection_parameters()]
+        for parameter, _ in held:
+            parameter.grad = None
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for parameter, gradient in held:
+            parameter.grad = gradient
+
+    # Checkpoints ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def run_identity(self) -> RunIdentity:
+        """Student, teachers and settings, as checkpoints store them."""
+        trainer = attached_trainer(self)
+        settings: dict[str, Any] = {
+            "ce_weight": self.ce_weight,
+            "kd_weight": self.kd_weight,
+            "weighting": str(self.weighting),
+            "accumulate_grad_batches": 1 if trainer is None else trainer.accumulate_grad_batches,
+            **asdict(self.optimizer_recipe),
+        }
+        return RunIdentity.from_models(
+            self.student_source,
+            self.student_vocabulary,
+            self.teachers,
+            self.teacher_vocabularies,
+            settings,
+            weights_of_caches={name: cache.identity.model_fingerprint for name, cache in self.caches.items()},
+        )
+
+    def configure_model(self) -> None:
+        """Loads the weights and checks every head; does nothing the second time."""
+        super().configure_model()
+        if self._stage == TrainerFn.FITTING:
+            _ = self.run_identity  # of the weights that were loaded, whatever happens to their files later
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a run needs to resume exactly, in one layout for any number of processes."""
+        self._finite.check()
+        self._run_state.save(checkpoint, self.run_identity, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that does not belong to this run, and takes the state from which training resumes."""
+        resumes = self._stage == TrainerFn.FITTING
+        identity = self.run_identity if resumes else None
+        student = identity.student if identity else describe_student(self.student_source, self.student_vocabulary)
+        # Without a trainer the weights have to fit exactly, too.
+        stage = cast(Stage, TrainerFn.FITTING if self._stage is None else self._stage)
+        verify(checkpoint, Run(student=student, module=self, identity=identity), stage)
+        if "state_dict" in checkpoint:  # a sharded run has loaded it by now
+            drop_unused_projections(checkpoint["state_dict"], self)
+        if resumes:
+            self._run_state.load(checkpoint)
+
+    @property
+    def _stage(self) -> str | None:
+        """``fit``, ``validate`` or ``test``; None without a trainer."""
+        trainer = attached_trainer(self)
+        return None if trainer is None else (trainer.state.fn or TrainerFn.VALIDATING)
+
+    def on_train_end(self) -> None:
+        """Looks at the last step, too, before anything is exported."""
+        self._finite.check()
+
+    def on_train_start(self) -> None:
+        """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
+        begin_next_epoch(self.trainer)
+        if self.trainer.ckpt_path is not None and self._from_recipe is not None:
+            self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
+        if self.trainer.accumulate_grad_batches > 1:
+            rank_zero_warn(
+                "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "
+                "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
+            )
+        self._run_state.restore(self.trainer)

@@ -1,0 +1,94 @@
+"""Access to parts of Lightning that are not public, one function each; nothing else in the package touches them.
+
+They hold for lightning 2.6, to which pyproject.toml bounds it. tests/utilities/test_lightning_internals.py shows what
+breaks when a later version changes them. Two methods of LightningCLI that are not public, either, are overridden in
+xtoken_pl/cli/command_line.py, since there is no other way to change what they do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning.pytorch as pl
+
+
+def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
+    """The trainer that a module is attached to, or None.
+
+    The public attribute ``trainer`` raises where there is none, and the module is used without a trainer, too.
+    """
+    return module._trainer
+
+
+def is_accumulating(trainer: pl.Trainer) -> bool:
+    """Whether gradients of the current batch are accumulated, so that no optimizer step follows it.
+
+    Lightning decides it by counters that no public attribute gives.
+    """
+    return trainer.fit_loop._should_accumulate()
+
+
+def num_batches_begun(trainer: pl.Trainer) -> int:
+    """Number of batches of the current epoch that were begun, restored from the checkpoint when training resumes.
+
+    ``trainer.global_step`` counts optimizer steps over all epochs; only the loop's progress counts batches.
+    """
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def num_batches_trained(trainer: pl.Trainer) -> int:
+    """Number of batches that were trained on since training began, over all epochs and resumed runs.
+
+    Like :func:`num_batches_begun`, only the loop's progress counts it.
+    """
+    return cast(Any, trainer).fit_loop.epoch_loop.batch_progress.total.processed
+
+
+def discard_train_loader(trainer: pl.Trainer) -> None:
+    """Makes Lightning ask for the training loader again before it trains.
+
+    A sharded run makes its loaders before it reads a checkpoint, to count the steps; the public way to make them anew
+    (``reload_dataloaders_every_n_epochs``) does so at the ends of epochs only.
+    """
+    trainer.fit_loop._combined_loader = None
+
+
+def close_finished_epoch(checkpoint: dict[str, Any]) -> None:
+    """Marks an epoch as completed in a checkpoint that was saved at its end (in ``on_train_epoch_end``).
+
+    Lightning counts it as completed only after the hooks in which checkpoints are saved. A run that is limited by
+    ``max_steps`` would then go through that epoch once more, without a batch: hooks would run twice, it would count as
+    two, and with ``max_epochs`` set as well training would end early. There is no public way to set the progress.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    epochs, batches = loop.get("epoch_progress"), loop.get("epoch_loop.batch_progress")
+    if epochs is None or batches is None:
+        return
+    now = epochs["current"]
+    if not now["ready"] == now["started"] == now["processed"] == now["completed"] + 1:
+        return
+    for counts in epochs.values():
+        counts["completed"] = counts["processed"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["is_last_batch"] = False
+
+
+def begin_next_epoch(trainer: pl.Trainer) -> None:
+    """Makes Lightning begin an epoch where it resumes after the last batch of the one before; for ``on_train_start``.
+
+    From a checkpoint that was saved in ``on_train_batch_end`` it closes the finished epoch, but then takes the next
+    one for one that had begun: ``on_train_epoch_start`` is not called, and its count of epochs is one too low in later
+    checkpoints, so that a run that resumes from one of these starts the epoch again from its first batch.
+    """
+    loop = trainer.fit_loop
+    epochs = loop.epoch_progress.total
+    if loop.restarted_mid_epoch and epochs.processed == epochs.started:
+        loop.reset_restart_stage()
+
+
+def has_checkpoint_io(strategy: Any) -> bool:
+    """Whether a strategy (or its name) was given a CheckpointIO of its own.
+
+    The public attribute ``checkpoint_io`` makes a default one where there is none.
+    """
+    return getattr(strategy, "_checkpoint_io", None) is not None
