@@ -123,8 +123,8 @@ class MultiTeacherDistillModule(DistillParts):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the student's gradient; learned projections take no part, neither in the norm nor in the clipping."""
-        held = [(parameter, parameter.grad) for parameter in self._projection_parameters()]
+        """Clips the student's gradient; parameters of losses take no part, neither in the norm nor in the clipping."""
+        held = [(parameter, parameter.grad) for parameter in self.losses.parameters()]
         for parameter, _ in held:
             parameter.grad = None
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -276,7 +276,7 @@ class MultiTeacherDistillModule(DistillParts):
         self._release_teachers()
         if self._device_mesh is not None:
             # Sharding averages the gradients of what it shards: the student's.
-            for parameter in self._projection_parameters():
+            for parameter in self.losses.parameters():
                 if parameter.grad is not None:
                     parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")
 
