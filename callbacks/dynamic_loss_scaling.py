@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.callbacks.shared import distill_module
-from xtoken_pl.losses import SpanLoss
 from xtoken_pl.training.module import KDScale
 from xtoken_pl.utilities.errors import UserError
 
@@ -47,11 +46,11 @@ class DynamicLossScaling(pl.Callback):
                 f"ce_weight={module.ce_weight} and kd_weight={module.kd_weight}; remove the callback, or the weights"
             )
         for name, teacher in module.teachers.items():
-            if isinstance(teacher.loss, SpanLoss) and teacher.loss.can_be_negative:
+            if teacher.loss != "auto" and teacher.loss.can_be_negative:
                 raise UserError(
                     f"DynamicLossScaling divides by the distillation loss, and teacher {name!r}'s can be negative "
-                    f"({type(teacher.loss).__name__} with uld_weight below kl_weight); raise uld_weight, or remove the "
-                    "callback and set kd_weight"
+                    f"({type(teacher.loss).__name__}: {teacher.loss.extra_repr()}); choose options with which it "
+                    "cannot (uld_weight >= kl_weight of HybridKL and GOLD), or remove the callback and set kd_weight"
                 )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

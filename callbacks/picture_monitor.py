@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,7 +13,7 @@ from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.callbacks.trackers import log_picture, takes_pictures
 from xtoken_pl.inspection import Inspection, first_sequence, predict
 from xtoken_pl.inspection.pictures import predictions_figure, spans_figure
-from xtoken_pl.losses import ProjectionKL
+from xtoken_pl.losses import SpanLoss
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 
@@ -30,9 +30,10 @@ class PictureMonitor(pl.Callback):
       student (through W, where the loss projects), and the loss. At the first validation, which is Lightning's sanity
       check before the first step, and at every ``every_n_validations``-th after it.
 
-    The audit builds W between the two vocabularies once more, but for ProjectionKL. A drawn validation costs one more
-    pass of all models over one sequence, its scores (within as much memory as ``logits_memory`` again), and the
-    drawing; see docs/trackers.md for what was measured. Training, and a validation that is not drawn, cost nothing.
+    The audit builds W between the two vocabularies once more, unless the loss has it (ProjectionKL). A drawn validation
+    costs one more pass of all models over one sequence, its scores (within as much memory as ``logits_memory`` again),
+    and the drawing; see docs/trackers.md for what was measured. Training, and a validation that is not drawn, cost
+    nothing.
 
     Args:
         every_n_validations: How seldom.
@@ -97,6 +98,5 @@ class PictureMonitor(pl.Callback):
 
 def _audit(module: MultiTeacherDistillModule, name: str) -> Figure:
     student, teachers = module.vocabularies()
-    loss = module.losses[name]
-    projection = loss.projection if isinstance(loss, ProjectionKL) else None
-    return figure_of(CoverageAudit.of(student, teachers[name], projection))
+    loss = cast(SpanLoss, module.losses[name])
+    return figure_of(CoverageAudit.of(student, teachers[name], loss.projection))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
 from xtoken_pl.callbacks.shared import distill_module
-from xtoken_pl.losses import ProjectionKL
+from xtoken_pl.losses import SpanLoss
+from xtoken_pl.projection import LearnedProjection
 from xtoken_pl.projection.statistics import row_distance, row_entropy
 from xtoken_pl.training.module import MultiTeacherDistillModule
 
@@ -18,7 +19,7 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 
 
 class ProjectionMonitor(Monitor):
-    """Logs W of every teacher whose loss is P-KL: when training starts, and wherever the log is written if it learns.
+    """Logs W of every teacher whose loss projects by it: when training starts, and with every log if it learns.
 
     Tags: ``projection/entropy/NAME`` (mean entropy of the rows with several teacher tokens, bits; other rows have
     nothing to decide, and are left out); of a learned W also how far these rows are from where W began,
@@ -28,11 +29,11 @@ class ProjectionMonitor(Monitor):
 
     def __init__(self) -> None:
         self._step = 0
-        self._learned: dict[str, ProjectionKL] = {}
+        self._learned: dict[str, LearnedProjection] = {}
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
         losses = undecided(module)
-        learned = [name for name, loss in losses.items() if loss.learned is not None]
+        learned = [name for name, loss in losses.items() if loss.learned_projection is not None]
         return {
             "W": {
                 "entropy of a row, bits": [f"projection/entropy/{name}" for name in losses],
@@ -45,42 +46,47 @@ class ProjectionMonitor(Monitor):
         self._step = trainer.global_step
         losses = undecided(distill_module(pl_module, self))
         # Which rows are undecided is asked here once: a step would wait for the device.
-        self._learned = {name: loss for name, loss in losses.items() if loss.learned is not None}
-        scalars = {tag: value.item() for name, loss in losses.items() for tag, value in measure(name, loss).items()}
+        learned = {name: loss.learned_projection for name, loss in losses.items()}
+        self._learned = {name: part for name, part in learned.items() if part is not None}
+        scalars: dict[str, Tensor] = {}
+        for name, loss in losses.items():
+            part = self._learned.get(name)
+            scalars |= _entropy(name, _undecided_rows(loss)) if part is None else measure(name, part)
         for logger in trainer.loggers if scalars else []:
-            logger.log_metrics(scalars, step=trainer.global_step)
+            logger.log_metrics({tag: value.item() for tag, value in scalars.items()}, step=trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not is_logged(trainer, self._step):
             return
         self._step = trainer.global_step
-        for name, loss in self._learned.items():
-            pl_module.log_dict(measure(name, loss))
+        for name, part in self._learned.items():
+            pl_module.log_dict(measure(name, part))
 
 
-def undecided(module: MultiTeacherDistillModule) -> dict[str, ProjectionKL]:
+def undecided(module: MultiTeacherDistillModule) -> dict[str, SpanLoss]:
     """By teacher, the losses whose W has rows with several teacher tokens."""
-    losses = {name: loss for name, loss in module.losses.items() if isinstance(loss, ProjectionKL)}
-    return {name: loss for name, loss in losses.items() if len(_start_rows(loss))}
+    losses = cast(dict[str, SpanLoss], dict(module.losses.items()))
+    return {name: loss for name, loss in losses.items() if len(_undecided_rows(loss))}
 
 
 @torch.no_grad()
-def measure(name: str, loss: ProjectionKL) -> dict[str, Tensor]:
-    """The scalars of one teacher's W, by tag."""
-    learned = loss.learned
-    if learned is None:
-        return {f"projection/entropy/{name}": row_entropy(_start_rows(loss)).mean()}
+def measure(name: str, learned: LearnedProjection) -> dict[str, Tensor]:
+    """The scalars of one teacher's learned W, by tag."""
     weights = learned.weights()[learned.rows]
     moved = row_distance(weights, learned.base[learned.rows])
-    return {
-        f"projection/entropy/{name}": row_entropy(weights).mean(),
+    return _entropy(name, weights) | {
         f"projection/moved/{name}": moved.mean(),
         f"projection/moved_most/{name}": moved.max(),
     }
 
 
-def _start_rows(loss: ProjectionKL) -> Tensor:
-    """``[M, K]``: the rows of W with several teacher tokens, as they were when it was bound."""
-    assert loss.initial_projection is not None, "losses are bound in setup"
-    weights = loss.initial_projection.weights
+def _entropy(name: str, rows: Tensor) -> dict[str, Tensor]:
+    return {f"projection/entropy/{name}": row_entropy(rows).mean()}
+
+
+def _undecided_rows(loss: SpanLoss) -> Tensor:
+    """``[M, K]``: the rows of W with several teacher tokens; none where the loss projects by no W."""
+    if loss.projection is None:
+        return torch.empty(0, 0)
+    weights = loss.projection.weights
     return weights[(weights > 0).sum(dim=1) > 1]

@@ -161,7 +161,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 
 def test_every_python_example_of_extending_has_a_file() -> None:
-    assert len(example_modules()) == len(code_blocks(EXTENDING, "python")) == 4
+    assert len(example_modules()) == len(code_blocks(EXTENDING, "python")) == 5
 
 
 def configurations(page: str) -> list[str]:
@@ -171,7 +171,7 @@ def configurations(page: str) -> list[str]:
 
 
 def test_pages_have_configurations() -> None:
-    assert len(configurations("extending.md")) == 5
+    assert len(configurations("extending.md")) == 6
     assert len(configurations("scaling.md")) == 4
 
 

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from own_losses import hidden_cosine
 
 from xtoken_pl import (
     ConfidenceWeighting,
@@ -78,6 +79,7 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
         "both": ({"split": split(), "same": same()}, {}),
         "adaptive": ({"split": split(), "same": same(), "hybrid": hybrid}, adaptive),
         "learned": ({"split": split(learn_projection=True)}, {}),
+        "features": ({"same": Teacher(model=str(folder / "same"), loss=hidden_cosine(64, 32))}, {}),
         "cached": ({"split": split(cache=str(folder / "cache"))}, {}),
         "offloaded": ({"split": split(cpu_offload=True), "same": same(cpu_offload=True)}, {}),
     }

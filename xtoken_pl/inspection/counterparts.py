@@ -1,19 +1,15 @@
-"""Which teacher tokens a loss compares a student token with: its row of W, or its pair."""
+"""The teacher tokens that a loss compares a student token with, as they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from xtoken_pl.inspection.tokens import Token, tokens_of
-from xtoken_pl.losses import PartitionedLoss, ProjectionKL, SpanLoss
+from xtoken_pl.losses import CounterpartKind, LossCounterparts, SpanLoss
+from xtoken_pl.losses.counterparts import counterparts_in_projection
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
-
-RowKind = Literal["exact", "multi-token", "zero", "pair", "rest"]
-
-_OF_W, _OF_PAIRS = "rows of W", "pairs in C"
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Counterpart:
     """
 
     token: Token
-    kind: RowKind
+    kind: CounterpartKind
     entries: list[tuple[Token, float]]
 
     @property
@@ -62,32 +58,22 @@ class Counterparts:
         ids: Iterable[int],
     ) -> Counterparts:
         """The rows of W of some student tokens."""
-        rows: dict[int, Counterpart] = {}
-        for token in _distinct(student, ids):
-            weights, places = projection.weights[token.id].sort(descending=True, stable=True)
-            used = [(teacher_id, weight) for teacher_id, weight in zip(places.tolist(), weights.tolist(), strict=True)]
-            kept = [(int(projection.indices[token.id, place]), weight) for place, weight in used if weight > 0]
-            entries = list(zip(tokens_of(teacher, [i for i, _ in kept]), [w for _, w in kept], strict=True))
-            kind: RowKind = "exact" if projection.is_exact[token.id] else "multi-token" if entries else "zero"
-            rows[token.id] = Counterpart(token, kind, entries)
-        return cls(_OF_W, rows)
+        return cls._of(counterparts_in_projection(projection, map(int, ids)), student, teacher)
 
     @classmethod
     def of_loss(
         cls, loss: SpanLoss, student: CanonicalVocabulary, teacher: CanonicalVocabulary, ids: Iterable[int]
     ) -> Counterparts | None:
         """What a bound loss compares some student tokens with; None where it pairs no tokens."""
-        if isinstance(loss, ProjectionKL):
-            return cls.of_projection(loss.projection, student, teacher, ids)
-        if not isinstance(loss, PartitionedLoss):
-            return None
+        found = loss.counterparts(map(int, ids))
+        return None if found is None else cls._of(found, student, teacher)
+
+    @classmethod
+    def _of(cls, found: LossCounterparts, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> Counterparts:
         rows: dict[int, Counterpart] = {}
-        for token in _distinct(student, ids):
-            pair = int(loss.counterpart[token.id])
-            entries = [] if pair < 0 else [(tokens_of(teacher, [pair])[0], 1.0)]
-            rows[token.id] = Counterpart(token, "pair" if entries else "rest", entries)
-        return cls(_OF_PAIRS, rows)
-
-
-def _distinct(student: CanonicalVocabulary, ids: Iterable[int]) -> list[Token]:
-    return tokens_of(student, dict.fromkeys(int(token_id) for token_id in ids))
+        for token, (kind, teacher_ids, weights) in zip(
+            tokens_of(student, found.by_id), found.by_id.values(), strict=True
+        ):
+            entries = list(zip(tokens_of(teacher, teacher_ids), weights, strict=True))
+            rows[token.id] = Counterpart(token, kind, entries)
+        return cls(found.name, rows)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.inspection.tokens import Token, tokens_of
-from xtoken_pl.losses import ProjectionKL
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
@@ -49,7 +48,7 @@ class Predictions:
     """What the models say of one teacher's spans.
 
     Attributes:
-        is_projected: Whether the student's probabilities went through W, as the loss compares them.
+        is_projected: Whether the student's probabilities went through W, to teacher tokens, as the loss compares them.
         losses: Nats, by the index of the span's first student token.
         spans: Those that are shown.
     """
@@ -81,15 +80,12 @@ def predict(
     for name, task in tasks.items():
         starts = (batch.student.rows[task.spans.student_first] + 1).tolist()
         losses = dict(zip(starts, scores.spans[name].loss.tolist(), strict=True))
-        chosen = choose_spans(task.spans, num_spans)
-        spans: list[SpanPrediction] = []
-        if len(chosen):
-            index = torch.from_numpy(chosen).to(task.spans.student_first.device)
-            of_teacher = _top(_teacher_rows(task, index).exp(), top_k, module.teacher_vocabularies[name])
-            of_student = _student_candidates(module, name, student, task, index, top_k)
-            columns = zip(chosen.tolist(), of_teacher, of_student, strict=True)
-            spans = [SpanPrediction(starts[span], teacher, ours) for span, teacher, ours in columns]
-        results[name] = Predictions(isinstance(task.loss, ProjectionKL), losses, spans)
+        index = torch.from_numpy(choose_spans(task.spans, num_spans)).to(task.spans.student_first.device)
+        is_projected, of_student = _student_candidates(module, name, student, task, index, top_k)
+        of_teacher = _top(_teacher_rows(task, index).exp(), top_k, module.teacher_vocabularies[name])
+        columns = zip(index.tolist(), of_teacher, of_student, strict=True)
+        spans = [SpanPrediction(starts[span], teacher, ours) for span, teacher, ours in columns]
+        results[name] = Predictions(is_projected, losses, spans)
     module.release_models()
     return results
 
@@ -113,16 +109,19 @@ def _teacher_rows(task: TeacherTask, index: Tensor) -> Tensor:
     if isinstance(task.rows, HiddenRows):
         return task.rows.head.log_probs(task.rows.hidden[task.spans.teacher_first[index]], task.temperature)
     rows = task.rows
-    return torch.cat([rows.cached.dense(slice(i, i + 1), rows.holes, rows.num_tokens) for i in index.tolist()])
+    singles = [slice(i, i + 1) for i in index.tolist()] or [slice(0, 0)]
+    return torch.cat([rows.cached.dense(span, rows.holes, rows.num_tokens) for span in singles])
 
 
 def _student_candidates(
     module: MultiTeacherDistillModule, name: str, student: HiddenRows, task: TeacherTask, index: Tensor, top_k: int
-) -> list[list[Candidate]]:
+) -> tuple[bool, list[list[Candidate]]]:
+    """Whether they are teacher tokens, and the candidates."""
     probs = student.head.log_probs(student.hidden[task.spans.student_first[index]], task.temperature).exp()  # [K, V_s]
-    if isinstance(task.loss, ProjectionKL):
-        return _top(task.loss.project(probs), top_k, module.teacher_vocabularies[name], task.loss.reached)
-    return _top(probs, top_k, module.student_vocabulary)
+    projected = task.loss.in_teacher_tokens(probs)
+    if projected is None:
+        return False, _top(probs, top_k, module.student_vocabulary)
+    return True, _top(projected[0], top_k, module.teacher_vocabularies[name], projected[1])
 
 
 def _top(

@@ -1,10 +1,12 @@
 """Losses between a teacher's and the student's distributions, one per span of the text."""
 
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores, projection_bytes
 from xtoken_pl.losses.byte_prefix_kl import BytePrefixKL
+from xtoken_pl.losses.counterparts import CounterpartKind, LossCounterparts, TokenCounterparts
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence
 from xtoken_pl.losses.gold import GOLD
 from xtoken_pl.losses.hybrid_kl import HybridKL
+from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
 from xtoken_pl.losses.partitioned import PartitionedLoss, common_divergence
 from xtoken_pl.losses.projection_kl import ProjectionKL, projection_kl
 from xtoken_pl.losses.token_kl import TokenKL, token_kl
@@ -14,8 +16,10 @@ __all__ = [
     "GOLD",
     "ULD",
     "BytePrefixKL",
+    "CounterpartKind",
     "Divergence",
     "HybridKL",
+    "LossCounterparts",
     "MatchedRowLoss",
     "Merge",
     "PartitionedLoss",
@@ -23,9 +27,11 @@ __all__ = [
     "SpanBlock",
     "SpanLoss",
     "SpanScores",
+    "TokenCounterparts",
     "TokenKL",
     "common_divergence",
     "generalized_divergence",
+    "projection_bytes",
     "projection_kl",
     "rank_distance",
     "token_kl",

@@ -1,27 +1,29 @@
 """The interface of every loss: a block of rows and how they relate, in; a number per span, out.
 
 A loss knows nothing of batches, models, padding or temperature. Most losses reduce to a pure function of matched
-rows (:class:`MatchedRowLoss`); one that needs several teacher rows for a student row reads the block itself.
+rows (:class:`xtoken_pl.MatchedRowLoss`); one that needs several teacher rows for a student row reads the block itself.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from xtoken_pl.batch import LossPlan, Planner, sum_by_span
-from xtoken_pl.projection import Projection
+from xtoken_pl.losses.counterparts import LossCounterparts
+from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.checks import check_choice
-from xtoken_pl.utilities.errors import UserError
 
-# P student rows, Q teacher rows, S spans, V_s/V_t vocabulary sizes (student/teacher)
+# P student rows, Q teacher rows, S spans, V_s/V_t vocabulary sizes (student/teacher), H hidden size of a side
 
-Merge = Literal["chain_rule", "mean"]
+_INDEX, _FLOAT = torch.int64.itemsize, torch.float32.itemsize
+#: Teacher tokens of a row of W at most.
+_PLACES = 4
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class SideRows:
         length: ``[S]`` the number of rows of each span; they follow one another.
         span: ``[N]`` the span of each row, S for a row of no span.
         known_log_continuation: ``[S]`` log c, where only the first rows are here.
+        hidden: ``[N, H]`` hidden states that the model's head reads, in float32 at least; the student's have a
+            gradient. None unless the loss sets :attr:`SpanLoss.needs_hidden_states`.
     """
 
     log_probs: Tensor
@@ -43,6 +47,7 @@ class SideRows:
     length: Tensor
     span: Tensor
     known_log_continuation: Tensor | None = None
+    hidden: Tensor | None = None
 
     @property
     def only_first_rows(self) -> bool:
@@ -54,6 +59,11 @@ class SideRows:
         if self.only_first_rows:
             return self.log_probs
         return self.log_probs.index_select(0, self.first)
+
+    def first_hidden(self) -> Tensor:
+        """``[S, H]``: the hidden states at the start of each span."""
+        assert self.hidden is not None, "only a loss with needs_hidden_states = True gets hidden states"
+        return self.hidden if self.only_first_rows else self.hidden.index_select(0, self.first)
 
     def log_continuation(self) -> Tensor:
         r"""``[S]``: :math:`\log c = \sum_{k>i} \log p(x_k | x_{<k})` over a span's tokens after the first."""
@@ -107,8 +117,25 @@ class SpanScores(NamedTuple):
     agreement: Tensor | None
 
 
+_OTHER_LOSS = "choose another loss (ProjectionKL, HybridKL)"
+
+
+def projection_bytes(student_size: int, teacher_size: int, *, learned: bool = False) -> int:
+    """Upper bound of what a loss holds to project by W.
+
+    The places of W's ``E <= 4 V_s`` entries for the product and its gradient,
+    ``2 (40 E + 4 E) + 20 (V_s + V_t) + 8 V_t``; learned, also W, its support and its entries: ``80 V_s + 16 E``.
+    """
+    entries = _PLACES * student_size
+    product = 2 * (5 * _INDEX + _FLOAT) * entries
+    product += (2 * _INDEX + _FLOAT) * (student_size + teacher_size) + _INDEX * teacher_size
+    if not learned:
+        return product
+    return product + (_PLACES * (_FLOAT + _INDEX) + _INDEX) * student_size + 2 * _INDEX * entries
+
+
 class SpanLoss(nn.Module, ABC):
-    """Base of all losses. Subclass it, or :class:`MatchedRowLoss`, anywhere importable to add one.
+    """Base of all losses. Subclass it, or :class:`xtoken_pl.MatchedRowLoss`, anywhere importable to add one.
 
     A loss is configured without data (``__init__``) and then bound once to a pair of vocabularies (:meth:`bind`).
     """
@@ -117,6 +144,11 @@ class SpanLoss(nn.Module, ABC):
     needs_projection: ClassVar[bool] = False
     #: Whether a gradient reaches the weights of W, so that they can be learned.
     can_learn_projection: ClassVar[bool] = False
+    #: Whether :meth:`forward` gets the hidden states of both sides; see :attr:`SideRows.hidden`.
+    needs_hidden_states: ClassVar[bool] = False
+
+    #: W as it stands, of a bound loss that projects the student's probabilities by it; None of any other.
+    projection: Projection | None = None
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Takes what the loss needs of the two vocabularies. Called once, before training."""
@@ -147,6 +179,61 @@ class SpanLoss(nn.Module, ABC):
         The score of a span must depend on that span's rows alone: its weight is known, and applied, only later.
         """
 
+    # What commands and callbacks ask of a loss; the defaults suit any loss.
+
+    @property
+    def learned_projection(self) -> LearnedProjection | None:
+        """The part of the loss that holds the learned weights of W; None where none are learned."""
+        return next((part for part in self.modules() if isinstance(part, LearnedProjection)), None)
+
+    def in_teacher_tokens(self, student_probs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The student's probabilities over teacher tokens, for a bound loss that compares them there.
+
+        Returns:
+            ``[K, V_s] -> [K, R], [R]``: probabilities, and the teacher token of each column; None, the default, for a
+            loss that compares the student's own tokens.
+        """
+        return None
+
+    def counterparts(self, student_ids: Iterable[int]) -> LossCounterparts | None:
+        """The teacher tokens that a bound loss compares some student tokens with; None where it pairs no tokens."""
+        return None
+
+    def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
+        """Upper bound of the bytes that the loss holds once it is bound; it is called before.
+
+        The default is that of W, :func:`projection_bytes`, and for each of the loss's own parameters four times its
+        size: with its gradient and two moments of AdamW.
+
+        Args:
+            student_size: V_s.
+            teacher_size: V_t.
+            learned: Whether the weights of W are learned; these parameters themselves are counted elsewhere.
+        """
+        own = 4 * sum(parameter.nbytes for parameter in self.parameters())
+        return projection_bytes(student_size, teacher_size, learned=learned) + own
+
+    def why_not_cacheable(self) -> str | None:
+        """The reason why the loss cannot be trained from a cached teacher, and what to change; None if it can.
+
+        A cache holds the distribution at the start of each span and log c of the span's other tokens; it holds
+        neither other rows nor hidden states. By default only a :class:`xtoken_pl.MatchedRowLoss` can be cached.
+        """
+        name = type(self).__name__
+        if self.needs_hidden_states:
+            return f"a cache holds no hidden states, and {name} reads them; {_OTHER_LOSS}"
+        return f"a cache holds one teacher row per span, and {name} reads all rows; {_OTHER_LOSS}"
+
+    def limit_teacher_tokens(self, top_k: int) -> str | None:
+        """Adapts a bound loss to a cache that stores the ``top_k`` most probable tokens of each teacher row.
+
+        All other tokens of a cached row share its remaining mass evenly.
+
+        Returns:
+            What was changed, for the log; None, the default, for nothing.
+        """
+        return None
+
     @torch.no_grad()
     def agreement(self, student: Tensor, teacher: Tensor, teacher_token: Tensor | None = None) -> Tensor | None:
         """``[S, V_s], [S, V_t] -> [S]``: 1 where both sides prefer the same token, else 0; None during training.
@@ -159,52 +246,3 @@ class SpanLoss(nn.Module, ABC):
             return None
         preferred = student.argmax(-1)
         return ((preferred if teacher_token is None else teacher_token[preferred]) == teacher.argmax(-1)).float()
-
-
-class MatchedRowLoss(SpanLoss):
-    """A loss that compares one student row with one teacher row per span.
-
-    Args:
-        merge: How a span of several tokens becomes one row. ``chain_rule``: the first token's distribution and the
-            probability c of the observed continuation, so that the row's entry for the observed token is the
-            probability of the whole span's text. ``mean``: what other implementations do, the rows averaged.
-        teacher_top_k: Of the tokens that a term compares, the teacher's k most probable ones are kept in each row, and
-            all others become one bucket; nothing is renormalized. None, the default, is exact.
-
-    Raises:
-        UserError: If ``teacher_top_k`` is below 1.
-    """
-
-    def __init__(self, *, merge: Merge = "chain_rule", teacher_top_k: int | None = None) -> None:
-        super().__init__()
-        self.merge: Merge = check_choice("merge", merge, Merge)
-        if teacher_top_k is not None and teacher_top_k < 1:
-            raise UserError(f"teacher_top_k must be >= 1, got {teacher_top_k}; None keeps the whole distribution")
-        self.teacher_top_k = teacher_top_k
-
-    def extra_repr(self) -> str:
-        kept = "" if self.teacher_top_k is None else f", teacher_top_k={self.teacher_top_k}"
-        return f"merge={self.merge}{kept}"
-
-    def forward(self, block: SpanBlock) -> SpanScores:
-        if self.merge == "mean":
-            return self.score_mean(block)
-        return self.score_rows(
-            block.student.first_rows(),
-            block.teacher.first_rows(),
-            block.student.log_continuation(),
-            block.teacher.log_continuation(),
-        )
-
-    @abstractmethod
-    def score_rows(
-        self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
-    ) -> SpanScores:
-        """Scores matched rows: ``[S, V_s], [S, V_t], [S], [S] -> [S]``."""
-
-    def score_mean(self, block: SpanBlock) -> SpanScores:
-        """Scores the log-probabilities averaged over each span, renormalized over the whole vocabularies."""
-        student = block.student.mean_rows(block.student.log_probs).log_softmax(-1)
-        teacher = block.teacher.mean_rows(block.teacher.log_probs).log_softmax(-1)
-        no_continuation = teacher.new_zeros(len(teacher))
-        return self.score_rows(student, teacher, no_continuation, no_continuation)

@@ -107,6 +107,10 @@ class BytePrefixKL(SpanLoss):
         assert self._planner is not None, "bind comes first"
         return self._planner.plan
 
+    def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
+        """Columns, their sums, members, order and offsets of both sides: ``8 * 8 (V_s + V_t)``."""
+        return 8 * torch.int64.itemsize * (student_size + teacher_size)
+
     def forward(self, block: SpanBlock) -> SpanScores:
         assert isinstance(block.plan, PrefixPlan), "plan comes first"
         plan, student = block.plan, block.student

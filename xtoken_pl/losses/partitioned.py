@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
+from xtoken_pl.losses.base import SpanScores
+from xtoken_pl.losses.counterparts import LossCounterparts, counterparts_in_pairs
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k
+from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
 from xtoken_pl.losses.uld import rank_distance
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -129,6 +133,13 @@ class PartitionedLoss(MatchedRowLoss):
     @property
     def can_be_negative(self) -> bool:
         return self.uld_weight < self.kl_weight and self.divergence != "jensen_shannon"
+
+    def counterparts(self, student_ids: Iterable[int]) -> LossCounterparts:
+        return counterparts_in_pairs(self.counterpart, student_ids)
+
+    def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
+        """Both sides of the partition and the counterparts: ``8 (2 V_s + V_t)``."""
+        return torch.int64.itemsize * (2 * student_size + teacher_size)
 
     def extra_repr(self) -> str:
         weights = f"kl_weight={self.kl_weight:g}, uld_weight={self.uld_weight:g}"

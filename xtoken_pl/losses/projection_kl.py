@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Self, cast
 
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanBlock, SpanScores
+from xtoken_pl.losses.base import SpanBlock, SpanScores
+from xtoken_pl.losses.counterparts import LossCounterparts, counterparts_in_projection
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k, log_clamped
+from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -110,10 +112,16 @@ class ProjectionKL(MatchedRowLoss):
         self.learned = LearnedProjection(self.initial_projection)
 
     @property
-    def projection(self) -> Projection:
+    def projection(self) -> Projection:  # type: ignore[override]
         """W as it stands."""
         assert self.initial_projection is not None, "bind comes first"
         return self.initial_projection if self.learned is None else self.learned.to_projection()
+
+    def in_teacher_tokens(self, student_probs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.project(student_probs), self.reached
+
+    def counterparts(self, student_ids: Iterable[int]) -> LossCounterparts:
+        return counterparts_in_projection(self.projection, student_ids)
 
     def extra_repr(self) -> str:
         described = f"{super().extra_repr()}, divergence={self.divergence}"

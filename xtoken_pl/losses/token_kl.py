@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken_pl.losses.base import MatchedRowLoss, Merge, SpanScores
+from xtoken_pl.losses.base import SpanScores
 from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, keep_top_k
+from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_choice
@@ -64,6 +65,10 @@ class TokenKL(MatchedRowLoss):
                 f"({student.vocabulary_fingerprint[:8]}) and {teacher.name!r} {len(teacher)} "
                 f"({teacher.vocabulary_fingerprint[:8]}); use ProjectionKL for this teacher"
             )
+
+    def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
+        """Nothing: 0."""
+        return 0
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, divergence={self.divergence}"

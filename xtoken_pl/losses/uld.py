@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xtoken_pl.losses.base import MatchedRowLoss, SpanScores
+from xtoken_pl.losses.base import SpanScores
+from xtoken_pl.losses.matched_rows import MatchedRowLoss
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -110,6 +111,10 @@ class ULD(MatchedRowLoss):
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         counterpart = VocabularyPartition.strict(student, teacher).counterpart(len(student))
         self.register_buffer("counterpart", counterpart, persistent=False)
+
+    def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
+        """The counterpart of each student token: ``8 V_s``."""
+        return torch.int64.itemsize * student_size
 
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from xtoken_pl.losses import ULD, BytePrefixKL, PartitionedLoss, TokenKL
+from xtoken_pl.losses import projection_bytes
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
 from xtoken_pl.specs import Student, Teacher
@@ -14,7 +14,7 @@ from xtoken_pl.teachers.cache.manifest import Manifest
 
 # B windows of T tokens, H hidden size, V/V_s/V_t rows of a head (student/teacher), N GPUs that share one copy
 
-_INDEX, _FLOAT = torch.int64.itemsize, torch.float32.itemsize
+_FLOAT = torch.float32.itemsize
 #: Teacher tokens of a row of W at most.
 _PLACES = 4
 #: A block of weights that shares one scale under 4-bit quantization (bitsandbytes' default).
@@ -71,29 +71,12 @@ def dequantized_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
 
 
 def loss_bytes(teacher: Teacher, student_size: int, teacher_size: int) -> int:
-    """What a loss holds of the two vocabularies: an upper bound, since tokenizers are not read.
+    """Upper bound of what a loss holds of the two vocabularies: tokenizers are not read.
 
-    - TokenKL: nothing. ULD: the counterpart of each student token, ``8 V_s``.
-    - GOLD, H-KL: both sides of the partition and the counterparts, ``8 (2 V_s + V_t)``.
-    - BytePrefixKL: columns, their sums, members, order and offsets of both sides, ``8 * 8 (V_s + V_t)``.
-    - P-KL, and any other: the places of W's ``E <= 4 V_s`` entries for the product and its gradient,
-      ``2 (40 E + 4 E) + 20 (V_s + V_t) + 8 V_t``; learned, also W, its support and its entries: ``80 V_s + 16 E``.
+    :meth:`xtoken_pl.SpanLoss.state_bytes`; for ``auto`` that of ProjectionKL, the most that it may choose.
     """
-    loss = teacher.loss
-    if isinstance(loss, TokenKL):
-        return 0
-    if isinstance(loss, ULD):
-        return _INDEX * student_size
-    if isinstance(loss, PartitionedLoss):
-        return _INDEX * (2 * student_size + teacher_size)
-    if isinstance(loss, BytePrefixKL):
-        return 8 * _INDEX * (student_size + teacher_size)
-    entries = _PLACES * student_size
-    product = 2 * (5 * _INDEX + _FLOAT) * entries
-    product += (2 * _INDEX + _FLOAT) * (student_size + teacher_size) + _INDEX * teacher_size
-    if not teacher.learn_projection:
-        return product
-    return product + (_PLACES * (_FLOAT + _INDEX) + _INDEX) * student_size + 2 * _INDEX * entries
+    size = projection_bytes if teacher.loss == "auto" else teacher.loss.state_bytes
+    return size(student_size, teacher_size, learned=teacher.learn_projection)
 
 
 def learned_projection_bytes(teacher: Teacher, student_size: int) -> int:

@@ -10,26 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from xtoken_pl.batch import Block, RowCuts
-from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
+from xtoken_pl.losses.base import SideRows, SpanScores
 from xtoken_pl.models.head import accumulate_product, logits
+from xtoken_pl.scoring.kept import KeptGradients, subtract_at
 from xtoken_pl.scoring.memory import LogitMemory, MemoryPlan
-from xtoken_pl.scoring.tasks import HiddenRows, KnownRows, RowScores, TeacherTask, local_spans
+from xtoken_pl.scoring.pieces import PieceScorer
+from xtoken_pl.scoring.tasks import HiddenRows, KnownRows, RowScores, TeacherTask
 
 # N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
 
 #: Weight and bias of every side, in the precision of their products.
 _Heads = Mapping[str, tuple[Tensor, Tensor | None]]
-
-
-@dataclass
-class _Kept:
-    """What remains of a block: gradients of its student logits for losses of weight one.
-
-    ``[P, V_s]``, P being that of the largest block.
-    """
-
-    probs: Tensor
-    units: dict[str, Tensor]  # by teacher
 
 
 @dataclass
@@ -44,7 +35,7 @@ class Evaluation:
     keeps: bool  # whether a second pass follows
     num_kept: int  # so many of the first blocks are kept
     dtypes: Mapping[str, torch.dtype]  # of the heads' products, by side
-    kept: dict[int, _Kept]  # by block
+    kept: dict[int, KeptGradients]  # by block
     still_there: dict[int, dict[str, Tensor]]  # by block, the memory of each side's logits
     memory: LogitMemory
 
@@ -68,7 +59,8 @@ class Evaluation:
         loss_dtype = torch.promote_types(dtypes[""], torch.float32)
         sizes = [rows.head.vocabulary_size for rows in sides.values()]
         num_rows = max(len(side.labels) for side in sides.values())
-        plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind, known_sizes)
+        hidden_sizes = [student.hidden.shape[1] for task in teachers.values() if task.loss.needs_hidden_states]
+        plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind, known_sizes, hidden_sizes)
         # Without any row an empty block keeps the zero loss connected to the parameters.
         blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [Block.empty(teachers)]
         capacities = {name: max(block.num_rows(name) for block in blocks) for name in sides}
@@ -79,6 +71,10 @@ class Evaluation:
     @property
     def student(self) -> HiddenRows:
         return self.sides[""]
+
+    @property
+    def scorer(self) -> PieceScorer:
+        return PieceScorer(self.student, self.teachers)
 
     # The first pass ------------------------------------------------------------------------------------------------
 
@@ -92,7 +88,7 @@ class Evaluation:
             for index, block in enumerate(self.blocks):
                 kept = None
                 if index < self.num_kept:
-                    kept = self.kept[index] = _Kept(self._take(), {name: self._take() for name in self.teachers})
+                    kept = self.kept[index] = self._room_to_keep()
                 # The second pass begins with the last block, whose logits are still there.
                 stays = self.keeps and kept is None and block is self.blocks[-1]
                 with self._logits(index, heads, stays=stays) as rows:
@@ -103,7 +99,9 @@ class Evaluation:
         assert scores is not None, "every block has a piece"
         return scores
 
-    def _score_piece(self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: _Kept | None) -> RowScores:
+    def _score_piece(
+        self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: KeptGradients | None
+    ) -> RowScores:
         inside = _inside(piece.student_rows, block.student_rows)
         log_probs = self.student.head.normalize(rows[""][inside])  # [P, V_s]
         labels = self.student.labels[piece.student_rows]
@@ -115,14 +113,16 @@ class Evaluation:
         for name, task in self.teachers.items():
             teacher = self._teacher_side(name, block, piece, rows)
             if kept is None:
-                spans[name] = self._score_spans(name, piece, log_probs, teacher)
+                leaves = self.scorer.leaves(piece, log_probs, [name])
+                spans[name] = self.scorer.score(name, piece, leaves, teacher)
             else:
                 with torch.enable_grad():
-                    leaf = log_probs.detach().requires_grad_()
-                    scores = self._score_spans(name, piece, leaf, teacher)
-                    total = scores.loss.sum() + leaf[:, :0].sum()  # a loss may have no gradient
-                    (gradient,) = torch.autograd.grad(total, leaf)
+                    leaves = self.scorer.leaves(piece, log_probs, [name])
+                    scores = self.scorer.score(name, piece, leaves, teacher)
+                    (gradient, of_hidden), _ = leaves.gradients(scores.loss.sum())
                 kept.units[name][inside] = self._through_softmax(gradient, kept.probs[inside])
+                if of_hidden is not None:
+                    kept.hidden_units[name][inside] = of_hidden
                 spans[name] = scores._replace(loss=scores.loss.detach())
             if (of_spans := task.span_confidence(piece.spans[name], teacher)) is not None:
                 confidence[name] = of_spans
@@ -158,11 +158,16 @@ class Evaluation:
             heads = self._heads([""] if nothing_again else self.sides)
             last = len(self.blocks) - 1
             for index, block in reversed(list(enumerate(self.blocks))):
-                with self._logit_gradient(index, heads, token_nats, span_weights, of_parameters) as logit_grad:
+                with self._gradients_of(index, heads, token_nats, span_weights, of_parameters) as (
+                    logit_grad,
+                    of_losses,
+                ):
                     head_weight, _ = heads[""]
                     logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
                     if hidden is not None:
-                        hidden[block.student_rows] = (logit_grad @ head_weight).to(hidden.dtype)
+                        of_rows = logit_grad @ head_weight  # [P, H]
+                        of_rows = of_rows if of_losses is None else of_rows + of_losses
+                        hidden[block.student_rows] = of_rows.to(hidden.dtype)
                     if weight is not None:
                         rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
                         accumulate_product(weight[:size], logit_grad, rows, is_first=index == last)
@@ -171,33 +176,25 @@ class Evaluation:
         return tuple(grads)
 
     @contextmanager
-    def _logit_gradient(
+    def _gradients_of(
         self,
         index: int,
         heads: _Heads,
         token_nats: Tensor,
         span_weights: Mapping[str, Tensor],
         of_parameters: Sequence[Tensor | None],
-    ) -> Iterator[Tensor]:
-        """``[P, V_s]`` of a block, from what was kept of it or from its logits."""
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """A block's ``[P, V_s]`` of its logits, and ``[P, H]`` of the hidden states that losses read, or None.
+
+        From what was kept of the block, or from its logits.
+        """
         block, kept = self.blocks[index], self.kept.pop(index, None)
         if kept is not None:
-            yield self._combine(block, kept, token_nats, span_weights)
-            self.memory.give(kept.probs, *kept.units.values())
+            yield kept.combine(block, self.student, self.teachers, token_nats, span_weights)
+            kept.give_back(self.memory)
             return
         with self._logits(index, heads) as rows:
             yield self._recompute(block, rows, token_nats, span_weights, of_parameters)
-
-    def _combine(self, block: Block, kept: _Kept, token_nats: Tensor, span_weights: Mapping[str, Tensor]) -> Tensor:
-        """The gradient of a block's logits, of what was kept."""
-        rows, weight = block.student_rows, token_nats[block.student_rows, None].to(kept.probs.dtype)
-        grad = kept.probs[: len(weight)].mul_(weight)
-        _subtract_at(grad, self.student.labels[rows], weight)
-        for name, unit in kept.units.items():
-            # A span's loss depends on its own rows alone, so that its weight is that of these rows.
-            of_span = torch.cat((span_weights[name], span_weights[name].new_zeros(1)))
-            grad.addcmul_(unit[: len(grad)], of_span[self.teachers[name].spans.student_span[rows], None].to(unit.dtype))
-        return grad
 
     def _recompute(
         self,
@@ -206,25 +203,28 @@ class Evaluation:
         token_nats: Tensor,
         span_weights: Mapping[str, Tensor],
         of_parameters: Sequence[Tensor | None],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """The same, from logits (still there, or computed again); adds to the gradients of the losses' parameters."""
+        of_hidden: list[Tensor] = []
         for piece in block.pieces:
             inside = _inside(piece.student_rows, block.student_rows)
-            leaf = self.student.head.normalize(rows[""][inside]).requires_grad_()
+            log_probs = self.student.head.normalize(rows[""][inside])
             with torch.enable_grad():
-                total = leaf[:, :0].sum()  # a loss may have no gradient
+                leaves = self.scorer.leaves(piece, log_probs, self.teachers)
+                total = log_probs.new_zeros(())
                 for name in self.teachers:
-                    scores = self._score_spans(name, piece, leaf, self._teacher_side(name, block, piece, rows))
+                    scores = self.scorer.score(name, piece, leaves, self._teacher_side(name, block, piece, rows))
                     total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
-            inputs = [leaf, *self.parameters]
-            grad, *others = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+                (grad, of_states), others = leaves.gradients(total, self.parameters)
             for sum_, other in zip(of_parameters, others, strict=True):
                 if sum_ is not None:
                     sum_ += other
+            if of_states is not None:
+                of_hidden.append(of_states)
             weight = token_nats[piece.student_rows, None].to(grad.dtype)
-            _subtract_at(grad, self.student.labels[piece.student_rows], weight)
-            rows[""][inside] = self._through_softmax(grad, leaf.detach().exp())
-        return rows[""]
+            subtract_at(grad, self.student.labels[piece.student_rows], weight)
+            rows[""][inside] = self._through_softmax(grad, log_probs.exp())
+        return rows[""], torch.cat(of_hidden) if of_hidden else None
 
     # What both passes do -------------------------------------------------------------------------------------------
 
@@ -264,35 +264,15 @@ class Evaluation:
             logits(hidden, weight, bias, out=matrices[name][: len(hidden)])
         return matrices
 
-    def _take(self) -> Tensor:
-        """``[P, V_s]``, P being that of the largest block, to be kept."""
+    def _room_to_keep(self) -> KeptGradients:
         dtype = torch.promote_types(self.dtypes[""], torch.float32)
-        head, device = self.student.head, self.student.hidden.device
-        return self.memory.take(self.capacities[""], head.vocabulary_size, dtype, device)
+        return KeptGradients.room(self.student, self.teachers, self.capacities[""], dtype, self.memory)
 
     def _teacher_side(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> SideRows:
         piece_rows = piece.rows(name)
         of_piece = rows[name][_inside(piece_rows, block.rows(name))] if name in rows else None
         return self.teachers[name].side(piece_rows, piece.spans[name], of_piece)
 
-    def _score_spans(self, name: str, piece: Block, log_probs: Tensor, teacher: SideRows) -> SpanScores:
-        task, spans = self.teachers[name], piece.spans[name]
-        student = SideRows(
-            log_probs=log_probs if task.temperature == 1.0 else (log_probs / task.temperature).log_softmax(-1),
-            labels=self.student.labels[piece.student_rows],
-            first=task.spans.student_first[spans] - piece.student_rows.start,
-            length=task.spans.student_length[spans],
-            span=local_spans(task.spans.student_span[piece.student_rows], spans),
-        )
-        plan = None if task.plan is None else task.plan.cut(piece.student_rows, piece.teacher_rows[name])
-        result: SpanScores = task.loss(SpanBlock(student, teacher, plan))
-        return result._replace(loss=result.loss * task.temperature**2)
-
 
 def _inside(piece: slice, block: slice) -> slice:
     return slice(piece.start - block.start, piece.stop - block.start)
-
-
-def _subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:
-    """``rows[i, labels[i]] -= values[i]``."""
-    rows[torch.arange(len(rows), device=rows.device), labels] -= values.squeeze(1)

@@ -42,7 +42,8 @@ class LogitGradients:
     logits ``[K, V_s]``, a gradient of their size, and the unit vectors ``[N, K]``.
 
     Attributes:
-        student: All rows; those without logits stand there with logits of zero.
+        student: All rows; those without logits stand there with logits of zero. A loss that reads hidden states gets
+            those of the model, which have no part in the gradient.
         cuts: Where the rows may be cut.
         memory: For logits and what losses derive from them.
     """
@@ -68,7 +69,11 @@ class LogitGradients:
             layer.weight = nn.Parameter(logits.detach().to(dtype, copy=True).t())  # [V_s, K]
             units = layer.weight.new_zeros(len(student.labels), len(rows))  # [N, K]
             units[rows, torch.arange(len(rows), device=rows.device)] = 1.0
-            return cls(HiddenRows(units, student.labels.clone(), replace(student.head, layer=layer)), cuts, memory)
+            head = replace(student.head, layer=layer)
+            rows_of_units = HiddenRows(
+                units, student.labels.clone(), head, model_hidden=student.hidden.detach().clone()
+            )
+            return cls(rows_of_units, cuts, memory)
 
     def of_cross_entropy(self) -> Tensor:
         """``[K, V_s]``: the gradient of each row's cross-entropy."""

@@ -58,6 +58,7 @@ class MemoryPlan:
         dtype: torch.dtype,
         kind: str,
         known_sizes: Sequence[int] = (),
+        hidden_sizes: Sequence[int] = (),
     ) -> MemoryPlan:
         """Divides ``budget`` bytes among blocks, pieces, and what is kept.
 
@@ -67,6 +68,7 @@ class MemoryPlan:
             dtype: In which losses are computed.
             kind: Of the device, ``cpu`` or ``cuda``, say.
             known_sizes: Of the vocabularies of teachers whose rows are known: they have no logits.
+            hidden_sizes: The student's hidden size, for each loss that reads hidden states.
         """
         limits = _CPU if kind == "cpu" else _OTHERS
         row = dtype.itemsize * (student_size + sum(teacher_sizes))
@@ -76,8 +78,9 @@ class MemoryPlan:
         piece = min(min(left, budget * _PIECE_SHARE) / _PIECE_TENSORS, limits.piece_bytes)
         piece_rows = min(block_rows, _at_least_one(piece / piece_row))
         left -= _PIECE_TENSORS * piece_rows * piece_row
-        # Of each kept row: the probabilities, and the gradient of each teacher's loss.
+        # Of each kept row: the probabilities, and the gradients of each teacher's loss.
         kept_row = dtype.itemsize * student_size * (1 + len(teacher_sizes) + len(known_sizes))
+        kept_row += dtype.itemsize * sum(hidden_sizes)
         return cls(block_rows, piece_rows, max(0, int(left / kept_row)))
 
 

@@ -21,11 +21,24 @@ RowConfidence = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class HiddenRows:
-    """One side's rows before the head: hidden states ``[N, H]``, the tokens ``[N]`` that they predict, the head."""
+    """One side's rows before the head.
+
+    Attributes:
+        hidden: ``[N, H]`` what the head is multiplied with.
+        labels: ``[N]`` the tokens that the rows predict.
+        head: The head.
+        model_hidden: ``[N, H]`` the model's hidden states, where ``hidden`` stands in for them.
+    """
 
     hidden: Tensor
     labels: Tensor
     head: Head
+    model_hidden: Tensor | None = None
+
+    def states(self, rows: slice) -> Tensor:
+        """``[P, H]`` hidden states of some rows as losses read them: detached, in float32 at least."""
+        hidden = (self.hidden if self.model_hidden is None else self.model_hidden)[rows].detach()
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class TeacherTask:
             first=self.spans.teacher_first[spans] - piece_rows.start,
             length=self.spans.teacher_length[spans],
             span=local_spans(self.spans.teacher_span[piece_rows], spans),
+            hidden=self.rows.states(piece_rows) if self.loss.needs_hidden_states else None,
         )
 
     def span_confidence(self, spans: slice, side: SideRows) -> Tensor | None:

@@ -166,7 +166,7 @@ class MultiTeacherDistillModule(ResumableModule):
         self._release_teachers()
         if self.device_mesh is not None:
             # Sharding averages the gradients of what it shards: the student's.
-            for parameter in self._projection_parameters():
+            for parameter in self.losses.parameters():
                 if parameter.grad is not None:
                     parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")
 

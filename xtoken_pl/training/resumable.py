@@ -83,8 +83,8 @@ class ResumableModule(DistillParts):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the student's gradient; learned projections take no part, neither in the norm nor in the clipping."""
-        held = [(parameter, parameter.grad) for parameter in self._projection_parameters()]
+        """Clips the student's gradient; parameters of losses take no part, neither in the norm nor in the clipping."""
+        held = [(parameter, parameter.grad) for parameter in self.losses.parameters()]
         for parameter, _ in held:
             parameter.grad = None
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

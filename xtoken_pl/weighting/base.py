@@ -73,9 +73,14 @@ class Weighting(nn.Module, ABC):
 
     #: What is computed of each row of a teacher for :attr:`TeacherScores.confidence`; None for nothing.
     row_confidence: RowConfidence | None = None
-    #: Whether that is the log-probability of the token; nothing else is known of a teacher with a cache. False where a
-    #: subclass overrides :attr:`row_confidence`, unless it says otherwise after ``super().__init__()``.
-    confidence_is_log_prob: bool = False
+
+    def why_not_cacheable(self) -> str | None:
+        """What the weighting needs of a teacher beyond a cache, which knows the log-probability of each span's text.
+
+        None if it needs no more. By default that is a weighting without :attr:`row_confidence`; one whose confidence
+        is that log-probability overrides this.
+        """
+        return None if self.row_confidence is None else f"{type(self).__name__} measures a confidence of its own"
 
     def check(self, alphas: Mapping[str, float]) -> None:
         """Refuses static weights that this weighting cannot work with. Called once, before training."""

@@ -28,13 +28,16 @@ class _ByConfidence(Weighting):
         self.measure: Measure = check_choice("measure", measure, Measure)
         self.scope: Scope = check_choice("scope", scope, Scope)
         self.unit: Unit = check_choice("unit", unit, Unit)
-        is_own = type(self).row_confidence is not _ByConfidence.row_confidence  # a subclass may measure what it likes
-        self.confidence_is_log_prob = measure == "cross_entropy" and not is_own
         # A probability per byte is a geometric mean: its logarithms are summed.
         self._sums_logarithms = measure == "max_probability" and unit == "byte"
 
     def extra_repr(self) -> str:
         return f"measure={self.measure}, scope={self.scope}, unit={self.unit}"
+
+    def why_not_cacheable(self) -> str | None:
+        if type(self).row_confidence is not _ByConfidence.row_confidence:  # a subclass may measure what it likes
+            return super().why_not_cacheable()
+        return None if self.measure == "cross_entropy" else f"{type(self).__name__} measures {self.measure}"
 
     def check(self, alphas: Mapping[str, float]) -> None:
         check_any_alpha(alphas)

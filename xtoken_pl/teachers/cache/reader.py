@@ -21,7 +21,7 @@ from xtoken_pl.checkpoints.fingerprints import (
     model_fingerprint,
     weight_files,
 )
-from xtoken_pl.losses import MatchedRowLoss, SpanLoss
+from xtoken_pl.losses import SpanLoss
 from xtoken_pl.scoring.tasks import KnownRows
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.checks import check_cacheable
@@ -152,15 +152,10 @@ class TeacherCache:
 
     def restrict(self, loss: SpanLoss) -> None:
         """Lets a bound loss see no more single tokens than are stored."""
-        k = self.identity.top_k
-        if k == "all":
+        if self.identity.top_k == "all":
             return
-        assert isinstance(loss, MatchedRowLoss)
-        if loss.teacher_top_k is None or loss.teacher_top_k > k:
-            given, loss.teacher_top_k = loss.teacher_top_k, k
-            rank_zero_info(
-                f"teacher {self.name!r}: teacher_top_k {given or 'None'} -> {k}, as the cache stores no more of a row"
-            )
+        if (change := loss.limit_teacher_tokens(self.identity.top_k)) is not None:
+            rank_zero_info(f"teacher {self.name!r}: {change}, as the cache stores no more of a row")
 
     def rows(self, view: TeacherBatch) -> KnownRows:
         """What the teacher's task reads of a batch.

@@ -1,0 +1,84 @@
+"""Base of the losses that compare one student row with one teacher row per span."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.utilities.checks import check_choice
+from xtoken_pl.utilities.errors import UserError
+
+# S spans, V_s/V_t vocabulary sizes (student/teacher)
+
+Merge = Literal["chain_rule", "mean"]
+
+
+class MatchedRowLoss(SpanLoss):
+    """A loss that compares one student row with one teacher row per span.
+
+    Args:
+        merge: How a span of several tokens becomes one row. ``chain_rule``: the first token's distribution and the
+            probability c of the observed continuation, so that the row's entry for the observed token is the
+            probability of the whole span's text. ``mean``: what other implementations do, the rows averaged.
+        teacher_top_k: Of the tokens that a term compares, the teacher's k most probable ones are kept in each row, and
+            all others become one bucket; nothing is renormalized. None, the default, is exact.
+
+    Raises:
+        UserError: If ``teacher_top_k`` is below 1.
+    """
+
+    def __init__(self, *, merge: Merge = "chain_rule", teacher_top_k: int | None = None) -> None:
+        super().__init__()
+        self.merge: Merge = check_choice("merge", merge, Merge)
+        if teacher_top_k is not None and teacher_top_k < 1:
+            raise UserError(f"teacher_top_k must be >= 1, got {teacher_top_k}; None keeps the whole distribution")
+        self.teacher_top_k = teacher_top_k
+
+    def extra_repr(self) -> str:
+        kept = "" if self.teacher_top_k is None else f", teacher_top_k={self.teacher_top_k}"
+        return f"merge={self.merge}{kept}"
+
+    def why_not_cacheable(self) -> str | None:
+        """None, unless the loss needs hidden states, a plan or the average of all rows."""
+        if self.needs_hidden_states or self.planner is not None:
+            return super().why_not_cacheable()
+        if self.merge == "mean":
+            return (
+                f"a cache holds one teacher row per span, and merge='mean' of {type(self).__name__} averages all rows; "
+                "use merge='chain_rule'"
+            )
+        return None
+
+    def limit_teacher_tokens(self, top_k: int) -> str | None:
+        """Sets ``teacher_top_k``, unless it is as low already."""
+        before = self.teacher_top_k
+        if before is not None and before <= top_k:
+            return None
+        self.teacher_top_k = top_k
+        return f"teacher_top_k {before} -> {top_k}"
+
+    def forward(self, block: SpanBlock) -> SpanScores:
+        if self.merge == "mean":
+            return self.score_mean(block)
+        return self.score_rows(
+            block.student.first_rows(),
+            block.teacher.first_rows(),
+            block.student.log_continuation(),
+            block.teacher.log_continuation(),
+        )
+
+    @abstractmethod
+    def score_rows(
+        self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
+    ) -> SpanScores:
+        """Scores matched rows: ``[S, V_s], [S, V_t], [S], [S] -> [S]``."""
+
+    def score_mean(self, block: SpanBlock) -> SpanScores:
+        """Scores the log-probabilities averaged over each span, renormalized over the whole vocabularies."""
+        student = block.student.mean_rows(block.student.log_probs).log_softmax(-1)
+        teacher = block.teacher.mean_rows(block.teacher.log_probs).log_softmax(-1)
+        no_continuation = teacher.new_zeros(len(teacher))
+        return self.score_rows(student, teacher, no_continuation, no_continuation)
