@@ -26,6 +26,7 @@ from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
 from xtoken_pl.data.windows import Window, Windower
+from xtoken_pl.data.worker_errors import CarryingCollate, CarryingDataset
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
@@ -352,13 +353,16 @@ class DistillDataModule(pl.LightningDataModule):
         sampler = GlobalBatchSampler(len(windows), self.batch_size, **{**self._processes(), **order})
         options = self._loader_options() | {"persistent_workers": self.num_workers > 0}
         padded = PaddedWindows(windows, list(self.windower.teachers))
-        return OrderedLoader(CachedWindows(padded, self._cached.get(split, {})), sampler=sampler, **options)
+        stored = CarryingDataset(CachedWindows(padded, self._cached.get(split, {})))
+        return OrderedLoader(stored, sampler=sampler, **options)
 
     def _loader_options(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
-            "collate_fn": partial(collate, teachers=list(self.windower.teachers), planners=self._planners),
+            "collate_fn": CarryingCollate(
+                partial(collate, teachers=list(self.windower.teachers), planners=self._planners)
+            ),
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
