@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import yaml
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
 _CONFIG: dict[str, Any] = {
@@ -54,3 +55,38 @@ def write_texts(folder: Path, texts: Sequence[str] = TEXTS[:4], *, length: int |
     """``texts.jsonl``, each text cut to a length."""
     lines = (json.dumps({"text": text[:length]}) + "\n" for text in texts)
     (folder / "texts.jsonl").write_text("".join(lines))
+
+
+def monitored_run() -> dict[str, Any]:
+    """The configuration of four steps with both teachers, TensorBoard, an export and checkpoints."""
+    config = small_run()
+    config["model"]["teachers"] = {**deepcopy(SPLIT)["model"]["teachers"], **config["model"]["teachers"]}
+    config["model"]["teachers"]["same"]["alpha"] = 0.5
+    config["model"]["optimizer"] = {"learning_rate": 1e-3}
+    config["trainer"] = {
+        "accelerator": "cpu",
+        "max_steps": 4,
+        "limit_val_batches": 2,
+        "val_check_interval": 2,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "runs", "name": "test"},
+        },
+        "callbacks": [
+            {"class_path": "xtoken_pl.callbacks.DynamicLossScaling"},
+            {"class_path": "xtoken_pl.callbacks.TeacherMonitor"},
+            {"class_path": "xtoken_pl.callbacks.HFExport"},
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
+        ],
+    }
+    return config
+
+
+def write_monitored_run(folder: Path) -> None:
+    """Models, texts and ``config.yaml``."""
+    write_models(folder)
+    write_texts(folder, TEXTS[:6])
+    (folder / "config.yaml").write_text(yaml.safe_dump(monitored_run()))

@@ -196,7 +196,7 @@ class DistillCLI(LightningCLI):
                 super()._run_subcommand(subcommand)
         except SystemExit as error:
             # Lightning ends the process, with code 1, after it has shut down an interrupted run.
-            if not self.trainer.interrupted:  # type: ignore[attr-defined]
+            if not self.trainer.interrupted:
                 raise
             raise SystemExit(_INTERRUPTED) from error
 

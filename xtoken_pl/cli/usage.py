@@ -42,7 +42,8 @@ class RaisingParser(ArgumentParser):
 
 def _options(parser: AnyParser) -> Iterator[str]:
     for action in parser._actions:
-        yield action.dest
+        if action.dest != "help":
+            yield action.dest
         if isinstance(action.choices, Mapping):  # the parsers of verbs
             for inner in action.choices.values():
                 yield from _options(inner)
@@ -97,7 +98,8 @@ def _missing(names: list[str], keys: list[str], arguments: list[str]) -> str:
         names = sorted(name.strip().removeprefix(f"{verb}.") for name in names)
         how = "in a file for --config" if in_file else f"with --{' and --'.join(names)}"
         return f"{verb} needs {' and '.join(names)}, not given; set {'it' if len(names) == 1 else 'them'} {how}"
-    config = reduce(merge, map(read_config, config_paths(arguments)), {})
+    nothing: dict[str, Any] = {}
+    config = reduce(merge, map(read_config, config_paths(arguments)), nothing)
     for parts, value in _places(config):
         if _is_at(keys, parts) and isinstance(value, dict):
             items = {name: item for name, item in value.items() if isinstance(item, dict) and names[0] not in item}
@@ -111,9 +113,9 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
     if not keys:
         return reason
     found = re.search(r"(?:Got|Given) value: (.+)", message)
-    value, types = found[1] if found else "", reason
-    if "Got value" not in reason and (unions := re.findall(r"Subtypes: \[(.+)\]", message)):
-        types = unions[-1]
+    value = found[1] if found else ""
+    union = re.search(r"Subtypes: \[(.+)\]", message.rpartition("Parser key")[2])
+    types = union[1] if union else reason
     if found := re.search(r"Unable to load config ['\"](.+?)['\"]", reason):
         value = found[1]
         first = next((name.rpartition(".")[2] for name in known if name.startswith(f"{keys[-1]}.")), "KEY")
