@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from logged import scalars
-from small_models import reversing_tokenizer, write_model
-from small_run import write_monitored_run
+from small_run import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xtoken_pl.cli import main
 from xtoken_pl.projection import Projection
 from xtoken_pl.utilities.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with models, texts and a configuration."""
-    root = tmp_path_factory.mktemp("workspace")
-    write_monitored_run(root)
-    return root
-
-
-Run = Callable[..., Path]
-
-
-@pytest.fixture
-def run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a verb in the workspace; returns the newest run's folder."""
-    monkeypatch.chdir(workspace)
-
-    def run(verb: str = "fit", *arguments: str, config: str = "config.yaml") -> Path:
-        main([verb, "--config", config, *arguments])
-        return max((workspace / "runs/test").glob("version_*"), key=lambda folder: int(folder.name.split("_")[1]))
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -143,33 +118,6 @@ def test_without_the_callback_the_fixed_weight_applies(workspace: Path, run: Run
     (workspace / "fixed.yaml").write_text(yaml.safe_dump(config))
     folder = run("fit", "--model.kd_weight", "0.3", "--trainer.max_steps", "2", config="fixed.yaml")
     assert scalars(folder)["train/kd_scale"] == pytest.approx([0.3, 0.3])
-
-
-def test_auto_chooses_by_the_audit_and_says_why(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        arguments = ["--model.teachers.split.loss", "auto", "--model.teachers.same.loss", "auto"]
-        tags = scalars(run("fit", *arguments, "--trainer.max_steps", "1"))
-    logged = "\n".join(caplog.messages)
-    assert "teacher 'split': loss auto -> ProjectionKL, because critical tokens of the student lie outside C" in logged
-    assert "teacher 'same': loss auto -> TokenKL, because both sides share their tokens (fingerprint" in logged
-    named = scalars(run("fit", "--trainer.max_steps", "1"))
-    assert tags["train/kd"] == named["train/kd"]
-    learned = run("fit", *arguments, "--model.teachers.split.learn_projection", "true", "--trainer.max_steps", "1")
-    state = torch.load(learned / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert "losses.split.learned.logits" in state
-
-
-def test_auto_takes_hybrid_kl_where_everything_critical_is_common(
-    workspace: Path, run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_model(workspace / "packs", reversing_tokenizer(), seed=4)
-    other = {"model": {"teachers": {"packs": {"model": "packs"}}}, "trainer": {"max_steps": 1}}  # auto is the default
-    (workspace / "packs.yaml").write_text(yaml.safe_dump(other))
-    with caplog.at_level("INFO"):
-        tags = scalars(run("fit", "--config", "packs.yaml"))
-    assert "teacher 'packs': loss auto -> HybridKL, because all critical tokens" in "\n".join(caplog.messages)
-    assert any("teacher 'packs': HybridKL" in line and "|U_T| = " in line for line in caplog.messages)
-    assert tags["train/kd/packs"][0] > 0
 
 
 def test_subclass_that_is_named_alone_runs(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from small_run import write_monitored_run
-
-from xtoken_pl.cli import main
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with models, texts and a configuration."""
-    root = tmp_path_factory.mktemp("workspace")
-    write_monitored_run(root)
-    return root
-
-
-Run = Callable[..., None]
-
-
-@pytest.fixture
-def run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a verb in the workspace."""
-    monkeypatch.chdir(workspace)
-
-    def run(verb: str = "fit", *arguments: str, config: str = "config.yaml") -> None:
-        main([verb, "--config", config, *arguments])
-
-    return run
+from small_run import Run
 
 
 def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, config: str = "config.yaml") -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+
+#: Runs a verb with options and a configuration; returns the newest run's folder.
+Run = Callable[..., Path]
 
 _CONFIG: dict[str, Any] = {
     "seed_everything": 1,
