@@ -12,10 +12,10 @@ quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
 	$(BIN)/python -m xtoken_pl fit --config configs/quickstart.yaml
 
-dashboard: $(VENV)/.installed browser  ## a picture of the newest run's TensorBoard: runs/dashboard.png
+dashboard: $(VENV)/.installed  ## a picture of the newest run's charts: runs/dashboard.png
 	$(BIN)/python -m xtoken_pl dashboard --overwrite true
 
-# For the dashboard's picture: root on Debian or Ubuntu gets a browser here; others are told how by the verb.
+# For the slow test and the documentation's pictures: installs a browser for root on Debian or Ubuntu.
 browser:
 	@for name in chromium chromium-browser google-chrome google-chrome-stable microsoft-edge; do \
 		command -v $$name >/dev/null && exit 0; \

@@ -17,7 +17,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 
 from benchmarks.measure import Figure, run
 from xtoken_pl import MultiTeacherDistillModule
-from xtoken_pl.cli.command_line import DistillCLI
+from xtoken_pl.cli.fit import DistillCLI
 from xtoken_pl.cli.prepare import prepare
 from xtoken_pl.data import DistillDataModule
 

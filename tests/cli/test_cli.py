@@ -1,90 +1,21 @@
-"""The command line, end to end on small models: logs, exports, overrides, resume, errors."""
+"""The command line, end to end on small models: logs, exports, overrides, resume."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from logged import scalars
-from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
+from small_run import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xtoken_pl.cli import main
-from xtoken_pl.cli.config_files import merge, merge_config_arguments
 from xtoken_pl.projection import Projection
 from xtoken_pl.utilities.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with models, texts and a configuration."""
-    root = tmp_path_factory.mktemp("workspace")
-    write_model(root / "student", packing_tokenizer(), seed=1)
-    write_model(root / "split", splitting_tokenizer(), seed=2)
-    write_model(root / "same", packing_tokenizer(), seed=3)
-    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS[:6]]
-    (root / "texts.jsonl").write_text("".join(lines))
-    config: dict[str, Any] = {
-        "seed_everything": 1,
-        "model": {
-            "student": {"model": "student"},
-            "teachers": {
-                "split": {"model": "split", "loss": {"class_path": "xtoken_pl.ProjectionKL"}},
-                "same": {"model": "same", "loss": {"class_path": "xtoken_pl.TokenKL"}, "alpha": 0.5},
-            },
-            "optimizer": {"learning_rate": 1e-3},
-        },
-        "data": {
-            "train": {"path": "texts.jsonl"},
-            "val": {"path": "texts.jsonl"},
-            "sequence_length": 48,
-            "batch_size": 2,
-            "num_workers": 0,
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 4,
-            "limit_val_batches": 2,
-            "val_check_interval": 2,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": "runs", "name": "test"},
-            },
-            "callbacks": [
-                {"class_path": "xtoken_pl.callbacks.DynamicLossScaling"},
-                {"class_path": "xtoken_pl.callbacks.TeacherMonitor"},
-                {"class_path": "xtoken_pl.callbacks.HFExport"},
-                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
-            ],
-        },
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    return root
-
-
-Run = Callable[..., Path]
-
-
-@pytest.fixture
-def run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a verb in the workspace; returns the newest run's folder."""
-    monkeypatch.chdir(workspace)
-
-    def run(verb: str = "fit", *arguments: str, config: str = "config.yaml") -> Path:
-        main([verb, "--config", config, *arguments])
-        return max((workspace / "runs/test").glob("version_*"), key=lambda folder: int(folder.name.split("_")[1]))
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -181,72 +112,12 @@ def test_later_config_adds_a_teacher_and_changes_another(workspace: Path, run: R
     assert {"train/kd/split", "train/kd/third"} <= tags.keys()
 
 
-def test_merging_keeps_what_the_later_file_does_not_name() -> None:
-    base = {"a": {"x": 1, "y": [1, 2]}, "loss": {"class_path": "A", "init_args": {"k": 1}}}
-    assert merge(base, {"a": {"y": [3]}, "loss": {"init_args": {"j": 2}}}) == {
-        "a": {"x": 1, "y": [3]},
-        "loss": {"class_path": "A", "init_args": {"k": 1, "j": 2}},
-    }
-    assert merge(base, {"loss": {"class_path": "B"}})["loss"] == {"class_path": "B"}
-
-
-def test_a_key_with_a_plus_adds_to_a_list() -> None:
-    assert merge({"a": {"b": [1]}}, {"a": {"b+": [2, 3]}}) == {"a": {"b": [1, 2, 3]}}
-
-
-def test_an_addition_waits_for_the_list_of_a_later_file(tmp_path: Path) -> None:
-    def merged(*contents: Any) -> Any:
-        arguments: list[str] = []
-        for number, content in enumerate(contents):
-            (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(content))
-            arguments += ["--config", str(tmp_path / f"{number}.yaml")]
-        return yaml.safe_load(merge_config_arguments(arguments)[1])
-
-    first, second, whole = {"a": {"b+": [1]}}, {"a": {"b+": [2]}}, {"a": {"b": [3]}}
-    assert merged(first, whole, second) == {"a": {"b": [3, 1, 2]}}
-    assert merged(first, second, whole) == {"a": {"b": [3, 1, 2]}}
-    assert merged(first, second, {"a": {}}) == {"a": {"b": [1, 2]}}
-
-
-def test_short_and_long_ways_to_write_a_class_are_merged() -> None:
-    long = {"class_path": "A", "init_args": {"k": 1}}
-    assert merge({"k": 0, "j": 2}, long) == {"class_path": "A", "init_args": {"k": 1, "j": 2}}
-    assert merge(long, {"j": 2}) == {"class_path": "A", "init_args": {"k": 1, "j": 2}}
-
-
 def test_without_the_callback_the_fixed_weight_applies(workspace: Path, run: Run) -> None:
     config = yaml.safe_load((workspace / "config.yaml").read_text())
     config["trainer"]["callbacks"] = config["trainer"]["callbacks"][1:2]
     (workspace / "fixed.yaml").write_text(yaml.safe_dump(config))
     folder = run("fit", "--model.kd_weight", "0.3", "--trainer.max_steps", "2", config="fixed.yaml")
     assert scalars(folder)["train/kd_scale"] == pytest.approx([0.3, 0.3])
-
-
-def test_auto_chooses_by_the_audit_and_says_why(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        arguments = ["--model.teachers.split.loss", "auto", "--model.teachers.same.loss", "auto"]
-        tags = scalars(run("fit", *arguments, "--trainer.max_steps", "1"))
-    logged = "\n".join(caplog.messages)
-    assert "teacher 'split': loss auto -> ProjectionKL, because critical tokens of the student lie outside C" in logged
-    assert "teacher 'same': loss auto -> TokenKL, because both sides share their tokens (fingerprint" in logged
-    named = scalars(run("fit", "--trainer.max_steps", "1"))
-    assert tags["train/kd"] == named["train/kd"]
-    learned = run("fit", *arguments, "--model.teachers.split.learn_projection", "true", "--trainer.max_steps", "1")
-    state = torch.load(learned / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert "losses.split.learned.logits" in state
-
-
-def test_auto_takes_hybrid_kl_where_everything_critical_is_common(
-    workspace: Path, run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_model(workspace / "packs", reversing_tokenizer(), seed=4)
-    other = {"model": {"teachers": {"packs": {"model": "packs"}}}, "trainer": {"max_steps": 1}}  # auto is the default
-    (workspace / "packs.yaml").write_text(yaml.safe_dump(other))
-    with caplog.at_level("INFO"):
-        tags = scalars(run("fit", "--config", "packs.yaml"))
-    assert "teacher 'packs': loss auto -> HybridKL, because all critical tokens" in "\n".join(caplog.messages)
-    assert any("teacher 'packs': HybridKL" in line and "|U_T| = " in line for line in caplog.messages)
-    assert tags["train/kd/packs"][0] > 0
 
 
 def test_subclass_that_is_named_alone_runs(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,81 +272,3 @@ def test_optimizer_of_a_subclass_is_left_alone_on_resume(
     resumed = run("fit", "--ckpt_path", str(first), "--trainer.max_steps", "2", config="own.yaml")
     checkpoint = torch.load(resumed / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.25
-
-
-# Bad input -----------------------------------------------------------------------------------------------------------
-
-
-def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, config: str = "config.yaml") -> str:
-    """What a user reads when a run is refused."""
-    with pytest.raises((SystemExit, ValueError, OSError)) as error:
-        run("fit", *arguments, config=config)
-    return str(error.value) + capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--model.teachers.same.alfa", "1"], "alfa"),
-        (["--model.studnet.model", "student"], "studnet"),
-        (["--data.sequence_lenght", "9"], "sequence_lenght"),
-        (["--model.teachers.same.alpha", "-1"], "alpha must be a finite number >= 0, got -1"),
-        (["--model.teachers.same.temperature", "0"], "temperature must be > 0, got 0"),
-        (["--data.train.path", "nothing.jsonl"], "there is no file or folder 'nothing.jsonl'"),
-        (["--data.train.text_field", "body"], "text_field must be a column of the data, got 'body'"),
-        (["--data.sequence_length", "1"], "sequence_length must be at least 2"),
-        (["--model.teachers.split.model", "nowhere"], "'nowhere' could not be loaded"),
-        (["--model.teachers.split.projection", "w0.safetensors"], "there is none at 'w0.safetensors'"),
-        (["--model.teachers.same.learn_projection", "true"], "TokenKL gives them none"),
-        (["--model.teachers.split.loss", "xtoken_pl.GOLD", "--model.teachers.split.loss.kl_weight", "-1"], "got -1"),
-        (["--model.teachers.split.loss.divergence", "js"], "jensen_shannon"),
-        (["--model.teachers.same.loss", "Auto"], "did you mean auto?"),
-        (["--model.weighting", "xtoken_pl.ConfidenceWeighting", "--model.weighting.sharpness", "-2"], "got -2"),
-        (["--model.kd_weight", "0.5"], "DynamicLossScaling and fixed weights exclude each other"),
-        (["--config", "missing.yaml"], "there is none at 'missing.yaml'"),
-        (
-            ["--ckpt_path", "last", "--trainer.logger.init_args.name", "new"],
-            "to go on from, and there is none in runs/new/*/checkpoints",
-        ),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_wrong_input_is_named_before_training(
-    run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
-) -> None:
-    assert expected in failing(run, capsys, *arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--model.teachers.split.projection", "w0.safetensors"], "there is none at 'w0.safetensors'"),
-        (["--model.teachers.split.loss", "xtoken_pl.TokenKL"], "TokenKL needs the same vocabulary"),
-        (["--model.teachers.same.loss", "auto", "--model.teachers.same.learn_projection", "true"], "gives them none"),
-        (["--model.kd_weight", "0.5"], "exclude each other"),
-        (
-            ["--model.teachers.split.loss", "xtoken_pl.GOLD", "--model.teachers.split.loss.uld_weight", "0"],
-            "can be negative (GOLD: merge=chain_rule",
-        ),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_what_does_not_fit_is_refused_before_texts_are_tokenized(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
-) -> None:
-    def no_text_is_read(*_: object, **__: object) -> None:
-        raise AssertionError("texts were read")
-
-    monkeypatch.setattr("xtoken_pl.data.module.load_source", no_text_is_read)
-    assert expected in failing(run, capsys, *arguments)
-
-
-def test_export_folder_that_exists_is_refused_before_training(
-    workspace: Path, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = yaml.safe_load((workspace / "config.yaml").read_text())
-    config["trainer"]["callbacks"][2]["init_args"] = {"dirpath": "student"}
-    (workspace / "export.yaml").write_text(yaml.safe_dump(config))
-    before = (workspace / "student/config.json").read_bytes()
-    assert "student exists and is not overwritten unasked" in failing(run, capsys, config="export.yaml")
-    assert (workspace / "student/config.json").read_bytes() == before

@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from xtoken_pl.checkpoints.fingerprints import cached_windows_fingerprint, config_fingerprint, model_fingerprint
+from xtoken_pl.cli.parts_cli import run_with_parts
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.models import load_model
 from xtoken_pl.models.placement import default_device
@@ -26,7 +27,9 @@ from xtoken_pl.utilities.errors import UserError
 _SHARD_BYTES, _MAX_SHARD_WINDOWS = 2**28, 1024
 
 
-CACHE_DESCRIPTION = "Run one teacher over the windows of a run, once, and store what its loss needs of every span."
+def run(arguments: list[str]) -> None:
+    """Runs the verb."""
+    run_with_parts(cache_run, CacheOptions, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ key, so that a file may add a teacher, or change one value of it.
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +15,41 @@ import yaml
 from xtoken_pl.utilities.errors import UserError
 
 
-def names_config(arguments: list[str]) -> bool:
-    """Whether a ``--config`` is among the arguments."""
-    return any(map(_is_config, arguments))
+def config_paths(arguments: list[str]) -> list[str]:
+    """The files given with ``--config``, in order."""
+    return _split(arguments)[0]
 
 
-def _is_config(argument: str) -> bool:
-    return argument in ("--config", "-c") or argument.startswith("--config=")
+def _split(arguments: list[str]) -> tuple[list[str], list[str], int]:
+    """The files given with ``--config``, the other arguments, and where among them the first file stood."""
+    paths: list[str] = []
+    others: list[str] = []
+    position = 0
+    rest = iter(arguments)
+    for argument in rest:
+        if argument not in ("--config", "-c") and not argument.startswith("--config="):
+            others.append(argument)
+            continue
+        position = position if paths else len(others)
+        paths.append(argument.partition("=")[2] if "=" in argument else next(rest, ""))
+    # Content that was merged before is no file: processes of one run are started with it.
+    return [path for path in paths if "\n" not in path], others, position
 
 
 def merge_config_arguments(arguments: list[str]) -> list[str]:
     """Replaces two or more ``--config FILE`` by one with the merged content; the later file wins.
 
-    One alone stays, but is read here, so that an error names the file.
+    A single file is not replaced, but read, so that an error names it.
 
     Raises:
         UserError: If a file does not exist.
         UserError: If a file is no YAML mapping.
     """
-    paths: list[str] = []
-    others: list[str] = []
-    position: int | None = None
-    rest = iter(arguments)
-    for argument in rest:
-        if _is_config(argument):
-            position = len(others) if position is None else position
-            paths.append(argument.partition("=")[2] if "=" in argument else next(rest, ""))
-        else:
-            others.append(argument)
-    if position is None or (len(paths) == 1 and "\n" in paths[0]):
-        return arguments  # none, or content that was merged before: processes of one run are started with it
+    paths, others, position = _split(arguments)
     contents = [read_config(path) for path in paths]
-    if len(contents) == 1:
+    if len(contents) < 2:
         return arguments
-    merged: dict[str, Any] = {}
-    for content in contents:
-        merged = merge(merged, content)
-    merged = _settled(merged)
+    merged = _settled(reduce(merge, contents))
     return [*others[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *others[position:]]
 
 

@@ -1,93 +1,85 @@
-"""A picture of a run's TensorBoard, taken in a real browser: ``python -m xtoken_pl dashboard``."""
+"""``python -m xtoken_pl dashboard``: the charts of a run's TensorBoard events, or its images, as a PNG file."""
 
 from __future__ import annotations
 
-import json
+import io
 import math
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.request import ProxyHandler, build_opener
+from typing import Any
 
-from xtoken_pl.utilities.checks import check_choice
+import matplotlib.image
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+from xtoken_pl.cli.usage import run_function
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, check_target
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+#: Page -> chart -> tag -> its curve (steps and values).
+Pages = dict[str, dict[str, dict[str, NDArray[np.float64]]]]
 
-T = TypeVar("T")
+_DPI = 100
+_COLUMNS = 4
+_CHART_INCHES = (4.5, 2.8)
+_TITLE_INCHES = 0.5
+_LAYOUT_TAG = "custom_scalars__config__"
 
-#: Of TensorBoard, by the name in its address.
-PageName = Literal["custom_scalars", "images"]
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
-_BROWSER_OPTIONS = [
-    "--no-sandbox",  # root may have none; only our own server is visited
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-_WIDTH, _HEIGHT = 1800, 8000  # four charts side by side; room for all, since TensorBoard draws what is seen
-_MARGIN = 24
-_POLL_SECONDS = 0.5
-_NO_DATA = {
-    "custom_scalars": "has no layout of charts yet: add xtoken_pl.callbacks.TeacherMonitor, or wait for its first log",
-    "images": "has no images: add a callback that logs some, or take a picture of --page custom_scalars",
-}
+def run(arguments: list[str]) -> None:
+    """Runs the verb."""
+    run_function(dashboard, arguments)
 
 
 def dashboard(
     logdir: str = "runs",
     output: str = "runs/dashboard.png",
     *,
-    page: PageName = "custom_scalars",
-    browser: str | None = None,
-    timeout: float = 120.0,
+    page: str = "custom_scalars",
     overwrite: bool = False,
 ) -> None:
-    """Take a picture of the newest run's dashboard, which may still be training.
+    """Draw the newest run's dashboard as a picture; the run may still be training.
 
     Args:
-        logdir: A run's folder, or one with runs in it.
-        output: The PNG file to write.
-        page: TensorBoard's page: custom_scalars (all charts) or images.
-        browser: The file of Chromium, Chrome or Edge; looked for where none is given.
-        timeout: Seconds for TensorBoard to read the run, and for the browser to draw it.
+        logdir: A run's directory, or one with runs in it.
+        output: PNG file to write.
+        page: custom_scalars (all charts), the title of one page of charts, such as Losses, or images.
         overwrite: Replace a file that exists.
     """
-    check_choice("page", page, PageName)
     if Path(output).suffix.lower() != ".png":
         raise UserError(f"output must be a .png file, got {output!r}")
     check_target(Path(output), kind="file", overwrite=overwrite)
     run = newest_run(Path(logdir))
-    num_items = count_items(run, page)
-    if num_items == 0:
-        raise UserError(f"a picture needs something to show, but the run {run} {_NO_DATA[page]}")
     print(f"the newest run: {run}")
-    with _browser(browser) as opened, _tensorboard(run, Path(logdir), page, timeout) as address:
-        picture = _take(opened, f"{address}?darkMode=false#{page}&_smoothingWeight=0", page, num_items, timeout)
+    figure = draw_images(read_images(run)) if page == "images" else draw_charts(_chosen(read_charts(run), page, run))
     with atomic_path(output, kind="file", overwrite=overwrite) as part:
-        part.write_bytes(picture)
+        figure.savefig(part, dpi=_DPI)
     print(f"written to {output}")
 
 
-# The run ------------------------------------------------------------------------------------------------------------
+def _chosen(pages: Pages, page: str, run: Path) -> Pages:
+    if not pages:
+        raise UserError(
+            f"a picture needs charts, but the run {run} has no layout of charts with curves yet: add "
+            "xtoken_pl.callbacks.TeacherMonitor to trainer.callbacks, or wait for its first log"
+        )
+    if page == "custom_scalars":
+        return pages
+    if page not in pages:
+        raise UserError(f"page must be custom_scalars, images or one of {', '.join(pages)}, got {page!r}")
+    return {page: pages[page]}
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
 
 
 def newest_run(logdir: Path) -> Path:
-    """The folder at or below ``logdir`` whose events were written last.
+    """The directory at or below ``logdir`` whose events were written last.
 
     Raises:
         UserError: If there are none.
@@ -96,162 +88,90 @@ def newest_run(logdir: Path) -> Path:
     if not events:
         raise UserError(
             f"logdir must hold a run's TensorBoard events, there are none below {str(logdir)!r}; "
-            "train first (`make quickstart`), or give the folder of a run"
+            "train first (`make quickstart`), or give the directory of a run"
         )
     return max(events, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def count_items(run: Path, page: PageName) -> int:
-    """The charts of a run that have a curve, or its images."""
-    # Loaded here, since every command imports this file.
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-
-    events = EventAccumulator(str(run))
-    events.Reload()
+def read_charts(run: Path) -> Pages:
+    """The charts of the run's layout of custom scalars; those without a curve are left out."""
+    events = _events(run)
     tags: dict[str, Any] = events.Tags()
-    if page == "images":
-        return len(tags["images"])
-    if "custom_scalars__config__" not in tags["tensors"]:
-        return 0
-    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    charts = [chart.multiline.tag for category in layout.category for chart in category.chart]
-    return sum(any(re.match(pattern, tag) for pattern in chart for tag in tags["scalars"]) for chart in charts)
+    if _LAYOUT_TAG not in tags["tensors"]:
+        return {}
+    layout = Layout.FromString(events.Tensors(_LAYOUT_TAG)[-1].tensor_proto.string_val[0])
+    pages: Pages = {}
+    for category in layout.category:
+        for chart in category.chart:
+            patterns = list(chart.multiline.tag)
+            shown = [tag for tag in tags["scalars"] if any(re.match(pattern, tag) for pattern in patterns)]
+            curves = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)], dtype=float) for tag in shown}
+            if curves:
+                pages.setdefault(category.title, {})[chart.title] = curves
+    return pages
 
 
-# TensorBoard --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _tensorboard(run: Path, logdir: Path, page: PageName, timeout: float) -> Iterator[str]:
-    """Serves one run, and gives the address when it has been read."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    address = f"http://localhost:{port}/"
-    run = run.absolute()
-    root = logdir.absolute() if run != logdir.absolute() else run.parent
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
-        link = Path(folder) / root.name / run.relative_to(root)  # this run alone, by its name
-        link.parent.mkdir(parents=True)
-        link.symlink_to(run)
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", root.name, "--host", "localhost"]
-        command += ["--port", str(port), "--load_fast=false"]
-        server = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
-        try:
-            tags = f"{address}data/plugin/{'images' if page == 'images' else 'scalars'}/tags"
-            _wait(lambda: _has_tags(server, tags), timeout, "TensorBoard has not read the run")
-            yield address
-        except _StoppedError:
-            said.seek(0)
-            raise UserError(f"TensorBoard stopped: {said.read().decode(errors='replace')[-2000:]}") from None
-        finally:
-            server.terminate()
-            try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-
-
-class _StoppedError(Exception):
-    """The server is no more."""
-
-
-def _has_tags(server: subprocess.Popen[bytes], address: str) -> bool:
-    if server.poll() is not None:
-        raise _StoppedError
-    try:
-        # No proxy stands between this machine and itself.
-        with build_opener(ProxyHandler({})).open(address, timeout=10) as answer:
-            return any(json.load(answer).values())
-    except OSError:
-        return False
-
-
-def _wait(is_done: Callable[[], bool], timeout: float, what: str) -> None:
-    end = time.monotonic() + timeout
-    while not is_done():
-        if time.monotonic() > end:
-            raise UserError(f"{what} within {timeout:g} s; give it longer with --timeout")
-        time.sleep(_POLL_SECONDS)
-
-
-# The browser --------------------------------------------------------------------------------------------------------
-
-
-def find_browser(given: str | None) -> str | None:
-    """The browser's file: the one that is given, or the first one that is installed; None where there is none.
+def read_images(run: Path) -> dict[str, NDArray[Any]]:
+    """The newest image of each tag, ``[height, width, channels]``.
 
     Raises:
-        UserError: If the one that is given does not exist.
+        UserError: If the run has no images.
     """
-    if given is not None and shutil.which(given) is None:
+    events = _events(run)
+    tags: list[str] = events.Tags()["images"]
+    if not tags:
         raise UserError(
-            f"browser must be the file of Chromium, Chrome or Edge, there is none at {given!r}; leave it out to look "
-            f"for one ({', '.join(BROWSERS)})"
+            f"a picture needs something to show, but the run {run} has no images; add a callback that logs some, or "
+            "draw --page custom_scalars"
         )
-    return next(filter(None, map(shutil.which, BROWSERS if given is None else (given,))), None)
+    return {tag: matplotlib.image.imread(io.BytesIO(events.Images(tag)[-1].encoded_image_string)) for tag in tags}
 
 
-@contextmanager
-def _browser(given: str | None) -> Iterator[Browser]:
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError as error:
-        raise UserError(
-            "the dashboard's picture needs playwright, which is not installed: pip install 'xtoken_pl[dashboard]'"
-        ) from error
-    path = find_browser(given)
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=path, args=_BROWSER_OPTIONS)
-        except Error as error:
-            if path is None:  # playwright has none of its own either
-                raise UserError(
-                    f"a browser must be installed, and neither {', '.join(BROWSERS)} nor playwright's own is; "
-                    "`apt-get install chromium` or `python -m playwright install chromium` does it, or name the "
-                    "browser's file with --browser"
-                ) from error
-            raise UserError(f"the browser {path} does not start: {error}") from error
-        try:
-            yield browser
-        finally:
-            browser.close()
+def _events(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return events
 
 
-def _take(browser: Browser, address: str, page: PageName, num_items: int, timeout: float) -> bytes:
-    """A PNG of the whole page, when all of its items are drawn."""
-    view = browser.new_page(viewport={"width": _WIDTH, "height": _HEIGHT})
-    view.set_default_timeout(1000 * timeout)
-    view.goto(address)
-    view.get_by_text("Show actual image size" if page == "images" else "Ignore outliers in chart scaling").click()
-    _wait(lambda: _count_drawn(view, page) >= num_items, timeout, f"the browser has not drawn {num_items} {page}")
-    # Curves of one run share a colour: their symbols need the legends, which are folded.
-    view.locator(".toggle-matches-button").evaluate_all("buttons => buttons.forEach(button => button.click())")
-    sections = view.locator("tf-category-paginated-view")
-    bottom = _settled(
-        lambda: sections.evaluate_all("all => Math.max(...all.map(one => one.getBoundingClientRect().bottom))"), timeout
-    )
-    view.set_viewport_size({"width": _WIDTH, "height": math.ceil(bottom) + _MARGIN})
-    return _settled(view.screenshot, timeout)
+# Drawing ------------------------------------------------------------------------------------------------------------
 
 
-def _count_drawn(view: Page, page: PageName) -> int:
-    if page == "images":
-        return view.locator("tf-image-loader img").evaluate_all(
-            "images => images.filter(image => image.complete && image.naturalWidth).length"
+def draw_charts(pages: Pages) -> Figure:
+    """One tall figure: the pages below each other, four charts in a row."""
+    num_rows = [math.ceil(len(charts) / _COLUMNS) for charts in pages.values()]
+    heights = [rows * _CHART_INCHES[1] + _TITLE_INCHES for rows in num_rows]
+    with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(_COLUMNS * _CHART_INCHES[0], sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(pages), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, rows, (title, charts) in zip(parts, num_rows, pages.items(), strict=True):
+            part.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+            grid = part.subplots(rows, _COLUMNS, squeeze=False).ravel()
+            for axes, (name, curves) in zip(grid, charts.items(), strict=False):
+                _draw_chart(axes, name, curves)
+            for axes in grid[len(charts) :]:
+                axes.set_axis_off()
+    return figure
+
+
+def _draw_chart(axes: Axes, title: str, curves: dict[str, NDArray[np.float64]]) -> None:
+    for tag, curve in curves.items():
+        axes.plot(
+            curve[:, 0], curve[:, 1], label=tag, linewidth=1.2, marker="o" if len(curve) < 10 else "", markersize=3
         )
-    return view.locator(".matches-text").filter(has_text=re.compile(r"\([1-9]")).count()
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=7)
 
 
-def _settled(read: Callable[[], T], timeout: float) -> T:
-    """What ``read`` gives when it no longer changes."""
-    values = [read()]
-
-    def is_same() -> bool:
-        values.append(read())
-        return values[-1] == values[-2]
-
-    _wait(is_same, timeout, "the page is still changing")
-    return values[-1]
+def draw_images(images: dict[str, NDArray[Any]]) -> Figure:
+    """One figure: the images below each other, each in its own size under its tag."""
+    title = round(_TITLE_INCHES * _DPI)
+    width = max(image.shape[1] for image in images.values())
+    height = sum(image.shape[0] + title for image in images.values())
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    for tag, image in images.items():
+        figure.text(8 / width, (height - title / 2) / figure.bbox.height, tag, va="center")
+        height -= title + image.shape[0]
+        figure.figimage(image, 0, height)
+    return figure

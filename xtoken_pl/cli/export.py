@@ -12,11 +12,17 @@ from transformers import AutoConfig, GenerationConfig
 
 from xtoken_pl.checkpoints import Run, describe_student, holds_adapter, stored_identity, verify
 from xtoken_pl.checkpoints.export import Form, check_form, read_checkpoint, write_adapted, write_student
+from xtoken_pl.cli.usage import run_function
 from xtoken_pl.specs import DType, LoRA, Student, load_vocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import check_target
 
 _STUDENT = "student."
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the verb."""
+    run_function(export, arguments)
 
 
 def export(

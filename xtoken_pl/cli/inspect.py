@@ -11,6 +11,9 @@ from typing import Any, Literal, cast
 from xtoken_pl.batch import STUDENT_IDS
 from xtoken_pl.checkpoints import check_whole
 from xtoken_pl.checkpoints.export import read_checkpoint
+from xtoken_pl.cli.config_files import config_paths
+from xtoken_pl.cli.parts_cli import run_with_parts
+from xtoken_pl.cli.usage import run_function
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.windows import Window, Windower
@@ -28,11 +31,15 @@ from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, check_target, read_text
 
-INSPECT_DESCRIPTION = (
-    "Show a window of a run's data as the student and its teachers see it, and what they expect there. Without "
-    "--config: a text under two tokenizers, see `python -m xtoken_pl inspect --help`."
-)
 _NO_LIMIT = 2**62  # a text is one window
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the verb: on a run's data if a configuration is given, on a text otherwise."""
+    if config_paths(arguments):
+        run_with_parts(inspect_run, InspectOptions, arguments)
+    else:
+        run_function(inspect, arguments)
 
 
 def inspect(

@@ -1,4 +1,4 @@
-"""``python -m xtoken_pl plan``: the options that it has beside those of ``fit``, and what it prints."""
+"""``python -m xtoken_pl plan``: how much memory a run needs on each GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtoken_pl.cli.parts_cli import run_with_parts
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.plan.advice import single_changes, way_to_fit
 from xtoken_pl.plan.moments import MemoryPlan
@@ -19,7 +20,10 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path, check_target
 
-PLAN_DESCRIPTION = "Say what a run needs of each GPU's memory; no weights are loaded, and no GPU is needed."
+
+def run(arguments: list[str]) -> None:
+    """Runs the verb."""
+    run_with_parts(plan_run, PlanOptions, arguments)
 
 
 @dataclass(frozen=True)

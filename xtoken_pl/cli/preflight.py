@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -42,6 +42,24 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
         _check_stream(trainer, data)
         _check_monitors(trainer, module, data)
     check_positions(module, data)
+
+
+class IntervalCheck(Callback):
+    """Refuses a validation interval that is longer than an epoch, once the number of batches is known."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        data, interval = cast(Any, trainer).datamodule, trainer.val_check_interval
+        is_checked = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
+        if stage != "fit" or not isinstance(data, DistillDataModule) or data.streaming or not is_checked:
+            return
+        num_batches, limit = len(cast(Any, data.train_dataloader())), trainer.limit_train_batches
+        num_batches = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
+        if interval > num_batches and trainer.limit_val_batches > 0:
+            raise UserError(
+                f"trainer.val_check_interval must be at most the number of training batches ({num_batches}), got "
+                f"{interval}; lower it, set trainer.check_val_every_n_epoch to null to count batches over all epochs, "
+                "or set trainer.limit_val_batches to 0 to validate never"
+            )
 
 
 def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None = None) -> None:

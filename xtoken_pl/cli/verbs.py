@@ -1,105 +1,59 @@
-"""Commands that need no module and no trainer: ``project``, ``prefix_map`` and ``audit``."""
+"""The verbs of the command line. A new one is a line here, and a file with a function ``run(arguments)``."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import NamedTuple
 
-from xtoken_pl.audit import CRITICAL, Category, CoverageAudit, draw, table
-from xtoken_pl.prefix_map import build_prefix_map
-from xtoken_pl.projection import Projection, ProjectionParameters, build_projection
-from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
-from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.files import atomic_path, check_target, read_text
+from xtoken_pl.utilities.errors import UsageError
+from xtoken_pl.utilities.words import did_you_mean
+
+PROGRAM = "python -m xtoken_pl"
 
 
-def project(
-    student: str, teacher: str, output: str, *, beta: float = 0.9, gamma: float = 0.1, overwrite: bool = False
-) -> None:
-    """Build the projection matrix W between two tokenizers and store it.
+class Verb(NamedTuple):
+    """A verb of the command line.
 
-    Args:
-        student: Folder or hub id of the student's tokenizer.
-        teacher: Folder or hub id of the teacher's tokenizer.
-        output: The safetensors file to write.
-        beta: Weight of the first teacher token that writes a student token.
-        gamma: Factor from one teacher token to the next.
-        overwrite: Replace a file that exists.
+    Attributes:
+        module: File in this directory that runs it; imported only then.
+        description: What it does, in one line.
     """
-    parameters = ProjectionParameters(beta=beta, gamma=gamma)
-    check_target(Path(output), kind="file", overwrite=overwrite)
-    projection = build_projection(load_tokenizer(student), load_tokenizer(teacher), parameters)
-    projection.save(output, overwrite=overwrite)
-    counts = projection.counts
-    print(f"W [{projection.num_student:,}, {projection.num_teacher:,}] of {student} -> {teacher}")
-    for label, count in (("exact", counts.exact), ("multi-token", counts.multi_token), ("zero", counts.zero)):
-        print(f"  {label:<12}{count:>9,} rows  {count / counts.total:7.2%}")
-    print(f"written to {output}")
+
+    module: str
+    description: str
 
 
-def prefix_map(student: str, teacher: str, output: str, *, overwrite: bool = False) -> None:
-    """Compile the prefix map between two tokenizers, which BytePrefixKL reads, and store it.
+VERBS = {
+    "fit": Verb("fit", "Train a student on the data and teachers of a configuration."),
+    "validate": Verb("fit", "Measure a checkpoint on the validation texts."),
+    "test": Verb("fit", "Measure a checkpoint on the test texts."),
+    "plan": Verb("plan", "Say how much memory a run needs on each GPU, without loading weights."),
+    "cache": Verb("cache", "Run one teacher over a run's windows once, and store what its loss needs."),
+    "inspect": Verb("inspect", "Show a text or a window of a run's data as the student and its teachers see it."),
+    "project": Verb("project", "Build the projection matrix W between two tokenizers."),
+    "prefix_map": Verb("prefix_map", "Build the prefix map between two tokenizers, which BytePrefixKL reads."),
+    "audit": Verb("audit", "Show what a student can learn from a teacher, and which loss suits the pair."),
+    "export": Verb("export", "Write the student of a checkpoint as a Hugging Face directory."),
+    "prepare": Verb("prepare", "Write the teachers, texts and student of the quickstart."),
+    "dashboard": Verb("dashboard", "Draw the newest run's TensorBoard charts or images as a PNG file."),
+}
 
-    Args:
-        student: Folder or hub id of the student's tokenizer.
-        teacher: Folder or hub id of the teacher's tokenizer.
-        output: The safetensors file to write.
-        overwrite: Replace a file that exists.
+
+def overview() -> str:
+    """All verbs with a line each."""
+    lines = [f"  {name:<12}{verb.description}" for name, verb in VERBS.items()]
+    return "\n".join(["verbs:", *lines, "", f"`{PROGRAM} VERB --help` lists the options of a verb."])
+
+
+def choose_verb(arguments: list[str]) -> str:
+    """The verb of a command line.
+
+    Raises:
+        UsageError: If the first argument is not a verb.
     """
-    check_target(Path(output), kind="file", overwrite=overwrite)
-    compiled = build_prefix_map(load_tokenizer(student), load_tokenizer(teacher))
-    compiled.save(output, overwrite=overwrite)
-    print(f"prefix map of {student} -> {teacher}")
-    for label, count, total in compiled.summary():
-        print(f"  {label:<52}{count:>9,}  {count / max(1, total):7.2%}")
-    print(f"written to {output}")
-
-
-def audit(
-    student: str,
-    teacher: str,
-    *,
-    projection: str | None = None,
-    text: str | None = None,
-    critical: list[Category] | None = None,
-    json_output: str | None = None,
-    picture: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Show what a student can learn from a teacher of another tokenizer, and which loss suits the pair.
-
-    Args:
-        student: Folder or hub id of the student's tokenizer.
-        teacher: Folder or hub id of the teacher's tokenizer.
-        projection: A stored W; built where none is given.
-        text: A text file (UTF-8), for the statistics of spans.
-        critical: Categories of the student's tokens that must not be lost, '[numerals_2, numerals_3]' by default.
-        json_output: A JSON file to write.
-        picture: A PNG file to write.
-        overwrite: Replace files that exist.
-    """
-    outputs = [Path(output) for output in (json_output, picture) if output is not None]
-    for output in outputs:
-        check_target(output, kind="file", overwrite=overwrite)
-    if picture is not None and Path(picture).suffix.lower() != ".png":
-        raise UserError(f"picture must be a .png file, got {picture!r}")
-    if len({output.absolute() for output in outputs}) < len(outputs):
-        raise UserError(f"json_output and picture must be two files, both are {json_output!r}")
-    content = None if text is None else read_text(text, setting="text")
-    loaded = None if projection is None else Projection.load(projection)
-    result = CoverageAudit.of(
-        CanonicalVocabulary.from_tokenizer(load_tokenizer(student)),
-        CanonicalVocabulary.from_tokenizer(load_tokenizer(teacher)),
-        loaded,
-        critical=CRITICAL if critical is None else critical,
-        text=content,
-    )
-    print(table(result))
-    if json_output is not None:
-        with atomic_path(json_output, kind="file", overwrite=overwrite) as part:
-            part.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
-        print(f"written to {json_output}")
-    if picture is not None:
-        with atomic_path(picture, kind="file", overwrite=overwrite) as part:
-            draw(result, part)
-        print(f"written to {picture}")
+    if not arguments:
+        raise UsageError("a verb must come first, got nothing; choose one of these:", overview())
+    verb = arguments[0]
+    if verb not in VERBS:
+        hint = did_you_mean(verb, VERBS) or "; choose one of these:"
+        raise UsageError(f"the first argument must be a verb, got {verb!r}{hint}", overview())
+    return verb

@@ -16,6 +16,7 @@ from xtoken_pl.data.cached_windows import CachedWindows, StoredSpans
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, PaddedWindows
 from xtoken_pl.data.streams import BlockStream
+from xtoken_pl.data.worker_errors import CarryingCollate, CarryingDataset
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Loaders:
         sampler = GlobalBatchSampler(
             len(windows), self.batch_size, num_processes=self.num_processes, rank=self.rank, **order
         )
-        cached = CachedWindows(PaddedWindows(windows, self.teachers), caches)
+        cached = CarryingDataset(CachedWindows(PaddedWindows(windows, self.teachers), caches))
         return OrderedLoader(cached, sampler=sampler, persistent_workers=self.num_workers > 0, **self._options())
 
     def of_stream(self, stream: BlockStream) -> StatefulDataLoader[Any]:
@@ -62,6 +63,6 @@ class Loaders:
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
-            "collate_fn": partial(collate, teachers=self.teachers, planners=self.planners),
+            "collate_fn": CarryingCollate(partial(collate, teachers=self.teachers, planners=self.planners)),
             "pin_memory": self.pin_memory,
         }

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from xtoken_pl.batch import LOSS_MASK, NO_WINDOW, STUDENT_IDS, starts_column, teacher_columns
+from xtoken_pl.data.worker_errors import raise_carried
 
 # N windows, W processes, b windows of a batch on each of them, W b windows of a global batch
 
@@ -124,7 +125,7 @@ class OrderedLoader(DataLoader[Any]):
         super().__init__(*args, **{"generator": torch.Generator(), **options})
 
     def __iter__(self) -> Any:
-        yield from super().__iter__()
+        yield from raise_carried(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the sampler asks where the run stands. Without it Lightning warns that a run cannot go on."""

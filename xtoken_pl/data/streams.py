@@ -15,6 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.windows import Window
+from xtoken_pl.data.worker_errors import carrying_iterator, raise_carried
 from xtoken_pl.utilities.errors import UserError
 
 #: Of a stream or a loader, of types that torch.load takes with ``weights_only``.
@@ -70,6 +71,7 @@ class BlockStream(TorchIterableDataset[Window]):
         """Makes the next iteration begin there."""
         self._state = dict(state)
 
+    @carrying_iterator
     def __iter__(self) -> Iterator[Window]:
         epoch, block, num_emitted, begin = (self._state[key] for key in ("epoch", "block", "num_emitted", "texts"))
         share, num_shares = self._share()
@@ -164,7 +166,7 @@ class StreamLoader:
         self._states.append((count, state))
         if state is not None:
             self.loader.load_state_dict(state)
-        for batch in self.loader:
+        for batch in raise_carried(self.loader):
             count += 1
             self._states.append((count, self.loader.state_dict()))
             yield batch

@@ -2,7 +2,7 @@
 
 They hold for lightning 2.6, to which pyproject.toml bounds it. tests/utilities/test_lightning_internals.py shows what
 breaks when a later version changes them. Two methods of LightningCLI that are not public, either, are overridden in
-xtoken_pl/cli/command_line.py, since there is no other way to change what they do.
+xtoken_pl/cli/fit.py and parts_cli.py, since there is no other way to change what they do.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def begin_next_epoch(trainer: pl.Trainer) -> None:
     checkpoints, so that a run that resumes from one of these starts the epoch again from its first batch.
     """
     loop = trainer.fit_loop
-    epochs = loop.epoch_progress.total
+    epochs = cast(Any, loop).epoch_progress.total
     if loop.restarted_mid_epoch and epochs.processed == epochs.started:
         loop.reset_restart_stage()
 

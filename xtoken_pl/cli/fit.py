@@ -1,0 +1,194 @@
+"""``python -m xtoken_pl fit``, ``validate`` and ``test``, on LightningCLI."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from xtoken_pl.checkpoints import AtomicCheckpointIO, Run, describe_student, last_checkpoint, verify
+from xtoken_pl.cli.config_files import merge_config_arguments
+from xtoken_pl.cli.keep_config import KeepConfig
+from xtoken_pl.cli.preflight import IntervalCheck, check_fit, check_positions
+from xtoken_pl.cli.progress_bar import StepProgressBar
+from xtoken_pl.cli.run_summary import RunSummary
+from xtoken_pl.cli.usage import RaisingParser, RefusedError, refusal
+from xtoken_pl.cli.verbs import PROGRAM
+from xtoken_pl.data import DistillDataModule
+from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.errors import UsageError, UserError, out_of_memory
+from xtoken_pl.utilities.lightning_internals import has_checkpoint_io
+
+_INTERRUPTED = 130
+
+
+def run(arguments: list[str]) -> None:
+    """Runs one of the three verbs."""
+    run_cli(DistillCLI, arguments)
+
+
+def run_cli(command: Callable[..., Any], arguments: list[str], **parser_options: Any) -> None:
+    """Runs a verb that takes the options of ``fit``.
+
+    Args:
+        command: Parses the arguments and runs the verb: a LightningCLI.
+        arguments: The verb and its options.
+        parser_options: Options of the verb's parser, such as its description.
+    """
+    merged = merge_config_arguments(arguments)
+    from_command_line = arguments == sys.argv[1:]
+    if from_command_line:
+        sys.argv[1:] = merged  # Lightning starts the other processes of a run with it
+    try:
+        command(
+            MultiTeacherDistillModule,
+            DistillDataModule,
+            arguments=arguments,
+            args=None if from_command_line else merged,
+            save_config_callback=KeepConfig,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_class=DistillParser,
+            parser_kwargs={"prog": PROGRAM, arguments[0]: parser_options},
+        )
+    except RefusedError as error:
+        raise refusal(error, arguments) from error
+
+
+class DistillParser(RaisingParser, LightningArgumentParser):
+    """Lightning's parser, raising an error instead of ending the process."""
+
+
+@contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Raises what Lightning says of settings and missing packages, and memory that is used up, as a UserError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error) from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"a package is not installed: {error}; install it, or remove what needs it") from error
+
+
+class DistillCLI(LightningCLI):
+    """LightningCLI with the defaults of the paper's recipe, and a summary at the end of ``fit``.
+
+    Args:
+        arguments: The verb and its options, as the user gave them.
+    """
+
+    def __init__(self, *args: Any, arguments: Sequence[str] = ("fit",), **options: Any) -> None:
+        self.verb = arguments[0]
+        self.summary = RunSummary(arguments)
+        super().__init__(*args, **options)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults(
+            {
+                "trainer.gradient_clip_val": 1.0,
+                "trainer.num_sanity_val_steps": -1,  # the validation before the first step: what a run began with
+            }
+        )
+
+    def instantiate_classes(self) -> None:
+        with lightning_errors():
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with our progress bar and checkpoints that are written whole, unless others are given."""
+        given = {**(self.config_init[self.subcommand].get("trainer") or {}), **kwargs}
+        plugins = _as_list(given.get("plugins"))
+        chosen = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        if not chosen and not has_checkpoint_io(given.get("strategy")):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        if given.get("barebones"):
+            kwargs["num_sanity_val_steps"] = None  # it takes none, not even our default
+        kwargs["callbacks"] = [*_as_list(given.get("callbacks")), self.summary, IntervalCheck()]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
+        if not (has_bar or given.get("enable_progress_bar") is False or given.get("barebones")):
+            kwargs["callbacks"].append(StepProgressBar())
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+            values = [f"{name}={given[name]}" for name in names if given.get(name) not in (None, "auto", 1)]
+            raise UsageError(
+                f"invalid trainer settings{f' ({joined})' if (joined := ', '.join(values)) else ''}: "
+                f"{str(error).rstrip('.!')}; change them under `trainer:`"
+            ) from error
+
+    def before_fit(self) -> None:
+        """Refuses what callbacks cannot work with, damaged checkpoints and other students', before texts are read."""
+        for callback in cast(Any, self.trainer).callbacks:
+            if check := getattr(callback, "check_module", None):
+                check(self.model)
+        check_fit(self.trainer, self.model, self.datamodule)
+        self._find_checkpoint()
+
+    def before_validate(self) -> None:
+        """Refuses windows that are longer than a model's, and a damaged checkpoint."""
+        check_positions(self.model, self.datamodule)
+        self._find_checkpoint()
+
+    def before_test(self) -> None:
+        """Refuses the same as before validation."""
+        self.before_validate()
+
+    def after_fit(self) -> None:
+        """Says what was trained, from whom, and where the results are."""
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            text = self.summary.text(self.trainer, cast(MultiTeacherDistillModule, self.model))
+            if self.trainer.is_global_zero:
+                print(f"\n{text}")
+
+    def _find_checkpoint(self) -> None:
+        """Puts the path of the last checkpoint in place of ``last``; every process finds the same one.
+
+        Raises:
+            UserError: If there is none: Lightning would start from scratch without a word, or look for it last.
+            UserError: If it is damaged, or of another student.
+        """
+        settings = self.config_init[self.subcommand]
+        if settings.get("ckpt_path") == "last":
+            settings["ckpt_path"] = str(last_checkpoint(self.trainer))
+        if path := settings.get("ckpt_path"):
+            student = describe_student(self.model.student_source, self.model.student_vocabulary)
+            verify(path, Run(student=student), cast(Any, self.subcommand))
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing, so that the command line wins over hyperparameters that a checkpoint may hold.
+
+        Overrides a method of LightningCLI that is not public, which would put them over the configuration.
+        """
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The verb alone, since each parser takes a quarter of a second; all three if an option stands before it."""
+        verbs = LightningCLI.subcommands()
+        return {name: verbs[name] for name in ("fit", "validate", "test") if self.verb == name or self.verb[0] == "-"}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            with lightning_errors():
+                super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            # Lightning ends the process, with code 1, after it has shut down an interrupted run.
+            if not self.trainer.interrupted:
+                raise
+            raise SystemExit(_INTERRUPTED) from error
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

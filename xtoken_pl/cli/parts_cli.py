@@ -1,0 +1,69 @@
+"""LightningCLI for verbs that take a run's configuration and need no trainer: ``plan``, ``cache`` and ``inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from xtoken_pl.cli.fit import DistillCLI, lightning_errors, run_cli
+from xtoken_pl.cli.preflight import check_positions
+from xtoken_pl.cli.verbs import VERBS
+
+#: Takes the module, the data module, the trainer's section of the configuration, and the verb's own options.
+Action = Callable[[Any, Any, dict[str, Any], Any], None]
+
+
+def run_with_parts(action: Action, options: Any, arguments: list[str]) -> None:
+    """Runs a verb with the module and the data module of a run's configuration.
+
+    Args:
+        action: What the verb does.
+        options: Dataclass of the options that the verb has beside those of ``fit``.
+        arguments: The verb and its options.
+    """
+    command = partial(PartsCLI, action=action, options=options, trainer_class=_AnyTrainer)
+    run_cli(command, arguments, description=VERBS[arguments[0]].description)
+
+
+class _AnyTrainer(Trainer):
+    """LightningCLI takes the options of a verb from the trainer's method of its name; no trainer is made."""
+
+    plan = cache = inspect = Trainer.fit
+
+
+class PartsCLI(DistillCLI):
+    """Takes the options of ``fit`` and of a verb, and builds the module and the data module, but no trainer.
+
+    The devices that a trainer would need may not be on this machine.
+    """
+
+    def __init__(self, *args: Any, action: Action, options: Any, **others: Any) -> None:
+        self.action, self.options = action, options
+        super().__init__(*args, **others)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(self.options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The verb alone, whose options replace those of ``fit`` that have the same names."""
+        return {self.verb: LightningCLI.subcommands()["fit"] | {field.name for field in fields(self.options)}}
+
+    def instantiate_classes(self) -> None:
+        config = self.config.clone()
+        self.trainer_config = config[self.verb].pop("trainer").as_dict()
+        self.config_init = self.parser.instantiate_classes(config)
+        self.model, self.datamodule = self.config_init[self.verb]["model"], self.config_init[self.verb]["data"]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the verb; overrides a method of LightningCLI that is not public, which would ask the trainer to."""
+        given = self.config[subcommand]
+        options = self.options(**{field.name: given[field.name] for field in fields(self.options)})
+        check_positions(self.model, self.datamodule, asked=getattr(options, "teacher", None))
+        with lightning_errors():
+            self.action(self.model, self.datamodule, self.trainer_config, options)
