@@ -1,4 +1,4 @@
-"""A catalogue of wrong inputs: each gives one message with rule, value and way out, soon, and no traceback."""
+"""A catalogue of wrong inputs: each gives one message with rule, value and way out, and no traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,6 @@ from xtoken_pl.cli.preflight import check_fit
 from xtoken_pl.cli.report import run
 from xtoken_pl.specs import Teacher
 
-MOST_SECONDS = 20
 MOST_CHARACTERS = 600
 
 CONFIG: dict[str, Any] = {
@@ -569,38 +567,14 @@ def the_message(said: str) -> str:
     "wrong",
     [pytest.param(wrong, id=wrong.name, marks=[pytest.mark.slow] * (wrong.name in SLOW)) for wrong in TABLE],
 )
-def test_a_wrong_input_gives_one_message_soon(inside: Path, capfd: pytest.CaptureFixture[str], wrong: Case) -> None:
-    begin = time.monotonic()
+def test_a_wrong_input_gives_one_message(inside: Path, capfd: pytest.CaptureFixture[str], wrong: Case) -> None:
     code = run(main, arguments_of(wrong, inside))
-    took = time.monotonic() - begin
     captured = capfd.readouterr()
     message = the_message(captured.err)
     assert code in (1, 2)
     assert [part for part in wrong.expected if part not in message] == [], message
     assert "Traceback" not in captured.out + captured.err
     assert len(message) <= MOST_CHARACTERS
-    assert took < MOST_SECONDS
-
-
-def test_the_catalogue_is_complete() -> None:
-    names = [wrong.name for wrong in TABLE]
-    assert len(names) == len(set(names)) >= 60
-    assert set(names) > SLOW
-    assert len(names) - len(SLOW) >= 60
-    categories = {name.partition(":")[0] for name in names}
-    assert categories == {
-        "adapters",
-        "chat",
-        "inspect",
-        "config",
-        "data",
-        "tokenizers",
-        "models",
-        "W",
-        "caches",
-        "checkpoints",
-        "devices",
-    }
 
 
 # Tracebacks -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def test_padded_rows_of_the_head_have_no_gradient() -> None:
     _, weight, bias = rows.gradients(rows.evaluate(LogitMemory(NOTHING_KEPT)))
     assert not weight[V_S:].any()
     assert not bias[V_S:].any()
-    assert weight[:V_S].all()
+    assert (weight[:V_S].abs().amax(1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("budget", [NOTHING_KEPT, ALL_KEPT])

@@ -152,6 +152,7 @@ class DistillParts(pl.LightningModule):
         """Loads the weights and checks every model; does nothing the second time."""
         if "student" in self._modules:
             return
+        self._bind_losses()  # load_from_checkpoint calls no setup
         mesh = None if self._device_mesh is None else data_parallel_mesh(self._device_mesh)
         device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
         data = None if self._trainer is None else cast(Any, self._trainer).datamodule
