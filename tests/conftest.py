@@ -17,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+pytest.register_assert_rewrite("loss_tester")
+collect_ignore_glob = ["*conftest.py"]  # as modules of doctests, those of several folders would have one name
+
 settings.register_profile(
     "ci",
     derandomize=True,

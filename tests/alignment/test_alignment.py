@@ -2,7 +2,6 @@
 
 import pydoc_data.topics
 import re
-import time
 import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
@@ -483,14 +482,12 @@ def encoded(vocabulary: CanonicalVocabulary, text: str) -> NDArray[np.int64]:
     ],
     ids=["no common byte", "no common byte, long", "one letter", "another text", "reversed", "periodic"],
 )
-def test_texts_with_nothing_in_common_end_quickly_without_wrong_spans(
+def test_texts_with_nothing_in_common_have_no_wrong_spans(
     llama3_from_qwen3: SpanAligner, text: str, other_text: str
 ) -> None:
     aligner = llama3_from_qwen3
     student_ids, teacher_ids = encoded(aligner.student, text), encoded(aligner.teacher, other_text)
-    start = time.perf_counter()
     found = rows(aligner.align(student_ids, teacher_ids))
-    assert time.perf_counter() - start < 30, "seconds; takes about one"
     student, teacher = tokens(aligner.student, student_ids.tolist()), tokens(aligner.teacher, teacher_ids.tolist())
     for a, b, c, d in found:
         assert b"".join(student[a:b]) == b"".join(teacher[c:d]) != b""

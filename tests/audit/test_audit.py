@@ -12,7 +12,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from test_losses import FakeVocabulary
+from fake_vocabularies import FakeVocabulary
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import (

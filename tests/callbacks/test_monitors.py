@@ -12,11 +12,11 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import pytest
 import torch
+from asks_the_device import AsksTheDevice
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from logged import scalars
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
-from test_blockwise import AsksTheDevice
 from torch.utils.data import DataLoader
 
 from xtoken_pl import MultiTeacherDistillModule, OptimizerRecipe, ProjectionKL, Student, Teacher, TokenKL

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from configurations import CONFIGS, ROOT, command_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xtoken_pl.cli import main
 from xtoken_pl.cli.prepare import prepare
-
-ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-
-
-def command_of(config: Path) -> list[str]:
-    """The command in a configuration's header, without `python -m xtoken_pl`."""
-    found = re.search(r"^# Command: +python -m xtoken_pl (.*?)(?: {2,}.*)?$", config.read_text(), flags=re.MULTILINE)
-    assert found, f"{config} has no line '# Command:  python -m xtoken_pl ...'"
-    return shlex.split(found[1])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

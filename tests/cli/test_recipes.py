@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from configurations import ROOT, command_of
 from logged import scalars
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
-from test_configs import ROOT, command_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl.cli import main

@@ -470,7 +470,11 @@ def test_prompt_and_template_tokens_receive_no_gradient(
         states.grad = None
         loss.sum().backward(retain_graph=True)
         assert states.grad is not None
-        assert torch.equal(states.grad.abs().amax(-1) > 0, predicts), name
+        largest = states.grad.abs().amax(-1)  # [B, T]
+        assert not largest[~predicts].any(), name
+        # The rank distance of one row may be flat: it does not change where all ranks but one lie on the same side.
+        of_learned = largest[predicts].max() if name == "uld" else largest[predicts].min()
+        assert of_learned > 1e-3, name
 
 
 # The documentation and the command line -------------------------------------------------------------------------------

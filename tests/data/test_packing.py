@@ -290,7 +290,10 @@ def test_streams_and_stored_windows_are_packed_alike(tmp_path: Path, packing: Pa
 
 
 def test_a_run_goes_on_only_with_the_packing_that_it_had(tmp_path: Path) -> None:
-    identities = [data_of(tmp_path, packing=cast(Packing, kind))._identity() for kind in ("none", "joined", "separate")]
+    identities = [
+        data_of(tmp_path, packing=cast(Packing, kind)).state_dict()["identity"]
+        for kind in ("none", "joined", "separate")
+    ]
     assert [identity.get("data.packing") for identity in identities] == [None, "joined", "separate"]
     windows = "windows (texts, tokenizers, sequence_length)"
     assert len({identity[windows] for identity in identities}) == 3

@@ -154,10 +154,10 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_killed_parent_leaves_no_workers(started: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    wait_for(lambda: [*tmp_path.glob("quick/*/*/output.txt")] or started.poll() is not None, seconds=120)
+    wait_for(lambda: [*tmp_path.glob("quick/*/*/output.txt")] or started.poll() is not None, seconds=600)
     assert started.poll() is None
     started.kill()
-    started.communicate(timeout=10)  # ends with the last process that holds the pipe
+    started.communicate(timeout=600)  # ends with the last process that holds the pipe
 
 
 # Output

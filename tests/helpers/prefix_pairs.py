@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -41,17 +41,25 @@ class Pair:
         text: str = TEXT,
         *,
         masked: Sequence[int] = (),
+        loss: BytePrefixKL | None = None,
     ) -> Pair:
-        """``masked`` student tokens are not learned."""
+        """``masked`` student tokens are not learned; ``loss`` is bound to the two already."""
         vocabularies = [CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)]
-        loss = BytePrefixKL()
-        loss.bind(*vocabularies, None)
+        if loss is None:
+            loss = BytePrefixKL()
+            loss.bind(*vocabularies, None)
         columns = Windower(vocabularies[0], {"t": vocabularies[1]}, 10_000)([text])
         window = {name: column[0] for name, column in columns.items()}
         for index in masked:
             window["loss_mask"][index] = 0
         batch = collate([window], ["t"], {"t": loss.planner})
         return cls(loss, *vocabularies, window, batch)
+
+    def with_spans(self, keep: Callable[[int], bool]) -> Pair:
+        """The same window with some of its spans."""
+        spans = [self.window["t/spans"][4 * k : 4 * k + 4] for k in range(len(self.window["t/spans"]) // 4) if keep(k)]
+        window = {**self.window, "t/spans": [bound for span in spans for bound in span]}
+        return replace(self, window=window, batch=collate([window], ["t"], {"t": self.loss.planner}))
 
     @property
     def plan(self) -> PrefixPlan:
@@ -86,6 +94,22 @@ class Pair:
         plan: Any = block.plan
         mass = self.loss.mass
         return mass.at_boundaries(plan.boundary, block.teacher), mass.inside_tokens(plan.inside, block.teacher)
+
+    def slow_nats(self, student: Tensor, teacher: Tensor) -> dict[int, float]:
+        """The loss of every student row inside a span, by the slow reference."""
+        reference = self.reference()
+        skip_s, skip_t = len(self.student.prefix_ids), len(self.teacher.prefix_ids)
+        student_ids, teacher_ids = self.window["student_ids"][skip_s:], self.window["t/ids"][skip_t:]
+        # Row r predicts the token behind its position; masked tokens, and some at the start of the text, have none.
+        predicted = (self.batch.teachers["t"].tokens.rows + 1 - skip_t).tolist()
+        known = dict(zip(predicted, teacher.exp().tolist(), strict=True))
+        rows = [known.get(index, []) for index in range(len(teacher_ids))]
+        exists = [index in known for index in range(len(teacher_ids))]
+        of_row = (self.batch.student.rows + 1 - skip_s).tolist()
+        return {
+            row: reference.loss(of_row[row], student_ids, teacher_ids, rows, student[row].exp().tolist(), exists)
+            for row in torch.nonzero(self.spans.student_span < len(self.spans)).flatten().tolist()
+        }
 
     def reference(self) -> BytePrefixReference:
         by_bytes: dict[bytes, int] = {}

@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
-from itertools import product
 from typing import cast
 
 import pytest
 import torch
-from prefix_pairs import TEXT, Pair
+from loss_cases import CASES
+from prefix_pairs import Pair
 from reference_byte_prefix import BytePrefixReference
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from toy_languages import Language, Position, Toy
-from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import CanonicalVocabulary, TokenKL
-from xtoken_pl.data import collate
+from xtoken_pl import BytePrefixKL, TokenKL
 from xtoken_pl.losses.group_kl import Groups, group_kl
 from xtoken_pl.prefix_map import PrefixPlan
 
@@ -40,22 +36,10 @@ def make(name: str) -> Pair:
 def assert_equals_the_reference(pair: Pair) -> None:
     student, teacher = pair.rows()
     groups = pair.groups(teacher)
-    ours = group_kl(student, *groups)
-    reference = pair.reference()
-    skip_s, skip_t = len(pair.student.prefix_ids), len(pair.teacher.prefix_ids)
-    student_ids, teacher_ids = pair.window["student_ids"][skip_s:], pair.window["t/ids"][skip_t:]
-    # Row r predicts the token behind its position; masked tokens, and some at the start of the text, have none.
-    predicted = (pair.batch.teachers["t"].tokens.rows + 1 - skip_t).tolist()
-    known = dict(zip(predicted, teacher.exp().tolist(), strict=True))
-    rows = [known.get(index, []) for index in range(len(teacher_ids))]
-    exists = [index in known for index in range(len(teacher_ids))]
-    of_row = (pair.batch.student.rows + 1 - skip_s).tolist()
-    positions = {int(row) for part in groups for row in part.row}
-    assert positions == set(torch.nonzero(pair.spans.student_span < len(pair.spans)).flatten().tolist())
-    for row in sorted(positions):
-        probs = student[row].exp().tolist()
-        expected = reference.loss(of_row[row], student_ids, teacher_ids, rows, probs, exists)
-        assert ours[row].item() == pytest.approx(expected, abs=1e-10, rel=1e-10), row
+    ours, expected = group_kl(student, *groups), pair.slow_nats(student, teacher)
+    assert {int(row) for part in groups for row in part.row} == expected.keys()
+    for row, nats in expected.items():
+        assert ours[row].item() == pytest.approx(nats, abs=1e-10, rel=1e-10), row
 
 
 @every_pair
@@ -138,12 +122,12 @@ def plain_group_kl(log_probs: Tensor, *groups: Groups) -> Tensor:
     return loss
 
 
-def test_gradcheck() -> None:
-    pair = Pair.of(reversing_tokenizer(), packing_tokenizer(), TEXT[:150])
-    student, teacher = pair.rows()
-    groups = pair.groups(teacher)
-    assert all(part.branch_mass.numel() for part in groups), "both kinds are divided"
-    assert torch.autograd.gradcheck(lambda rows: group_kl(rows, *groups), student.requires_grad_(), fast_mode=True)
+def test_rows_that_every_loss_is_tested_on_have_groups_of_both_kinds() -> None:
+    (case,) = (case for case in CASES if case.kind is BytePrefixKL)
+    rows = case.rows()
+    assert rows.pair is not None
+    groups = rows.pair.groups(rows.teacher)
+    assert all(part.branch_mass.numel() for part in groups), "at boundaries and inside tokens"
 
 
 @pytest.mark.parametrize(
@@ -175,19 +159,6 @@ def test_a_broken_row_shows_and_spoils_no_other_window() -> None:
     after = group_kl(student, *pair.groups(impossible))
     assert after.isfinite().all()
     torch.testing.assert_close(after[50:], before[50:], rtol=0, atol=1e-9)
-
-
-def test_no_span_is_no_loss_and_has_a_gradient() -> None:
-    pair = make("packing from splitting")
-    window = {**pair.window, "t/spans": [], "t/ids": []}
-    batch = collate([window], ["t"], {"t": pair.loss.planner})
-    empty = replace(pair, batch=batch)
-    student, teacher = empty.rows()
-    student.requires_grad_()
-    scores = pair.loss(empty.block(student, teacher))
-    assert scores.loss.shape == scores.unmapped_mass.shape == (0,)
-    scores.loss.sum().backward()
-    assert torch.equal(cast(Tensor, student.grad), torch.zeros_like(student))
 
 
 def test_the_same_tokenizer_gives_token_kl() -> None:
@@ -273,87 +244,3 @@ def test_a_teacher_that_is_certain_of_a_token_raises_it_above_every_other() -> N
             best = step[row].argsort(descending=True)[:2]
             assert best[0] == labels[row]
             assert step[row, best[0]] > 0 > step[row, best[1]] - 1e-9
-
-
-@pytest.fixture(scope="module")
-def numeral_tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """Numerals of the digits 0 and 1: up to three digits in a token, as Llama 3 packs them, and one by one."""
-
-    def make(most: int) -> PreTrainedTokenizerFast:
-        numerals = ["".join(digits) for n in range(1, most + 1) for digits in product("01", repeat=n)]
-        backend = Tokenizer(models.BPE({token: i for i, token in enumerate(numerals)}, [], ignore_merges=True))
-        split = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{most}}}"), "isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-        backend.decoder = decoders.ByteLevel()
-        backend.add_special_tokens([AddedToken("<eos>", special=True)])
-        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-
-    return make(3), make(1)
-
-
-@pytest.mark.parametrize("packs", ["student", "teacher"])
-def test_masses_are_the_probabilities_counted_over_all_texts(
-    packs: str, numeral_tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]
-) -> None:
-    """Of the student's next token, under a random teacher of canonical sequences, exactly where the docstring says."""
-    packing, splitting = numeral_tokenizers
-    student, teacher = (packing, splitting) if packs == "student" else (splitting, packing)
-    vocabularies = [CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)]
-    toys = [Toy([text for text in vocabulary.token_bytes if text]) for vocabulary in vocabularies]
-    language = Language(toys[0], toys[1], longest=8)
-    num_refined = num_inside = 0
-    for text in ("0110", "10110100", "0001", "01101011", "11100", "0010110"):
-        pair = Pair.of(student, teacher, text)
-        order = [language.teacher.ids[token] for token in pair.teacher.token_bytes]
-        rows = torch.tensor(language.rows(text.encode()), dtype=torch.float64)[:, order]
-        rows = rows[pair.batch.teachers["t"].tokens.rows + 1]  # nothing predicts the first token
-        plan = pair.plan
-        for groups, positions in zip(pair.groups(rows.log()), (plan.boundary, plan.inside), strict=True):
-            for place, row in enumerate(positions.row.tolist()):
-                index = int(pair.batch.student.rows[row]) + 1
-                counted = Position(language, text.encode(), index).counted()
-                found = listed(pair, groups, place)
-                assert found
-                total = sum(mass for mass, _ in found)
-                for mass, members in found:
-                    expected = sum(counted.get(pair.student.token_bytes[s], 0.0) for s in members)
-                    assert mass / total == pytest.approx(expected, abs=1e-10)
-                num_refined += bool((positions.level_position == place).any())
-                num_inside += int(positions.consumed[place]) > 0
-    assert num_refined > 6 if packs == "student" else num_inside > 6
-
-
-def listed(pair: Pair, groups: Groups, place: int) -> list[tuple[float, list[int]]]:
-    """The groups of a position: mass and student tokens."""
-    size = len(pair.student)
-    column = torch.arange(size) if groups.column is None else groups.column
-    inside = torch.nonzero(groups.branch_position[groups.member_branch] == place).flatten()
-    members = (groups.member[inside] - place * size).tolist()
-    found: list[tuple[float, list[int]]] = []
-    for c, mass in enumerate(groups.column_mass[place].tolist()):
-        tokens = [s for s in torch.nonzero(column == c).flatten().tolist() if s not in members]
-        found.append((mass, tokens))
-    for g in torch.nonzero(groups.branch_position == place).flatten().tolist():
-        tokens = [s for s, m in zip(members, groups.member_branch[inside].tolist(), strict=True) if m == g]
-        found.append((float(groups.branch_mass[g]), tokens))
-    return found
-
-
-def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(
-    numeral_tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast],
-) -> None:
-    """Where student tokens are never longer it is byte-prefix marginalization."""
-    packing, splitting = numeral_tokenizers
-    pair = Pair.of(splitting, packing, "01101")
-    _, teacher = pair.rows()
-    boundary, _ = pair.groups(teacher)
-    assert boundary.branch_mass.numel() == 0
-    plan = pair.plan
-    for place, row in enumerate(plan.boundary.teacher.tolist()):
-        for s, text in enumerate(pair.student.token_bytes):
-            if not text:
-                continue
-            begins = [v for v, other in enumerate(pair.teacher.token_bytes) if other.startswith(text)]
-            mass = boundary.column_mass[place, pair.loss.mass.student_column[s]].item()
-            expected = teacher[row].exp()[begins].sum().item()
-            assert mass == pytest.approx(expected, abs=1e-12)

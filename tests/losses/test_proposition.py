@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_losses import block_of
+from span_rows import block_of
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 

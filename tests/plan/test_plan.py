@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from head_rows import WatchedMemory
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
@@ -142,7 +143,8 @@ def test_peak_of_a_real_step_is_at_most_the_planned_one_and_near_it(models: Path
     """A whole training step with a teacher, but for what is allowed for CUDA and fragmentation."""
     student = Student(model=str(models / "tied"), activation_checkpointing=checkpointing)
     teachers = {"t": Teacher(model=str(models / "student"), loss=TokenKL())}
-    module = MultiTeacherDistillModule(student, teachers, logits_memory=0.005)
+    module = MultiTeacherDistillModule(student, teachers)
+    module.logit_memory = memory = WatchedMemory(5_000_000)
     module.setup("fit")
     module.configure_model()
     windows = Windower(module.student_vocabulary, module.teacher_vocabularies, 128)([" ".join(TEXTS[:4])])
@@ -159,8 +161,8 @@ def test_peak_of_a_real_step_is_at_most_the_planned_one_and_near_it(models: Path
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     there_before = sum(4 * parameter.nbytes for parameter in module.student.parameters())  # gradients, Adam's moments
-    there_before += sum(parameter.nbytes for parameter in module._loaded_teachers["t"].model.parameters())
-    there_before += sum(matrix.nbytes for matrix in module.logit_memory._free)
+    there_before += sum(parameter.nbytes for parameter in module.loaded_teachers["t"].model.parameters())
+    there_before += sum(matrix.nbytes for matrix in memory.alive)
     measured = there_before + most_allocated(profiler)
     peak = MemoryPlan.of(Run(student, teachers, 8, 128, logits_memory=5_000_000)).peak.terms
     planned = sum(size for term, size in peak.items() if not term.startswith("allowance"))

@@ -9,19 +9,9 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import pytest
 import torch
+from fake_vocabularies import V_S, V_T, bound, random_projection
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
-from test_losses import (
-    LABELS,
-    NUM_STUDENT_ROWS,
-    NUM_TEACHER_ROWS,
-    SPANS,
-    V_S,
-    V_T,
-    block_of,
-    bound,
-    random_projection,
-    random_rows,
-)
+from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, block_of, random_rows
 from torch import Tensor
 from torch.utils.data import DataLoader
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 import reference
 import torch
+from fake_vocabularies import FakeVocabulary
 from hypothesis import given
 from hypothesis import strategies as st
-from test_losses import FakeVocabulary
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary, Projection, VocabularyPartition, build_projection

@@ -167,6 +167,13 @@ def set_up(module: MultiTeacherDistillModule, data: DistillDataModule, stage: st
     return data
 
 
+def stored_split(root: Path, cache: str, name: str) -> tuple[Any, CachedSplit]:
+    """The windows of a split, and the reader of what a cache stores of them."""
+    module, data = module_of(root, {"t": split_teacher(root, cache=cache)}), data_of(root)
+    windows: Any = set_up(module, data, "fit" if name == "train" else "validate").datasets[name]
+    return windows, module.caches["t"].split(name, windows, data.sequence_length)
+
+
 def scored(root: Path, teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of every span of a batch of the validation texts, and the student's gradient."""
     module = module_of(root, {"t": teacher, "split": split_teacher(root)})
@@ -248,9 +255,7 @@ def test_a_flipped_bit_is_refused_naming_shard_and_window(root: Path, damaged: P
 
 
 def test_no_flipped_bit_of_a_shard_goes_unnoticed(root: Path, damaged: Path) -> None:
-    data = set_up(module_of(root, {"t": split_teacher(root, cache=str(damaged))}), data_of(root), "validate")
-    windows = data.datasets["val"]
-    reader = data._cached["val"]["t"]
+    windows, reader = stored_split(root, str(damaged), "val")
 
     def read_all(reader: CachedSplit) -> list[SpanArrays]:
         return [reader.read(index, windows[index]) for index in range(len(windows))]
@@ -370,12 +375,13 @@ def test_a_process_without_a_window_of_the_last_batch_reads_nothing(root: Path, 
 def test_no_more_than_32_shards_stay_open_and_each_that_was_closed_opens_again(
     root: Path, stored: Callable[..., str]
 ) -> None:
-    data = set_up(module_of(root, {"t": split_teacher(root, cache=stored(shard_windows=1))}), data_of(root))
-    windows, reader = data.datasets["train"], data._cached["train"]["t"]
+    cache = stored(shard_windows=1)
+    windows, reader = stored_split(root, cache, "train")
+    shards = {str(path) for path in Path(cache).glob("train-*.safetensors")}
 
     def open_shards() -> int:
         mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
-        return len(mapped & {str(path) for path in reader._paths})
+        return len(mapped & shards)
 
     assert len(windows) > 40
     first = reader.read(0, windows[0])
@@ -390,8 +396,8 @@ def test_no_more_than_32_shards_stay_open_and_each_that_was_closed_opens_again(
 def test_texts_that_were_changed_without_a_trace_are_refused_when_they_are_read(
     root: Path, stored: Callable[..., str]
 ) -> None:
-    data = set_up(module_of(root, {"t": split_teacher(root, cache=stored())}), data_of(root), "validate")
-    window = dict(data.datasets["val"][2])
+    windows, reader = stored_split(root, stored(), "val")
+    window = dict(windows[2])
     window["student_ids"] = window["student_ids"][::-1]
     with pytest.raises(ValueError, match=r"window 2 of .* was made of another text"):
-        data._cached["val"]["t"].read(2, window)
+        reader.read(2, window)

@@ -181,7 +181,7 @@ def test_teachers_are_in_no_checkpoint_and_no_optimizer(make: MakeModule) -> Non
     assert all(name.startswith("student.") for name in module.state_dict())
     assert len(module.state_dict()) == len(module.student.state_dict())
     assert {id(p) for p in module.parameters()} == {id(p) for p in module.student.parameters()}
-    assert not any(p.requires_grad for p in module._loaded_teachers["split"].model.parameters())
+    assert not any(p.requires_grad for p in module.loaded_teachers["split"].model.parameters())
 
 
 def test_one_specification_serves_two_modules(make: MakeModule) -> None:
@@ -222,7 +222,7 @@ def test_bfloat16_teacher_is_close_to_the_full_one(make: MakeModule, teacher_fol
     half = make(teachers={"split": Teacher(model=teacher_folder, loss=ProjectionKL(), dtype="bfloat16")})
     full = make()
     batch = batch_for(full)
-    assert half._loaded_teachers["split"].model.dtype == torch.bfloat16
+    assert half.loaded_teachers["split"].model.dtype == torch.bfloat16
     torch.testing.assert_close(step_of(half, batch)["kd"], step_of(full, batch)["kd"], rtol=0.05, atol=0)
 
 
@@ -488,7 +488,7 @@ def test_optimizer_values_out_of_range_are_refused(option: str, value: float) ->
 def spoil(module: MultiTeacherDistillModule, token: int) -> None:
     """Makes a teacher's logits no numbers wherever it has read a token."""
     with torch.no_grad():
-        module._loaded_teachers["split"].model.get_input_embeddings().weight[token] = torch.nan
+        module.loaded_teachers["split"].model.get_input_embeddings().weight[token] = torch.nan
 
 
 def test_a_teacher_whose_logits_are_no_numbers_stops_the_run_by_name(make: MakeModule) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -75,6 +75,7 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
             "not be loaded. Check the path (relative paths start at the working folder), the id or the options. "
             f"Reason: {reason_of(error)}"
         ) from error
+    _keep_layout_of_quantized(model)
     return cast(PreTrainedModel, model).eval()
 
 
@@ -99,6 +100,17 @@ def _quantized(bits: Quantization, dtype: torch.dtype | str, device: torch.devic
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
     )
     return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def _keep_layout_of_quantized(model: nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    It would do so in the first pass in evaluation mode. Packed layers have no backward pass, round their products to
+    bfloat16, and must be at least 64 wide.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            cast(Any, layer).support_avx512bf16_for_cpu = False
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ class MultiTeacherDistillModule(ResumableModule):
     Tokenizers and projections are made in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
     override :meth:`configure_teachers` to fix a set of teachers in code.
 
+    A checkpoint holds weights and no specifications, so that ``load_from_checkpoint(path, student=..., teachers=...)``
+    takes the arguments of this class again.
+
     Args:
         student: The model that learns.
         teachers: By name: the name is the tag in the logs and the handle on the command line

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_cosine_schedule_with_warmup
 
 from xtoken_pl.utilities.errors import UserError
 
@@ -71,7 +71,7 @@ class OptimizerRecipe:
             groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
         num_warmup = round(num_steps * self.warmup_fraction)
-        return optimizer, get_cosine_schedule_with_warmup(optimizer, num_warmup, int(num_steps))
+        return optimizer, LambdaLR(optimizer, partial(_rate_factor, num_warmup=num_warmup, num_steps=int(num_steps)))
 
     def apply_to_restored(
         self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR, projections: Iterable[nn.Parameter] = ()
@@ -94,3 +94,11 @@ class OptimizerRecipe:
         if id(parameter) in projections:
             return self.projection_learning_rate, 0.0
         return self.learning_rate, self.weight_decay if parameter.ndim >= 2 else 0.0
+
+
+def _rate_factor(step: int, *, num_warmup: int, num_steps: int) -> float:
+    """Factor on the peak learning rate: linear from 0 to 1 over the warm-up, then a half cosine to 0."""
+    if step < num_warmup:
+        return step / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

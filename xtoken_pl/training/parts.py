@@ -170,6 +170,7 @@ class DistillParts(pl.LightningModule):
         """Loads the weights and checks every model; does nothing the second time."""
         if hasattr(self, "student"):
             return
+        self._bind_losses()  # load_from_checkpoint calls no setup
         mesh = None if self.device_mesh is None else data_parallel_mesh(self.device_mesh)
         trainer = attached_trainer(self)
         device = "cpu" if trainer is None else trainer.strategy.root_device

@@ -1,0 +1,227 @@
+"""All losses, each with every value of its options, the rows that it is tested on, and its slow reference.
+
+A new loss that compares matched rows is one line in ``CASES``: its class, and a function that computes it slowly.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import Any, Literal, cast, get_args
+
+import reference_losses as reference
+import torch
+from fake_vocabularies import STUDENT, TEACHER, V_S, V_T, dense, random_projection, slow_pairs
+from prefix_pairs import TEXT, Pair
+from small_models import packing_tokenizer, reversing_tokenizer
+from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, Spans, block_of, random_rows
+from torch import Tensor, nn
+
+from xtoken_pl import GOLD, ULD, BytePrefixKL, HybridKL, ProjectionKL, SpanLoss, TokenKL
+from xtoken_pl.batch import LossPlan, RowCuts, SpanBatch
+from xtoken_pl.losses import Divergence, Merge, SpanBlock
+from xtoken_pl.losses.base import SideRows
+from xtoken_pl.models import Head
+from xtoken_pl.scoring.blockwise import evaluate_rows
+from xtoken_pl.scoring.memory import LogitMemory
+from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
+
+# N/Q student/teacher rows, S spans, V_s/V_t vocabulary sizes (student/teacher)
+
+MERGES: tuple[Merge, ...] = get_args(Merge)
+DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
+#: How many spans the rows have; ``many`` are of all kinds, with rows of no span between them.
+Size = Literal["many", "one", "none"]
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """Rows of both sides, and how they relate.
+
+    Attributes:
+        student, teacher: ``[N, V_s]``, ``[Q, V_t]`` logits in float64.
+        labels: ``[N]``, ``[Q]`` the tokens that they predict.
+        spans: The spans over them.
+        plan: What the loss found out from the tokens alone.
+        pair: The text that the rows belong to, where there is one.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: tuple[Tensor, Tensor]
+    spans: SpanBatch
+    plan: LossPlan | None = None
+    pair: Pair | None = None
+
+    def block(self, student: Tensor | None = None, teacher: Tensor | None = None) -> SpanBlock:
+        """What the loss gets, of other logits if there are any."""
+        logits = (self.student if student is None else student), (self.teacher if teacher is None else teacher)
+        s, t = (rows.float() if rows.dtype == torch.bfloat16 else rows for rows in logits)
+        spans = self.spans
+        return SpanBlock(
+            SideRows(s.log_softmax(-1), self.labels[0], spans.student_first, spans.student_length, spans.student_span),
+            SideRows(t.log_softmax(-1), self.labels[1], spans.teacher_first, spans.teacher_length, spans.teacher_span),
+            self.plan,
+        )
+
+    def evaluate(
+        self, loss: SpanLoss, student: Tensor, *, memory: float = 1e9, temperature: float = 1.0, num_padded: int = 0
+    ) -> RowScores:
+        """The scores of a whole training step's path, whose hidden states are the logits."""
+        sides = [
+            HiddenRows(rows, labels, _identity_head(rows.shape[1], num_padded))
+            for rows, labels in zip((student, self.teacher), self.labels, strict=True)
+        ]
+        task = TeacherTask(sides[1], self.spans, loss, temperature, plan=self.plan)
+        return evaluate_rows(sides[0], {"t": task}, self.cuts, LogitMemory(memory))
+
+    @property
+    def cuts(self) -> RowCuts:
+        """Where these rows may be cut into blocks."""
+        plans = {} if self.plan is None else {"t": self.plan}
+        return RowCuts.of(len(self.student), {"t": self.spans}, plans)
+
+
+def _identity_head(size: int, num_padded: int) -> Head:
+    """A head that gives its hidden states, with rows beyond the vocabulary that give large logits."""
+    layer = nn.Linear(size, size + num_padded, bias=False, dtype=torch.float64).requires_grad_(False)
+    layer.weight.copy_(torch.cat([torch.eye(size), 9 * torch.ones(num_padded, size)]))
+    return Head(layer, size, None)
+
+
+@dataclass(frozen=True)
+class LetterRows:
+    """Random rows over two vocabularies of single letters, or over one."""
+
+    same_vocabulary: bool = False
+
+    def bind(self, loss: SpanLoss) -> None:
+        """Binds to the vocabularies, and to W where the loss needs it."""
+        teacher = STUDENT if self.same_vocabulary else TEACHER
+        loss.bind(STUDENT, teacher, random_projection() if loss.needs_projection else None)
+
+    def __call__(self, loss: SpanLoss, size: Size, seed: int) -> LossRows:
+        spans: Spans = {"many": SPANS, "one": [(0, 3, 0, 2)], "none": []}[size]
+        num_student, num_teacher = {"many": (NUM_STUDENT_ROWS, NUM_TEACHER_ROWS), "one": (3, 2), "none": (3, 0)}[size]
+        student = random_rows(num_student, V_S, seed)
+        teacher = random_rows(num_teacher, V_S if self.same_vocabulary else V_T, seed + 100)
+        # A single span is a probable one, or its continuation would leave little of its loss.
+        labels = LABELS if size == "many" else (student.argmax(-1), teacher.argmax(-1))
+        found = block_of(student, teacher, labels, spans)
+        s, t = found.student, found.teacher
+        return LossRows(student, teacher, labels, SpanBatch(s.first, s.length, t.first, t.length, s.span, t.span))
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Random rows over real text under two tokenizers, for a loss that makes a plan of the tokens."""
+
+    def bind(self, loss: SpanLoss) -> None:
+        """Binds to the two tokenizers."""
+        pair = Pair.of(reversing_tokenizer(), packing_tokenizer(), "a")
+        loss.bind(pair.student, pair.teacher, None)
+
+    def __call__(self, loss: SpanLoss, size: Size, seed: int) -> LossRows:
+        text = TEXT[:150] if size == "many" else " 12"
+        pair = Pair.of(reversing_tokenizer(), packing_tokenizer(), text, loss=cast(BytePrefixKL, loss))
+        num_spans = len(pair.spans)
+        wanted: dict[Size, Callable[[int], bool]] = {
+            "many": lambda k: k % 7 != 3,
+            "one": lambda k: k == num_spans - 1,
+            "none": lambda k: False,
+        }
+        pair = pair.with_spans(wanted[size])
+        student, teacher = pair.rows(seed=seed)
+        labels = pair.batch.student.labels, pair.batch.teachers["t"].tokens.labels
+        return LossRows(student, teacher, labels, pair.spans, pair.plan, pair)
+
+
+#: The loss of every span, from log-probabilities of both sides.
+Reference = Callable[[LossRows, Tensor, Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """A loss with its options, and what it is tested with."""
+
+    kind: type[SpanLoss]
+    reference: Reference
+    options: dict[str, Any] = field(default_factory=dict)
+    rows_of: Any = field(default_factory=LetterRows)
+
+    def __str__(self) -> str:
+        return "-".join([self.kind.__name__, *map(str, self.options.values())])
+
+    @cached_property
+    def loss(self) -> Any:
+        """The loss, bound to the vocabularies that its rows are over."""
+        loss = self.kind(**self.options)
+        self.rows_of.bind(loss)
+        return loss
+
+    def rows(self, size: Size = "many", seed: int = 1) -> LossRows:
+        """Random rows."""
+        return self.rows_of(self.loss, size, seed)
+
+    def slow(self, rows: LossRows, student: Tensor) -> Tensor:
+        """The reference's loss of every span, of student logits."""
+        return self.reference(rows, student.log_softmax(-1), rows.teacher.log_softmax(-1), self.loss)
+
+
+def cases(kind: type[SpanLoss], reference: Reference, rows_of: Any = None) -> Iterator[LossCase]:
+    """A loss with every merge and every divergence that it has."""
+    known = inspect.signature(kind).parameters
+    choices = {"merge": MERGES, "divergence": DIVERGENCES}
+    names = [name for name in choices if name in known]
+    for values in product(*(choices[name] for name in names)):
+        yield LossCase(kind, reference, dict(zip(names, values, strict=True)), rows_of or LetterRows())
+
+
+def _spans(rows: LossRows) -> Spans:
+    spans = rows.spans
+    bounds = zip(spans.student_first, spans.student_length, spans.teacher_first, spans.teacher_length, strict=True)
+    return [(int(a), int(a + n), int(c), int(c + m)) for a, n, c, m in bounds]
+
+
+def slow_uld(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
+    return reference.uld(student, teacher, *rows.labels, _spans(rows), loss.merge)
+
+
+def slow_token_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
+    return reference.token_divergence(student, teacher, *rows.labels, _spans(rows), loss.merge, loss.divergence)
+
+
+def slow_projection_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
+    sides, matrix = (student, teacher, *rows.labels, _spans(rows)), dense(random_projection())
+    return reference.projection_divergence(*sides, matrix, loss.merge, loss.divergence)
+
+
+def slow_partitioned(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
+    """GOLD over the pairs of equal text; H-KL over those that W adds, too."""
+    pairs = slow_pairs(random_projection() if isinstance(loss, HybridKL) else None)
+    rest = [[i for i in range(n) if i not in {pair[side] for pair in pairs}] for side, n in ((0, V_S), (1, V_T))]
+    sides = student, teacher, *rows.labels, _spans(rows)
+    options = loss.kl_weight, loss.uld_weight, loss.merge, loss.divergence
+    return reference.hybrid(*sides, pairs, rest[0], rest[1], *options)
+
+
+def slow_byte_prefix_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
+    """In Python floats: there is no gradient."""
+    assert rows.pair is not None
+    total = torch.zeros(len(rows.spans), dtype=torch.float64)
+    for row, nats in rows.pair.slow_nats(student, teacher).items():
+        total[rows.spans.student_span[row]] += nats
+    return total
+
+
+CASES: list[LossCase] = [
+    *cases(TokenKL, slow_token_kl, LetterRows(same_vocabulary=True)),
+    *cases(ProjectionKL, slow_projection_kl),
+    *cases(HybridKL, slow_partitioned),
+    *cases(GOLD, slow_partitioned),
+    *cases(ULD, slow_uld),
+    *cases(BytePrefixKL, slow_byte_prefix_kl, TextRows()),
+]

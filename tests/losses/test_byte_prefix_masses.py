@@ -1,0 +1,99 @@
+"""The masses of the byte-prefix KL against probabilities that are counted over all texts of a toy language."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from prefix_pairs import Pair
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from toy_languages import Language, Position, Toy
+from transformers import PreTrainedTokenizerFast
+
+from xtoken_pl import CanonicalVocabulary
+from xtoken_pl.losses.group_kl import Groups
+
+
+@pytest.fixture(scope="module")
+def numeral_tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """Numerals of the digits 0 and 1: up to three digits in a token, as Llama 3 packs them, and one by one."""
+
+    def make(most: int) -> PreTrainedTokenizerFast:
+        numerals = ["".join(digits) for n in range(1, most + 1) for digits in product("01", repeat=n)]
+        backend = Tokenizer(models.BPE({token: i for i, token in enumerate(numerals)}, [], ignore_merges=True))
+        split = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{most}}}"), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken("<eos>", special=True)])
+        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+    return make(3), make(1)
+
+
+@pytest.mark.parametrize("packs", ["student", "teacher"])
+def test_masses_are_the_probabilities_counted_over_all_texts(
+    packs: str, numeral_tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]
+) -> None:
+    """Of the student's next token, under a random teacher of canonical sequences, exactly where the docstring says."""
+    packing, splitting = numeral_tokenizers
+    student, teacher = (packing, splitting) if packs == "student" else (splitting, packing)
+    vocabularies = [CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)]
+    toys = [Toy([text for text in vocabulary.token_bytes if text]) for vocabulary in vocabularies]
+    language = Language(toys[0], toys[1], longest=8)
+    num_refined = num_inside = 0
+    for text in ("0110", "10110100", "0001", "01101011", "11100", "0010110"):
+        pair = Pair.of(student, teacher, text)
+        order = [language.teacher.ids[token] for token in pair.teacher.token_bytes]
+        rows = torch.tensor(language.rows(text.encode()), dtype=torch.float64)[:, order]
+        rows = rows[pair.batch.teachers["t"].tokens.rows + 1]  # nothing predicts the first token
+        plan = pair.plan
+        for groups, positions in zip(pair.groups(rows.log()), (plan.boundary, plan.inside), strict=True):
+            for place, row in enumerate(positions.row.tolist()):
+                index = int(pair.batch.student.rows[row]) + 1
+                counted = Position(language, text.encode(), index).counted()
+                found = listed(pair, groups, place)
+                assert found
+                total = sum(mass for mass, _ in found)
+                for mass, members in found:
+                    expected = sum(counted.get(pair.student.token_bytes[s], 0.0) for s in members)
+                    assert mass / total == pytest.approx(expected, abs=1e-10)
+                num_refined += bool((positions.level_position == place).any())
+                num_inside += int(positions.consumed[place]) > 0
+    assert num_refined > 6 if packs == "student" else num_inside > 6
+
+
+def listed(pair: Pair, groups: Groups, place: int) -> list[tuple[float, list[int]]]:
+    """The groups of a position: mass and student tokens."""
+    size = len(pair.student)
+    column = torch.arange(size) if groups.column is None else groups.column
+    inside = torch.nonzero(groups.branch_position[groups.member_branch] == place).flatten()
+    members = (groups.member[inside] - place * size).tolist()
+    found: list[tuple[float, list[int]]] = []
+    for c, mass in enumerate(groups.column_mass[place].tolist()):
+        tokens = [s for s in torch.nonzero(column == c).flatten().tolist() if s not in members]
+        found.append((mass, tokens))
+    for g in torch.nonzero(groups.branch_position == place).flatten().tolist():
+        tokens = [s for s, m in zip(members, groups.member_branch[inside].tolist(), strict=True) if m == g]
+        found.append((float(groups.branch_mass[g]), tokens))
+    return found
+
+
+def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(
+    numeral_tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast],
+) -> None:
+    """Where student tokens are never longer it is byte-prefix marginalization."""
+    packing, splitting = numeral_tokenizers
+    pair = Pair.of(splitting, packing, "01101")
+    _, teacher = pair.rows()
+    boundary, _ = pair.groups(teacher)
+    assert boundary.branch_mass.numel() == 0
+    plan = pair.plan
+    for place, row in enumerate(plan.boundary.teacher.tolist()):
+        for s, text in enumerate(pair.student.token_bytes):
+            if not text:
+                continue
+            begins = [v for v, other in enumerate(pair.teacher.token_bytes) if other.startswith(text)]
+            mass = boundary.column_mass[place, pair.loss.mass.student_column[s]].item()
+            expected = teacher[row].exp()[begins].sum().item()
+            assert mass == pytest.approx(expected, abs=1e-12)
