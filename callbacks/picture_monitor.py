@@ -99,4 +99,4 @@ def _audit(module: MultiTeacherDistillModule, name: str) -> Figure:
     student, teachers = module.vocabularies()
     loss = module.losses[name]
     projection = loss.projection if isinstance(loss, ProjectionKL) else None
-    return figure_of(CoverageAudit.of(student, teachers[name], projection))
+    return figure_of(CoverageAudit.from_vocabularies(student, teachers[name], projection))

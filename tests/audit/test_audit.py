@@ -74,7 +74,7 @@ def audits(
     student = CanonicalVocabulary.from_tokenizer(llama3)
     text = topics["numbers"] + topics["strings"]
     return {
-        name: CoverageAudit.of(student, CanonicalVocabulary.from_tokenizer(tokenizer), text=text)
+        name: CoverageAudit.from_vocabularies(student, CanonicalVocabulary.from_tokenizer(tokenizer), text=text)
         for name, tokenizer in (("qwen3", qwen3), ("o200k", o200k))
     }
 
@@ -125,7 +125,7 @@ def test_span_statistics_agree_with_a_loop(
 
 def test_tokens_in_no_span_are_counted_as_gaps() -> None:
     starts = np.array([0, 2]), np.array([1, 4]), np.array([1, 2]), np.array([2, 3])
-    statistics = SpanStatistics.of(Spans(*starts), num_student_tokens=6, num_teacher_tokens=3)
+    statistics = SpanStatistics.from_spans(Spans(*starts), num_student_tokens=6, num_teacher_tokens=3)
     assert (statistics.one_to_one, statistics.many_to_one, statistics.num_spans) == (1, 1, 2)
     assert (statistics.student_gaps, statistics.teacher_gaps) == (3, 1)
 
@@ -254,7 +254,7 @@ def test_stored_projection_is_audited(tokenizers: Path, monkeypatch: pytest.Monk
 
 def test_byte_pieces_are_no_numerals(llama2_style: PreTrainedTokenizerFast, smollm2: PreTrainedTokenizerFast) -> None:
     student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (llama2_style, smollm2))
-    audit = CoverageAudit.of(student, teacher, critical=["numerals_1"])
+    audit = CoverageAudit.from_vocabularies(student, teacher, critical=["numerals_1"])
     assert (audit.categories["numerals_1"].count, audit.categories["byte_pieces"].count) == (10, 256)
     assert audit.recommendation.loss == "HybridKL"
 
@@ -319,7 +319,7 @@ def test_projection_of_other_tokenizers_is_refused(
 ) -> None:
     student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (smollm2, llama2_style))
     with pytest.raises(ValueError, match="must belong to the tokenizers"):
-        CoverageAudit.of(student, teacher, build_projection(llama2_style, smollm2))
+        CoverageAudit.from_vocabularies(student, teacher, build_projection(llama2_style, smollm2))
 
 
 def test_partition_sizes_are_shown() -> None:

@@ -30,7 +30,7 @@ def test_trie_has_a_node_for_every_beginning(sequences: list[list[int]]) -> None
     sequences = sorted(sequences)
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     symbols = np.array([symbol for sequence in sequences for symbol in sequence], dtype=np.int64)
-    trie, node = Trie.of(symbols, np.cumsum(lengths) - lengths, lengths, 4)
+    trie, node = Trie.from_sequences(symbols, np.cumsum(lengths) - lengths, lengths, 4)
     beginnings = {tuple(s[:end]) for s in sequences for end in range(len(s) + 1)} | {()}
     assert len(trie) == len(beginnings)
     place = 0
@@ -44,7 +44,7 @@ def test_trie_has_a_node_for_every_beginning(sequences: list[list[int]]) -> None
             inside = [i for i, other in enumerate(sequences) if other[:depth] == beginning]
             assert inside == list(range(trie.start[at], trie.end[at]))
             assert trie.num_equal[at] == sequences.count(beginning)
-            assert bool(trie.goes_on[at]) == any(len(sequences[i]) > depth for i in inside)
+            assert bool(trie.continues[at]) == any(len(sequences[i]) > depth for i in inside)
             children = trie.symbol[trie.first_child[at] : trie.first_child[at + 1]].tolist()
             assert children == sorted({sequences[i][depth] for i in inside if len(sequences[i]) > depth})
     assert trie.child(np.array([0]), np.array([3])).tolist() == [
@@ -54,7 +54,7 @@ def test_trie_has_a_node_for_every_beginning(sequences: list[list[int]]) -> None
 
 def test_walk_finds_the_longest_token_and_the_node_of_every_string() -> None:
     vocabulary = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
-    trie = ByteTrie.of(vocabulary)
+    trie = ByteTrie.from_vocabulary(vocabulary)
     by_bytes = {text: s for s, text in reversed(list(enumerate(vocabulary.token_bytes))) if text}
     text = "The 1234 unhappy naïve\n\tcats' 中 tails".encode()
     stream = np.frombuffer(text, dtype=np.uint8)
@@ -192,7 +192,7 @@ def test_position_statistics_count_the_groups_of_the_reference(
 ) -> None:
     pair = Pair.of(*(make() for make in tokenizers))
     prefix_map = build_prefix_map(pair.student.tokenizer, pair.teacher.tokenizer)
-    found = PositionStatistics.of(prefix_map, pair.student, pair.teacher, TEXT)
+    found = PositionStatistics.from_text(prefix_map, pair.student, pair.teacher, TEXT)
     reference = pair.reference()
     ids, teacher_ids = (pair.window[name] for name in ("student_ids", "t/ids"))
     ids, teacher_ids = ids[len(pair.student.prefix_ids) :], teacher_ids[len(pair.teacher.prefix_ids) :]

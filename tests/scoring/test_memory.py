@@ -55,7 +55,7 @@ class Rows:
         student = HiddenRows(self.hidden, self.labels, Head(self.student_layer, V_S, None))
         teacher = HiddenRows(self.teacher_hidden, self.teacher_labels, Head(self.teacher_layer, V_T, None))
         tasks = {"t": TeacherTask(teacher, self.spans, loss, temperature)}
-        return evaluate_rows(student, tasks, RowCuts.of(len(self.hidden), {"t": self.spans}), memory)
+        return evaluate_rows(student, tasks, RowCuts.from_spans(len(self.hidden), {"t": self.spans}), memory)
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -301,7 +301,7 @@ def test_what_is_lent_stays_within_the_budget_where_the_teacher_has_more_tokens(
     for budget in (3e6, 6e6, 2e7):
         memory = LogitMemory(budget)
         task = TeacherTask(teacher, spans, Unlearnable())
-        scores = evaluate_rows(student, {"t": task}, RowCuts.of(num_spans, {"t": spans}), memory)
+        scores = evaluate_rows(student, {"t": task}, RowCuts.from_spans(num_spans, {"t": spans}), memory)
         evaluation: Any = scores.token_nats.grad_fn
         evaluation = evaluation.evaluation
         held = [matrix for kept in evaluation.kept.values() for matrix in (kept.probs, *kept.units.values())]

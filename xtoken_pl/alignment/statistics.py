@@ -29,7 +29,7 @@ class SpanStatistics:
     teacher_gaps: int
 
     @classmethod
-    def of(cls, spans: Spans, num_student_tokens: int, num_teacher_tokens: int) -> SpanStatistics:
+    def from_spans(cls, spans: Spans, num_student_tokens: int, num_teacher_tokens: int) -> SpanStatistics:
         """Counts the spans of two sequences of that many tokens."""
         student_length = spans.student_end - spans.student_start
         teacher_length = spans.teacher_end - spans.teacher_start

@@ -70,7 +70,7 @@ class CoverageAudit:
     positions: PositionStatistics | None
 
     @classmethod
-    def of(
+    def from_vocabularies(
         cls,
         student: CanonicalVocabulary,
         teacher: CanonicalVocabulary,
@@ -160,9 +160,9 @@ def _span_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary,
     if not student_ids:
         raise UserError("the text for the statistics of spans must not be empty; give another, or none")
     spans = SpanAligner(student.tokenizer, teacher.tokenizer).align(student_ids, teacher_ids)
-    return SpanStatistics.of(spans, len(student_ids), len(teacher_ids))
+    return SpanStatistics.from_spans(spans, len(student_ids), len(teacher_ids))
 
 
 def _position_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> PositionStatistics:
     prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
-    return PositionStatistics.of(prefix_map, student, teacher, text)
+    return PositionStatistics.from_text(prefix_map, student, teacher, text)

@@ -31,7 +31,7 @@ class PositionStatistics:
     skipped: int
 
     @classmethod
-    def of(
+    def from_text(
         cls, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str
     ) -> PositionStatistics:
         """Counts the positions of a text that is not cut into windows."""

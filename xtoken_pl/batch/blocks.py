@@ -60,7 +60,9 @@ class RowCuts:
     teacher: dict[str, NDArray[np.int64]]
 
     @classmethod
-    def of(cls, num_rows: int, spans: Mapping[str, SpanBatch], plans: Mapping[str, LossPlan] | None = None) -> RowCuts:
+    def from_spans(
+        cls, num_rows: int, spans: Mapping[str, SpanBatch], plans: Mapping[str, LossPlan] | None = None
+    ) -> RowCuts:
         """Finds the cuts of ``num_rows`` student rows."""
         cuts_span = np.zeros(num_rows + 1, dtype=bool)
         for batch in spans.values():

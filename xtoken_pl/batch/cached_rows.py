@@ -42,7 +42,7 @@ class CachedRows(Movable):
     log_span: Tensor
 
     @classmethod
-    def of(cls, windows: Sequence[SpanArrays]) -> CachedRows:
+    def from_windows(cls, windows: Sequence[SpanArrays]) -> CachedRows:
         """Joins the spans of several windows."""
         joined = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
         ids = None

@@ -36,6 +36,8 @@ class DistillBatch(Movable):
         plans = {name: planners[name](self.student, self.teachers[name]) for name in wanted}
         teachers = {name: replace(view, plan=plans.get(name, view.plan)) for name, view in self.teachers.items()}
         known = {name: view.plan for name, view in teachers.items() if view.plan is not None}
-        cuts = RowCuts.of(len(self.student.labels), {name: view.spans for name, view in teachers.items()}, known)
+        cuts = RowCuts.from_spans(
+            len(self.student.labels), {name: view.spans for name, view in teachers.items()}, known
+        )
         # Plans are made on the host.
         return replace(self, teachers=teachers, cuts=cuts).to(self.student.labels.device)

@@ -128,7 +128,7 @@ def load_model(
         UserError: If there is no such model, its head cannot be used, or it does not keep documents apart.
     """
     model = load_causal_lm(source, role=role, device=device)
-    head = Head.of(model, vocabulary)
+    head = Head.from_model(model, vocabulary)
     check_head(model, head, role=role)
     if separates:
         check_separation(model, head, role=role)

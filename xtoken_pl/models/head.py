@@ -38,7 +38,7 @@ class Head:
     holes: Tensor | None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, vocabulary: CanonicalVocabulary) -> Head:
+    def from_model(cls, model: PreTrainedModel, vocabulary: CanonicalVocabulary) -> Head:
         """The head of ``model``, cut to ``vocabulary``.
 
         Raises:

@@ -32,15 +32,15 @@ def build_prefix_map(
     student = CanonicalVocabulary.from_tokenizer(student_tokenizer)
     teacher = CanonicalVocabulary.from_tokenizer(teacher_tokenizer)
     speller = _Speller(teacher)
-    by_student, by_teacher = ByteTrie.of(student), ByteTrie.of(teacher)
+    by_student, by_teacher = ByteTrie.from_vocabulary(student), ByteTrie.from_vocabulary(teacher)
 
     exact = exact_matches(student, teacher).tolist()
     spelled = iter(speller([text for text, t in zip(student.token_bytes, exact, strict=True) if t < 0]))
     spelling = [(t,) if t >= 0 else tuple(next(spelled)) for t in exact]
     lead = np.array([tokens[0] if tokens else -1 for tokens in spelling])
-    goes_on = {tokens[0] for tokens in spelling if len(tokens) > 1}
+    continues = {tokens[0] for tokens in spelling if len(tokens) > 1}
     sequences: list[_Sequence] = [
-        (tokens[0], s, tokens[1:]) for s, tokens in enumerate(spelling) if tokens and tokens[0] in goes_on
+        (tokens[0], s, tokens[1:]) for s, tokens in enumerate(spelling) if tokens and tokens[0] in continues
     ]
 
     # The rest of every teacher token from every byte on, in the student's trie.
@@ -49,7 +49,7 @@ def build_prefix_map(
     rest, longest = by_student.walk(stream, starts, np.repeat(teacher.offsets[1:], num_bytes))
     is_inside = starts > np.repeat(teacher.offsets[:-1], num_bytes)
     rests = np.unique(rest[is_inside & (rest > 0)])
-    rests = rests[by_student.trie.goes_on[rests]]
+    rests = rests[by_student.trie.continues[rests]]
     sequences += _members_of_rests(student, by_student, rests, len(teacher), speller)
 
     sequences.sort(key=lambda sequence: (sequence[0], *sequence[2]))
@@ -57,7 +57,7 @@ def build_prefix_map(
     roots = np.arange(1, trie.first_child[1])
     root_symbols = trie.symbol[roots]
     node_of_root = np.full(trie.num_symbols, -1)
-    node_of_root[root_symbols] = np.where(trie.goes_on[roots], roots, -1)
+    node_of_root[root_symbols] = np.where(trie.continues[roots], roots, -1)
     node_of_rest = np.where(is_inside & (rest > 0), node_of_root[len(teacher) + rest], -1)
 
     before = np.where(is_inside, by_teacher.node[starts - 1], 0)
@@ -111,7 +111,7 @@ def _members_of_rests(
 def _token_trie(sequences: list[_Sequence], num_symbols: int) -> tuple[Ints, Trie]:
     symbols = [symbol for root, _, spelling in sequences for symbol in (root, *spelling)]
     lengths = np.array([1 + len(spelling) for _, _, spelling in sequences], dtype=np.int64)
-    trie, _ = Trie.of(np.array(symbols, dtype=np.int64), np.cumsum(lengths) - lengths, lengths, num_symbols)
+    trie, _ = Trie.from_sequences(np.array(symbols, dtype=np.int64), np.cumsum(lengths) - lengths, lengths, num_symbols)
     return np.array([s for _, s, _ in sequences], dtype=np.int64), trie
 
 

@@ -37,14 +37,14 @@ class PrefixPlanner:
         """Of a batch."""
         labels, teacher_labels = student.labels.numpy(force=True), teacher.tokens.labels.numpy(force=True)
         places = teacher.tokens.rows.numpy(force=True)
-        goes_on = np.zeros(len(places), dtype=bool)  # whether the next row is that of the next token
-        goes_on[:-1] = places[1:] == places[:-1] + 1
+        continues = np.zeros(len(places), dtype=bool)  # whether the next row is that of the next token
+        continues[:-1] = places[1:] == places[:-1] + 1
         row, first, consumed = self._locate(labels, teacher_labels, teacher.spans)
         reach = np.zeros(len(labels), dtype=np.int64)
         reach[row] = first + 1
         parts = []
         for is_kind in (consumed == 0, consumed > 0):
-            walk = _Walk(self, labels, teacher_labels, goes_on, row[is_kind], first[is_kind], consumed[is_kind])
+            walk = _Walk(self, labels, teacher_labels, continues, row[is_kind], first[is_kind], consumed[is_kind])
             parts.append(walk.positions(len(labels)))
             np.maximum.at(reach, row[is_kind][walk.position], walk.teacher + 1)
         return PrefixPlan(reach, *parts)
@@ -94,7 +94,7 @@ class _Walk:
         planner: PrefixPlanner,
         labels: Ints,
         teacher_labels: Ints,
-        goes_on: Bools,
+        continues: Bools,
         row: Ints,
         first: Ints,
         consumed: Ints,
@@ -106,14 +106,14 @@ class _Walk:
         self.is_inside = consumed > 0
         trie = self.map.trie
         root = self._roots()
-        root[~goes_on[first]] = -1
+        root[~continues[first]] = -1
         self.root = root
         active = np.flatnonzero(root >= 0)
         node, teacher = root[active], first[active] + 1
         found: list[tuple[Ints, ...]] = [(active[:0],) * 5]
         while len(active):
             child = trie.child(node, teacher_labels[teacher])
-            descends = (child >= 0) & trie.goes_on[child] & goes_on[teacher]
+            descends = (child >= 0) & trie.continues[child] & continues[teacher]
             found.append((active, node, teacher, child, descends.astype(np.int64)))
             active, node, teacher = active[descends], child[descends], teacher[descends] + 1
         levels = [np.concatenate(column) for column in zip(*found, strict=True)]

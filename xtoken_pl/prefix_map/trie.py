@@ -39,7 +39,7 @@ class Trie:
     num_symbols: int
 
     @classmethod
-    def of(cls, symbols: Ints, first: Ints, lengths: Ints, num_symbols: int) -> tuple[Trie, Ints]:
+    def from_sequences(cls, symbols: Ints, first: Ints, lengths: Ints, num_symbols: int) -> tuple[Trie, Ints]:
         """Builds it level by level: sequences with the same beginning are neighbours.
 
         Args:
@@ -98,7 +98,7 @@ class Trie:
         return np.searchsorted(self.parent[1:], np.arange(len(self) + 1)) + 1
 
     @property
-    def goes_on(self) -> NDArray[np.bool_]:
+    def continues(self) -> NDArray[np.bool_]:
         """``[U]``: whether a sequence goes on below the node."""
         return self.end - self.start > self.num_equal
 
@@ -128,12 +128,12 @@ class ByteTrie:
     longest: Ints
 
     @classmethod
-    def of(cls, vocabulary: CanonicalVocabulary) -> ByteTrie:
+    def from_vocabulary(cls, vocabulary: CanonicalVocabulary) -> ByteTrie:
         """Builds it; tokens without bytes are in no node but the first."""
         lengths, first = vocabulary.num_bytes, vocabulary.offsets[:-1]
         with_bytes: list[int] = np.flatnonzero(lengths).tolist()
         tokens = np.array(sorted(with_bytes, key=vocabulary.token_bytes.__getitem__), dtype=np.int64)
-        trie, node = Trie.of(vocabulary.flat_bytes.astype(np.int64), first[tokens], lengths[tokens], 256)
+        trie, node = Trie.from_sequences(vocabulary.flat_bytes.astype(np.int64), first[tokens], lengths[tokens], 256)
         longest = np.full(len(trie), -1)
         whole = node[first[tokens] + lengths[tokens] - 1]
         longest[whole[::-1]] = tokens[::-1]  # sorting is stable: of equal tokens the lowest id stands first

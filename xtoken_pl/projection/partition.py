@@ -42,7 +42,7 @@ class VocabularyPartition:
         Of several student tokens with the same bytes a ``<0xHH>`` piece gives way, then the lowest id stays.
         """
         wanted = exact_matches(student, teacher)
-        return cls._of(student, teacher, wanted, wanted >= 0, np.ones(len(student)))
+        return cls._from_candidates(student, teacher, wanted, wanted >= 0, np.ones(len(student)))
 
     @classmethod
     def enlarged(
@@ -58,10 +58,10 @@ class VocabularyPartition:
         best = weights.max(axis=1)
         wanted = np.where(weights == best[:, None], indices, np.iinfo(np.int64).max).min(axis=1)
         wanted = np.where(best > 0, wanted, -1)
-        return cls._of(student, teacher, wanted, projection.is_exact.numpy(), best)
+        return cls._from_candidates(student, teacher, wanted, projection.is_exact.numpy(), best)
 
     @classmethod
-    def _of(
+    def _from_candidates(
         cls,
         student: CanonicalVocabulary,
         teacher: CanonicalVocabulary,
