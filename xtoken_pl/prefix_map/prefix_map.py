@@ -214,68 +214,53 @@ class PrefixMap:
                 )
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a safetensors file; see :func:`save_prefix_map`."""
-        from xtoken_pl.prefix_map.prefix_map import save_prefix_map
+        """Writes the map and its fingerprints as one safetensors file, whole or not at all.
 
-        save_prefix_map(self, path, overwrite=overwrite)
+        Raises:
+            UserError: If ``path`` exists and ``overwrite`` is False.
+        """
+        header = {
+            "format": _FORMAT,
+            "num_symbols": str(self.trie.num_symbols),
+            "student_fingerprint": self.student_fingerprint,
+            "teacher_fingerprint": self.teacher_fingerprint,
+        }
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {f"trie.{name}": array for name, array in self.trie.arrays().items()}
+        assert all(array.max(initial=0) < 2**31 for array in arrays.values())
+        small = {name: np.ascontiguousarray(array, dtype=np.int32) for name, array in arrays.items()}
+        with atomic_path(path, kind="file", overwrite=overwrite) as part:
+            save_file(small, part, metadata=header)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PrefixMap:
-        """Reads a file of :meth:`save`; see :func:`load_prefix_map`."""
-        from xtoken_pl.prefix_map.prefix_map import load_prefix_map
+        """Reads and checks a file written by :meth:`save`.
 
-        return load_prefix_map(path)
+        Raises:
+            UserError: If the file does not exist, is not a prefix map, is damaged, or its arrays do not fit together.
+        """
+        header, stored = read_safetensors(
+            path,
+            framework="numpy",
+            file_format=_FORMAT,
+            names=(*_ARRAYS, *(f"trie.{item}" for item in _TRIE_ARRAYS)),
+            setting="prefix_map",
+            kind="prefix map",
+            verb="prefix_map",
+        )
+        arrays = {name: array.astype(np.int64) for name, array in stored.items()}
+        trie = Trie(**{item: arrays[f"trie.{item}"] for item in _TRIE_ARRAYS}, num_symbols=int(header["num_symbols"]))
+        try:
+            return cls(
+                **{item: arrays[item] for item in _ARRAYS},
+                trie=trie,
+                student_fingerprint=header["student_fingerprint"],
+                teacher_fingerprint=header["teacher_fingerprint"],
+            )
+        except ValueError as error:
+            raise UserError(f"{os.fspath(path)!r} is damaged ({error}); rebuild it") from error
 
 
 _FORMAT = "xtoken_pl.prefix_map.v1"
 _ARRAYS = [item.name for item in fields(PrefixMap) if item.name != "trie" and "fingerprint" not in item.name]
 _TRIE_ARRAYS = [item.name for item in fields(Trie) if item.name != "num_symbols"]
-
-
-def save_prefix_map(prefix_map: PrefixMap, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes a map and its fingerprints; the file is whole or not there at all.
-
-    Raises:
-        UserError: If ``path`` exists and ``overwrite`` is False.
-    """
-    header = {
-        "format": _FORMAT,
-        "num_symbols": str(prefix_map.trie.num_symbols),
-        "student_fingerprint": prefix_map.student_fingerprint,
-        "teacher_fingerprint": prefix_map.teacher_fingerprint,
-    }
-    arrays = {name: getattr(prefix_map, name) for name in _ARRAYS}
-    arrays |= {f"trie.{name}": array for name, array in prefix_map.trie.arrays().items()}
-    assert all(array.max(initial=0) < 2**31 for array in arrays.values())
-    small = {name: np.ascontiguousarray(array, dtype=np.int32) for name, array in arrays.items()}
-    with atomic_path(path, kind="file", overwrite=overwrite) as part:
-        save_file(small, part, metadata=header)
-
-
-def load_prefix_map(path: str | os.PathLike[str]) -> PrefixMap:
-    """Reads a file of :func:`save_prefix_map`.
-
-    Raises:
-        UserError: If there is no such file.
-        UserError: If it is no prefix map, is damaged, or its arrays do not fit each other.
-    """
-    header, stored = read_safetensors(
-        path,
-        framework="numpy",
-        file_format=_FORMAT,
-        names=(*_ARRAYS, *(f"trie.{item}" for item in _TRIE_ARRAYS)),
-        setting="prefix_map",
-        kind="prefix map",
-        verb="prefix_map",
-    )
-    arrays = {name: array.astype(np.int64) for name, array in stored.items()}
-    trie = Trie(**{item: arrays[f"trie.{item}"] for item in _TRIE_ARRAYS}, num_symbols=int(header["num_symbols"]))
-    try:
-        return PrefixMap(
-            **{item: arrays[item] for item in _ARRAYS},
-            trie=trie,
-            student_fingerprint=header["student_fingerprint"],
-            teacher_fingerprint=header["teacher_fingerprint"],
-        )
-    except ValueError as error:
-        raise UserError(f"{os.fspath(path)!r} is damaged ({error}); rebuild it") from error

@@ -137,17 +137,51 @@ class Projection:
                 )
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a safetensors file; see :func:`save_projection`."""
-        from xtoken_pl.projection.projection import save_projection
+        """Writes W, its fingerprints and its parameters as one safetensors file, whole or not at all.
 
-        save_projection(self, path, overwrite=overwrite)
+        Raises:
+            UserError: If ``path`` exists and ``overwrite`` is False.
+        """
+        header = {
+            "format": _FORMAT,
+            "num_teacher": str(self.num_teacher),
+            "student_fingerprint": self.student_fingerprint,
+            "teacher_fingerprint": self.teacher_fingerprint,
+            "parameters": json.dumps(self.parameters),
+        }
+        tensors = {
+            "indices": self.indices.to(torch.int32).contiguous(),
+            "weights": self.weights.contiguous(),
+            "is_exact": self.is_exact.contiguous(),
+        }
+        with atomic_path(path, kind="file", overwrite=overwrite) as part:
+            save_file(tensors, part, metadata=header)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Projection:
-        """Reads a file of :meth:`save`; see :func:`load_projection`."""
-        from xtoken_pl.projection.projection import load_projection
+        """Reads and checks a file written by :meth:`save`.
 
-        return load_projection(path)
+        Raises:
+            UserError: If the file does not exist, is not a projection, is damaged, or holds invalid values.
+        """
+        header, tensors = read_safetensors(
+            path,
+            framework="pt",
+            file_format=_FORMAT,
+            names=("indices", "weights", "is_exact"),
+            setting="projection",
+            kind="projection",
+            verb="project",
+        )
+        return cls(
+            indices=tensors["indices"].long(),
+            weights=tensors["weights"],
+            is_exact=tensors["is_exact"],
+            num_teacher=int(header["num_teacher"]),
+            student_fingerprint=header["student_fingerprint"],
+            teacher_fingerprint=header["teacher_fingerprint"],
+            parameters=json.loads(header["parameters"]),
+        )
 
 
 def _multiply(
@@ -157,52 +191,3 @@ def _multiply(
         raise UserError(f"rows must have {num_sources} columns to be projected, got {rows.shape[-1]}")
     product = SparseProduct(source, target, num_sources, num_targets, weights).to(rows.device)
     return cast(Tensor, product(rows, weights.to(rows.device)))  # given again, since a gradient reaches these
-
-
-def save_projection(projection: Projection, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes W, its fingerprints and its parameters; the file is whole or not there at all.
-
-    Raises:
-        UserError: If ``path`` exists and ``overwrite`` is False.
-    """
-    header = {
-        "format": _FORMAT,
-        "num_teacher": str(projection.num_teacher),
-        "student_fingerprint": projection.student_fingerprint,
-        "teacher_fingerprint": projection.teacher_fingerprint,
-        "parameters": json.dumps(projection.parameters),
-    }
-    tensors = {
-        "indices": projection.indices.to(torch.int32).contiguous(),
-        "weights": projection.weights.contiguous(),
-        "is_exact": projection.is_exact.contiguous(),
-    }
-    with atomic_path(path, kind="file", overwrite=overwrite) as part:
-        save_file(tensors, part, metadata=header)
-
-
-def load_projection(path: str | PathLike[str]) -> Projection:
-    """Reads a file of :func:`save_projection` and checks it.
-
-    Raises:
-        UserError: If there is no such file.
-        UserError: If it is no projection, is damaged, or holds wrong values.
-    """
-    header, tensors = read_safetensors(
-        path,
-        framework="pt",
-        file_format=_FORMAT,
-        names=("indices", "weights", "is_exact"),
-        setting="projection",
-        kind="projection",
-        verb="project",
-    )
-    return Projection(
-        indices=tensors["indices"].long(),
-        weights=tensors["weights"],
-        is_exact=tensors["is_exact"],
-        num_teacher=int(header["num_teacher"]),
-        student_fingerprint=header["student_fingerprint"],
-        teacher_fingerprint=header["teacher_fingerprint"],
-        parameters=json.loads(header["parameters"]),
-    )
