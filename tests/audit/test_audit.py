@@ -166,7 +166,7 @@ def test_nothing_in_common_recommends_projection_kl() -> None:
     recommendation = recommend_loss(fake(b"a", fingerprint="s"), fake(b"b", fingerprint="t"))
     assert (recommendation.loss, recommendation.reason) == (
         "ProjectionKL",
-        "no token is common, so that there is no partition",
+        "the vocabularies have no common token to build a partition from",
     )
 
 
@@ -285,12 +285,12 @@ def test_tokenizer_without_exact_bytes_is_refused(
         (["--critical", "[digits]"], "digits"),
         (["--text", "nowhere.txt"], "there is none at 'nowhere.txt'"),
         (["--student", "nowhere"], "'nowhere' could not be loaded"),
-        (["--text", "empty.txt"], "must hold something to align"),
-        (["--text", "latin.txt"], "text must be UTF-8, 'latin.txt' is not"),
+        (["--text", "empty.txt"], "text must not be empty"),
+        (["--text", "latin.txt"], "text must be UTF-8, but 'latin.txt' is not"),
         (["--picture", "audit.jpg"], "picture must be a .png file, got 'audit.jpg'"),
         (["--picture", "x.png", "--json_output", "x.png"], "must be two files"),
-        (["--json_output", "llama2", "--overwrite", "true"], "a file is to be written, but llama2 is a folder"),
-        (["--json_output", "empty.txt/x.json"], "empty.txt is no folder"),
+        (["--json_output", "llama2", "--overwrite", "true"], "a file is to be written, but llama2 is a directory"),
+        (["--json_output", "empty.txt/x.json"], "empty.txt is not a directory"),
     ],
 )
 def test_wrong_input_of_the_command_is_named(

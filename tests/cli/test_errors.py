@@ -184,7 +184,7 @@ TABLE = [
     case(
         "adapters: random weights",
         "--model.student.adapter.rank 4 --model.student.weights random",
-        *("leaves the weights below it as they are", "weights='random'", "use pretrained weights"),
+        *("an adapter needs pretrained weights", "weights='random'", "use pretrained weights"),
     ),
     case(
         "adapters: no such layers",
@@ -384,7 +384,11 @@ TABLE = [
     ),
     # Tokenizers
     case(
-        "tokenizers: missing", "--model.student.model ./no", "must be a folder with a tokenizer.json", "'./no'", "Check"
+        "tokenizers: missing",
+        "--model.student.model ./no",
+        "must be a directory with a tokenizer.json",
+        "'./no'",
+        "Check",
     ),
     case("tokenizers: not in the folder", "--model.student.model no_tokenizer", "'no_tokenizer' has no tokenizer.json"),
     case("tokenizers: cut", "--model.student.model cut_tokenizer", "'cut_tokenizer' could not be loaded", "Check the"),
@@ -426,9 +430,14 @@ TABLE = [
     case(
         "W: missing", "--model.teachers.split.projection no.st", "written by `python -m xtoken_pl project`", "'no.st'"
     ),
-    case("W: cut", "--model.teachers.split.projection cut_w.safetensors", "'cut_w.safetensors' is no whole", "rebuild"),
     case(
-        "W: another file", "--model.teachers.split.projection student/model.safetensors", "is no projection", "make one"
+        "W: cut", "--model.teachers.split.projection cut_w.safetensors", "'cut_w.safetensors' is truncated", "rebuild"
+    ),
+    case(
+        "W: another file",
+        "--model.teachers.split.projection student/model.safetensors",
+        "must be a projection",
+        "build one",
     ),
     case(
         "W: another pair",
@@ -675,7 +684,7 @@ class Failing(torch.utils.data.Dataset[int]):
 def test_an_error_in_a_worker_is_said_as_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda _: list(DataLoader(Failing(by_us=True), num_workers=1))) == 1
     message = the_message(capsys.readouterr().err)
-    assert message == "temperature must be > 0, got 0; 1 leaves the distributions as they are"
+    assert message == "temperature must be > 0, got 0; 1 leaves the distributions unchanged"
     with pytest.raises(ValueError, match="Original Traceback"):
         run(lambda _: list(DataLoader(Failing(by_us=False), num_workers=1)))
 

@@ -450,7 +450,7 @@ def test_specifications_without_sense_are_refused_with_the_ways_out() -> None:
     [
         (["q_proj", "query"], "got 'query': there is no layer of that name"),
         ("model.*query", r"got 'model\.\*query': there is no layer of that name"),
-        (["lm_head"], "'lm_head' is the head, which the losses apply by themselves"),
+        (["lm_head"], "'lm_head' is the head, which the losses apply separately"),
         (["embed_tokens"], "'model.embed_tokens' is of type Embedding"),
     ],
 )

@@ -618,7 +618,7 @@ SPOILED = {
     "index negative": (set_index(-1), r"indices must be in \[0, 6\).*got -1 to 3"),
     "columns missing": (keep("weights", lambda x: x[:, :1]), r"both be \[V_s, K\], got \[5, 2\] and \[5, 1\]"),
     "rows missing": (keep("indices", lambda x: x[:4]), r"both be \[V_s, K\], got \[4, 2\] and \[5, 2\]"),
-    "one row only": (keep("is_exact", lambda x: x[:1]), r"is_exact must be \[5\], got \[1\]"),
+    "one row only": (keep("is_exact", lambda x: x[:1]), r"is_exact of a projection must be \[5\], got \[1\]"),
 }
 
 
@@ -648,18 +648,18 @@ def test_a_truncated_file_is_refused(small_pair: Built, tmp_path: Path, kept: fl
     small_pair.projection.save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=r"w\.safetensors' is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"w\.safetensors' is truncated or damaged"):
         Projection.load(path)
 
 
 def test_a_safetensors_file_of_another_kind_is_refused(small: Projection, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"lm_head.weight": torch.ones(2, 2)}, path)
-    with pytest.raises(ValueError, match=r"model\.safetensors' is no projection of format .*got None"):
+    with pytest.raises(ValueError, match=r"must be a projection of format .*model\.safetensors' has format None"):
         Projection.load(path)
     small.save(path, overwrite=True)
     save_file(load_file(path), path, metadata={"format": "xtoken_pl.projection.v0"})
-    with pytest.raises(ValueError, match=r"got 'xtoken_pl\.projection\.v0'"):
+    with pytest.raises(ValueError, match=r"has format 'xtoken_pl\.projection\.v0'"):
         Projection.load(path)
 
 
