@@ -69,7 +69,9 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
             f"the weights of the {role} must be whole, but those of {source.model!r} cannot be read ({error}); copy "
             "or download the model again"
         ) from error
-    except (OSError, ValueError, ImportError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers has no exception class of its own for a model that does not fit its files
         raise UserError(
             f"the model of the {role} must be a directory or a hub id of a causal language model; {source.model!r} "
             "could not be loaded. Check the path (relative paths start at the working directory), the id, the model's "

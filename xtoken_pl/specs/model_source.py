@@ -42,15 +42,18 @@ def load_vocabulary(source: ModelSource) -> CanonicalVocabulary:
     """Loads the canonical vocabulary of a model's own tokenizer, and sets its chat template.
 
     Raises:
-        UserError: If the tokenizer cannot be loaded, or there is no chat template at the given path.
+        UserError: If the tokenizer or the chat template cannot be loaded.
     """
     tokenizer = load_tokenizer(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     if source.chat_template is not None:
         file = Path(source.chat_template)
         if not file.is_file():
             raise UserError(
-                f"chat_template must be a Jinja file, and there is none at {source.chat_template!r}; check the path "
-                "(relative paths start at the working directory), or remove it to use the tokenizer's own template"
+                f"chat_template must be a Jinja file, but there is none at {source.chat_template!r}; check the path "
+                "(relative paths start at the working directory), or leave it out to use the tokenizer's own template"
             )
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"chat_template must be UTF-8, but {str(file)!r} is not ({error}); convert it") from error
     return CanonicalVocabulary.from_tokenizer(tokenizer)

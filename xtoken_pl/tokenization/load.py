@@ -30,7 +30,7 @@ def load_tokenizer(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # `tokenizers` raises bare exceptions for an invalid tokenizer.json
         raise UserError(
             f"a tokenizer must be a directory with a tokenizer.json or a hub id; {source!r} could not be loaded. Check "
             f"the path (relative paths start at the working directory) or the id. Reason: {reason_of(error)}"
