@@ -1,4 +1,4 @@
-"""The class of all errors that a user can fix."""
+"""The one class of errors that a user can mend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words for messages: descriptions of types, suggestions, shortened errors."""
+"""Types and choices in words."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ _LONGEST_REASON = 200
 
 
 def in_words(hint: Any) -> str:
-    """Describes the values of a type: ``a whole number or null``."""
+    """What a value of a type must be: ``a whole number or null``."""
     return " or ".join(dict.fromkeys(_parts(hint)))
 
 
 def choices(hint: Any) -> list[str]:
-    """Values of the literals in a type."""
+    """The words that a type's literals allow."""
     if get_origin(hint) is Literal:
         return [str(value) for value in get_args(hint)]
     return [word for part in members(hint) for word in choices(part)] if is_union(hint) else []
 
 
 def is_union(hint: Any) -> bool:
-    """Whether a type is a union."""
+    """Whether a value may be of one of several types."""
     return get_origin(hint) in (Union, types.UnionType)
 
 
 def members(hint: Any) -> tuple[Any, ...]:
-    """Members of a union, or the type itself."""
+    """The types of a union, or the type itself."""
     return get_args(hint) if is_union(hint) else (hint,)
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
-    """Finds the known name most similar to ``given``; None if none is similar."""
+    """The name that is most like the given one, if one is."""
     lowered = {name.lower(): name for name in known}
     near = get_close_matches(given.lower(), lowered, n=1)
     return lowered[near[0]] if near else None
 
 
 def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str:
-    """Suggests a name: ``; did you mean alpha?``; else all known names, or ``otherwise`` if there are too many."""
+    """``; did you mean alpha?``; where nothing is near, all names, or ``otherwise`` where they are too many."""
     if (near := nearest(given, known)) is not None:
         return f"; did you mean {near}?"
     if not otherwise:
@@ -63,7 +63,7 @@ def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str
 
 
 def reason_of(error: BaseException) -> str:
-    """Shortens the message of another library's error to one line."""
+    """What another library said, in one line, cut to the part that is of use."""
     text = " ".join(str(error).split())
     if not text:
         return type(error).__name__

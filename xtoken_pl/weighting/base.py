@@ -76,8 +76,8 @@ class Weighting(nn.Module, ABC):
 
     #: Function of a teacher's rows whose values are summed into :attr:`TeacherScores.confidence`; None for none.
     row_confidence: RowConfidence | None = None
-    #: Whether :attr:`row_confidence` is the log-probability of the token, the only value that a cached teacher has.
-    #: A subclass that overrides :attr:`row_confidence` may set it to True after ``super().__init__()``.
+    #: Whether that is the log-probability of the token; nothing else is known of a teacher with a cache. False where a
+    #: subclass overrides :attr:`row_confidence`, unless it says otherwise after ``super().__init__()``.
     confidence_is_log_prob: bool = False
 
     def check(self, alphas: Mapping[str, float]) -> None:

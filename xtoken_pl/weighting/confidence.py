@@ -28,9 +28,9 @@ class _ByConfidence(Weighting):
         self.measure: Measure = check_choice("measure", measure, Measure)
         self.scope: Scope = check_choice("scope", scope, Scope)
         self.unit: Unit = check_choice("unit", unit, Unit)
-        is_own = type(self).row_confidence is not _ByConfidence.row_confidence  # overridden by a subclass
+        is_own = type(self).row_confidence is not _ByConfidence.row_confidence  # a subclass may measure what it likes
         self.confidence_is_log_prob = measure == "cross_entropy" and not is_own
-        # The probability per byte is a geometric mean, so logarithms are summed.
+        # A probability per byte is a geometric mean: its logarithms are summed.
         self._sums_logarithms = measure == "max_probability" and unit == "byte"
 
     def extra_repr(self) -> str:
