@@ -17,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+# Fixtures of one folder; as doctest modules they would be of one name.
+collect_ignore_glob = ["*/conftest.py"]
+
 settings.register_profile(
     "ci",
     derandomize=True,
