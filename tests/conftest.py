@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-# Fixtures of one folder; as doctest modules they would be of one name.
+# Do not collect the conftest.py files of subdirectories as doctest modules: they would all have the same name.
 collect_ignore_glob = ["*/conftest.py"]
 
 settings.register_profile(

@@ -55,9 +55,9 @@ def test_the_stretch_alignment_is_the_best_for_two_cuts_of_one_text(text: str, d
 
 
 def groups(spans: list[Span], max_uneven: int = 3) -> Iterator[list[Span]]:
-    """Neighbouring spans that the dynamic programme can express, at most `max_uneven` of them not one to one.
+    """Groups neighbouring spans that the dynamic programme can express; at most `max_uneven` are not one-to-one.
 
-    With so few of them it has no better choice: each costs 1.5 against the score of one-to-one matches, 1.5 for each
+    With so few of them these spans are its best choice: each costs 1.5 against the score of one-to-one matches, 1.5 per
     token, while two texts of equal bytes can only be shifted by leaving out a token on both sides, which costs 2·3.
     """
     group: list[Span] = []
@@ -89,7 +89,7 @@ def test_a_stretch_without_tokens_on_a_side_has_no_spans(student: list[bytes], t
     assert align_stretch(student, teacher).shape == (0, 4)
 
 
-def test_a_stretch_that_is_too_long_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stretch_that_is_too_long_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     student, teacher = [b"a", b"b"] * 1500, [b"a", b"c"] * 1500
     assert len(align_stretch(student, teacher)) == 0
     assert "3000 x 3000 tokens" in caplog.text

@@ -26,7 +26,7 @@ REWRITTEN = st.one_of(
 def check_that_gaps_stay_within(
     aligner: SpanAligner, before: str, piece: str, after: str, student_piece: bytes, teacher_piece: bytes
 ) -> None:
-    """Everything before the last and after the first boundary that both sides share around the piece is aligned."""
+    """Asserts that all text is aligned except between the nearest shared boundaries around the rewritten piece."""
     student_ids, teacher_ids, student, teacher = both(aligner, before + piece + after)
     assert b"".join(student) == before.encode() + student_piece + after.encode()
     assert b"".join(teacher) == before.encode() + teacher_piece + after.encode()

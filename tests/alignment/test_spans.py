@@ -59,7 +59,7 @@ def test_numerals_of_a_digit_splitting_teacher_are_one_to_many_spans(
 
 
 @given(text=TEXTS)
-def test_the_same_tokens_on_both_sides_are_spans_of_one(llama3: PreTrainedTokenizerFast, text: str) -> None:
+def test_identical_tokens_on_both_sides_are_one_to_one_spans(llama3: PreTrainedTokenizerFast, text: str) -> None:
     aligner = SpanAligner(llama3, llama3)
     ids = llama3(text)["input_ids"]
     assert rows(aligner.align(ids, ids)) == [(i, i + 1, i, i + 1) for i in range(len(ids))]
@@ -81,7 +81,7 @@ def test_token_ids_may_be_arrays(llama3_from_qwen3: SpanAligner) -> None:
 
 
 @pytest.mark.parametrize(("bad", "seen"), [(-1, "-1 to 5"), (128_256, "5 to 128256"), (2**40, "5 to 1099511627776")])
-def test_ids_outside_a_vocabulary_are_refused_by_its_name(
+def test_ids_outside_a_vocabulary_are_refused_and_the_vocabulary_is_named(
     smollm2_from_llama3: SpanAligner, bad: int, seen: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"\[0, 128256\), the vocabulary of 'TokenizersBackend', got {seen};"):
@@ -125,7 +125,7 @@ def test_a_bos_on_both_sides_is_a_span(llama2_style_from_llama3: SpanAligner, te
 def test_eos_is_matched_by_role_and_not_by_spelling(
     request: pytest.FixtureRequest, llama3: PreTrainedTokenizerFast, student_name: str, teacher_end: str
 ) -> None:
-    """SmolLM2's and Qwen3's <|im_end|> ends the text and the turn (and pads, in SmolLM2); Llama 2 knows no turns."""
+    """<|im_end|> of SmolLM2 and Qwen3 ends texts and turns (and is SmolLM2's pad); Llama 2 has no turns."""
     aligner = SpanAligner(request.getfixturevalue(student_name), llama3)
     student_ids, teacher_ids, _, _ = both(aligner, "The end, at last.")
     without = rows(aligner.align(student_ids, teacher_ids))

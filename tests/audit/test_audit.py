@@ -174,7 +174,7 @@ def test_a_student_that_splits_digits_has_nothing_critical_to_lose(
 
 
 def test_picture_has_the_shares_of_every_category(audits: dict[str, CoverageAudit]) -> None:
-    """The length of every bar: equal text, added by W, only under W, unmapped; together the whole."""
+    """The bars of a category (equal text, added by W, only under W, unmapped) add up to 1."""
     audit = audits["o200k"]
     (axes,) = figure_of(audit).axes
     rows = [row for row in audit.categories.values() if row.count]
@@ -189,7 +189,7 @@ def test_picture_has_the_shares_of_every_category(audits: dict[str, CoverageAudi
     assert drawn[1][-2] > 0
 
 
-def test_byte_pieces_are_no_numerals(llama2_style: PreTrainedTokenizerFast, smollm2: PreTrainedTokenizerFast) -> None:
+def test_byte_pieces_are_not_numerals(llama2_style: PreTrainedTokenizerFast, smollm2: PreTrainedTokenizerFast) -> None:
     student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (llama2_style, smollm2))
     audit = CoverageAudit.from_vocabularies(student, teacher, critical=["numerals_1"])
     assert (audit.categories["numerals_1"].count, audit.categories["byte_pieces"].count) == (10, 256)

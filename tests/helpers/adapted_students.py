@@ -32,7 +32,7 @@ def train(
     num_steps: int,
     ckpt_path: Path | None = None,
 ) -> tuple[MultiTeacherDistillModule, list[float]]:
-    """A run of at most four steps, with a learned W; the module as it was left, and the losses."""
+    """Trains for at most four steps with a learned W; returns the module and the losses."""
     pl.seed_everything(1, verbose=False)
     teacher = Teacher(model=str(folder / "split"), loss=ProjectionKL(), learn_projection=True)
     module = MultiTeacherDistillModule(student, {"split": teacher})

@@ -23,7 +23,7 @@ TEXTS = st.one_of(st.text(max_size=24), st.text(MIXED, max_size=40), PROSE)
 
 
 def tokens(vocabulary: CanonicalVocabulary, ids: list[int]) -> list[bytes]:
-    """The tokens' bytes; the space that the tokenizer put before the text is not text."""
+    """Bytes of the tokens, without the space that the tokenizer prepends to the text."""
     found = [vocabulary.token_bytes[ident] for ident in ids]
     if vocabulary.components.dummy_prefix and found:
         assert found[0].startswith(b" ")
@@ -32,13 +32,13 @@ def tokens(vocabulary: CanonicalVocabulary, ids: list[int]) -> list[bytes]:
 
 
 def both(aligner: SpanAligner, text: str) -> tuple[list[int], list[int], list[bytes], list[bytes]]:
-    """Ids and tokens of a text, the student's and the teacher's."""
+    """Token ids and tokens of a text on both sides."""
     student_ids, teacher_ids = aligner.student.encode([text])[0], aligner.teacher.encode([text])[0]
     return student_ids, teacher_ids, tokens(aligner.student, student_ids), tokens(aligner.teacher, teacher_ids)
 
 
 def reproduced(aligner: SpanAligner, text: str) -> tuple[list[int], list[int], list[bytes], list[bytes]]:
-    """The same; drops the texts that a side does not give back."""
+    """The same as :func:`both`; rejects texts that a side does not reproduce."""
     student_ids, teacher_ids, student, teacher = both(aligner, text)
     assume(b"".join(student) == b"".join(teacher) == text.encode())
     return student_ids, teacher_ids, student, teacher
@@ -49,7 +49,7 @@ def rows(spans: Spans) -> list[Span]:
 
 
 def bounds(parts: list[bytes]) -> list[int]:
-    """The byte offsets at which tokens begin and end."""
+    """Byte offsets at which tokens begin and end."""
     return [0, *np.cumsum([len(part) for part in parts], dtype=int).tolist()]
 
 

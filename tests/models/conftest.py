@@ -27,13 +27,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(workspace: Path) -> tuple[MultiTeacherDistillModule, list[float]]:
-    """Four steps that nothing stopped; their checkpoints are in ``whole``."""
+    """Four uninterrupted steps; their checkpoints are in ``whole``."""
     return train(workspace, student_of(workspace), checkpoints(workspace / "whole"), num_steps=4)
 
 
 @pytest.fixture(scope="session")
 def resumed(workspace: Path, whole: Any) -> tuple[MultiTeacherDistillModule, list[float]]:
-    """The same from step 2 on; exported as ``merged`` and as ``adapter``."""
+    """The same run resumed from step 2, exported to ``merged`` and ``adapter``."""
     exports = [HFExport(str(workspace / form), form=form) for form in ("merged", "adapter")]
     path = workspace / "whole/step=2.ckpt"
     return train(workspace, student_of(workspace), *exports, num_steps=4, ckpt_path=path)

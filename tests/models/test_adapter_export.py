@@ -22,7 +22,7 @@ from xtoken_pl.cli import main
 from xtoken_pl.cli.export import export
 
 
-def test_merged_export_is_the_base_with_the_adapter_is_the_trained_student(workspace: Path, resumed: Any) -> None:
+def test_merged_export_and_base_with_adapter_equal_the_trained_student(workspace: Path, resumed: Any) -> None:
     merged = AutoModelForCausalLM.from_pretrained(workspace / "merged")
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
     base = AutoModelForCausalLM.from_pretrained(workspace / "student")
@@ -72,7 +72,7 @@ def test_an_adapter_is_not_merged_into_other_weights(workspace: Path, whole: Any
         export(path, str(tmp_path / "x"), student=Student(model=str(workspace / "other")))
 
 
-def test_a_bare_checkpoint_is_exported_with_the_adapter_that_is_given(
+def test_a_bare_checkpoint_is_exported_with_the_given_adapter(
     workspace: Path, whole: Any, resumed: Any, tmp_path: Path
 ) -> None:
     state = torch.load(workspace / "whole/step=4.ckpt", weights_only=True)
@@ -86,8 +86,8 @@ def test_a_bare_checkpoint_is_exported_with_the_adapter_that_is_given(
 
 
 @pytest.mark.slow
-def test_two_processes_train_store_and_export_the_adapter_of_one(workspace: Path) -> None:
-    """Sharded or not, and from a checkpoint of one process, too."""
+def test_two_processes_train_save_and_export_the_adapter_of_one(workspace: Path) -> None:
+    """Covers sharded and unsharded runs, and resuming from a checkpoint of one process."""
     script, root = Path(__file__).parents[1] / "helpers/adapted_processes.py", workspace / "processes"
     for name in ("one", "ddp", "fsdp2", "distributed"):
         command = [sys.executable, str(script), name, str(workspace)]

@@ -18,7 +18,7 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
 
-def test_specifications_without_sense_are_refused_with_the_ways_out() -> None:
+def test_invalid_specifications_are_refused_with_a_fix() -> None:
     with pytest.raises(ValueError, match="rank of an adapter must be >= 1, got 0"):
         LoRA(rank=0)
     with pytest.raises(ValueError, match="alpha of an adapter must be >= 1, got 0"):
@@ -42,7 +42,7 @@ def test_specifications_without_sense_are_refused_with_the_ways_out() -> None:
         (["embed_tokens"], "'model.embed_tokens' is of type Embedding"),
     ],
 )
-def test_targets_that_are_no_layers_below_the_head_are_refused_before_texts_are_read(
+def test_targets_must_be_layers_below_the_head_and_are_checked_before_texts_are_read(
     workspace: Path, targets: Any, reason: str
 ) -> None:
     module = MultiTeacherDistillModule(student_of(workspace, target_modules=targets), {}, kd_weight=0.0)
@@ -85,7 +85,7 @@ def test_a_quantized_student_is_not_sharded(workspace: Path) -> None:
         place_student(source, vocabulary, mesh=object(), device="cpu")  # type: ignore[arg-type]
 
 
-def test_an_adapter_that_is_not_there_is_not_exported(workspace: Path) -> None:
+def test_export_of_a_missing_adapter_is_refused(workspace: Path) -> None:
     module = MultiTeacherDistillModule(Student(model=str(workspace / "student")), {}, kd_weight=0.0)
     with pytest.raises(ValueError, match="all weights of this one are trained; leave form out"):
         HFExport(form="adapter").check_module(module)

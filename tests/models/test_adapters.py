@@ -28,14 +28,14 @@ from xtoken_pl.plan.replay import replay
 from xtoken_pl.plan.skeleton import Skeleton
 
 
-def test_every_later_loss_is_that_of_the_run_that_was_not_stopped(whole: Any, resumed: Any) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(whole: Any, resumed: Any) -> None:
     assert len(whole[1]) == 4
     assert resumed[1] == whole[1][2:]
     for name, weight in whole[0].student.named_parameters():
         assert torch.equal(weight, dict(resumed[0].student.named_parameters())[name]), name
 
 
-def test_the_adapter_learns_and_nothing_below_it(workspace: Path, whole: Any) -> None:
+def test_only_the_adapter_is_trained(workspace: Path, whole: Any) -> None:
     base = AutoModelForCausalLM.from_pretrained(workspace / "student").state_dict()
     trained = dict(whole[0].student.named_parameters())
     for name, weight in trained.items():
@@ -57,7 +57,7 @@ def test_a_checkpoint_holds_the_adapter_and_the_learned_projection_only(workspac
     assert adapter < 0.3 * sum(weight.numel() for weight in whole[0].student.parameters() if not weight.requires_grad)
 
 
-# Which runs go on ---------------------------------------------------------------------------------------------------
+# Which runs resume ---------------------------------------------------------------------------------------------------
 
 OTHERS: dict[str, tuple[Callable[[Path], Student], str]] = {
     "rank": (lambda folder: student_of(folder, rank=5), "another rank than in the checkpoint: 4 there, 5 here"),
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_all_weights_is_refused_by_a_run_with_an_adapter(workspa
 def test_the_command_line_refuses_another_student_before_texts_are_read(
     workspace: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sharded run would have taken the weights before the module is asked."""
+    """In a sharded run the weights are loaded before the module can check them."""
 
     def no_text_is_read(*_: object, **__: object) -> None:
         raise AssertionError("texts were read")
@@ -125,7 +125,9 @@ def test_the_command_line_refuses_another_student_before_texts_are_read(
         main(["fit", *arguments, "--model.student.adapter.rank", "8"])
 
 
-def test_another_dropout_and_a_moved_base_go_on(workspace: Path, whole: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_resumes_with_another_dropout_and_a_moved_base(
+    workspace: Path, whole: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(workspace / "student", workspace / "moved", dirs_exist_ok=True)
     student = student_of(workspace, "moved", dropout=0.2)
     with caplog.at_level("INFO"):
@@ -134,7 +136,7 @@ def test_another_dropout_and_a_moved_base_go_on(workspace: Path, whole: Any, cap
 
 
 def test_a_checkpoint_without_a_part_of_the_adapter_is_refused(workspace: Path, whole: Any, tmp_path: Path) -> None:
-    """Lightning does not look, since the frozen weights are missing in any case."""
+    """Lightning does not check for missing weights, since the frozen ones are always missing."""
     state = torch.load(workspace / "whole/step=2.ckpt", weights_only=True)
     lost = next(name for name in state["state_dict"] if ".lora_B." in name)
     del state["state_dict"][lost]
@@ -161,10 +163,10 @@ def test_an_adapter_on_half_precision_weights_is_trained_in_single(workspace: Pa
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [("4bit", 1e-5), pytest.param("8bit", 5e-3, marks=pytest.mark.slow)])
-def test_a_quantized_student_goes_on_and_is_exported_as_it_was_trained(
+def test_a_quantized_student_is_resumed_and_exported_as_it_was_trained(
     workspace: Path, tmp_path: Path, bits: Any, tolerance: float
 ) -> None:
-    """Products in 8 bits round what goes into a layer, too; the merged model does not."""
+    """In 8 bits a layer also rounds its inputs, which the merged model does not."""
     student = Student(model=str(workspace / "student"), adapter=LoRA(rank=4), quantization=bits)
     _, losses = train(workspace, student, checkpoints(tmp_path), num_steps=4)
     exports = [HFExport(str(tmp_path / form), form=form) for form in ("merged", "adapter")]
@@ -209,7 +211,7 @@ def test_plan_counts_gradients_and_optimizer_of_the_adapter_alone(workspace: Pat
 
 
 def test_planned_activations_are_those_that_a_pass_with_an_adapter_keeps(workspace: Path) -> None:
-    """Frozen layers keep no inputs; those of A do, and its outputs."""
+    """Frozen layers save no inputs for the backward pass; A saves its inputs and outputs."""
     source = student_of(workspace, dropout=0.0)
     model: Any = load_causal_lm(source, role="student").train()
     assert source.adapter is not None

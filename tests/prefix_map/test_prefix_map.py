@@ -26,7 +26,7 @@ sequences_of_small_numbers = st.lists(st.lists(st.integers(0, 3), min_size=1, ma
 
 
 @given(sequences_of_small_numbers)
-def test_trie_has_a_node_for_every_beginning(sequences: list[list[int]]) -> None:
+def test_trie_has_a_node_for_every_prefix(sequences: list[list[int]]) -> None:
     sequences = sorted(sequences)
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     symbols = np.array([symbol for sequence in sequences for symbol in sequence], dtype=np.int64)
@@ -70,7 +70,7 @@ def test_walk_finds_the_longest_token_and_the_node_of_every_string() -> None:
 
 
 def test_known_counts_of_llama3_from_qwen3(llama3: PreTrainedTokenizerFast, qwen3: PreTrainedTokenizerFast) -> None:
-    """How many teacher tokens spell a student token; W knows those of two to four."""
+    """Counts student tokens by the number of teacher tokens that spell them; W contains those of two to four."""
     prefix_map = build_prefix_map(llama3, qwen3)
     trie, roots = prefix_map.trie, prefix_map.node_of_token[prefix_map.node_of_token >= 0]
     depth = np.zeros(len(prefix_map.members), dtype=np.int64)
@@ -108,7 +108,7 @@ def assert_same(ours: PrefixMap, theirs: PrefixMap) -> None:
             assert np.array_equal(getattr(ours, item.name), getattr(theirs, item.name)), item.name
 
 
-def test_a_saved_map_comes_back_whole(small: PrefixMap, tmp_path: Path) -> None:
+def test_a_saved_map_is_loaded_unchanged(small: PrefixMap, tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "map.safetensors"
     small.save(path)
     assert_same(PrefixMap.load(path), small)
@@ -120,7 +120,7 @@ def test_a_saved_map_comes_back_whole(small: PrefixMap, tmp_path: Path) -> None:
     small.save(path, overwrite=True)
 
 
-def test_a_map_for_other_tokenizers_is_refused_with_the_side(small: PrefixMap) -> None:
+def test_a_map_for_other_tokenizers_is_refused_and_the_side_is_named(small: PrefixMap) -> None:
     student, teacher, other = (
         CanonicalVocabulary.from_tokenizer(make())
         for make in (packing_tokenizer, splitting_tokenizer, reversing_tokenizer)
@@ -132,7 +132,7 @@ def test_a_map_for_other_tokenizers_is_refused_with_the_side(small: PrefixMap) -
         small.check_belongs_to(student, other)
 
 
-def test_files_that_hold_no_whole_map_are_refused(small: PrefixMap, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_refused(small: PrefixMap, tmp_path: Path) -> None:
     path = tmp_path / "map.safetensors"
     with pytest.raises(UserError, match="there is none at"):
         PrefixMap.load(path)
@@ -156,7 +156,7 @@ def test_arrays_that_do_not_fit_are_refused(small: PrefixMap, name: str) -> None
             replace(small, **{name: getattr(small, name)[:-1]})
 
 
-def test_command_writes_the_map_and_prints_what_is_in_it(
+def test_command_writes_the_map_and_prints_its_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: PrefixMap
 ) -> None:
     monkeypatch.chdir(tmp_path)

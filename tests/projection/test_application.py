@@ -93,7 +93,9 @@ def test_the_gradient_of_a_projection_is_right(small: Projection) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_product_with_its_own_weights_is_that_with_the_same_ones_given(small: Projection, dtype: torch.dtype) -> None:
+def test_a_product_with_default_weights_equals_one_with_the_same_weights_given(
+    small: Projection, dtype: torch.dtype
+) -> None:
     student_ids, teacher_ids, weights = small.entries()
     product = SparseProduct(student_ids, teacher_ids, small.num_student, small.num_teacher, weights)
     rows = torch.rand(3, 5, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -23,7 +23,7 @@ def test_exact_rows_are_the_tokens_of_equal_bytes(llama3_from_qwen3: Built) -> N
 
 
 def lowest_rank_merges(text: bytes, ranks: dict[bytes, int]) -> list[int]:
-    """Byte-pair encoding by its definition: merge the neighbours whose union has the lowest rank, again and again."""
+    """Byte-pair encoding by definition: repeatedly merges the neighbours whose union has the lowest rank."""
     parts = [bytes([byte]) for byte in text]
     while True:
         unions = [(ranks[left + right], k) for k, (left, right) in enumerate(pairwise(parts)) if left + right in ranks]
@@ -44,7 +44,7 @@ def is_text(token: bytes) -> bool:
 def test_all_other_rows_of_a_real_pair_agree_with_the_reference(
     llama3_from_qwen3: Built, qwen3: PreTrainedTokenizerFast
 ) -> None:
-    """Tokens that are text, as the teacher writes the text; the others, byte by byte."""
+    """Tokens that are text are encoded as text by the teacher; the others by merging bytes."""
     built = llama3_from_qwen3
     others = [s for s, text in enumerate(built.student.token_bytes) if text and not built.projection.is_exact[s]]
     tokens = [built.student.token_bytes[s] for s in others]
@@ -71,7 +71,7 @@ def test_parts_of_characters_are_written_by_bytes(llama3_from_qwen3: Built) -> N
 
 
 def writes_bytes(built: Built) -> Callable[[bytes], list[int] | None]:
-    """How the teacher of a small pair writes bytes inside a text; None where it has no token for some of them."""
+    """Encoder of bytes inside a text by a small pair's teacher; it returns None if a byte has no token."""
     backend = Tokenizer.from_str(built.teacher.tokenizer.backend_tokenizer.to_str())
     backend.encode_special_tokens = True
     if built.teacher.components.kind == "metaspace":
@@ -121,7 +121,7 @@ def test_whole_small_vocabularies_agree_with_the_reference(small_pair: Built) ->
     assert len(expected) < 2000, "some rows are zero"
 
 
-def test_a_byte_piece_gives_way_to_the_piece_that_spells_its_byte(
+def test_a_spelled_token_is_preferred_to_a_byte_piece(
     smollm2_first_2000: PreTrainedTokenizerFast, llama2_style: PreTrainedTokenizerFast
 ) -> None:
     rows = Built(smollm2_first_2000, llama2_style).rows()
@@ -136,7 +136,7 @@ def test_a_byte_piece_gives_way_to_the_piece_that_spells_its_byte(
     assert rows[newline] == {llama2_style.convert_tokens_to_ids("<0x0A>"): 1.0}, "which nothing else spells"
 
 
-def test_of_several_teacher_tokens_of_equal_bytes_the_lowest_id_is_taken(
+def test_the_lowest_id_is_taken_of_teacher_tokens_with_equal_bytes(
     llama2_style: PreTrainedTokenizerFast, smollm2_first_2000: PreTrainedTokenizerFast
 ) -> None:
     backend = Tokenizer.from_str(smollm2_first_2000.backend_tokenizer.to_str())
@@ -148,7 +148,7 @@ def test_of_several_teacher_tokens_of_equal_bytes_the_lowest_id_is_taken(
 
 
 def test_a_token_with_bytes_that_the_teacher_lacks_has_a_zero_row(smollm2_first_2000: PreTrainedTokenizerFast) -> None:
-    """SmolLM2 has no token for the byte 4: it writes `in\\x04the` as `in` and `the`, and without a warning."""
+    """SmolLM2 has no token for the byte 4: it encodes `in\\x04the` as `in` and `the`, without a warning."""
     backend = Tokenizer.from_str(smollm2_first_2000.backend_tokenizer.to_str())
     backend.add_tokens([AddedToken("in\x04the", special=False), AddedToken("in\x03the", special=False)])
     built = Built(PreTrainedTokenizerFast(tokenizer_object=backend), smollm2_first_2000)

@@ -19,7 +19,7 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
 
-def test_a_saved_projection_comes_back_whole(small_pair: Built, tmp_path: Path) -> None:
+def test_a_saved_projection_is_loaded_unchanged(small_pair: Built, tmp_path: Path) -> None:
     before, path = small_pair.projection, tmp_path / "new folder" / "w.safetensors"
     before.save(path)
     after = Projection.load(path)
@@ -34,7 +34,7 @@ def test_a_saved_projection_comes_back_whole(small_pair: Built, tmp_path: Path) 
     after.check_belongs_to(small_pair.student, small_pair.teacher)
 
 
-def test_a_file_is_not_overwritten_unasked(small: Projection, tmp_path: Path) -> None:
+def test_a_file_is_not_overwritten_by_default(small: Projection, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     small.save(path)
     content = path.read_bytes()
@@ -46,7 +46,7 @@ def test_a_file_is_not_overwritten_unasked(small: Projection, tmp_path: Path) ->
     assert Projection.load(path).num_student == 1
 
 
-def test_a_projection_for_other_tokenizers_is_refused_with_the_side(
+def test_a_projection_for_other_tokenizers_is_refused_and_the_side_is_named(
     small_pair: Built, wordless: CanonicalVocabulary, tmp_path: Path
 ) -> None:
     path = tmp_path / "w.safetensors"
@@ -62,7 +62,7 @@ def test_a_projection_for_other_tokenizers_is_refused_with_the_side(
 
 @pytest.fixture(scope="module")
 def wordless(smollm2_first_2000: PreTrainedTokenizerFast) -> CanonicalVocabulary:
-    """The same 2,000 tokens without their merges: only the way a text is cut differs."""
+    """The same 2,000 tokens without merges: only the way a text is split differs."""
     state = json.loads(smollm2_first_2000.backend_tokenizer.to_str())
     state["model"]["merges"] = []
     backend = Tokenizer.from_str(json.dumps(state))
@@ -70,7 +70,7 @@ def wordless(smollm2_first_2000: PreTrainedTokenizerFast) -> CanonicalVocabulary
     return CanonicalVocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
 
 
-def test_a_projection_of_another_size_is_refused_with_the_side(small_pair: Built) -> None:
+def test_a_projection_of_another_size_is_refused_and_the_side_is_named(small_pair: Built) -> None:
     projection = small_pair.projection
     shorter = replace(
         projection,

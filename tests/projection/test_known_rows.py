@@ -47,7 +47,7 @@ def test_weights_of_a_repeated_teacher_token_add_up(
 
 
 def test_a_token_of_more_than_four_teacher_tokens_has_a_zero_row(llama3_from_qwen3: Built) -> None:
-    """`.:.:.:.:` is five tokens of Qwen3: `.`, three times `:.` and `:`."""
+    """`.:.:.:.:` is five Qwen3 tokens: `.`, three times `:.`, and `:`."""
     assert llama3_from_qwen3.row(b".:.:.:.:") == {}
 
 
@@ -88,7 +88,7 @@ def test_special_tokens_are_mapped_by_role(llama3_from_qwen3: Built, llama3_from
 def test_a_token_of_several_roles_is_mapped_by_the_first_that_decides(
     smollm2_first_2000: PreTrainedTokenizerFast, qwen3: PreTrainedTokenizerFast
 ) -> None:
-    """SmolLM2's <|im_end|> ends texts and turns and pads: it is Qwen3's <|im_end|>, not its <|endoftext|>, the pad."""
+    """SmolLM2's <|im_end|> is eos, turn end and pad: it maps to Qwen3's <|im_end|>, not to its pad <|endoftext|>."""
     rows = Built(smollm2_first_2000, qwen3).rows()
     assert qwen3.pad_token_id < qwen3.eos_token_id
     assert rows[2] == {qwen3.eos_token_id: 1.0}
@@ -111,7 +111,7 @@ def test_gamma_is_the_ratio_of_neighbouring_weights(
 
 
 def test_max_tokens_and_top_limit_a_row(llama3: PreTrainedTokenizerFast, qwen3: PreTrainedTokenizerFast) -> None:
-    """`.:.:.:.:` is `.`, three times `:.` and `:`."""
+    """`.:.:.:.:` is encoded as `.`, three times `:.`, and `:`."""
     longer = Built(llama3, qwen3, max_tokens=5)
     total = 0.9 + 0.0999 + 0.00009
     row = {b".": 0.9 / total, b":.": 0.0999 / total, b":": 0.00009 / total}

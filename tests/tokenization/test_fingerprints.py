@@ -15,7 +15,7 @@ from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 def changed(
     tokenizer: PreTrainedTokenizerFast, change: Callable[[dict[str, Any]], object] = lambda state: None, **roles: str
 ) -> CanonicalVocabulary:
-    """The vocabulary of a copy of a tokenizer, its tokenizer.json changed and other special tokens named."""
+    """Vocabulary of a copy of a tokenizer with a changed tokenizer.json and other special tokens."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     change(state)
     named = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token")} | roles
@@ -53,20 +53,20 @@ def test_a_tokenizer_loaded_twice_has_the_same_fingerprints(
     assert {vocabulary.vocabulary_fingerprint for vocabulary in loaded} == {known.vocabulary_fingerprint}
 
 
-def test_tokenizers_have_fingerprints_of_their_own(request: pytest.FixtureRequest) -> None:
+def test_different_tokenizers_have_different_fingerprints(request: pytest.FixtureRequest) -> None:
     names = ["llama3", "qwen3", "o200k", "smollm2", "llama2_style", "smollm2_first_2000"]
     vocabularies = [CanonicalVocabulary.from_tokenizer(request.getfixturevalue(name)) for name in names]
     assert len({vocabulary.fingerprint for vocabulary in vocabularies}) == len(names)
     assert len({vocabulary.vocabulary_fingerprint for vocabulary in vocabularies}) == len(names)
 
 
-def test_another_vocabulary_has_other_fingerprints(llama2_style: PreTrainedTokenizerFast) -> None:
+def test_another_vocabulary_has_different_fingerprints(llama2_style: PreTrainedTokenizerFast) -> None:
     before, after = changed(llama2_style), changed(llama2_style, exchange_two_tokens)
     assert after.vocabulary_fingerprint != before.vocabulary_fingerprint
     assert after.fingerprint != before.fingerprint
 
 
-def test_the_same_bytes_cut_otherwise_are_another_vocabulary() -> None:
+def test_the_same_bytes_split_differently_are_another_vocabulary() -> None:
     def tiny(*tokens: str) -> CanonicalVocabulary:
         backend = Tokenizer(models.BPE({token: ident for ident, token in enumerate(tokens)}, []))
         backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
@@ -79,7 +79,7 @@ def test_the_same_bytes_cut_otherwise_are_another_vocabulary() -> None:
 @pytest.mark.parametrize(
     "change", [split_at_every_letter_e, normalize_to_nfc, drop_the_last_thousand_merges], ids=lambda f: f.__name__
 )
-def test_another_cut_of_the_same_vocabulary_changes_the_fingerprint_only(
+def test_another_way_of_splitting_text_changes_the_fingerprint_only(
     llama2_style: PreTrainedTokenizerFast, change: Callable[[dict[str, Any]], object]
 ) -> None:
     before, after = changed(llama2_style), changed(llama2_style, change)
@@ -115,7 +115,7 @@ def test_a_token_added_to_a_tokenizer_changes_its_fingerprints(llama2_style: Pre
     assert after.fingerprint != before.fingerprint
 
 
-def test_fingerprint_tells_other_merges_apart(smollm2_first_2000: PreTrainedTokenizerFast) -> None:
+def test_other_merges_change_the_fingerprint_only(smollm2_first_2000: PreTrainedTokenizerFast) -> None:
     state = json.loads(smollm2_first_2000.backend_tokenizer.to_str())
     state["model"]["merges"] = state["model"]["merges"][:-50]
     other = PreTrainedTokenizerFast(

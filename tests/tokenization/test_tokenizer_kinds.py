@@ -70,6 +70,6 @@ def test_sentencepiece_unigram_without_byte_fallback_is_refused_by_name() -> Non
         read_components(fast(model, sentencepiece_decoder(), unk_token="<unk>"))
 
 
-def test_a_folder_without_a_tokenizer_is_refused_with_its_path(tmp_path: Path) -> None:
+def test_a_directory_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=str(tmp_path)):
         load_tokenizer(str(tmp_path))

@@ -43,7 +43,7 @@ def metaspace(request: pytest.FixtureRequest) -> CanonicalVocabulary:
 
 
 def canonical_text(vocabulary: CanonicalVocabulary, text: str) -> bytes:
-    """The bytes that the tokens of a text must concatenate to; drops texts that the tokenizer cannot write."""
+    """Bytes that the tokens of a text must concatenate to; rejects texts that the tokenizer cannot write."""
     if vocabulary.components.kind == "metaspace":
         assume("▁" not in text)
         # The dummy prefix is a token's or a part of a token's bytes; the alignment drops it.
@@ -106,7 +106,7 @@ def test_byte_level_spells_out_space_newline_and_every_known_byte(llama3: PreTra
     assert {token[0] for token in vocabulary.token_bytes if len(token) == 1} == set(range(256))
 
 
-def test_metaspace_tokens_hold_a_space_for_every_low_line_block(metaspace: CanonicalVocabulary) -> None:
+def test_metaspace_tokens_have_a_space_for_every_lower_block_character(metaspace: CanonicalVocabulary) -> None:
     seen = 0
     for token, ident in metaspace.tokenizer.get_vocab().items():
         if metaspace.is_special[ident] or metaspace.is_byte_piece[ident]:
@@ -234,7 +234,7 @@ def test_a_token_with_a_role_carries_no_bytes(vocabulary: CanonicalVocabulary) -
 @pytest.mark.parametrize(
     ("name", "prefix"), [("llama3", ["<|begin_of_text|>"]), ("llama2_style", ["<s>"]), ("qwen3", []), ("smollm2", [])]
 )
-def test_prefix_is_what_the_tokenizer_puts_before_a_text(
+def test_prefix_is_what_the_tokenizer_prepends_to_a_text(
     request: pytest.FixtureRequest, name: str, prefix: list[str]
 ) -> None:
     tokenizer: PreTrainedTokenizerFast = request.getfixturevalue(name)
@@ -248,7 +248,7 @@ def test_a_vocabulary_is_read_once_for_each_tokenizer_object(llama2_style: PreTr
     assert CanonicalVocabulary.from_tokenizer(llama2_style) is CanonicalVocabulary.from_tokenizer(llama2_style)
 
 
-def test_a_copy_of_a_tokenizer_has_a_vocabulary_of_its_own(llama2_style: PreTrainedTokenizerFast) -> None:
+def test_a_copy_of_a_tokenizer_has_its_own_vocabulary(llama2_style: PreTrainedTokenizerFast) -> None:
     before = CanonicalVocabulary.from_tokenizer(llama2_style)
     other = copy.deepcopy(llama2_style)
     other.eos_token = "<unk>"
