@@ -99,4 +99,4 @@ class PictureMonitor(pl.Callback):
 def _audit(module: MultiTeacherDistillModule, name: str) -> Figure:
     student, teachers = module.vocabularies()
     loss = cast(SpanLoss, module.losses[name])
-    return figure_of(CoverageAudit.of(student, teachers[name], loss.projection))
+    return figure_of(CoverageAudit.from_vocabularies(student, teachers[name], loss.projection))

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 pytest.register_assert_rewrite("loss_tester")
-collect_ignore_glob = ["*conftest.py"]  # as modules of doctests, those of several folders would have one name
+# Do not collect the conftest.py files of subdirectories as doctest modules: they would all have the same name.
+collect_ignore_glob = ["*/conftest.py"]
 
 settings.register_profile(
     "ci",

@@ -131,7 +131,7 @@ def pictures(
         "spans": lambda: spans(of_student, of_teacher),
         "rows_of_w": lambda: rows_of_w(of_student, of_teacher),
         "curves": lambda: curves(Path(run)),
-        "audit": lambda: figure_of(CoverageAudit.of(of_student, of_teacher)),
+        "audit": lambda: figure_of(CoverageAudit.from_vocabularies(of_student, of_teacher)),
     }
     FOLDER.mkdir(exist_ok=True)
     for name in only or draws:

@@ -1,14 +1,10 @@
-"""The coverage audit: categories, known counts, recommendations, the command."""
+"""The coverage audit: categories, known counts, recommendations, the figure."""
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, cast
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -26,9 +22,7 @@ from xtoken_pl import (
 from xtoken_pl.alignment import Spans
 from xtoken_pl.audit import CATEGORIES, Category, categorize
 from xtoken_pl.audit.report import figure_of
-from xtoken_pl.cli import main
 from xtoken_pl.projection import VocabularyPartition
-from xtoken_pl.utilities.errors import UserError
 
 
 def category_of(text: bytes | None) -> str:
@@ -74,7 +68,7 @@ def audits(
     student = CanonicalVocabulary.from_tokenizer(llama3)
     text = topics["numbers"] + topics["strings"]
     return {
-        name: CoverageAudit.of(student, CanonicalVocabulary.from_tokenizer(tokenizer), text=text)
+        name: CoverageAudit.from_vocabularies(student, CanonicalVocabulary.from_tokenizer(tokenizer), text=text)
         for name, tokenizer in (("qwen3", qwen3), ("o200k", o200k))
     }
 
@@ -125,7 +119,7 @@ def test_span_statistics_agree_with_a_loop(
 
 def test_tokens_in_no_span_are_counted_as_gaps() -> None:
     starts = np.array([0, 2]), np.array([1, 4]), np.array([1, 2]), np.array([2, 3])
-    statistics = SpanStatistics.of(Spans(*starts), num_student_tokens=6, num_teacher_tokens=3)
+    statistics = SpanStatistics.from_spans(Spans(*starts), num_student_tokens=6, num_teacher_tokens=3)
     assert (statistics.one_to_one, statistics.many_to_one, statistics.num_spans) == (1, 1, 2)
     assert (statistics.student_gaps, statistics.teacher_gaps) == (3, 1)
 
@@ -166,7 +160,7 @@ def test_nothing_in_common_recommends_projection_kl() -> None:
     recommendation = recommend_loss(fake(b"a", fingerprint="s"), fake(b"b", fingerprint="t"))
     assert (recommendation.loss, recommendation.reason) == (
         "ProjectionKL",
-        "no token is common, so that there is no partition",
+        "the vocabularies have no common token to build a partition from",
     )
 
 
@@ -179,54 +173,8 @@ def test_a_student_that_splits_digits_has_nothing_critical_to_lose(
     assert "0 of 0 numerals_2" in recommendation.reason
 
 
-# The command ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tokenizers(
-    tmp_path_factory: pytest.TempPathFactory, smollm2: PreTrainedTokenizerFast, llama2_style: PreTrainedTokenizerFast
-) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    smollm2.save_pretrained(folder / "smollm2")
-    llama2_style.save_pretrained(folder / "llama2")
-    (folder / "text.txt").write_text(topics["numbers"])
-    return folder
-
-
-def test_audit_prints_a_table_and_writes_json_and_picture(
-    tokenizers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tokenizers)
-    command = ["audit", "--student", "llama2", "--teacher", "smollm2", "--text", "text.txt"]
-    main([*command, "--json_output", "audit.json", "--picture", "audit.png"])
-    printed = capsys.readouterr().out
-    stored = json.loads(Path("audit.json").read_text())
-    common = stored["partition"]["strict"]["common"]
-    assert f"overlap: {common:,} tokens" in printed
-    assert f"|C| = {common:,}" in printed
-    assert f"recommended: {stored['recommendation']['loss']}" in printed
-    lines = {line[:20].strip(): line[20:].split() for line in printed.splitlines() if line.count("%") == 3}
-    rows = [row for row in stored["categories"].values() if row["count"]]
-    rows.append({key: sum(row[key] for row in rows) for key in rows[0]})
-    shown = list(lines.values())
-    assert list(lines)[-1] == "all"
-    for row, line in zip(rows, shown, strict=True):
-        shares = [f"{row[part] / row['count']:.2%}" for part in ("strict", "enlarged", "covered")]
-        assert line == [f"{row['count']:,}", *shares, f"{row['unmapped']:,}"]
-        assert row["unmapped"] == row["count"] - row["covered"]
-    assert stored["spans"]["one_to_many"] + stored["spans"]["many_to_one"] > 0
-    for kind, count in stored["positions"].items():
-        assert re.search(rf"^  {kind} +{count:,} +[\d.]+%  ", printed, flags=re.MULTILINE)
-    assert min(stored["positions"][kind] for kind in ("single", "grouped", "inside")) > 0
-    assert sum(row["count"] for row in stored["categories"].values()) == stored["num_student"]
-    assert matplotlib.image.imread("audit.png").shape[0] > 300
-    with pytest.raises(UserError, match=r"audit\.json exists and is not overwritten"):
-        main([*command, "--json_output", "audit.json"])
-    main([*command, "--json_output", "audit.json", "--overwrite", "true"])
-
-
 def test_picture_has_the_shares_of_every_category(audits: dict[str, CoverageAudit]) -> None:
-    """The length of every bar: equal text, added by W, only under W, unmapped; together the whole."""
+    """The bars of a category (equal text, added by W, only under W, unmapped) add up to 1."""
     audit = audits["o200k"]
     (axes,) = figure_of(audit).axes
     rows = [row for row in audit.categories.values() if row.count]
@@ -241,72 +189,11 @@ def test_picture_has_the_shares_of_every_category(audits: dict[str, CoverageAudi
     assert drawn[1][-2] > 0
 
 
-def test_stored_projection_is_audited(tokenizers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tokenizers)
-    pair = ["--student", "llama2", "--teacher", "smollm2"]
-    main(["project", *pair, "--output", "w.safetensors"])
-    for name, extra in (("built", []), ("stored", ["--projection", "w.safetensors"])):
-        main(["audit", *pair, *extra, "--json_output", f"{name}.json"])
-    assert Path("built.json").read_text() == Path("stored.json").read_text()
-    with pytest.raises(ValueError, match="must belong to the tokenizers"):
-        main(["audit", "--student", "smollm2", "--teacher", "llama2", "--projection", "w.safetensors"])
-
-
-def test_byte_pieces_are_no_numerals(llama2_style: PreTrainedTokenizerFast, smollm2: PreTrainedTokenizerFast) -> None:
+def test_byte_pieces_are_not_numerals(llama2_style: PreTrainedTokenizerFast, smollm2: PreTrainedTokenizerFast) -> None:
     student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (llama2_style, smollm2))
-    audit = CoverageAudit.of(student, teacher, critical=["numerals_1"])
+    audit = CoverageAudit.from_vocabularies(student, teacher, critical=["numerals_1"])
     assert (audit.categories["numerals_1"].count, audit.categories["byte_pieces"].count) == (10, 256)
     assert audit.recommendation.loss == "HybridKL"
-
-
-def test_critical_categories_can_be_set_on_the_command_line(
-    tokenizers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tokenizers)
-    main(["audit", "--student", "llama2", "--teacher", "smollm2", "--critical", "[whitespace]"])
-    assert "whitespace" in capsys.readouterr().out.splitlines()[-1]
-
-
-# Bad input -----------------------------------------------------------------------------------------------------------
-
-
-def test_tokenizer_without_exact_bytes_is_refused(
-    tmp_path: Path, tokenizers: Path, wordpiece: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    wordpiece.save_pretrained("wordpiece")
-    with pytest.raises(ValueError, match=r"wordpiece.* cannot be treated exactly: its model is WordPiece"):
-        main(["audit", "--student", str(tokenizers / "smollm2"), "--teacher", "wordpiece"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--critical", "[digits]"], "digits"),
-        (["--text", "nowhere.txt"], "there is none at 'nowhere.txt'"),
-        (["--student", "nowhere"], "'nowhere' could not be loaded"),
-        (["--text", "empty.txt"], "must hold something to align"),
-        (["--text", "latin.txt"], "text must be UTF-8, 'latin.txt' is not"),
-        (["--picture", "audit.jpg"], "picture must be a .png file, got 'audit.jpg'"),
-        (["--picture", "x.png", "--json_output", "x.png"], "must be two files"),
-        (["--json_output", "llama2", "--overwrite", "true"], "a file is to be written, but llama2 is a folder"),
-        (["--json_output", "empty.txt/x.json"], "empty.txt is no folder"),
-    ],
-)
-def test_wrong_input_of_the_command_is_named(
-    tokenizers: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    expected: str,
-) -> None:
-    monkeypatch.chdir(tokenizers)
-    Path("empty.txt").write_text("")
-    Path("latin.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises((SystemExit, ValueError, OSError)) as error:
-        main(["audit", "--student", "smollm2", "--teacher", "llama2", *arguments])
-    assert expected in str(error.value) + capsys.readouterr().err
-    assert (tokenizers / "llama2/tokenizer.json").is_file()
 
 
 def test_unknown_critical_category_is_refused_with_the_choices() -> None:
@@ -319,7 +206,7 @@ def test_projection_of_other_tokenizers_is_refused(
 ) -> None:
     student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (smollm2, llama2_style))
     with pytest.raises(ValueError, match="must belong to the tokenizers"):
-        CoverageAudit.of(student, teacher, build_projection(llama2_style, smollm2))
+        CoverageAudit.from_vocabularies(student, teacher, build_projection(llama2_style, smollm2))
 
 
 def test_partition_sizes_are_shown() -> None:

@@ -19,7 +19,7 @@ from xtoken_pl.checkpoints.fingerprints import (
 from xtoken_pl.specs import Teacher
 
 
-def test_copies_have_one_fingerprint_and_other_weights_another(tmp_path: Path) -> None:
+def test_copies_share_a_fingerprint_and_other_weights_change_it(tmp_path: Path) -> None:
     first = write_model(tmp_path / "first", packing_tokenizer(), seed=1)
     shutil.copytree(first, tmp_path / "copy")
     other = write_model(tmp_path / "other", packing_tokenizer(), seed=2)
@@ -45,7 +45,7 @@ def test_a_model_on_the_hub_is_named_by_its_commit(tmp_path: Path, monkeypatch: 
     assert model_fingerprint(Teacher(model="some/model")) == f"commit:{commit}"
 
 
-def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         model_fingerprint(Teacher(model=str(tmp_path / "nowhere")))
 

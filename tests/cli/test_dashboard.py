@@ -79,7 +79,7 @@ def test_an_output_that_is_no_new_png_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"output must be a \.png file"):
         dashboard(str(tmp_path), str(tmp_path / "a.jpg"))
     (tmp_path / "a.png").touch()
-    with pytest.raises(UserError, match="not overwritten unasked"):
+    with pytest.raises(UserError, match="not overwritten by default"):
         dashboard(str(tmp_path), str(tmp_path / "a.png"))
     dashboard(str(tmp_path), str(tmp_path / "a.png"), overwrite=True)
     assert (tmp_path / "a.png").stat().st_size > 0

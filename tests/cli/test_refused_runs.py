@@ -80,5 +80,5 @@ def test_export_folder_that_exists_is_refused_before_training(
     config["trainer"]["callbacks"][2]["init_args"] = {"dirpath": "student"}
     (workspace / "export.yaml").write_text(yaml.safe_dump(config))
     before = (workspace / "student/config.json").read_bytes()
-    assert "student exists and is not overwritten unasked" in failing(run, capsys, config="export.yaml")
+    assert "student exists and is not overwritten by default" in failing(run, capsys, config="export.yaml")
     assert (workspace / "student/config.json").read_bytes() == before

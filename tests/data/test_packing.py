@@ -230,8 +230,8 @@ def test_a_model_whose_states_cross_documents_is_refused(takes_positions: bool) 
         forward = model.backbone.forward
         model.backbone.forward = lambda input_ids, attention_mask=None, use_cache=None: forward(input_ids)
     with pytest.raises(ValueError, match=r"the teacher 'm'.* set data.packing to joined or none") as error:
-        check_separation(model, Head.of(model, SPLIT), role="teacher 'm'")
-    assert ("differ from those of each document by itself by" in str(error.value)) == takes_positions
+        check_separation(model, Head.from_model(model, SPLIT), role="teacher 'm'")
+    assert ("differ from those of each document alone by" in str(error.value)) == takes_positions
 
 
 def test_the_check_is_made_where_the_data_are_separate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

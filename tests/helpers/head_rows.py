@@ -51,7 +51,7 @@ class Rows:
         student = HiddenRows(self.hidden, self.labels, Head(self.student_layer, V_S, None))
         teacher = HiddenRows(self.teacher_hidden, self.teacher_labels, Head(self.teacher_layer, V_T, None))
         tasks = {"t": TeacherTask(teacher, self.spans, loss, temperature)}
-        return evaluate_rows(student, tasks, RowCuts.of(len(self.hidden), {"t": self.spans}), memory)
+        return evaluate_rows(student, tasks, RowCuts.from_spans(len(self.hidden), {"t": self.spans}), memory)
 
     @property
     def inputs(self) -> list[Tensor]:

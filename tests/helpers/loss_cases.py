@@ -82,7 +82,7 @@ class LossRows:
     def cuts(self) -> RowCuts:
         """Where these rows may be cut into blocks."""
         plans = {} if self.plan is None else {"t": self.plan}
-        return RowCuts.of(len(self.student), {"t": self.spans}, plans)
+        return RowCuts.from_spans(len(self.student), {"t": self.spans}, plans)
 
 
 def _identity_head(size: int, num_padded: int) -> Head:

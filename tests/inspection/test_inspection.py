@@ -406,7 +406,7 @@ def test_a_text_is_shown_and_written(workspace: Path, capsys: pytest.CaptureFixt
     assert "rows of W" in output
     assert "written to out.html" in output
     assert "&lt;" in Path("out.html").read_text()
-    with pytest.raises(UserError, match=r"out.html exists and is not overwritten unasked"):
+    with pytest.raises(UserError, match=r"out.html exists and is not overwritten by default"):
         main(["inspect", *pair, "--text", "a", "--html", "out.html"])
     main(["project", *pair, "--output", "w.safetensors"])
     Path("text.txt").write_text("in 1984 <b>")
@@ -457,7 +457,10 @@ def test_a_checkpoint_gives_the_students_weights(workspace: Path, capsys: pytest
         (["--student", "student", "--teacher", "split", "--text", ""], "text must hold something to align"),
         (["--student", "student", "--teacher", "split", "--text_file", "no.txt"], "there is none at 'no.txt'"),
         (["--student", "student", "--teacher", "split", "--text_file", "empty.txt"], "'empty.txt' is empty"),
-        (["--student", "student", "--teacher", "split", "--text_file", "latin.txt"], "must be UTF-8, 'latin.txt' is"),
+        (
+            ["--student", "student", "--teacher", "split", "--text_file", "latin.txt"],
+            "must be UTF-8, but 'latin.txt' is",
+        ),
         (["--config", "run.yaml", "--split", "test"], "split must be one with texts (train, val), got 'test'"),
         (["--config", "run.yaml", "--split", "dev"], "must be one of train, val, test, got 'dev'"),
         (["--config", "run.yaml", "--window", "999"], "counted from 0, got 999"),
@@ -465,7 +468,7 @@ def test_a_checkpoint_gives_the_students_weights(workspace: Path, capsys: pytest
         (["--config", "run.yaml", "--top_k", "0"], "top_k must be >= 1, got 0"),
         (["--config", "run.yaml", "--ckpt_path", "no.ckpt"], "there is none at 'no.ckpt'"),
         (["--config", "run.yaml", "--ckpt_path", "no.ckpt", "--weights", "false"], "exclude each other"),
-        (["--config", "run.yaml", "--html", "student"], "student is a folder"),
+        (["--config", "run.yaml", "--html", "student"], "student is a directory"),
         (["--config=missing.yaml"], "there is none at 'missing.yaml'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -94,7 +94,7 @@ class Problem:
     ) -> RowScores:
         hidden = self.hidden if hidden is None else hidden
         student = HiddenRows(hidden, self.labels, Head(self.head, V_S, None))
-        cuts = RowCuts.of(len(self.labels), dict.fromkeys(losses, self.spans))
+        cuts = RowCuts.from_spans(len(self.labels), dict.fromkeys(losses, self.spans))
         return evaluate_rows(student, self.tasks(losses, temperature), cuts, LogitMemory(budget))
 
     def dense(self, losses: dict[str, SpanLoss], temperature: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -224,7 +224,7 @@ def test_half_precision_is_shown_in_single() -> None:
 def test_gradients_in_the_logits_leave_the_hidden_states_as_they_are() -> None:
     """For looking at: the loss reads the model's hidden states there, and not what stands in for them."""
     problem, losses = Problem(), losses_of("surprise")
-    cuts = RowCuts.of(len(problem.labels), {"surprise": problem.spans})
+    cuts = RowCuts.from_spans(len(problem.labels), {"surprise": problem.spans})
     student = HiddenRows(problem.hidden.detach(), problem.labels, Head(problem.head, V_S, None))
     logits = (problem.hidden @ problem.head.weight.t()).detach()
     at = LogitGradients.at(torch.arange(len(logits)), logits, student, cuts, LogitMemory(BUDGETS[2]))

@@ -1,4 +1,4 @@
-"""Where models lie: sharded, offloaded, compiled, quantized; checkpoints of one layout."""
+"""Offloaded, sharded, compiled and quantized models, and the layout of their checkpoints."""
 
 from __future__ import annotations
 
@@ -32,19 +32,21 @@ def frozen(folder: str, *, cpu_offload: bool) -> FrozenModel:
     return FrozenModel(load_model(Teacher(model=folder), vocabulary, role="teacher"), cpu_offload=cpu_offload)
 
 
-def test_an_offloaded_model_leaves_only_its_head_behind(folder: str) -> None:
+def test_an_offloaded_model_leaves_only_its_head_on_the_device(folder: str) -> None:
     model = frozen(folder, cpu_offload=True)
     at_home = {name: weight.data_ptr() for name, weight in model.model.named_parameters()}
     ids = torch.arange(6)[None]
     hidden, head = model.run(ids, torch.ones_like(ids))
     assert {name: weight.data_ptr() for name, weight in model.model.named_parameters()} == at_home
-    assert head.layer.weight.data_ptr() != model.head.layer.weight.data_ptr()  # tied to the embedding, which went home
+    assert (
+        head.layer.weight.data_ptr() != model.head.layer.weight.data_ptr()
+    )  # tied to the embedding, which was moved back
     expected, plain_head = frozen(folder, cpu_offload=False).run(ids, torch.ones_like(ids))
     torch.testing.assert_close(hidden, expected, rtol=0, atol=0)
     torch.testing.assert_close(head.log_probs(hidden[0]), plain_head.log_probs(expected[0]), rtol=0, atol=0)
 
 
-def test_an_offloaded_model_goes_home_after_an_error(folder: str) -> None:
+def test_an_offloaded_model_is_moved_back_after_an_error(folder: str) -> None:
     model = frozen(folder, cpu_offload=True)
     at_home = [weight.data_ptr() for weight in model.model.parameters()]
     ids = torch.full((1, 3), 10**6)  # no such token
@@ -93,7 +95,7 @@ def test_quantized_and_offloaded_exclude_each_other(folder: str) -> None:
         Teacher(model=folder, quantization="4bit", cpu_offload=True)
 
 
-def test_tied_weights_are_one_tensor_of_a_checkpoint(tmp_path: Path) -> None:
+def test_tied_weights_are_one_tensor_in_a_checkpoint(tmp_path: Path) -> None:
     source = Student(model=write_model(tmp_path, packing_tokenizer(), tied=True))
     student = load_model(source, CanonicalVocabulary.from_tokenizer(packing_tokenizer()), role="student").model
     gathered = {name: tensor.clone() for name, tensor in student.state_dict().items()}

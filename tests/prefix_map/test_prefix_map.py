@@ -26,11 +26,11 @@ sequences_of_small_numbers = st.lists(st.lists(st.integers(0, 3), min_size=1, ma
 
 
 @given(sequences_of_small_numbers)
-def test_trie_has_a_node_for_every_beginning(sequences: list[list[int]]) -> None:
+def test_trie_has_a_node_for_every_prefix(sequences: list[list[int]]) -> None:
     sequences = sorted(sequences)
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     symbols = np.array([symbol for sequence in sequences for symbol in sequence], dtype=np.int64)
-    trie, node = Trie.of(symbols, np.cumsum(lengths) - lengths, lengths, 4)
+    trie, node = Trie.from_sequences(symbols, np.cumsum(lengths) - lengths, lengths, 4)
     beginnings = {tuple(s[:end]) for s in sequences for end in range(len(s) + 1)} | {()}
     assert len(trie) == len(beginnings)
     place = 0
@@ -44,7 +44,7 @@ def test_trie_has_a_node_for_every_beginning(sequences: list[list[int]]) -> None
             inside = [i for i, other in enumerate(sequences) if other[:depth] == beginning]
             assert inside == list(range(trie.start[at], trie.end[at]))
             assert trie.num_equal[at] == sequences.count(beginning)
-            assert bool(trie.goes_on[at]) == any(len(sequences[i]) > depth for i in inside)
+            assert bool(trie.continues[at]) == any(len(sequences[i]) > depth for i in inside)
             children = trie.symbol[trie.first_child[at] : trie.first_child[at + 1]].tolist()
             assert children == sorted({sequences[i][depth] for i in inside if len(sequences[i]) > depth})
     assert trie.child(np.array([0]), np.array([3])).tolist() == [
@@ -54,7 +54,7 @@ def test_trie_has_a_node_for_every_beginning(sequences: list[list[int]]) -> None
 
 def test_walk_finds_the_longest_token_and_the_node_of_every_string() -> None:
     vocabulary = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
-    trie = ByteTrie.of(vocabulary)
+    trie = ByteTrie.from_vocabulary(vocabulary)
     by_bytes = {text: s for s, text in reversed(list(enumerate(vocabulary.token_bytes))) if text}
     text = "The 1234 unhappy naïve\n\tcats' 中 tails".encode()
     stream = np.frombuffer(text, dtype=np.uint8)
@@ -70,7 +70,7 @@ def test_walk_finds_the_longest_token_and_the_node_of_every_string() -> None:
 
 
 def test_known_counts_of_llama3_from_qwen3(llama3: PreTrainedTokenizerFast, qwen3: PreTrainedTokenizerFast) -> None:
-    """How many teacher tokens spell a student token; W knows those of two to four."""
+    """Counts student tokens by the number of teacher tokens that spell them; W contains those of two to four."""
     prefix_map = build_prefix_map(llama3, qwen3)
     trie, roots = prefix_map.trie, prefix_map.node_of_token[prefix_map.node_of_token >= 0]
     depth = np.zeros(len(prefix_map.members), dtype=np.int64)
@@ -108,7 +108,7 @@ def assert_same(ours: PrefixMap, theirs: PrefixMap) -> None:
             assert np.array_equal(getattr(ours, item.name), getattr(theirs, item.name)), item.name
 
 
-def test_a_saved_map_comes_back_whole(small: PrefixMap, tmp_path: Path) -> None:
+def test_a_saved_map_is_loaded_unchanged(small: PrefixMap, tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "map.safetensors"
     small.save(path)
     assert_same(PrefixMap.load(path), small)
@@ -120,7 +120,7 @@ def test_a_saved_map_comes_back_whole(small: PrefixMap, tmp_path: Path) -> None:
     small.save(path, overwrite=True)
 
 
-def test_a_map_for_other_tokenizers_is_refused_with_the_side(small: PrefixMap) -> None:
+def test_a_map_for_other_tokenizers_is_refused_and_the_side_is_named(small: PrefixMap) -> None:
     student, teacher, other = (
         CanonicalVocabulary.from_tokenizer(make())
         for make in (packing_tokenizer, splitting_tokenizer, reversing_tokenizer)
@@ -132,16 +132,16 @@ def test_a_map_for_other_tokenizers_is_refused_with_the_side(small: PrefixMap) -
         small.check_belongs_to(student, other)
 
 
-def test_files_that_hold_no_whole_map_are_refused(small: PrefixMap, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_refused(small: PrefixMap, tmp_path: Path) -> None:
     path = tmp_path / "map.safetensors"
     with pytest.raises(UserError, match="there is none at"):
         PrefixMap.load(path)
     small.save(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="is truncated or damaged"):
         PrefixMap.load(path)
     build_projection(packing_tokenizer(), splitting_tokenizer()).save(tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="no prefix map of format"):
+    with pytest.raises(ValueError, match="must be a prefix map of format"):
         PrefixMap.load(tmp_path / "w.safetensors")
 
 
@@ -156,7 +156,7 @@ def test_arrays_that_do_not_fit_are_refused(small: PrefixMap, name: str) -> None
             replace(small, **{name: getattr(small, name)[:-1]})
 
 
-def test_command_writes_the_map_and_prints_what_is_in_it(
+def test_command_writes_the_map_and_prints_its_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: PrefixMap
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -192,7 +192,7 @@ def test_position_statistics_count_the_groups_of_the_reference(
 ) -> None:
     pair = Pair.of(*(make() for make in tokenizers))
     prefix_map = build_prefix_map(pair.student.tokenizer, pair.teacher.tokenizer)
-    found = PositionStatistics.of(prefix_map, pair.student, pair.teacher, TEXT)
+    found = PositionStatistics.from_text(prefix_map, pair.student, pair.teacher, TEXT)
     reference = pair.reference()
     ids, teacher_ids = (pair.window[name] for name in ("student_ids", "t/ids"))
     ids, teacher_ids = ids[len(pair.student.prefix_ids) :], teacher_ids[len(pair.teacher.prefix_ids) :]

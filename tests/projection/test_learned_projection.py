@@ -1,4 +1,4 @@
-"""W with learned weights: stays stochastic on its support, learns, is saved, is exported."""
+"""Learned weights of W: they stay stochastic on their support, learn, and are saved and exported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def learned_of(loss: ProjectionKL) -> LearnedProjection:
     return loss.learned
 
 
-def test_learned_projection_starts_where_w_is() -> None:
+def test_learned_projection_starts_at_w() -> None:
     student, teacher = random_rows(NUM_STUDENT_ROWS, V_S, 1), random_rows(NUM_TEACHER_ROWS, V_T, 2)
     block = block_of(student, teacher, LABELS, SPANS)
     fixed = bound(ProjectionKL(), random_projection())(block).loss
@@ -193,7 +193,7 @@ def test_learned_w_moves_and_is_in_the_checkpoint(tmp_path: Path, make: MakeModu
     torch.testing.assert_close(resumed.learned_projections()["split"].weights, now.weights, rtol=0, atol=0)
 
 
-def test_exported_w_can_be_started_from(tmp_path: Path, make: MakeModule) -> None:
+def test_training_can_start_from_an_exported_w(tmp_path: Path, make: MakeModule) -> None:
     module = make()
     fit(module, tmp_path, callbacks=[ProjectionExport(str(tmp_path / "w"))])
     path = tmp_path / "w/split.safetensors"
@@ -228,13 +228,13 @@ def test_learning_w_under_a_loss_that_auto_chose_is_refused(folders: dict[str, s
         module.setup("fit")
 
 
-def test_exporting_without_a_learned_w_is_warned_of(tmp_path: Path, make: MakeModule) -> None:
+def test_exporting_without_a_learned_w_warns(tmp_path: Path, make: MakeModule) -> None:
     with pytest.warns(UserWarning, match="ProjectionExport will write nothing"):
         fit(make(learn=False), tmp_path, callbacks=[ProjectionExport(str(tmp_path / "w"))])
     assert not (tmp_path / "w").exists()
 
 
-def test_export_does_not_overwrite_unasked(tmp_path: Path, make: MakeModule) -> None:
+def test_export_does_not_overwrite_by_default(tmp_path: Path, make: MakeModule) -> None:
     (tmp_path / "split.safetensors").write_text("precious")
     with pytest.raises(UserError, match=r"split\.safetensors exists and is not overwritten"):
         fit(make(), tmp_path, callbacks=[ProjectionExport(str(tmp_path))])

@@ -77,7 +77,7 @@ def test_enlarged_partition_agrees_with_the_slow_reference(
 
 
 def wanted_exactly(student: FakeVocabulary, teacher: FakeVocabulary) -> dict[int, int]:
-    """The teacher token that each student token wants exactly: asked one student token at a time."""
+    """Exact teacher token of each student token, found for one student token at a time."""
     wanted = {}
     for s in range(len(student)):
         alone = FakeVocabulary(

@@ -165,6 +165,6 @@ def test_what_is_lent_stays_within_the_budget_where_the_teacher_has_more_tokens(
     for budget in (3e6, 6e6, 2e7):
         memory = WatchedMemory(budget)
         task = TeacherTask(teacher, spans, Unlearnable())
-        scores = evaluate_rows(student, {"t": task}, RowCuts.of(num_spans, {"t": spans}), memory)
+        scores = evaluate_rows(student, {"t": task}, RowCuts.from_spans(num_spans, {"t": spans}), memory)
         assert scores.token_nats.requires_grad  # what its gradient needs is held
         assert 0 < sum(matrix.nbytes for matrix in memory.alive) <= budget

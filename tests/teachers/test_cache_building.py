@@ -277,7 +277,7 @@ def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRo
         vocab_size=len(teacher), hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1,
     ))  # fmt: skip
-    frozen = FrozenModel(LoadedModel(model, Head.of(model, teacher)))
+    frozen = FrozenModel(LoadedModel(model, Head.from_model(model, teacher)))
     return TeacherRows("t", frozen, row_format, 1.0, torch.device("cpu"))
 
 
@@ -288,7 +288,7 @@ def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, preci
     rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).of([window] * 2, "")
     assert num_tokens == 4
     write_shard(tmp_path / "shard", rows, [window_checksum(window, "t")] * 2)
-    cached = CachedRows.of([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
+    cached = CachedRows.from_windows([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
     assert len(cached) == 0
     assert cached.dense(slice(0, 0), torch.zeros(len(teacher), dtype=torch.bool), len(teacher)).shape == (
         0,

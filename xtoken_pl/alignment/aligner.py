@@ -1,4 +1,4 @@
-"""Aligns two tokenizations of the same text into spans."""
+"""Alignment of two tokenizations of the same text into spans."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TokenIds = Sequence[int] | NDArray[np.int64]
 
 
 class SpanAligner:
-    """Cuts two tokenizations of the same text into the smallest spans that cover the same bytes.
+    """Aligns two tokenizations of the same text into the smallest spans that cover the same bytes.
 
-    Where both tokenizers reproduce the text the spans are a linear merge of the token ends. Where a normalizer
-    rewrote it, or a token is unknown, the stretch between the nearest agreeing token boundaries goes through the
-    paper's dynamic programme. Special tokens match by role; one that only one side has is a gap.
+    Where both tokenizers reproduce the text, the spans are a linear merge of the token ends. Where a normalizer rewrote
+    the text, or a token is unknown, the stretch between the nearest shared token boundaries is aligned with the paper's
+    dynamic programme. Special tokens match by role; one that only one side has is a gap.
 
     Args:
         student_tokenizer: The student's fast tokenizer.
@@ -47,20 +47,20 @@ class SpanAligner:
         """Aligns two token sequences of one text.
 
         Args:
-            student_ids: ``[n]`` token ids, special tokens included or not.
-            teacher_ids: ``[m]`` token ids.
-            mid_text: The sequences start inside a longer text, so that a leading space is text and not the space
-                that some SentencePiece tokenizers put before a text.
-            is_stripped: The text has no leading space, so that one that a side has there (of its chat template, say)
-                is not text.
+            student_ids: ``[n]`` token ids, with or without special tokens.
+            teacher_ids: ``[m]`` token ids, likewise.
+            mid_text: Whether the sequences start inside a longer text: a leading space is then text, and not the space
+                that some SentencePiece tokenizers prepend.
+            is_stripped: Whether the text has no leading space: one that a side has there (from its chat template, say)
+                is then not text.
 
         Returns:
             The spans. Every token that has bytes is in exactly one, except where the two byte streams differ.
 
         Raises:
-            ValueError: If an id is outside its vocabulary.
+            UserError: If an id is outside its vocabulary.
         """
-        # n, m: tokens that have bytes or a role; the index arrays lead back to the sequences as given
+        # Below, tokens without bytes or role are dropped; the index arrays map back to the given sequences.
         skip_student, skip_teacher = (
             is_stripped or (side.components.dummy_prefix and not mid_text) for side in (self.student, self.teacher)
         )
@@ -89,13 +89,14 @@ class SpanAligner:
 def _stream(
     vocabulary: CanonicalVocabulary, special_symbols: dict[int, int], ids: TokenIds, skip_space: bool
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
-    """A token sequence as symbols: bytes, and one symbol for each special token.
+    """Converts a token sequence to symbols: its bytes, and one symbol for each special token.
 
     Args:
-        skip_space: A leading space is not text.
+        special_symbols: Symbol of each special id.
+        skip_space: Whether a leading space is dropped, because it is not text.
 
     Returns:
-        The symbols, the ends ``[n]`` of the tokens that have any, and their indices ``[n]`` in ``ids``.
+        The symbols, and for the tokens that have any: their ends ``[n]`` and their indices ``[n]`` in ``ids``.
     """
     array = np.asarray(ids, dtype=np.int64)
     stream, lengths = vocabulary.byte_stream(array)
@@ -121,9 +122,9 @@ def _tokens(symbols: NDArray[np.uint16], ends: NDArray[np.int64], start: int, en
 def _special_symbols(
     student: CanonicalVocabulary, teacher: CanonicalVocabulary
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """One symbol for every special id of both sides: the same where they play the same role.
+    """Assigns a symbol to every special id of both sides: the same symbol to ids that play the same role.
 
-    An id with several roles (eos that is pad too) ties these roles together, on both sides.
+    An id with several roles (an eos that is also pad) joins these roles into one, on both sides.
     """
     group = {role: role for vocabulary in (student, teacher) for role in vocabulary.roles}
 

@@ -1,8 +1,8 @@
 """The linear merge of two token sequences over the bytes that they share.
 
-Two byte streams are cut into *runs* of equal bytes (one run where a text was not rewritten, which is nearly always).
-Inside a run the places where both sides end a token are *anchors*; between two neighbouring anchors of one run lies
-exactly one span. Between anchors of different runs lies a rewritten *stretch*.
+Two byte streams are cut into *runs* of equal bytes (usually a single run: texts are rarely rewritten). Inside a run, an
+*anchor* is a place where both sides end a token; between two neighbouring anchors of one run lies exactly one span.
+Between anchors of different runs lies a rewritten *stretch*.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Symbols (bytes, or special roles from 256 on) that must agree in a row before two streams count as in step again.
-# Seven 9-bit symbols fit one 64-bit integer exactly, so that windows are compared without collisions.
+# Consecutive equal symbols (bytes, or special roles from 256 on) after which two streams count as in step again. Seven
+# 9-bit symbols fit into one 64-bit integer, so that windows are compared without collisions.
 NUM_ANCHOR_SYMBOLS = 7
 _SYMBOL_BITS = 9
 
-Run = tuple[int, int, int]  # first symbol on the student's side, first on the teacher's, number of equal symbols
+Run = tuple[int, int, int]  # first student symbol, first teacher symbol, number of equal symbols
 
 
 def equal_runs(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> list[Run]:
-    """Cuts two symbol streams into runs that agree, in order; what lies between two runs was rewritten.
+    """Cuts two symbol streams into runs of equal symbols, in order; the stretches between two runs were rewritten.
 
     The first run starts at (0, 0) and the last one ends at the ends of both streams; either may be empty.
     """
@@ -40,16 +40,16 @@ def equal_runs(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> list
 def anchors(
     runs: list[Run], student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The token boundaries that both sides share.
+    """Finds the token boundaries that both sides share.
 
     Args:
-        runs: Of :func:`equal_runs`.
-        student_ends: ``[n]`` increasing, the symbol at which each student token ends.
-        teacher_ends: ``[m]`` likewise.
+        runs: Runs found by :func:`equal_runs`.
+        student_ends: ``[n]`` end of each student token in symbols, increasing.
+        teacher_ends: ``[m]`` end of each teacher token in symbols, increasing.
 
     Returns:
         ``[A]`` student token index, ``[A]`` teacher token index (a span starts at these tokens, or ends before
-        them) and ``[A]`` the run of each anchor. The first is (0, 0), the last (n, m).
+        them) and ``[A]`` run index of each anchor. The first anchor is (0, 0), the last (n, m).
     """
     student_bounds = np.concatenate(([0], student_ends))
     teacher_bounds = np.concatenate(([0], teacher_ends))
@@ -69,7 +69,7 @@ def anchors(
 
 
 def _num_agreeing(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> int:
-    """How many symbols agree from the start on; looks at growing pieces, since a difference is often near."""
+    """Counts the equal symbols at the start of both streams; compares growing pieces, as a difference is often near."""
     limit = min(len(student), len(teacher))
     done, piece = 0, 256
     while done < limit:
@@ -83,9 +83,9 @@ def _num_agreeing(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> i
 
 
 def _resynchronize(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> tuple[int, int]:
-    """How many symbols to skip on each side until both agree again, the fewest in sum.
+    """Finds how many symbols to skip on each side, with the smallest sum, until both streams agree again.
 
-    They agree again where `NUM_ANCHOR_SYMBOLS` symbols are equal, or all symbols up to the end of both streams.
+    They agree where `NUM_ANCHOR_SYMBOLS` symbols in a row are equal, or all symbols up to the end of both streams.
     """
     longest = max(len(student), len(teacher))
     window = 64
@@ -94,7 +94,7 @@ def _resynchronize(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> 
         _, first, other_first = np.intersect1d(codes, other_codes, return_indices=True)
         if len(first):
             skip, other_skip, _ = _best_run(_runs_from(student, teacher, first, other_first))
-            # A better place cannot begin behind those looked at, since reaching it would cost more.
+            # A place beyond this window cannot be better: reaching it would skip more symbols.
             if skip + other_skip <= window - NUM_ANCHOR_SYMBOLS or window >= longest:
                 return skip, other_skip
         if window >= longest:
@@ -106,7 +106,7 @@ def _resynchronize(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> 
 def _runs_from(
     student: NDArray[np.uint16], teacher: NDArray[np.uint16], places: NDArray[np.int64], other_places: NDArray[np.int64]
 ) -> list[Run]:
-    """The whole runs that pass through places where both streams agree, one for each distance between the places."""
+    """Extends places where both streams agree to whole runs, one for each distance between the two places."""
     _, one_of_each = np.unique(places - other_places, return_index=True)
     runs: list[Run] = []
     for i, j in zip(places[one_of_each].tolist(), other_places[one_of_each].tolist(), strict=True):
@@ -116,9 +116,9 @@ def _runs_from(
 
 
 def _best_run(runs: list[Run]) -> Run:
-    """The run that is reached by skipping least; of two that claim the same symbols, the longer one.
+    """Selects the run that is reached with the fewest skipped symbols; of two that overlap, the longer one.
 
-    Text that repeats itself agrees with itself at a distance, too, but not for as long.
+    Repetitive text also agrees with itself at a distance, but in shorter runs.
     """
     best, *others = sorted(runs, key=lambda run: (run[0] + run[1], -run[2]))
     for run in others:
@@ -129,7 +129,7 @@ def _best_run(runs: list[Run]) -> Run:
 
 
 def _codes(symbols: NDArray[np.uint16]) -> NDArray[np.uint64]:
-    """Every window of `NUM_ANCHOR_SYMBOLS` symbols packed into one integer."""
+    """Packs every window of `NUM_ANCHOR_SYMBOLS` symbols into one integer."""
     count = len(symbols) - NUM_ANCHOR_SYMBOLS + 1
     if count <= 0:
         return np.empty(0, dtype=np.uint64)

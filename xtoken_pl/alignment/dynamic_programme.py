@@ -5,7 +5,7 @@ r"""The paper's dynamic programme, for the stretches where the two byte streams 
                      D(i-1,j-k) + 1.5k,\; D(i-k,j-1) + 1.5k,\;
                      D(i-1,j) - 1.5,\; D(i,j-1) - 1.5 \}
 
-with 2 <= k <= L = 4. Filled along anti-diagonals, so that every step is a vector operation.
+with 2 <= k <= L = 4. The table is filled along anti-diagonals, so that every step is a vector operation.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ logger = logging.getLogger(__name__)
 
 MATCH, MISMATCH, GAP, PER_TOKEN = 3.0, -3.0, -1.5, 1.5
 MAX_SPAN_TOKENS = 4
-#: A stretch of more cells than this is left as a gap: a text that was rewritten as a whole has no spans to find.
+#: Largest number of cells; a longer stretch is left as a gap, since a text that was rewritten entirely has no spans.
 MAX_CELLS = 4_000_000
 
-# The moves, in the order of preference on ties: (student tokens, teacher tokens).
+# Moves as (student tokens, teacher tokens), in the order of preference on ties.
 _MOVES = ((1, 1), *((1, k) for k in range(2, MAX_SPAN_TOKENS + 1)), *((k, 1) for k in range(2, MAX_SPAN_TOKENS + 1)))
 _STUDENT_GAP, _TEACHER_GAP = len(_MOVES), len(_MOVES) + 1
 
 
 def align_stretch(student: Sequence[bytes], teacher: Sequence[bytes]) -> NDArray[np.int64]:
-    """Aligns the tokens of a stretch that has no common byte stream.
+    """Aligns the tokens of a stretch whose bytes differ between the two sides.
 
     Args:
-        student: The student's tokens (any byte strings that are equal where the texts are equal).
-        teacher: The teacher's tokens.
+        student: Student tokens (any byte strings that are equal where the texts are equal).
+        teacher: Teacher tokens, likewise.
 
     Returns:
-        ``[S, 4]`` spans (student_start, student_end, teacher_start, teacher_end); mismatches and gaps are no spans.
+        ``[S, 4]`` spans (student_start, student_end, teacher_start, teacher_end), without mismatches and gaps.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, span alignment.
@@ -45,7 +45,9 @@ def align_stretch(student: Sequence[bytes], teacher: Sequence[bytes]) -> NDArray
     if n == 0 or m == 0:
         return np.empty((0, 4), dtype=np.int64)
     if n * m > MAX_CELLS:
-        logger.warning("a rewritten stretch of %d x %d tokens is left unaligned (more than %d cells)", n, m, MAX_CELLS)
+        logger.warning(
+            "skipping the alignment of a rewritten stretch of %d x %d tokens (limit: %d cells)", n, m, MAX_CELLS
+        )
         return np.empty((0, 4), dtype=np.int64)
     moves = _fill(_joined_ids(student, teacher), n, m)
     return _trace_back(moves, n, m, student, teacher)
@@ -54,7 +56,7 @@ def align_stretch(student: Sequence[bytes], teacher: Sequence[bytes]) -> NDArray
 def _joined_ids(
     student: Sequence[bytes], teacher: Sequence[bytes]
 ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """For k = 1..L, an integer for the text of the k tokens that end at each token; equal texts, equal integers."""
+    """For k = 1..L, numbers the text of the k tokens that end at each token; equal texts have equal numbers."""
     known: dict[bytes, int] = {}
 
     def ids(tokens: Sequence[bytes], k: int, missing: int) -> NDArray[np.int64]:
@@ -66,7 +68,7 @@ def _joined_ids(
 
 
 def _fill(ids: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]], n: int, m: int) -> NDArray[np.int8]:
-    """The best move into every cell, ``[n + 1, m + 1]``."""
+    """Computes the best move into every cell, ``[n + 1, m + 1]``."""
     student_ids, teacher_ids = ids
     score = np.full((n + 1, m + 1), -np.inf)
     score[:, 0], score[0, :] = GAP * np.arange(n + 1), GAP * np.arange(m + 1)

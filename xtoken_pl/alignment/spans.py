@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 class Spans:
     """Smallest groups of consecutive tokens that cover the same bytes on both sides, in the order of the text.
 
-    Span ``k`` holds the student's tokens ``student_start[k]:student_end[k]`` and the teacher's tokens
+    Span ``k`` holds the student tokens ``student_start[k]:student_end[k]`` and the teacher tokens
     ``teacher_start[k]:teacher_end[k]``. Tokens in no span are gaps and take no part in the distillation loss.
 
     Shape:
-        All four: ``[S]`` int64, S spans.
+        All four arrays: ``[S]`` int64, S spans.
     """
 
     student_start: NDArray[np.int64]
@@ -25,7 +25,7 @@ class Spans:
     teacher_end: NDArray[np.int64]
 
     def to_array(self) -> NDArray[np.int64]:
-        """``[S, 4]``: student_start, student_end, teacher_start, teacher_end."""
+        """``[S, 4]`` columns student_start, student_end, teacher_start, teacher_end."""
         return np.stack((self.student_start, self.student_end, self.teacher_start, self.teacher_end), axis=1)
 
     def __len__(self) -> int:

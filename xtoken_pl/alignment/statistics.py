@@ -1,4 +1,4 @@
-"""What kinds of spans an alignment has."""
+"""Counts of the kinds of spans in an alignment."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from xtoken_pl.alignment.spans import Spans
 
 @dataclass(frozen=True)
 class SpanStatistics:
-    """Counts of one text.
+    """Counts of tokens, spans and gaps in one text.
 
     Attributes:
-        num_student_tokens, num_teacher_tokens: Of the text.
-        one_to_one, one_to_many, many_to_one, many_to_many: Spans by student tokens to teacher tokens.
+        num_student_tokens, num_teacher_tokens: Tokens of the text.
+        one_to_one, one_to_many, many_to_one, many_to_many: Spans, by their student tokens to teacher tokens.
         student_gaps, teacher_gaps: Tokens in no span.
     """
 
@@ -29,8 +29,8 @@ class SpanStatistics:
     teacher_gaps: int
 
     @classmethod
-    def of(cls, spans: Spans, num_student_tokens: int, num_teacher_tokens: int) -> SpanStatistics:
-        """Counts the spans of two sequences of that many tokens."""
+    def from_spans(cls, spans: Spans, num_student_tokens: int, num_teacher_tokens: int) -> SpanStatistics:
+        """Counts the spans between two sequences of the given numbers of tokens."""
         student_length = spans.student_end - spans.student_start
         teacher_length = spans.teacher_end - spans.teacher_start
         one_student, one_teacher = student_length == 1, teacher_length == 1
@@ -47,5 +47,5 @@ class SpanStatistics:
 
     @property
     def num_spans(self) -> int:
-        """Of all kinds."""
+        """Spans of all kinds."""
         return self.one_to_one + self.one_to_many + self.many_to_one + self.many_to_many

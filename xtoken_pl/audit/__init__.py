@@ -1,4 +1,4 @@
-"""The coverage audit: what two vocabularies share, and which loss suits them."""
+"""The coverage audit: how much two vocabularies share, and which loss suits the pair."""
 
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
 from xtoken_pl.audit.coverage import CategoryCoverage, CoverageAudit

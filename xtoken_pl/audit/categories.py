@@ -1,4 +1,4 @@
-"""Kinds of tokens, by what their bytes spell."""
+"""Categories of tokens, by what their bytes spell."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _MOST_DIGITS_COUNTED = 3
 
 
 def categorize(vocabulary: CanonicalVocabulary) -> NDArray[np.int64]:
-    """``[V]``: the place in :data:`CATEGORIES` of every token, -1 for unused ids.
+    """Assigns every token an index into :data:`CATEGORIES`, ``[V]``; -1 for unused ids.
 
-    Numerals (by their number of digits), letters and punctuation are ASCII, and a space in front of them does not
-    matter; ``mixed`` is ASCII of several kinds, ``non_ascii`` has a byte beyond ASCII. ``byte_pieces`` are the
-    ``<0xHH>`` of a SentencePiece tokenizer, whatever byte they are: text seldom uses them.
+    Numerals (by number of digits), letters and punctuation are ASCII, with or without a space in front; ``mixed`` is
+    ASCII of several kinds, ``non_ascii`` has a byte beyond ASCII. ``byte_pieces`` are the ``<0xHH>`` of a SentencePiece
+    tokenizer, for any byte: text seldom uses them.
     """
     place = {category: index for index, category in enumerate(CATEGORIES)}
     found = np.array([place[_category(text)] for text in vocabulary.token_bytes], dtype=np.int64)

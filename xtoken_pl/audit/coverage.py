@@ -24,10 +24,10 @@ class CategoryCoverage:
     """Counts of the student's tokens of one category.
 
     Attributes:
-        count: All of them.
-        strict: Those in the strict common set C (equal text).
-        enlarged: Those in C enlarged by W (H-KL's).
-        covered: Those that W maps to any teacher token (P-KL's).
+        count: All tokens of the category.
+        strict: Tokens in the strict common set C (equal text).
+        enlarged: Tokens in C as enlarged by W (for H-KL).
+        covered: Tokens that W maps to any teacher token (for P-KL).
     """
 
     count: int
@@ -37,22 +37,22 @@ class CategoryCoverage:
 
     @property
     def unmapped(self) -> int:
-        """Those whose row of W is zero."""
+        """Tokens whose row of W is zero."""
         return self.count - self.covered
 
 
 @dataclass(frozen=True)
 class CoverageAudit:
-    """What a student can learn from a teacher of another tokenizer, and by which loss.
+    """How much a student can learn from a teacher with another tokenizer, and with which loss.
 
     Attributes:
         student, teacher: Names of the tokenizers.
-        num_student, num_teacher: Tokens that exist on each side.
-        strict, enlarged: The partitions of GOLD and of H-KL.
-        categories: By category of the student's tokens.
-        recommendation: The loss and the reason.
-        spans: Of a text, where one was given.
-        positions: Of the same text, what the byte-prefix KL knows of it.
+        num_student, num_teacher: Number of tokens that exist on each side.
+        strict, enlarged: Partitions of GOLD and of H-KL.
+        categories: Coverage of the student's tokens by category.
+        recommendation: Recommended loss and the reason.
+        spans: Statistics of spans of a text; None without a text.
+        positions: Statistics of positions of the same text under the byte-prefix KL.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, coverage audit.
@@ -70,7 +70,7 @@ class CoverageAudit:
     positions: PositionStatistics | None
 
     @classmethod
-    def of(
+    def from_vocabularies(
         cls,
         student: CanonicalVocabulary,
         teacher: CanonicalVocabulary,
@@ -79,12 +79,14 @@ class CoverageAudit:
         critical: Sequence[Category] = CRITICAL,
         text: str | None = None,
     ) -> CoverageAudit:
-        """Audits a pair.
+        """Audits a pair of vocabularies.
 
         Args:
-            projection: W, where the caller has it already.
+            student: The student's vocabulary.
+            teacher: The teacher's vocabulary.
+            projection: W, built if None.
             critical: Categories of the student's tokens that must not be lost; see :func:`recommend_loss`.
-            text: For the statistics of spans and positions.
+            text: Text for the statistics of spans and positions.
 
         Raises:
             UserError: If a critical category is unknown, W belongs to other tokenizers, or the text is empty.
@@ -124,7 +126,7 @@ class CoverageAudit:
 
     @property
     def total(self) -> CategoryCoverage:
-        """Of all categories together."""
+        """Coverage of all categories together."""
         rows = self.categories.values()
         return CategoryCoverage(
             count=sum(row.count for row in rows),
@@ -134,7 +136,7 @@ class CoverageAudit:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers and names alone, for JSON."""
+        """Converts the audit to plain numbers and names, for JSON."""
 
         def sizes(partition: VocabularyPartition) -> dict[str, int]:
             rest = {"student_rest": len(partition.student_rest), "teacher_rest": len(partition.teacher_rest)}
@@ -158,11 +160,11 @@ class CoverageAudit:
 def _span_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> SpanStatistics:
     (student_ids,), (teacher_ids,) = student.encode([text]), teacher.encode([text])
     if not student_ids:
-        raise UserError("the text for the statistics of spans must not be empty; give another, or none")
+        raise UserError("the text to audit must not be empty, got none; give another, or leave text out")
     spans = SpanAligner(student.tokenizer, teacher.tokenizer).align(student_ids, teacher_ids)
-    return SpanStatistics.of(spans, len(student_ids), len(teacher_ids))
+    return SpanStatistics.from_spans(spans, len(student_ids), len(teacher_ids))
 
 
 def _position_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> PositionStatistics:
     prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
-    return PositionStatistics.of(prefix_map, student, teacher, text)
+    return PositionStatistics.from_text(prefix_map, student, teacher, text)

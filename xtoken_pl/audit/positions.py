@@ -1,4 +1,4 @@
-"""What the byte-prefix KL knows of the positions of a text."""
+"""Statistics of the positions at which the byte-prefix KL compares a text."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class PositionStatistics:
     """Counts of the student's positions in one text.
 
     Attributes:
-        single: At a boundary of both sides, with a mass for the observed token alone.
-        grouped: At a boundary, with a mass for a group of tokens.
-        inside: Inside a teacher token.
-        skipped: In no span, or without any mass.
+        single: Positions at a boundary of both sides where the observed token's own mass is known.
+        grouped: Positions at a boundary where only the mass of a group of tokens is known.
+        inside: Positions inside a teacher token.
+        skipped: Positions in no span, or without any mass.
     """
 
     single: int
@@ -31,10 +31,10 @@ class PositionStatistics:
     skipped: int
 
     @classmethod
-    def of(
+    def from_text(
         cls, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str
     ) -> PositionStatistics:
-        """Counts the positions of a text that is not cut into windows."""
+        """Counts the positions of a whole text, which is not cut into windows."""
         longest = max(len(side.prefix_ids) + len(side.encode([text])[0]) + 1 for side in (student, teacher))
         columns = Windower(student, {"teacher": teacher}, longest)([text])
         batch = collate([{name: column[0] for name, column in columns.items()}], ["teacher"])
@@ -45,7 +45,7 @@ class PositionStatistics:
 
 
 def _group_sizes(prefix_map: PrefixMap, positions: Positions, labels: Ints) -> Ints:
-    """``[R]``: student tokens in the group of the observed one."""
+    """``[R]`` number of student tokens in the group of the observed one."""
     observed = labels[positions.row.numpy()]
     lead = prefix_map.lead
     sizes = np.bincount(lead[lead >= 0], minlength=prefix_map.num_teacher)[lead[observed]]

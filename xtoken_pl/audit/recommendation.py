@@ -1,4 +1,4 @@
-"""Which loss suits a pair of tokenizers, and why."""
+"""Recommends a loss for a pair of tokenizers, with the reason."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from xtoken_pl.utilities.errors import UserError
 
 LossName = Literal["TokenKL", "ProjectionKL", "HybridKL"]
 
-#: Numerals that a student packs and a teacher may split: where they are not common, GOLD and H-KL push them down.
+#: Numerals that a student packs and a teacher may split: GOLD and H-KL lower their probability if they are not common.
 CRITICAL: tuple[Category, ...] = ("numerals_2", "numerals_3")
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A loss and the reason for it."""
+    """A recommended loss and the reason for it."""
 
     loss: LossName
     reason: str
@@ -34,16 +34,18 @@ def recommend_loss(
     critical: Sequence[Category] = CRITICAL,
     strict: VocabularyPartition | None = None,
 ) -> Recommendation:
-    """Recommends a loss.
+    """Recommends a loss for a pair of vocabularies.
 
-    - ``TokenKL`` where both sides share their token ids (by fingerprint, whatever the names);
-    - ``ProjectionKL`` where a critical token of the student is outside the strict common set C: losses on a partition
-      would push it down (Proposition 1);
-    - ``HybridKL`` where all of them are inside.
+    - ``TokenKL`` if both sides share their token ids (by fingerprint, not by name);
+    - ``ProjectionKL`` if a critical token of the student is outside the strict common set C: losses on a partition
+      would lower its probability (Proposition 1);
+    - ``HybridKL`` if all critical tokens are in C.
 
     Args:
+        student: The student's vocabulary.
+        teacher: The teacher's vocabulary.
         critical: Categories of the student's tokens that must not be lost.
-        strict: The strict partition, where the caller has it already.
+        strict: Strict partition, computed if None.
 
     Raises:
         UserError: If a critical category is unknown.
@@ -69,5 +71,5 @@ def recommend_loss(
     if sum(inside.values()) < sum(totals.values()):
         return Recommendation("ProjectionKL", f"critical tokens of the student lie outside C ({counted} are in it)")
     if len(strict) == 0:
-        return Recommendation("ProjectionKL", "no token is common, so that there is no partition")
+        return Recommendation("ProjectionKL", "the vocabularies have no common token to build a partition from")
     return Recommendation("HybridKL", f"all critical tokens of the student are in C ({counted or 'none were named'})")

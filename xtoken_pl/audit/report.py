@@ -1,4 +1,4 @@
-"""The audit as a table for the terminal, and as a picture."""
+"""Renders the audit as a table for the terminal and as a figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LABELS = {
 
 
 def table(audit: CoverageAudit) -> str:
-    """The audit as lines of text."""
+    """Renders the audit as lines of text."""
     common = len(audit.strict)
     lines = [
         f"student {audit.student}: {audit.num_student:,} tokens",
@@ -57,8 +57,8 @@ def table(audit: CoverageAudit) -> str:
         lines += [f"  {'gaps':<14}{spans.student_gaps:>9,} student tokens, {spans.teacher_gaps:,} teacher tokens", ""]
     if audit.positions is not None:
         described = {
-            "single": "the mass of the observed token alone is known",
-            "grouped": "that of a group of tokens is known",
+            "single": "the mass of the observed token itself is known",
+            "grouped": "only the mass of a group of tokens is known",
             "inside": "inside a teacher token",
             "skipped": "in no span, or not written by the teacher",
         }
@@ -79,13 +79,13 @@ def _row(label: str, row: CategoryCoverage) -> str:
 
 
 def draw(audit: CoverageAudit, path: Path) -> None:
-    """Writes the picture of :func:`figure_of` as a PNG."""
+    """Writes the figure of :func:`figure_of` as a PNG file."""
     figure_of(audit).savefig(path, format="png", dpi=150)
 
 
 def figure_of(audit: CoverageAudit) -> Figure:
-    """For every category the shares in the strict C, added to it by W, covered by W alone, and unmapped."""
-    from matplotlib.figure import Figure  # only pictures need it
+    """Draws, for every category, the shares in the strict C, added to it by W, covered by W alone, and unmapped."""
+    from matplotlib.figure import Figure  # imported only for figures
 
     rows = {_LABELS[category]: row for category, row in audit.categories.items() if row.count}
     labels = [f"{label} ({row.count:,})" for label, row in rows.items()]

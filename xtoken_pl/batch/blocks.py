@@ -1,4 +1,4 @@
-"""Blocks of rows, and where the rows of a batch may be cut into them."""
+"""Blocks of rows, and the places at which the rows of a batch may be cut into blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xtoken_pl.utilities.segments import even_segments, greedy_segments
 class Block:
     """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows.
 
-    ``pieces`` divides it further, without cutting a span.
+    ``pieces`` are smaller blocks that together make up this one, without cutting a span.
     """
 
     student_rows: slice
@@ -28,31 +28,31 @@ class Block:
 
     @classmethod
     def empty(cls, teachers: Iterable[str]) -> Block:
-        """A block without any row, with one such piece."""
+        """Creates a block without rows, with one piece without rows."""
         nothing = slice(0, 0)
         pieces = [cls(nothing, dict.fromkeys(teachers, nothing), dict.fromkeys(teachers, nothing), [])]
         return replace(pieces[0], pieces=pieces)
 
     def rows(self, side: str) -> slice:
-        """Of a teacher, by name, or of the student, ``""``."""
+        """Rows of a teacher, given by name, or of the student, ``""``."""
         return self.teacher_rows[side] if side else self.student_rows
 
     def num_rows(self, side: str) -> int:
-        """The number of :meth:`rows`."""
+        """Number of :meth:`rows`."""
         rows = self.rows(side)
         return rows.stop - rows.start
 
 
 @dataclass
 class RowCuts:
-    """Where the rows of a batch may be cut: no span is cut, and no row reads teacher rows behind the cut.
+    """Places at which the rows of a batch may be cut: not inside a span, nor where a row reads teacher rows beyond.
 
-    Kept as numpy arrays beside the batch, so that blocks are planned without asking the device.
+    These are numpy arrays, so that blocks are planned without synchronizing with the device.
 
     Attributes:
         student: ``[C]`` student rows before each cut, from 0 to N.
-        spans: By teacher, ``[C]`` spans before each cut.
-        teacher: By teacher, ``[C]`` teacher rows before each cut.
+        spans: ``[C]`` spans before each cut, by teacher name.
+        teacher: ``[C]`` teacher rows before each cut, by teacher name.
     """
 
     student: NDArray[np.int64]
@@ -60,8 +60,10 @@ class RowCuts:
     teacher: dict[str, NDArray[np.int64]]
 
     @classmethod
-    def of(cls, num_rows: int, spans: Mapping[str, SpanBatch], plans: Mapping[str, LossPlan] | None = None) -> RowCuts:
-        """Finds the cuts of ``num_rows`` student rows."""
+    def from_spans(
+        cls, num_rows: int, spans: Mapping[str, SpanBatch], plans: Mapping[str, LossPlan] | None = None
+    ) -> RowCuts:
+        """Finds the places at which ``num_rows`` student rows may be cut."""
         cuts_span = np.zeros(num_rows + 1, dtype=bool)
         for batch in spans.values():
             span = batch.student_span.numpy(force=True)
@@ -81,10 +83,11 @@ class RowCuts:
         return cls(cuts[~reads_on], kept(before), kept(rows_before))
 
     def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
-        """Blocks of whole spans, of at most ``max_rows`` rows of each side; a longer span gets its own block.
+        """Divides the batch into blocks of whole spans, each with at most ``max_rows`` rows of each side.
 
-        They consist of whole pieces, of at most ``piece_rows`` rows of each side; a longer span gets its own piece. Of
-        such blocks they are as few as possible, and as even, since products with few rows are slow.
+        Blocks consist of whole pieces, each with at most ``piece_rows`` rows of each side. A span that exceeds a limit
+        gets its own block or piece. The blocks are as few and as even as possible, since products with few rows are
+        slow.
         """
         bounds = np.stack([self.student, *self.teacher.values()], axis=1)
         limits = [min(piece_rows, max_rows)] * bounds.shape[1]

@@ -1,4 +1,4 @@
-"""What a batch holds of a cached teacher, and the rows that its loss reads."""
+"""Cached teacher rows of a batch, and the log-probabilities that a loss reads from them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from torch import Tensor
 from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.quantization import bits_of, floats_of, unpack_ids
 
-# S spans of a batch, P of a piece, k tokens stored of each, V_t teacher's vocabulary size
+# S spans of a batch, P spans of a piece, k tokens stored for each, V_t teacher's vocabulary size
 
-#: What is stored of some consecutive spans, by name; see :mod:`xtoken_pl.teachers.cache.shards`.
+#: Stored arrays of consecutive spans, by name; see :mod:`xtoken_pl.teachers.cache.shards`.
 SpanArrays = dict[str, NDArray]
 
 
 @dataclass
 class CachedRows(Movable):
-    """The stored rows of a batch's spans.
+    """Cached teacher rows of a batch's spans.
 
-    Numbers are kept as their bits, in integers: Lightning's half precisions round every floating tensor of a batch.
+    Floating-point numbers are held as the bits of integers, because Lightning's half precisions round every
+    floating-point tensor of a batch.
 
     Attributes:
-        log_probs: ``[S, k]``, int16 or int32 bits, of the teacher's k most probable tokens at a span's start; of all
-            tokens where no ids are stored.
-        ids: ``[S, k]`` int32, or None.
-        log_tail: ``[S]`` int32 bits: logarithm of the mass of all other tokens; None where there are none.
+        log_probs: ``[S, k]`` int16 or int32 bits: log-probabilities of the teacher's k most probable tokens at the
+            start of each span, or of all tokens if no ids are stored.
+        ids: ``[S, k]`` int32 token ids, or None.
+        log_tail: ``[S]`` int32 bits: logarithm of the mass of all other tokens; None if all are stored.
         log_continuation: ``[S]`` int32 bits: log c of the span's tokens after the first, at the teacher's temperature.
         log_span: ``[S]`` int32 bits: log-probability of all tokens of the span, at temperature 1.
     """
@@ -42,8 +43,8 @@ class CachedRows(Movable):
     log_span: Tensor
 
     @classmethod
-    def of(cls, windows: Sequence[SpanArrays]) -> CachedRows:
-        """Joins the spans of several windows."""
+    def from_windows(cls, windows: Sequence[SpanArrays]) -> CachedRows:
+        """Concatenates the spans of several windows."""
         joined = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
         ids = None
         if "ids_low" in joined:
@@ -58,19 +59,20 @@ class CachedRows(Movable):
         return len(self.log_span)
 
     def continuation(self, spans: slice) -> Tensor:
-        """``[P]``: log c of some spans."""
+        """``[P]`` log c of the given spans, nats."""
         return floats_of(self.log_continuation[spans])
 
     def span_log_prob(self, spans: slice) -> Tensor:
-        """``[P]``: the log-probability of all tokens of some spans, at temperature 1."""
+        """``[P]`` log-probability of all tokens of the given spans, at temperature 1."""
         return floats_of(self.log_span[spans])
 
     def dense(self, spans: slice, holes: Tensor, num_tokens: int) -> Tensor:
-        """``[P, V_t]`` log-probabilities of some spans: the tail is spread evenly over the tokens that are not stored.
+        """``[P, V_t]`` log-probabilities of the given spans, the tail spread evenly over the tokens not stored.
 
         Args:
-            holes: ``[V_t]`` whether no token has an id: -inf.
-            num_tokens: Ids that are no holes.
+            spans: Range of spans.
+            holes: ``[V_t]`` bool, True for ids that no token has, which get -inf.
+            num_tokens: Number of ids that are not holes.
         """
         log_probs = floats_of(self.log_probs[spans])
         is_exact = self.log_probs.dtype == torch.int32

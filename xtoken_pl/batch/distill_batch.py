@@ -12,12 +12,13 @@ from xtoken_pl.batch.types import Planner, TeacherBatch, TokenBatch
 
 @dataclass
 class DistillBatch(Movable):
-    """The student's sequences, each teacher's, and how their rows may be cut into blocks.
+    """The sequences of the student and of each teacher, and how their rows may be cut into blocks.
 
     Attributes:
-        student: The rows cover every token that the loss mask keeps and that has a predecessor.
-        teachers: By teacher name.
-        cuts: Of the rows.
+        student: The student's sequences, with a row for every token that the loss mask selects and that has a
+            predecessor.
+        teachers: View of the batch by teacher name.
+        cuts: Places at which the rows may be cut.
     """
 
     student: TokenBatch
@@ -25,10 +26,10 @@ class DistillBatch(Movable):
     cuts: RowCuts
 
     def planned(self, planners: Mapping[str, Planner]) -> DistillBatch:
-        """The batch with the plans of losses that make one, and cut only where all of them allow it.
+        """Returns the batch with loss plans added, and with only those cuts that all plans allow.
 
         Args:
-            planners: By teacher. Plans that are there already stay.
+            planners: Planners by teacher name. Existing plans are not replaced.
         """
         wanted = [name for name in planners if name in self.teachers and self.teachers[name].plan is None]
         if not wanted:
@@ -36,6 +37,8 @@ class DistillBatch(Movable):
         plans = {name: planners[name](self.student, self.teachers[name]) for name in wanted}
         teachers = {name: replace(view, plan=plans.get(name, view.plan)) for name, view in self.teachers.items()}
         known = {name: view.plan for name, view in teachers.items() if view.plan is not None}
-        cuts = RowCuts.of(len(self.student.labels), {name: view.spans for name, view in teachers.items()}, known)
+        cuts = RowCuts.from_spans(
+            len(self.student.labels), {name: view.spans for name, view in teachers.items()}, known
+        )
         # Plans are made on the host.
         return replace(self, teachers=teachers, cuts=cuts).to(self.student.labels.device)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class Movable:
-    """A dataclass whose tensors, those of nested ones and of dicts included, move together."""
+    """Base of dataclasses whose tensors move together, including those of nested dataclasses and dicts."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """A copy on ``device``."""
+        """Returns a copy on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """A copy in page-locked memory, for a DataLoader with ``pin_memory``."""
+        """Returns a copy in page-locked memory, for a DataLoader with ``pin_memory``."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:

@@ -1,4 +1,4 @@
-"""What a training step gets: token sequences, the rows that predict their tokens, and how spans relate them."""
+"""Parts of a batch: token sequences, the rows that predict their tokens, and the spans that relate these rows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from xtoken_pl.batch.movable import Movable
 
 @dataclass
 class TokenBatch(Movable):
-    """Padded sequences and the rows of interest.
+    """Padded sequences and the rows that take part in the losses.
 
     Row ``r`` is the position, in the flattened ``[B * T]`` sequences, whose hidden state predicts ``labels[r]``.
 
     Attributes:
-        input_ids: ``[B, T]``.
+        input_ids: ``[B, T]`` token ids.
         attention_mask: ``[B, T]``, 1 for tokens, 0 for padding (on the right).
         rows: ``[N]`` positions, increasing.
-        labels: ``[N]`` the tokens that they predict.
-        position_ids: ``[B, T]`` where packed documents do not see each other: the place of each token in its own
-            document, padding being one, too. None where the model sees a sequence whole.
+        labels: ``[N]`` tokens that they predict.
+        position_ids: ``[B, T]`` position of each token in its own document (padding counts as a document), if packed
+            documents do not attend to each other; otherwise None.
     """
 
     input_ids: Tensor
@@ -42,19 +42,19 @@ class TokenBatch(Movable):
 
 
 def sum_by_span(values: Tensor, span: Tensor, num_spans: int) -> Tensor:
-    """``[N, ...] -> [S, ...]``: the sum over each span's rows; ``span`` is that of each row, S for a row of no span."""
-    # One more place takes the rows of no span, and is cut off.
+    """Sums over the rows of each span, ``[N, ...] -> [S, ...]``; ``span`` ``[N]`` is S for a row in no span."""
+    # Rows in no span are added to an extra entry, which is dropped.
     return values.new_zeros(num_spans + 1, *values.shape[1:]).index_add(0, span, values)[:num_spans]
 
 
 @dataclass
 class SpanBatch(Movable):
-    """How the rows of both sides relate, for one teacher. All spans of the batch, in the order of the rows.
+    """All spans between the student's rows and one teacher's rows, in the order of the rows.
 
     Attributes:
-        student_first, teacher_first: ``[S]`` the first row of each span.
-        student_length, teacher_length: ``[S]`` the number of its rows, which follow one another.
-        student_span: ``[N]``, teacher_span: ``[Q]``, the span of each row, S for a row of no span.
+        student_first, teacher_first: ``[S]`` first row of each span.
+        student_length, teacher_length: ``[S]`` number of consecutive rows of each span.
+        student_span: ``[N]``, teacher_span: ``[Q]``, span of each row, S for a row in no span.
     """
 
     student_first: Tensor
@@ -68,23 +68,23 @@ class SpanBatch(Movable):
         return self.student_first.shape[0]
 
     def sum_student_rows(self, values: Tensor) -> Tensor:
-        """``[N] -> [S]``: the sum over the student rows of each span."""
+        """Sums over the student rows of each span, ``[N] -> [S]``."""
         return sum_by_span(values, self.student_span, len(self))
 
 
 @dataclass
 class LossPlan(Movable, ABC):
-    """What a loss finds out about a batch from its tokens alone; see :attr:`xtoken_pl.SpanLoss.planner`.
+    """Tables that a loss computes from a batch's tokens alone; see :attr:`xtoken_pl.SpanLoss.planner`.
 
     Attributes:
-        reach: ``[N]`` the end of the teacher rows that a student row reads (0 for none); kept on the host.
+        reach: ``[N]`` end of the teacher rows that each student row reads (0 for none); stays on the CPU.
     """
 
     reach: NDArray[np.int64]
 
     @abstractmethod
     def cut(self, student_rows: slice, teacher_rows: slice) -> Self:
-        """That of some rows, with indices counted from the first of them."""
+        """Returns the plan of the given rows, with indices counted from the first of them."""
 
 
 @dataclass
@@ -92,10 +92,10 @@ class TeacherBatch(Movable):
     """One teacher's view of the batch.
 
     Attributes:
-        tokens: Of the same text.
-        spans: How its rows relate to the student's.
-        plan: What its loss found out.
-        cached: What is stored of the spans, for a teacher with a cache.
+        tokens: The teacher's tokens of the same text.
+        spans: Spans that relate its rows to the student's.
+        plan: Plan of its loss, if the loss makes one.
+        cached: Cached rows of the spans, for a teacher with a cache.
     """
 
     tokens: TokenBatch
@@ -104,5 +104,5 @@ class TeacherBatch(Movable):
     cached: CachedRows | None = None
 
 
-#: Makes the plan of one teacher's loss from the student's tokens and the teacher's view.
+#: Function that makes the plan of one teacher's loss from the student's tokens and the teacher's view.
 Planner = Callable[[TokenBatch, TeacherBatch], LossPlan]

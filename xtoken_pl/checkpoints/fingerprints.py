@@ -23,9 +23,10 @@ from transformers.utils.hub import extract_commit_hash
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, starts_column, teacher_columns
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.words import reason_of
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
-#: Bytes that are read of each file, spread evenly over it.
+#: Size and number of the pieces that are read from each file, spread evenly over it.
 _PIECE_BYTES, _NUM_PIECES = 2**16, 16
 #: Windows that are read, spread evenly over a data set.
 _NUM_IN_CHECKPOINT, _NUM_IN_CACHE = 64, 1000
@@ -37,22 +38,29 @@ def file_fingerprint(path: Path) -> str:
 
 
 def config_fingerprint(source: ModelSource) -> str:
-    """Hash of a model's configuration, without where it came from and which version of transformers wrote it.
+    """Hashes a model's configuration, except for its origin and the version of transformers that wrote it.
 
     Raises:
-        UserError: If it has none, or one that is no JSON.
+        UserError: If the model has no configuration, or one that is not valid JSON.
     """
-    content = json.loads(_config_file(source).read_bytes())
+    path = _config_file(source)
+    try:
+        content: dict[str, Any] = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"a model's config.json must be a JSON object, but {str(path)!r} is not ({error}); copy or download the "
+            "model again"
+        ) from error
     kept = {key: value for key, value in content.items() if key not in {"_name_or_path", "transformers_version"}}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def model_fingerprint(source: ModelSource) -> str:
-    """Names the configuration and the weights of a model.
+    """Identifies the configuration and the weights of a model.
 
-    Of a hub id it is the commit that its revision stands for; of a folder the hash of its configuration and of
-    samples of its weights (their sizes, and 16 pieces of 64 KB of each file). Training changes every weight, so that
-    samples tell a model from a later one; a few weights that were edited by hand may go unnoticed.
+    For a hub id it is the commit of its revision; for a directory, a hash of its configuration and of samples of its
+    weights (the size, and 16 pieces of 64 KB, of each file). Training changes every weight, so samples distinguish a
+    model from a later state; a few weights edited by hand may go unnoticed.
 
     Raises:
         UserError: If there is no such model.
@@ -68,7 +76,7 @@ def model_fingerprint(source: ModelSource) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's folder that hold weights, in the order of their names."""
+    """Lists the files in a model's directory that hold weights, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
 
 
@@ -105,13 +113,13 @@ def window_checksum(window: Mapping[str, Any], teacher: str) -> int:
 def _config_file(source: ModelSource) -> Path:
     try:
         found = cached_file(source.model, "config.json", revision=source.revision)
-        if found is None:  # of a folder; transformers lets this one file be missing
-            raise UserError(f"no config.json in {source.model}")
+        if found is None:  # for a directory, transformers raises no error if this file is missing
+            raise FileNotFoundError(f"no config.json in {source.model}")
         return Path(found)
     except OSError as error:
         raise UserError(
-            f"a model must be a folder or a hub id with a config.json; {source.model!r} (revision {source.revision!r}) "
-            f"could not be read. Check the path or the id. Reason: {error}"
+            f"a model must be a directory or a hub id with a config.json; {source.model!r} (revision "
+            f"{source.revision!r}) could not be read. Check the path or the id. Reason: {reason_of(error)}"
         ) from error
 
 

@@ -50,7 +50,7 @@ def audit(
         raise UserError(f"json_output and picture must be two files, both are {json_output!r}")
     content = None if text is None else read_text(text, setting="text")
     loaded = None if projection is None else Projection.load(projection)
-    result = CoverageAudit.of(
+    result = CoverageAudit.from_vocabularies(
         CanonicalVocabulary.from_tokenizer(load_tokenizer(student)),
         CanonicalVocabulary.from_tokenizer(load_tokenizer(teacher)),
         loaded,

@@ -33,8 +33,8 @@ class KeepConfig(SaveConfigCallback):
         is_taken = trainer.strategy.broadcast(self._target.exists()) and not self.overwrite
         if is_taken and not self.already_saved:
             raise UserError(
-                f"{self._target} is the configuration of another run, which is not overwritten unasked; choose another "
-                "folder (that of trainer.logger, or trainer.default_root_dir), or move it away"
+                f"{self._target} belongs to another run and is not overwritten by default; choose another directory "
+                "(with trainer.logger or trainer.default_root_dir), or move it away"
             )
         super().setup(trainer, pl_module, stage)
 

@@ -57,7 +57,7 @@ def collate(
         num_rows += len(tokens)
     student = _tokens(ids, np.concatenate(student_rows), _starts(windows, ""))
     views = {name: _teacher(windows, name, row_of_token, num_rows) for name in teachers}
-    cuts = RowCuts.of(num_rows, {name: view.spans for name, view in views.items()})
+    cuts = RowCuts.from_spans(num_rows, {name: view.spans for name, view in views.items()})
     return DistillBatch(student, views, cuts).planned(planners or {})
 
 
@@ -82,7 +82,7 @@ def _teacher(
     columns = (student_first, student_length, teacher_first, teacher_length, student_span, teacher_span)
     batch = TeacherBatch(_tokens(ids, teacher_rows, _starts(windows, name)), SpanBatch(*map(torch.from_numpy, columns)))
     if cached_column(name) in windows[0]:
-        batch.cached = CachedRows.of([window[cached_column(name)] for window in windows])
+        batch.cached = CachedRows.from_windows([window[cached_column(name)] for window in windows])
         assert len(batch.cached) == len(batch.spans), "a cache stores the spans that are kept"
     return batch
 

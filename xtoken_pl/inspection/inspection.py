@@ -152,7 +152,7 @@ class Inspection:
                 tokenizer=teachers[name].name,
                 tokens=teacher_tokens,
                 cells=_cells(tokens, learned, teacher_tokens, spans),
-                statistics=SpanStatistics.of(Spans(*spans.T), len(tokens), len(teacher_tokens)),
+                statistics=SpanStatistics.from_spans(Spans(*spans.T), len(tokens), len(teacher_tokens)),
             )
         return cls(title, student.name, tokens, views)
 

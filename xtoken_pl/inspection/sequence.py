@@ -24,7 +24,9 @@ def first_sequence(batch: DistillBatch) -> DistillBatch:
             teacher_span=view.spans.teacher_span[:num_teacher_rows].clamp(max=num_spans),
         )
         views[name] = TeacherBatch(tokens, spans, None, None if view.cached is None else _head(view.cached, num_spans))
-    return DistillBatch(student, views, RowCuts.of(num_rows, {name: view.spans for name, view in views.items()}))
+    return DistillBatch(
+        student, views, RowCuts.from_spans(num_rows, {name: view.spans for name, view in views.items()})
+    )
 
 
 def _first(tokens: TokenBatch) -> tuple[TokenBatch, int]:

@@ -1,4 +1,4 @@
-"""Causal language models: hidden states and head apart."""
+"""Causal language models, split into hidden states and head."""
 
 from xtoken_pl.models.causal_lm import LoadedModel, check_head, hidden_states, load_causal_lm, load_model
 from xtoken_pl.models.head import Head

@@ -1,7 +1,7 @@
-"""Puts an adapter into a student, keeps it apart from the frozen weights, and merges it into them.
+"""Adds an adapter to a student, saves it without the frozen weights, and merges it into them.
 
-The layers are PEFT's, set into the model in place: it stays the class that it is, with its body, its head and its
-layers where the training step, sharding and compilation look for them.
+PEFT's layers are inserted in place: the model keeps its class, and its body, head and layers stay where the training
+step, sharding and compilation expect them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from xtoken_pl.utilities.errors import UserError
 
 
 def check_adapter(source: Student) -> None:
-    """Refuses an adapter that cannot be made; reads the model's configuration only.
+    """Checks that a student's adapter can be built, from the model's configuration alone.
 
     Raises:
-        UserError: If it needs a library that is not installed.
-        UserError: If its target modules are not layers of the student, or are its embedding or head.
+        UserError: If the adapter needs a library that is not installed, or its target modules are not linear layers of
+            the student below its head.
     """
     if source.adapter is None:
         return
@@ -38,13 +38,12 @@ def check_adapter(source: Student) -> None:
 
 
 def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
-    """Puts new adapter layers around the target modules of ``model``, in place, and freezes all other weights.
+    """Wraps the target modules of ``model`` in new adapter layers, in place, and freezes all other weights.
 
-    The adapter is in float32 at least, whatever the model is in: half precision would round small updates away.
+    The adapter is in float32 at least, regardless of the model's dtype: half precision would lose small updates.
 
     Raises:
-        UserError: If PEFT is not installed.
-        UserError: If a target module is no layer of the model, or is its embedding or head.
+        UserError: If PEFT is not installed, or a target module is not a linear layer of the model below its head.
     """
     if find_spec("peft") is None:
         raise UserError(
@@ -58,7 +57,7 @@ def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
 
 
 def keep_adapter_only(model: PreTrainedModel) -> None:
-    """Leaves the frozen weights out of what ``model.state_dict()`` gives, here or as a part of another module."""
+    """Excludes the frozen weights from ``model.state_dict()``, also if ``model`` is part of another module."""
     kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def drop_frozen(_: nn.Module, state: dict[str, Any], prefix: str, __: object) -> None:
@@ -69,12 +68,12 @@ def keep_adapter_only(model: PreTrainedModel) -> None:
 
 
 def save_adapter(folder: Path, source: Student, weights: dict[str, Tensor]) -> None:
-    """Writes an adapter as PEFT reads it: ``peft.PeftModel.from_pretrained(base, folder)``.
+    """Writes an adapter in PEFT's format, for ``peft.PeftModel.from_pretrained(base, folder)``.
 
     Args:
-        folder: That exists.
-        source: The student; its ``model`` and ``revision`` are named as the base.
-        weights: By name, those of the adapter.
+        folder: Existing directory to write to.
+        source: Student whose ``model`` and ``revision`` are recorded as the base model.
+        weights: Adapter weights by name.
     """
     assert source.adapter is not None
     model = _without_weights(source)
@@ -85,17 +84,17 @@ def save_adapter(folder: Path, source: Student, weights: dict[str, Tensor]) -> N
 
 
 def merge_adapter(source: Student, weights: dict[str, Tensor]) -> PreTrainedModel:
-    """The student as a plain model, on the CPU: its frozen weights are loaded again, and the adapter is added to them.
+    """Reloads the student's frozen weights and merges the adapter into them, as a plain model on the CPU.
 
-    Quantized ones are quantized and dequantized first: the adapter has learned what quantization left of them.
+    Weights that were quantized in training are first quantized and dequantized, since the adapter was trained on the
+    result.
 
     Args:
         source: The student.
-        weights: By name, those of the adapter.
+        weights: Adapter weights by name.
 
     Raises:
-        UserError: If the frozen weights cannot be loaded.
-        UserError: If they were quantized, and bitsandbytes is not installed.
+        UserError: If the frozen weights cannot be loaded, or they were quantized and bitsandbytes is not installed.
     """
     from peft import PeftModel
 
@@ -121,7 +120,7 @@ def _peft_config(adapter: LoRA, targets: list[str]) -> Any:
 
 
 def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
-    """The full names of the layers that ``adapter`` goes into."""
+    """Full names of the layers that ``adapter`` wraps."""
     head = model.get_output_embeddings()
     modules = dict(model.named_modules())
     is_linear = {name: isinstance(part, nn.Linear | Conv1D) and part is not head for name, part in modules.items()}
@@ -140,14 +139,14 @@ def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
             ends = sorted({name.rpartition(".")[2] for name in modules if is_linear[name]})
             raise UserError(
                 f"target_modules of an adapter must be linear layers below the head, got {target!r}: {reason}. The "
-                f"linear layers are called {', '.join(ends)}; {ALL_LINEAR!r} stands for all of them"
+                f"linear layers are called {', '.join(ends)}; {ALL_LINEAR!r} selects all of them"
             )
         found |= dict.fromkeys(matching)
     return list(found)
 
 
 def _kind(module: nn.Module, head: nn.Module | None) -> str:
-    return "the head, which the losses apply by themselves" if module is head else f"of type {type(module).__name__}"
+    return "the head, which the losses apply separately" if module is head else f"of type {type(module).__name__}"
 
 
 def _without_weights(source: Student) -> PreTrainedModel:

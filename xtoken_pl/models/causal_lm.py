@@ -1,4 +1,4 @@
-"""Load a causal language model, and run it up to its head."""
+"""Loads a causal language model, runs it up to its head, and checks that head and packing are supported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xtoken_pl.utilities.words import reason_of
 
 # B batch, T tokens, H hidden size
 
-#: The method of a sharded model that gathers its weights and computes its states; see ``sharding.shard``.
+#: Name of the method of a sharded model that gathers its weights and computes hidden states; see ``sharding.shard``.
 GATHERING_STATES = "gathering_hidden_states"
 
 _NUM_CHECKED_TOKENS = 8
@@ -36,12 +36,12 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
     A :class:`Student` with ``weights="random"`` is built from its configuration alone.
 
     Args:
-        role: What the model is, for messages: ``student``, or ``teacher 'NAME'``.
-        device: Where quantized weights belong; they are made there.
+        source: Specification of the model.
+        role: Role of the model in messages: ``student``, or ``teacher 'NAME'``.
+        device: Device on which weights are quantized; others are loaded on the CPU.
 
     Raises:
-        UserError: If there is no such model.
-        UserError: If it is to be quantized, and bitsandbytes is not installed.
+        UserError: If the model cannot be loaded, or it is to be quantized and bitsandbytes is not installed.
     """
     common: dict[str, Any] = {
         "revision": source.revision,
@@ -66,24 +66,26 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
             model = AutoModelForCausalLM.from_pretrained(source.model, **common)
     except SafetensorError as error:
         raise UserError(
-            f"the weights of the {role} must be whole, those of {source.model!r} cannot be read ({error}); copy or "
-            "download the model again"
+            f"the weights of the {role} must be whole, but those of {source.model!r} cannot be read ({error}); copy "
+            "or download the model again"
         ) from error
-    except (OSError, ValueError, ImportError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers has no exception class of its own for a model that does not fit its files
         raise UserError(
-            f"the model of the {role} must be a folder or a hub id of a causal language model; {source.model!r} could "
-            "not be loaded. Check the path (relative paths start at the working folder), the id or the options. "
-            f"Reason: {reason_of(error)}"
+            f"the model of the {role} must be a directory or a hub id of a causal language model; {source.model!r} "
+            "could not be loaded. Check the path (relative paths start at the working directory), the id, the model's "
+            f"files or the options. Reason: {reason_of(error)}"
         ) from error
     _keep_layout_of_quantized(model)
     return cast(PreTrainedModel, model).eval()
 
 
 def check_quantization(bits: Quantization | None, *, role: str) -> None:
-    """Refuses a quantization that nothing here can make.
+    """Checks that the library for a quantization is installed.
 
     Raises:
-        UserError: If bitsandbytes is not installed.
+        UserError: If bitsandbytes is needed and not installed.
     """
     if bits is not None and find_spec("bitsandbytes") is None:
         raise UserError(
@@ -115,7 +117,7 @@ def _keep_layout_of_quantized(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and its checked head."""
+    """A loaded model and its checked head."""
 
     model: PreTrainedModel
     head: Head
@@ -129,18 +131,20 @@ def load_model(
     device: torch.device | str = "cpu",
     separates: bool = False,
 ) -> LoadedModel:
-    """Loads a model, and checks that its head, cut to ``vocabulary``, gives its own logits.
+    """Loads a model, and checks that its head, cut to ``vocabulary``, reproduces the model's logits.
 
     Args:
-        role: What the model is, for messages.
-        device: Where quantized weights belong.
-        separates: Whether it has to keep packed documents apart, which is checked.
+        source: Specification of the model.
+        vocabulary: Vocabulary of the model's tokenizer.
+        role: Role of the model in messages.
+        device: Device on which weights are quantized.
+        separates: Whether to check that packed documents do not affect each other.
 
     Raises:
-        UserError: If there is no such model, its head cannot be used, or it does not keep documents apart.
+        UserError: If the model cannot be loaded, its head cannot be used, or packed documents affect each other.
     """
     model = load_causal_lm(source, role=role, device=device)
-    head = Head.of(model, vocabulary)
+    head = Head.from_model(model, vocabulary)
     check_head(model, head, role=role)
     if separates:
         check_separation(model, head, role=role)
@@ -150,10 +154,13 @@ def load_model(
 def hidden_states(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
 ) -> Tensor:
-    """``[B, T] -> [B, T, H]``: the states that the head is applied to.
+    """Computes the hidden states that the head is applied to, ``[B, T] -> [B, T, H]``.
 
     Args:
-        position_ids: Of packed documents that do not see each other; the mask is not used then.
+        model: The model, sharded or not.
+        input_ids: ``[B, T]`` token ids.
+        attention_mask: ``[B, T]``, 1 for tokens, 0 for padding.
+        position_ids: ``[B, T]`` positions in packed documents that do not attend to each other; replaces the mask.
     """
     gathering = getattr(model, GATHERING_STATES, None)
     if gathering is not None:
@@ -164,11 +171,11 @@ def hidden_states(
 def states_of_body(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
 ) -> Tensor:
-    """The same, of a model whose weights are there."""
+    """Computes the same as :func:`hidden_states` for a model whose weights are gathered."""
     if position_ids is None:
         output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return cast(Tensor, output.last_hidden_state)
-    # Without a mask, transformers tells documents by positions that start again; FlashAttention only in a single row.
+    # Without a mask, transformers separates documents where positions restart; FlashAttention does so in one row only.
     shape = input_ids.shape
     if is_flash_attention_requested(model.config):
         input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
@@ -178,14 +185,14 @@ def states_of_body(
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
-    """Compares the logits of the head path with the model's own on a short input.
+    """Checks that the head applied to the hidden states gives the model's own logits on a short input.
 
-    Some architectures transform their logits after the head (soft-capping, a logit scale); for them the blockwise
-    evaluation would train on wrong numbers. The states are scaled so that the logits are large: a soft cap leaves
-    small ones, such as those of random weights, nearly as they are.
+    Some architectures transform their logits after the head (soft-capping, a logit scale); blockwise evaluation would
+    compute wrong logits for them. The states are scaled so that the logits are large: a soft cap hardly changes small
+    ones, such as those of random weights.
 
     Raises:
-        UserError: If they differ, with the largest difference.
+        UserError: If they differ; the message gives the largest difference.
     """
     device = head.layer.weight.device
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -212,8 +219,8 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
     difference = (expected - ours).abs().max().item()
     if math.isnan(difference):
         raise UserError(
-            f"a model's logits must be numbers, but on a short input those of the {role} ({type(model).__name__}) are "
-            f"not: check its weights, and its dtype ({model.dtype}; float16 overflows, use bfloat16 or float32)"
+            f"a model's logits must not be NaN, but on a short input those of the {role} ({type(model).__name__}) are; "
+            f"check its weights, and its dtype ({model.dtype}; float16 overflows, use bfloat16 or float32)"
         )
     bound = _TOLERANCE[model.dtype] * _LARGE_LOGIT
     if not difference <= bound:
@@ -221,16 +228,16 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
             f"a model's logits must be its head applied to its last hidden states, but for the {role} "
             f"({type(model).__name__}) the log-probabilities differ by {difference:.4g} (allowed {bound:.2g}, at "
             f"logits up to {_LARGE_LOGIT:g}). Models that transform their logits after the head (soft-capping, logit "
-            "scale) cannot be used yet"
+            "scale) are not supported; use another one"
         )
 
 
 @torch.no_grad()
 def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
-    """Compares the states of packed documents with those of each document by itself, on a short input.
+    """Checks on a short input that packed documents have the same hidden states as each document alone.
 
     Raises:
-        UserError: If they differ, with the largest difference: what a document gives depends on those before it.
+        UserError: If they differ, so that documents affect later ones; the message gives the largest difference.
     """
     device = head.layer.weight.device
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -262,6 +269,6 @@ def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
         raise UserError(
             f"with data.packing=separate a model must keep the documents of a sequence apart, but the states of the "
             f"{role} ({type(model).__name__}, attention {model.config._attn_implementation}) differ from those of each "
-            f"document by itself by {difference:.4g} of the largest (allowed {bound:.2g}); {ways_out}, or set its "
+            f"document alone by {difference:.4g} of the largest (allowed {bound:.2g}); {ways_out}, or set its "
             "attn_implementation to sdpa or eager"
         )

@@ -1,4 +1,4 @@
-"""Loads the student and the teachers to where they belong."""
+"""Loads a student and prepares it for training: adapter, checkpointing, compilation, sharding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xtoken_pl.utilities.errors import UserError
 
 
 def default_device() -> torch.device:
-    """The accelerator, where there is one; for what runs without a Trainer."""
+    """Returns the accelerator if there is one, else the CPU; for commands that run without a Trainer."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 
@@ -29,28 +29,29 @@ def place_student(
     *,
     separates: bool = False,
 ) -> LoadedModel:
-    """The student, ready for training.
+    """Loads the student and prepares it for training.
 
     Args:
-        mesh: The processes to shard it over; None leaves it whole.
-        device: Where quantized weights are made.
-        separates: Whether it has to keep packed documents apart.
+        source: Specification of the student.
+        vocabulary: The student's vocabulary.
+        mesh: Processes to shard the student over; None for no sharding.
+        device: Device on which weights are quantized.
+        separates: Whether packed documents must not affect each other.
 
     Raises:
-        UserError: If there is no such model, its head cannot be used, its adapter does not fit it, it is quantized and
-            to be sharded, or processes would start from other weights.
-        UserError: If it needs a library that is not installed.
+        UserError: If the model cannot be loaded, its head cannot be used, its adapter does not fit, a library is not
+            installed, a quantized student would be sharded, or processes would start from different weights.
     """
     if mesh is not None and source.quantization is not None:
         raise UserError(
-            f"a quantized student is held whole by every process, and got quantization={source.quantization!r} with a "
-            "strategy that shards it; use strategy ddp, or leave quantization out"
+            f"a quantized student cannot be sharded, got quantization={source.quantization!r} with a strategy that "
+            "shards it; use strategy ddp, or leave quantization out"
         )
     starts_at_random = source.weights == "random" or source.adapter is not None
     if mesh is not None and starts_at_random and not _is_seeded():
         raise UserError(
-            "a sharded student of random weights, or with an adapter, needs a seed that all processes share; set "
-            "seed_everything to a number"
+            "a sharded student with random weights or with an adapter needs a seed that all processes share, got none; "
+            "set seed_everything to a number"
         )
     loaded = load_model(source, vocabulary, role="student", device=device, separates=separates)
     if source.adapter is not None:

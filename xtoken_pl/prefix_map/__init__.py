@@ -1,4 +1,4 @@
-"""The prefix map: how each side's tokens are spelled by the other's; what the byte-prefix KL reads."""
+"""The prefix map, which the byte-prefix KL reads: how each side's tokens are spelled in the other side's tokens."""
 
 from xtoken_pl.prefix_map.build import build_prefix_map
 from xtoken_pl.prefix_map.planner import PrefixPlanner

@@ -1,4 +1,4 @@
-"""Compiles the prefix map of two tokenizers."""
+"""Builds the prefix map of two tokenizers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
 from xtoken_pl.utilities.ranges import Ints, expand
 
-#: Root, student token, and the teacher tokens that spell what the root leaves of it.
+#: Root, student token, and the teacher tokens that spell the rest of it after the root.
 _Sequence = tuple[int, int, Sequence[int]]
 
 
 def build_prefix_map(
     student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
 ) -> PrefixMap:
-    """Compiles the map.
+    """Builds the prefix map of two tokenizers.
 
-    A student token whose bytes, or special role, a teacher token has is spelled by it; every other one, and what is
-    left of one after the rest of a teacher token, is spelled by the teacher's tokenizer, by any number of tokens.
+    A student token with the bytes or the special role of a teacher token is spelled by that token. Every other one, and
+    the remainder of one after the rest of a teacher token, is encoded by the teacher's tokenizer, in any number of
+    tokens.
 
     Raises:
         InexactTokenizerError: If a tokenizer's tokens are not exact bytes.
@@ -32,24 +33,24 @@ def build_prefix_map(
     student = CanonicalVocabulary.from_tokenizer(student_tokenizer)
     teacher = CanonicalVocabulary.from_tokenizer(teacher_tokenizer)
     speller = _Speller(teacher)
-    by_student, by_teacher = ByteTrie.of(student), ByteTrie.of(teacher)
+    by_student, by_teacher = ByteTrie.from_vocabulary(student), ByteTrie.from_vocabulary(teacher)
 
     exact = exact_matches(student, teacher).tolist()
     spelled = iter(speller([text for text, t in zip(student.token_bytes, exact, strict=True) if t < 0]))
     spelling = [(t,) if t >= 0 else tuple(next(spelled)) for t in exact]
     lead = np.array([tokens[0] if tokens else -1 for tokens in spelling])
-    goes_on = {tokens[0] for tokens in spelling if len(tokens) > 1}
+    continues = {tokens[0] for tokens in spelling if len(tokens) > 1}
     sequences: list[_Sequence] = [
-        (tokens[0], s, tokens[1:]) for s, tokens in enumerate(spelling) if tokens and tokens[0] in goes_on
+        (tokens[0], s, tokens[1:]) for s, tokens in enumerate(spelling) if tokens and tokens[0] in continues
     ]
 
-    # The rest of every teacher token from every byte on, in the student's trie.
+    # Look up the rest of every teacher token, from every byte on, in the student's trie.
     num_bytes = teacher.num_bytes
     stream, starts = teacher.flat_bytes, np.arange(len(teacher.flat_bytes))
     rest, longest = by_student.walk(stream, starts, np.repeat(teacher.offsets[1:], num_bytes))
     is_inside = starts > np.repeat(teacher.offsets[:-1], num_bytes)
     rests = np.unique(rest[is_inside & (rest > 0)])
-    rests = rests[by_student.trie.goes_on[rests]]
+    rests = rests[by_student.trie.continues[rests]]
     sequences += _members_of_rests(student, by_student, rests, len(teacher), speller)
 
     sequences.sort(key=lambda sequence: (sequence[0], *sequence[2]))
@@ -57,7 +58,7 @@ def build_prefix_map(
     roots = np.arange(1, trie.first_child[1])
     root_symbols = trie.symbol[roots]
     node_of_root = np.full(trie.num_symbols, -1)
-    node_of_root[root_symbols] = np.where(trie.goes_on[roots], roots, -1)
+    node_of_root[root_symbols] = np.where(trie.continues[roots], roots, -1)
     node_of_rest = np.where(is_inside & (rest > 0), node_of_root[len(teacher) + rest], -1)
 
     before = np.where(is_inside, by_teacher.node[starts - 1], 0)
@@ -79,7 +80,7 @@ def build_prefix_map(
 
 
 class _Speller:
-    """How the teacher writes bytes: by the one token that has them, or as its tokenizer does; () where it cannot."""
+    """Spells bytes in teacher tokens: the one that has them, or as the tokenizer encodes them; () if impossible."""
 
     def __init__(self, teacher: CanonicalVocabulary) -> None:
         self.teacher = teacher
@@ -100,7 +101,7 @@ def _members_of_rests(
     tokens, roots = by_student.tokens[places].tolist(), (first_root + rests[index]).tolist()
     left = [student.token_bytes[s][d:] for s, d in zip(tokens, trie.depth[rests[index]].tolist(), strict=True)]
     spelled = speller(left)
-    # What the teacher cannot write never follows.
+    # Members with a remainder that the teacher cannot write are dropped: it never follows.
     return [
         (root, s, spelling)
         for root, s, text, spelling in zip(roots, tokens, left, spelled, strict=True)
@@ -111,17 +112,17 @@ def _members_of_rests(
 def _token_trie(sequences: list[_Sequence], num_symbols: int) -> tuple[Ints, Trie]:
     symbols = [symbol for root, _, spelling in sequences for symbol in (root, *spelling)]
     lengths = np.array([1 + len(spelling) for _, _, spelling in sequences], dtype=np.int64)
-    trie, _ = Trie.of(np.array(symbols, dtype=np.int64), np.cumsum(lengths) - lengths, lengths, num_symbols)
+    trie, _ = Trie.from_sequences(np.array(symbols, dtype=np.int64), np.cumsum(lengths) - lengths, lengths, num_symbols)
     return np.array([s for _, s, _ in sequences], dtype=np.int64), trie
 
 
 def _fallbacks(
     student: CanonicalVocabulary, by_student: ByteTrie, teacher_bytes: Ints, members: Ints, trie: Trie
 ) -> Ints:
-    """``[U]``: the longest student token that is a prefix of each node's bytes: those of any of its members, cut."""
+    """``[U]`` longest student token that is a prefix of a node's bytes, which are read from any of its members."""
     num_bytes = np.zeros(len(trie), dtype=np.int64)
     num_teacher = len(teacher_bytes)
-    of_rest = trie.symbol - num_teacher  # of nodes of depth one: a node of the student's trie
+    of_rest = trie.symbol - num_teacher  # node of the student's trie, for nodes of depth one
     first, *deeper = np.split(np.arange(1, len(trie)), np.flatnonzero(np.diff(trie.depth[1:])) + 1)
     is_rest = trie.symbol[first] >= num_teacher
     num_bytes[first] = np.where(

@@ -1,4 +1,4 @@
-"""Finds the positions of a batch and the paths behind them: numpy, on the host, before any logit exists."""
+"""Finds the positions of a batch and the paths that follow them, in numpy on the CPU, before the forward pass."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Bools = NDArray[np.bool_]
 
 
 class PrefixPlanner:
-    """Makes the plans of a pair of tokenizers.
+    """Planner of the byte-prefix KL for a pair of tokenizers.
 
     Args:
-        prefix_map: Of the pair.
-        student, teacher: Their vocabularies.
+        prefix_map: Prefix map of the pair.
+        student, teacher: Vocabularies of the pair.
     """
 
     def __init__(self, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
@@ -34,26 +34,26 @@ class PrefixPlanner:
         self.teacher_symbols = np.maximum(teacher.num_bytes, 1)
 
     def plan(self, student: TokenBatch, teacher: TeacherBatch) -> PrefixPlan:
-        """Of a batch."""
+        """Makes the plan of a batch."""
         labels, teacher_labels = student.labels.numpy(force=True), teacher.tokens.labels.numpy(force=True)
         places = teacher.tokens.rows.numpy(force=True)
-        goes_on = np.zeros(len(places), dtype=bool)  # whether the next row is that of the next token
-        goes_on[:-1] = places[1:] == places[:-1] + 1
+        continues = np.zeros(len(places), dtype=bool)  # True if the next row belongs to the next token
+        continues[:-1] = places[1:] == places[:-1] + 1
         row, first, consumed = self._locate(labels, teacher_labels, teacher.spans)
         reach = np.zeros(len(labels), dtype=np.int64)
         reach[row] = first + 1
         parts = []
         for is_kind in (consumed == 0, consumed > 0):
-            walk = _Walk(self, labels, teacher_labels, goes_on, row[is_kind], first[is_kind], consumed[is_kind])
+            walk = _Walk(self, labels, teacher_labels, continues, row[is_kind], first[is_kind], consumed[is_kind])
             parts.append(walk.positions(len(labels)))
             np.maximum.at(reach, row[is_kind][walk.position], walk.teacher + 1)
         return PrefixPlan(reach, *parts)
 
     def _locate(self, labels: Ints, teacher_labels: Ints, spans: SpanBatch) -> tuple[Ints, Ints, Ints]:
-        """The student rows of spans, the teacher row that each of them lies in, and its bytes that are there already.
+        """Finds the student rows in spans, the teacher row that each lies in, and how many of its bytes precede it.
 
-        A space that only one side has before a text is left out of the count; the token that consists of it has no
-        place in the other side's text.
+        A space that only one side has before a text is not counted; a token that consists of this space alone is
+        skipped.
         """
         span = spans.student_span.numpy(force=True)
         student_first, teacher_first = spans.student_first.numpy(force=True), spans.teacher_first.numpy(force=True)
@@ -67,8 +67,8 @@ class PrefixPlanner:
         covered = np.append(0, np.cumsum(length))
         surplus = end[last] - end[teacher_first] - (covered[student_last] - covered[student_first])
         offset = start[row] - start[student_first[span]] + surplus[span]
-        assert np.abs(surplus).max(initial=0) <= 1, "spans hold the same text, but for a space before it"
-        # A token that the teacher cannot write is not learned from it either.
+        assert np.abs(surplus).max(initial=0) <= 1, "both sides of a span differ by at most a leading space"
+        # A token that the teacher cannot write cannot be learned from it.
         takes_part = (offset >= 0) & (self.map.lead[labels[row]] >= 0)
         row, offset, span = row[takes_part], offset[takes_part], span[takes_part]
         place = end[teacher_first[span]] + offset
@@ -78,7 +78,7 @@ class PrefixPlanner:
 
 @dataclass
 class _Branches:
-    """Neighbouring members, sorted by position and place: ``[G]``."""
+    """Branches, ranges of neighbouring members, sorted by position and first member: ``[G]`` each."""
 
     level: Ints
     token: Ints
@@ -87,14 +87,14 @@ class _Branches:
 
 
 class _Walk:
-    """Follows the observed teacher tokens of all positions of a kind through the trie at once."""
+    """Follows the observed teacher tokens of all positions of one kind through the trie, in parallel."""
 
     def __init__(
         self,
         planner: PrefixPlanner,
         labels: Ints,
         teacher_labels: Ints,
-        goes_on: Bools,
+        continues: Bools,
         row: Ints,
         first: Ints,
         consumed: Ints,
@@ -106,14 +106,14 @@ class _Walk:
         self.is_inside = consumed > 0
         trie = self.map.trie
         root = self._roots()
-        root[~goes_on[first]] = -1
+        root[~continues[first]] = -1
         self.root = root
         active = np.flatnonzero(root >= 0)
         node, teacher = root[active], first[active] + 1
         found: list[tuple[Ints, ...]] = [(active[:0],) * 5]
         while len(active):
             child = trie.child(node, teacher_labels[teacher])
-            descends = (child >= 0) & trie.goes_on[child] & goes_on[teacher]
+            descends = (child >= 0) & trie.continues[child] & continues[teacher]
             found.append((active, node, teacher, child, descends.astype(np.int64)))
             active, node, teacher = active[descends], child[descends], teacher[descends] + 1
         levels = [np.concatenate(column) for column in zip(*found, strict=True)]
@@ -122,14 +122,14 @@ class _Walk:
         self.descends = descends.astype(bool)
 
     def _roots(self) -> Ints:
-        """``[R]``: the node of the observed teacher token, or of its rest; -1 where nothing is to be divided."""
+        """``[R]`` node of the observed teacher token, or of its rest; -1 if there is nothing to divide."""
         inside = self.map.offsets[self.token] + self.consumed
-        # A token without bytes has no rest.
+        # Clamped for tokens without bytes, which have no rest.
         rest = self.map.node_of_rest[np.minimum(inside, len(self.map.node_of_rest) - 1)]
         return np.where(self.is_inside, rest, self.map.node_of_token[self.token])
 
     def positions(self, num_rows: int) -> Positions:
-        """The tables."""
+        """Builds the tables of the positions, for a batch of ``num_rows`` student rows."""
         branches = self._branches()
         observed = self.observed[self.position]
         fallback = self.map.fallback[self.node]
@@ -193,7 +193,7 @@ class _Walk:
         return _Branches(*(getattr(branches, item.name)[order] for item in fields(_Branches)))
 
     def _target(self, tokens: Ints, branches: _Branches) -> tuple[Ints, Ints]:
-        """``[L]``: the branch of a student token, or else its column; -1 for neither."""
+        """``[L]`` branch that contains each student token, or else its column; -1 for none."""
         place = self.map.place(self.root[self.position], tokens)
         branch = self._find(self.position, place, branches)
         column = np.where(branch >= 0, -1, self._column(tokens, self.is_inside[self.position]))
@@ -203,7 +203,7 @@ class _Walk:
         return np.where(is_inside, tokens, self.map.column(self.map.lead[tokens]))
 
     def _find(self, position: Ints, place: Ints, branches: _Branches) -> Ints:
-        """The branch of a position that holds a member, by its place; -1 for none."""
+        """Finds the branch of a position that contains the member at ``place``; -1 for none."""
         num_members = len(self.map.members) + 1
         keys = self.position[branches.level] * num_members + branches.start
         found = np.searchsorted(keys, position * num_members + place, side="right") - 1
@@ -215,7 +215,7 @@ class _Walk:
         return extending[:, 0].copy(), extending[:, 1].copy()
 
     def _inherited(self) -> tuple[Ints, Ints, Ints]:
-        """Position, place of the member, and teacher token, of all mass that members inherit."""
+        """``[X]`` position, place of the receiving member, and teacher token of all inherited mass."""
         first, tokens, places = self.map.inherited
         heirs = np.flatnonzero((self.root >= 0) & ~self.is_inside)
         root = self.root[heirs]

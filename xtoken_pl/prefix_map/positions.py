@@ -1,4 +1,4 @@
-"""What the byte-prefix KL reads of a batch, in tables that are cut to the rows of a block."""
+"""Tables that the byte-prefix KL reads for a batch, and how they are cut to the rows of a block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xtoken_pl.batch import LossPlan, Movable
 
 
 class _Column(NamedTuple):
-    """The table of a column, and what its entries are indices of (-1 for none), where they depend on the batch."""
+    """The table of a column, and the table or side that its entries index (-1 for none) if they are indices."""
 
     table: str
     refers_to: str | None = None
@@ -23,33 +23,33 @@ class _Column(NamedTuple):
 
 @dataclass
 class Positions(Movable):
-    """Student positions of one kind, and how the observed path of teacher tokens divides the members behind them.
+    """Student positions of one kind, and how the observed teacher tokens that follow divide their members.
 
-    A *position* is a student row at which the teacher's distributions are known. Its *columns* are what their mass is
-    gathered in: groups of student tokens with the same leading teacher token at a boundary that both sides share,
-    student tokens inside a teacher token. A *level* is a node on the observed path, together with the teacher
-    row that tells what follows it. Its members are divided into *branches*: neighbours that end there, or go on with
-    the same teacher token.
+    A *position* is a student row at which the teacher's distributions are known. Their mass is gathered in *columns*:
+    groups of student tokens with the same leading teacher token for a position at a boundary that both sides share,
+    single student tokens for a position inside a teacher token. A *level* is a node on the observed path, together with
+    the teacher row that predicts the next token. Its members are divided into *branches*: neighbours that end there, or
+    continue with the same teacher token.
 
     Attributes:
-        before: By table, ``[N + 1]`` entries of the student rows before each row; kept on the host. Besides the tables
-            of columns, ``members`` and ``extending`` count those of branches and between ``low`` and ``high``.
+        before: ``[N + 1]`` entries of each table before each student row, by table name; stays on the CPU. Besides the
+            tables of columns, ``members`` counts members of branches, and ``extending`` tokens from ``low`` to
+            ``high``.
         row: ``[R]`` student rows, increasing.
-        teacher: ``[R]`` the row of the teacher token that the position lies in, or begins with.
-        observed_column: ``[R]`` the column of the observed teacher token's mass; -1 where levels divide it, or it has
-            none.
-        divided_column: ``[R]`` at a boundary, the column that levels divide.
-        consumed: ``[R]`` bytes of the teacher token that are there already.
-        low, high: ``[R]`` inside, the teacher tokens that begin with these bytes, in the map's order.
-        level_position: ``[L]``.
-        level_teacher: ``[L]`` the row of what follows the level's node.
-        residual_branch, residual_column: ``[L]`` what gets the mass of teacher tokens that no member goes on with.
-        last_branch, last_column: ``[L]`` what gets the mass of the path's last token; both -1 where it goes on.
-        branch_level: ``[G]``.
-        branch_token: ``[G]`` the teacher token that a branch goes on with, -1 where its mass comes from elsewhere.
-        branch_start, branch_length: ``[G]`` its members.
-        heir_branch: ``[X]`` at a boundary, what gets the mass of a teacher token that leads no student token.
-        heir_teacher, heir_token: ``[X]`` the row and the token.
+        teacher: ``[R]`` row of the teacher token that the position lies in, or begins with.
+        observed_column: ``[R]`` column of the observed teacher token's mass; -1 if levels divide it, or there is none.
+        divided_column: ``[R]`` column that levels divide, at a boundary; otherwise -1.
+        consumed: ``[R]`` bytes of the teacher token before the position.
+        low, high: ``[R]`` range, in the map's order, of the teacher tokens that begin with these bytes, if inside.
+        level_position: ``[L]`` position of each level.
+        level_teacher: ``[L]`` teacher row that predicts the token after the level's node.
+        residual_branch, residual_column: ``[L]`` receiver of the mass of teacher tokens with which no member continues.
+        last_branch, last_column: ``[L]`` receiver of the mass of the path's last token; both -1 if the path continues.
+        branch_level: ``[G]`` level of each branch.
+        branch_token: ``[G]`` teacher token with which a branch continues, -1 if its mass comes from elsewhere.
+        branch_start, branch_length: ``[G]`` range of the branch's members.
+        heir_branch: ``[X]`` receiver of the mass of a teacher token that leads no student token, at a boundary.
+        heir_teacher, heir_token: ``[X]`` row and id of that teacher token.
     """
 
     before: dict[str, NDArray[np.int64]]
@@ -75,7 +75,7 @@ class Positions(Movable):
     heir_token: Annotated[Tensor, _Column("heirs")]
 
     def cut(self, student_rows: slice, teacher_rows: slice) -> Positions:
-        """Those of some student rows, with indices counted from the first of them and of the teacher rows."""
+        """Returns the tables of the given student rows; indices count from the first student and teacher row."""
         first = {table: int(before[student_rows.start]) for table, before in self.before.items()}
         end = {table: int(before[student_rows.stop]) for table, before in self.before.items()}
         bases = {**first, "student": student_rows.start, "teacher": teacher_rows.start}
@@ -91,7 +91,7 @@ class Positions(Movable):
         )
 
     def count(self, table: str) -> int:
-        """Entries of a table."""
+        """Number of entries of a table."""
         return int(self.before[table][-1])
 
 
@@ -107,14 +107,14 @@ class PrefixPlan(LossPlan):
     """All positions of a batch.
 
     Attributes:
-        boundary: Those at which both sides begin a token.
-        inside: Those inside a teacher token.
+        boundary: Positions at which both sides begin a token.
+        inside: Positions inside a teacher token.
     """
 
     boundary: Positions
     inside: Positions
 
     def cut(self, student_rows: slice, teacher_rows: slice) -> PrefixPlan:
-        """That of some rows."""
+        """Returns the plan of the given rows."""
         boundary, inside = (part.cut(student_rows, teacher_rows) for part in (self.boundary, self.inside))
         return PrefixPlan(np.maximum(self.reach[student_rows] - teacher_rows.start, 0), boundary, inside)

@@ -1,4 +1,4 @@
-"""The compiled map between two tokenizers: which teacher tokens say what about which student tokens."""
+"""The compiled map between two tokenizers: which teacher tokens inform about which student tokens."""
 
 from __future__ import annotations
 
@@ -22,35 +22,37 @@ if TYPE_CHECKING:
 
 # V_s/V_t vocabulary sizes (student/teacher), F bytes of all teacher tokens, E members, U nodes
 
+_REBUILD = "rebuild it with `python -m xtoken_pl prefix_map`"
+
 
 @dataclass(frozen=True)
 class PrefixMap:
-    r"""How the student's tokens are spelled in teacher tokens, :math:`\tau(s)`, and the teacher's in student tokens.
+    r"""Spellings of the student's tokens in teacher tokens, :math:`\tau(s)`, and of the teacher's in student tokens.
 
-    The *members* of a teacher token t are the student tokens whose spelling begins with t; those of the rest of a
-    teacher token (of which some bytes are there already) are the student tokens that begin with these bytes, spelled by
-    the teacher after them. A trie divides members by their further teacher tokens. It holds what there is to divide:
-    tokens and rests behind which a member goes on.
+    The *members* of a teacher token t are the student tokens whose spelling begins with t. The *rest* of a teacher
+    token is what remains of it after its first bytes; the members of a rest are the student tokens that begin with the
+    rest, and the teacher spells what follows. A trie divides members by their further teacher tokens. It only contains
+    tokens and rests after which at least one member continues.
 
     Attributes:
-        lead: ``[V_s]`` the first token of :math:`\tau(s)`, -1 where the teacher cannot write s.
-        offsets: ``[V_t + 1]`` where each teacher token's bytes begin among the F bytes of all.
-        longest: ``[F]`` the longest student token that is a prefix of a teacher token's bytes from here on; -1 for
+        lead: ``[V_s]`` first token of :math:`\tau(s)`, -1 if the teacher cannot write s.
+        offsets: ``[V_t + 1]`` start of each teacher token's bytes among the F bytes of all.
+        longest: ``[F]`` longest student token that is a prefix of a teacher token's bytes from this one on, -1 for
             none.
-        order: ``[T]`` the teacher tokens that have bytes, sorted by them.
-        extending: ``[F, 2]`` the range in ``order`` of the teacher tokens that begin with a token's bytes before this
-            one, and do not end there.
-        members: ``[E]`` student tokens, the sequences of the trie.
-        trie: Sequences are a root (a teacher token, or V_t and more for a rest) and the teacher tokens that spell what
-            is left of a member.
-        node_of_token: ``[V_t]`` the node of a teacher token, -1 where no member goes on.
-        node_of_rest: ``[F]`` the node of the rest of a teacher token from here on, -1 where no member goes on.
-        fallback: ``[U]`` the longest student token that is a prefix of a node's bytes, -1 for none.
-        student_fingerprint: Of the student's tokenizer.
-        teacher_fingerprint: Of the teacher's tokenizer.
+        order: ``[T]`` teacher tokens that have bytes, sorted by them.
+        extending: ``[F, 2]`` range in ``order`` of the teacher tokens that begin with a token's bytes before this one,
+            and are longer.
+        members: ``[E]`` student tokens, in the order of the trie's sequences.
+        trie: Trie of sequences; each is a root (a teacher token, or V_t and above for a rest) followed by the teacher
+            tokens that spell the remainder of a member.
+        node_of_token: ``[V_t]`` node of a teacher token, -1 if no member continues.
+        node_of_rest: ``[F]`` node of the rest of a teacher token from this byte on, -1 if no member continues.
+        fallback: ``[U]`` longest student token that is a prefix of a node's bytes, -1 for none.
+        student_fingerprint: Fingerprint of the student's tokenizer.
+        teacher_fingerprint: Fingerprint of the teacher's tokenizer.
 
     Raises:
-        UserError: If the arrays do not fit each other.
+        UserError: If the arrays do not fit together.
     """
 
     lead: Ints
@@ -94,33 +96,35 @@ class PrefixMap:
         }
         for name, (got, wanted) in lengths.items():
             if got != wanted:
-                raise UserError(f"{name} of a prefix map must be {wanted}, got {got}")
+                raise UserError(f"{name} of a prefix map must be {wanted}, got {got}; {_REBUILD}")
         for name, (array, limit) in limits.items():
             if array.size and (array.min() < -1 or array.max() >= limit):
-                raise UserError(f"{name} of a prefix map must be in [-1, {limit}), got {array.min()} to {array.max()}")
+                raise UserError(
+                    f"{name} of a prefix map must be in [-1, {limit}), got {array.min()} to {array.max()}; {_REBUILD}"
+                )
 
     @property
     def num_student(self) -> int:
-        """V_s."""
+        """Size of the student's vocabulary, V_s."""
         return len(self.lead)
 
     @property
     def num_teacher(self) -> int:
-        """V_t."""
+        """Size of the teacher's vocabulary, V_t."""
         return len(self.node_of_token)
 
     @cached_property
     def leads(self) -> NDArray[np.bool_]:
-        """``[V_t]``: whether the spelling of a student token begins with the teacher token."""
+        """``[V_t]`` bool, True if the spelling of a student token begins with the teacher token."""
         leads = np.zeros(self.num_teacher, dtype=bool)
         leads[self.lead[self.lead >= 0]] = True
         return leads
 
     @cached_property
     def heir(self) -> Ints:
-        """``[V_t]``: the student token that gets the mass of a teacher token which leads none; -1 for none.
+        """``[V_t]`` student token that gets the mass of a teacher token that leads none, -1 for none.
 
-        The longest one that is a prefix of its bytes.
+        It is the longest student token that is a prefix of the teacher token's bytes.
         """
         has_bytes = self.offsets[1:] > self.offsets[:-1]
         heir = np.full(self.num_teacher, -1)
@@ -130,22 +134,22 @@ class PrefixMap:
 
     @cached_property
     def group(self) -> Ints:
-        """``[V_t]``: the teacher token that leads the group to which a teacher token's mass belongs; -1 for none."""
+        """``[V_t]`` leading token of the group that a teacher token's mass belongs to, -1 for none."""
         inherited = np.where(self.heir >= 0, self.lead[self.heir], -1)
         return np.where(self.leads, np.arange(self.num_teacher), inherited)
 
     @cached_property
     def column_of_lead(self) -> Ints:
-        """``[V_t]``: leading teacher tokens numbered from 0 on; -1 for the others."""
+        """``[V_t]`` number of each leading teacher token, from 0; -1 for the others."""
         return np.where(self.leads, np.cumsum(self.leads) - 1, -1)
 
     def column(self, leads: Ints) -> Ints:
-        """The numbers of leading teacher tokens; -1 for -1."""
+        """Looks up the numbers of leading teacher tokens; -1 for -1."""
         return np.where(leads >= 0, self.column_of_lead[leads], -1)
 
     @cached_property
     def _place_of_member(self) -> tuple[Ints, Ints]:
-        """Sorted keys of every node of depth one and member, and the member's place."""
+        """Sorted keys of (node of depth one, member), and the place of each member."""
         trie = self.trie
         roots = np.arange(1, trie.first_child[1])
         root = np.repeat(roots, trie.end[roots] - trie.start[roots])
@@ -154,7 +158,7 @@ class PrefixMap:
         return key[order], order
 
     def place(self, roots: Ints, tokens: Ints) -> Ints:
-        """Where student tokens stand among the members of nodes of depth one; -1 where they are none of them."""
+        """Finds the places of student tokens among the members of nodes of depth one; -1 if they are not members."""
         keys, places = self._place_of_member
         if not len(keys):
             return np.full(len(roots), -1)
@@ -164,11 +168,11 @@ class PrefixMap:
 
     @cached_property
     def inherited(self) -> tuple[Ints, Ints, Ints]:
-        """Mass that nodes of teacher tokens get from tokens that lead none.
+        """Mass that nodes of teacher tokens inherit from teacher tokens that lead none.
 
         Returns:
-            ``[U + 1]`` the first entry of each node, and for each entry the teacher token and the place of the member
-            that gets its mass.
+            ``[U + 1]`` first entry of each node; for each entry, the teacher token and the place of the member that
+            gets its mass.
         """
         tokens = np.flatnonzero(self.heir >= 0)
         node = np.where(self.group[tokens] >= 0, self.node_of_token[self.group[tokens]], -1)
@@ -178,7 +182,7 @@ class PrefixMap:
         return np.searchsorted(node, np.arange(len(self.trie) + 1)), tokens, self.place(node, self.heir[tokens])
 
     def summary(self) -> list[tuple[str, int, int]]:
-        """What to print of it: labels, counts, and of how many."""
+        """Rows of a printed summary: label, count, total."""
         num_leads = int(self.leads.sum())
         in_one = int(np.sum(self.lead >= 0)) - self._num_deeper
         return [
@@ -186,21 +190,21 @@ class PrefixMap:
             ("student tokens spelled by several", self._num_deeper, self.num_student),
             ("student tokens that the teacher cannot write", int(np.sum(self.lead < 0)), self.num_student),
             ("teacher tokens that lead student tokens", num_leads, self.num_teacher),
-            ("teacher tokens with an heir", int(np.sum(self.heir >= 0)), self.num_teacher),
-            ("teacher tokens whose mass is left out", int(np.sum(self.group < 0)), self.num_teacher),
+            ("teacher tokens whose mass a student prefix gets", int(np.sum(self.heir >= 0)), self.num_teacher),
+            ("teacher tokens whose mass is dropped", int(np.sum(self.group < 0)), self.num_teacher),
         ]
 
     @property
     def _num_deeper(self) -> int:
-        """Student tokens of several teacher tokens: members of a teacher token behind its own node."""
+        """Number of student tokens spelled by several teacher tokens: members below a teacher token's own node."""
         roots = self.node_of_token[self.node_of_token >= 0]
         return int(np.sum(self.trie.end[roots] - self.trie.start[roots] - self.trie.num_equal[roots]))
 
     def check_belongs_to(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
-        """Refuses a map that was made for other tokenizers.
+        """Checks that this map was built for the given tokenizers.
 
         Raises:
-            UserError: Naming the side and both fingerprints.
+            UserError: If a fingerprint differs; the message names the side and both fingerprints.
         """
         for side, vocabulary, fingerprint in (
             ("student", student, self.student_fingerprint),
@@ -214,68 +218,53 @@ class PrefixMap:
                 )
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a safetensors file; see :func:`save_prefix_map`."""
-        from xtoken_pl.prefix_map.prefix_map import save_prefix_map
+        """Writes the map and its fingerprints as one safetensors file, whole or not at all.
 
-        save_prefix_map(self, path, overwrite=overwrite)
+        Raises:
+            UserError: If ``path`` exists and ``overwrite`` is False.
+        """
+        header = {
+            "format": _FORMAT,
+            "num_symbols": str(self.trie.num_symbols),
+            "student_fingerprint": self.student_fingerprint,
+            "teacher_fingerprint": self.teacher_fingerprint,
+        }
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {f"trie.{name}": array for name, array in self.trie.arrays().items()}
+        assert all(array.max(initial=0) < 2**31 for array in arrays.values())
+        small = {name: np.ascontiguousarray(array, dtype=np.int32) for name, array in arrays.items()}
+        with atomic_path(path, kind="file", overwrite=overwrite) as part:
+            save_file(small, part, metadata=header)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PrefixMap:
-        """Reads a file of :meth:`save`; see :func:`load_prefix_map`."""
-        from xtoken_pl.prefix_map.prefix_map import load_prefix_map
+        """Reads and checks a file written by :meth:`save`.
 
-        return load_prefix_map(path)
+        Raises:
+            UserError: If the file does not exist, is not a prefix map, is damaged, or its arrays do not fit together.
+        """
+        header, stored = read_safetensors(
+            path,
+            framework="numpy",
+            file_format=_FORMAT,
+            names=(*_ARRAYS, *(f"trie.{item}" for item in _TRIE_ARRAYS)),
+            setting="prefix_map",
+            kind="prefix map",
+            verb="prefix_map",
+        )
+        arrays = {name: array.astype(np.int64) for name, array in stored.items()}
+        trie = Trie(**{item: arrays[f"trie.{item}"] for item in _TRIE_ARRAYS}, num_symbols=int(header["num_symbols"]))
+        try:
+            return cls(
+                **{item: arrays[item] for item in _ARRAYS},
+                trie=trie,
+                student_fingerprint=header["student_fingerprint"],
+                teacher_fingerprint=header["teacher_fingerprint"],
+            )
+        except ValueError as error:
+            raise UserError(f"{os.fspath(path)!r} is not a valid prefix map: {error}") from error
 
 
 _FORMAT = "xtoken_pl.prefix_map.v1"
 _ARRAYS = [item.name for item in fields(PrefixMap) if item.name != "trie" and "fingerprint" not in item.name]
 _TRIE_ARRAYS = [item.name for item in fields(Trie) if item.name != "num_symbols"]
-
-
-def save_prefix_map(prefix_map: PrefixMap, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes a map and its fingerprints; the file is whole or not there at all.
-
-    Raises:
-        UserError: If ``path`` exists and ``overwrite`` is False.
-    """
-    header = {
-        "format": _FORMAT,
-        "num_symbols": str(prefix_map.trie.num_symbols),
-        "student_fingerprint": prefix_map.student_fingerprint,
-        "teacher_fingerprint": prefix_map.teacher_fingerprint,
-    }
-    arrays = {name: getattr(prefix_map, name) for name in _ARRAYS}
-    arrays |= {f"trie.{name}": array for name, array in prefix_map.trie.arrays().items()}
-    assert all(array.max(initial=0) < 2**31 for array in arrays.values())
-    small = {name: np.ascontiguousarray(array, dtype=np.int32) for name, array in arrays.items()}
-    with atomic_path(path, kind="file", overwrite=overwrite) as part:
-        save_file(small, part, metadata=header)
-
-
-def load_prefix_map(path: str | os.PathLike[str]) -> PrefixMap:
-    """Reads a file of :func:`save_prefix_map`.
-
-    Raises:
-        UserError: If there is no such file.
-        UserError: If it is no prefix map, is damaged, or its arrays do not fit each other.
-    """
-    header, stored = read_safetensors(
-        path,
-        framework="numpy",
-        file_format=_FORMAT,
-        names=(*_ARRAYS, *(f"trie.{item}" for item in _TRIE_ARRAYS)),
-        setting="prefix_map",
-        kind="prefix map",
-        verb="prefix_map",
-    )
-    arrays = {name: array.astype(np.int64) for name, array in stored.items()}
-    trie = Trie(**{item: arrays[f"trie.{item}"] for item in _TRIE_ARRAYS}, num_symbols=int(header["num_symbols"]))
-    try:
-        return PrefixMap(
-            **{item: arrays[item] for item in _ARRAYS},
-            trie=trie,
-            student_fingerprint=header["student_fingerprint"],
-            teacher_fingerprint=header["teacher_fingerprint"],
-        )
-    except ValueError as error:
-        raise UserError(f"{os.fspath(path)!r} is damaged ({error}); rebuild it") from error

@@ -1,4 +1,4 @@
-"""Tries in arrays: of the bytes of a vocabulary's tokens, or of the tokens that write other tokens."""
+"""Tries stored in arrays: over the bytes of a vocabulary's tokens, or over the tokens that spell other tokens."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.ranges import Ints
 
-# U nodes, E sequences, F symbols of all sequences, one sequence behind the other
+# U nodes, E sequences, F symbols of all sequences, concatenated
 
 
 @dataclass(frozen=True)
 class Trie:
-    """Every distinct beginning of some sorted sequences is a node; node 0 is the empty one.
+    """Trie of sorted sequences: every distinct prefix is a node; node 0 is the empty prefix.
 
-    Nodes are numbered level by level, so that the children of a node follow one another, in the order of their symbols.
+    Nodes are numbered level by level, so that the children of a node are consecutive, in the order of their symbols.
 
     Attributes:
-        start, end: ``[U]`` the range of the sequences that begin with the node.
-        num_equal: ``[U]`` how many of them, the first ones, are the node itself.
-        depth: ``[U]`` symbols of the node, never decreasing.
-        symbol: ``[U]`` the node's last symbol, -1 for node 0.
-        parent: ``[U]``, -1 for node 0.
-        num_symbols: Symbols are below it.
+        start, end: ``[U]`` range of the sequences that begin with the node.
+        num_equal: ``[U]`` number of sequences, the first ones of the range, that equal the node.
+        depth: ``[U]`` number of symbols of the node, non-decreasing.
+        symbol: ``[U]`` last symbol of the node, -1 for node 0.
+        parent: ``[U]`` parent of the node, -1 for node 0.
+        num_symbols: Exclusive upper bound of the symbols.
     """
 
     start: Ints
@@ -39,17 +39,17 @@ class Trie:
     num_symbols: int
 
     @classmethod
-    def of(cls, symbols: Ints, first: Ints, lengths: Ints, num_symbols: int) -> tuple[Trie, Ints]:
-        """Builds it level by level: sequences with the same beginning are neighbours.
+    def from_sequences(cls, symbols: Ints, first: Ints, lengths: Ints, num_symbols: int) -> tuple[Trie, Ints]:
+        """Builds the trie level by level, since sequences with the same prefix are neighbours.
 
         Args:
-            symbols: ``[F]``.
-            first: ``[E]`` where each sequence begins in ``symbols``; the sequences must be sorted.
-            lengths: ``[E]`` of the sequences, > 0.
-            num_symbols: Symbols are below it.
+            symbols: ``[F]`` symbols of all sequences.
+            first: ``[E]`` start of each sequence in ``symbols``; the sequences must be sorted.
+            lengths: ``[E]`` length of each sequence, > 0.
+            num_symbols: Exclusive upper bound of the symbols.
 
         Returns:
-            The trie, and ``[F]`` the node that each sequence leads to up to a symbol (included).
+            The trie, and ``[F]`` the node of each sequence's prefix up to and including each symbol.
         """
         node = np.zeros(len(symbols), dtype=np.int64)
         starts, ends = [np.zeros(1, dtype=np.int64)], [np.array([len(first)])]
@@ -81,7 +81,7 @@ class Trie:
         return trie, node
 
     def arrays(self) -> dict[str, Ints]:
-        """By name, ``[U]`` each."""
+        """Arrays by name, ``[U]`` each."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "num_symbols"}
 
     def __len__(self) -> int:
@@ -89,21 +89,21 @@ class Trie:
 
     @cached_property
     def _keys(self) -> Ints:
-        """``[U - 1]``, of every node but the first, increasing."""
+        """``[U - 1]`` increasing keys of all nodes except the first."""
         return self.parent[1:] * self.num_symbols + self.symbol[1:]
 
     @cached_property
     def first_child(self) -> Ints:
-        """``[U + 1]``: the children of node n are ``first_child[n]`` to ``first_child[n + 1]``, exclusive."""
+        """``[U + 1]`` first child of each node: node n has the children ``first_child[n]:first_child[n + 1]``."""
         return np.searchsorted(self.parent[1:], np.arange(len(self) + 1)) + 1
 
     @property
-    def goes_on(self) -> NDArray[np.bool_]:
-        """``[U]``: whether a sequence goes on below the node."""
+    def continues(self) -> NDArray[np.bool_]:
+        """``[U]`` bool, True if a sequence continues below the node."""
         return self.end - self.start > self.num_equal
 
     def child(self, nodes: Ints, symbols: Ints) -> Ints:
-        """The child of each node by a symbol, -1 for none."""
+        """Finds the child of each node for a symbol, -1 for none."""
         if len(self) == 1:
             return np.full(len(nodes), -1)
         key = nodes * self.num_symbols + symbols
@@ -113,13 +113,13 @@ class Trie:
 
 @dataclass(frozen=True)
 class ByteTrie:
-    """The beginnings of all tokens of a vocabulary.
+    """Trie of the bytes of all tokens of a vocabulary.
 
     Attributes:
-        trie: Its sequences are the tokens that have bytes.
-        tokens: ``[E]`` their ids, sorted by their bytes.
-        node: ``[F]`` the node that a token's bytes lead to up to a byte (included), where they stand in the vocabulary.
-        longest: ``[U]`` the longest token that is a prefix of the node, the lowest id of equal ones; -1 for none.
+        trie: Trie whose sequences are the tokens that have bytes.
+        tokens: ``[E]`` ids of these tokens, sorted by their bytes.
+        node: ``[F]`` node of a token's bytes up to and including each byte, in the order of the vocabulary's bytes.
+        longest: ``[U]`` longest token that is a prefix of the node, the lowest id of equal ones; -1 for none.
     """
 
     trie: Trie
@@ -128,15 +128,15 @@ class ByteTrie:
     longest: Ints
 
     @classmethod
-    def of(cls, vocabulary: CanonicalVocabulary) -> ByteTrie:
-        """Builds it; tokens without bytes are in no node but the first."""
+    def from_vocabulary(cls, vocabulary: CanonicalVocabulary) -> ByteTrie:
+        """Builds the trie of a vocabulary, without tokens that have no bytes."""
         lengths, first = vocabulary.num_bytes, vocabulary.offsets[:-1]
         with_bytes: list[int] = np.flatnonzero(lengths).tolist()
         tokens = np.array(sorted(with_bytes, key=vocabulary.token_bytes.__getitem__), dtype=np.int64)
-        trie, node = Trie.of(vocabulary.flat_bytes.astype(np.int64), first[tokens], lengths[tokens], 256)
+        trie, node = Trie.from_sequences(vocabulary.flat_bytes.astype(np.int64), first[tokens], lengths[tokens], 256)
         longest = np.full(len(trie), -1)
         whole = node[first[tokens] + lengths[tokens] - 1]
-        longest[whole[::-1]] = tokens[::-1]  # sorting is stable: of equal tokens the lowest id stands first
+        longest[whole[::-1]] = tokens[::-1]  # the sort is stable: of equal tokens, the lowest id comes first
         edges = np.searchsorted(trie.depth, np.arange(2, trie.depth[-1] + 2))
         for low, high in pairwise(edges.tolist()):
             level = longest[low:high]
@@ -144,10 +144,10 @@ class ByteTrie:
         return cls(trie, tokens, node, longest)
 
     def walk(self, stream: NDArray[np.uint8], starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
-        """Follows many strings ``stream[start:end]`` at once.
+        """Looks up many strings ``stream[start:end]`` in parallel.
 
         Returns:
-            The node of each whole string, -1 where it begins no token; and the longest token that is a prefix of the
+            Node of each whole string, -1 if no token begins with it; and the longest token that is a prefix of each
             string, -1 for none.
         """
         node, reached = np.zeros(len(starts), dtype=np.int64), np.zeros(len(starts), dtype=np.int64)

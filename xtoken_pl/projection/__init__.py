@@ -3,7 +3,7 @@
 from xtoken_pl.projection.build import ProjectionParameters, build_projection
 from xtoken_pl.projection.learned import LearnedProjection
 from xtoken_pl.projection.partition import VocabularyPartition
-from xtoken_pl.projection.projection import Projection, ProjectionCounts, load_projection, save_projection
+from xtoken_pl.projection.projection import Projection, ProjectionCounts
 
 __all__ = [
     "LearnedProjection",
@@ -12,6 +12,4 @@ __all__ = [
     "ProjectionParameters",
     "VocabularyPartition",
     "build_projection",
-    "load_projection",
-    "save_projection",
 ]

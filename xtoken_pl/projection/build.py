@@ -1,4 +1,4 @@
-"""Builds W from two tokenizers: exact matches first, then student tokens that the teacher writes in several."""
+"""Builds W from two tokenizers: exact matches first, then student tokens that the teacher splits into several."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from xtoken_pl.utilities.errors import UserError
 
 @dataclass(frozen=True)
 class ProjectionParameters:
-    r"""How pass 2 spreads a student token over the teacher tokens that write it.
+    r"""Parameters of pass 2, which spreads a student token over the teacher tokens that write it.
 
     Attributes:
         beta: Weight of the first teacher token before normalization, > 0.
         gamma: Factor from one teacher token to the next, in (0, 1].
-        max_tokens: A student token that needs more teacher tokens keeps a zero row.
-        top: Entries kept in a row.
+        max_tokens: Largest number of teacher tokens, >= 1; a student token that needs more has a zero row.
+        top: Largest number of entries in a row, >= 1.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699: (0.9, 0.1), 4, 4.
@@ -50,11 +50,11 @@ def build_projection(
 ) -> Projection:
     r"""Builds the projection matrix W [V_s, V_t].
 
-    Pass 1: W[s, t] = 1 where the canonical bytes, or the special roles, of s and t are equal. Where several teacher
-    tokens have these bytes, a ``<0xHH>`` piece gives way to a piece that spells them, then the lowest id wins.
-    Pass 2: every other student token is written by the teacher as :math:`\tau_0 .. \tau_{l-1}`. For
-    :math:`l \le 4`, :math:`W[s, \tau_i] \propto \beta \gamma^i`, normalized over the row; equal tokens add up.
-    Longer ones keep a zero row.
+    Pass 1: W[s, t] = 1 where the canonical bytes, or the special roles, of s and t are equal. If several teacher tokens
+    have these bytes, a spelled token is preferred to a ``<0xHH>`` piece, then the lowest id.
+    Pass 2: every other student token is encoded by the teacher as :math:`\tau_0 .. \tau_{l-1}`. For
+    :math:`l \le 4`, :math:`W[s, \tau_i] \propto \beta \gamma^i`, normalized over the row; the weights of equal tokens
+    are added. Rows with larger l are zero.
 
     Raises:
         InexactTokenizerError: If a tokenizer's tokens are not exact bytes.
@@ -98,7 +98,7 @@ def build_projection(
 
 
 def exact_matches(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> NDArray[np.int64]:
-    """``[V_s]``, the teacher token of equal bytes or role for every student token, -1 for none; pass 1 of W."""
+    """Finds the teacher token with the bytes or role of each student token, ``[V_s]``, -1 for none (pass 1 of W)."""
     by_bytes = whole_tokens(teacher)
     exact = np.array([by_bytes.get(text, -1) for text in student.token_bytes], dtype=np.int64)
     for role, s in reversed(student.roles.items()):

@@ -1,4 +1,4 @@
-"""The vocabulary partition: pairs of tokens that both sides share, and the rest of each side."""
+"""The vocabulary partition: pairs of tokens that both sides share, and the remaining tokens of each side."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from xtoken_pl.projection.build import exact_matches
 from xtoken_pl.projection.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
-_DIGITS = 6  # of the weights of W that count
+_DIGITS = 6  # decimals of the weights of W that are compared
 
-# C pairs, U_s/U_t tokens of the rest (student/teacher), V_s vocabulary size of the student
+# C pairs, U_s/U_t remaining tokens (student/teacher), V_s student's vocabulary size
 
 
 @dataclass(frozen=True)
 class VocabularyPartition:
-    """The common set C of two vocabularies, one-to-one, and what is left of each. Unused ids are in neither.
+    """The common set C of two vocabularies, one-to-one, and the remaining tokens of each, without unused ids.
 
     Attributes:
-        student_common, teacher_common: ``[C]`` token ids; place i of both is a pair. Increasing student ids.
+        student_common, teacher_common: ``[C]`` token ids of the pairs, by increasing student id.
         student_rest, teacher_rest: ``[U_s]``, ``[U_t]`` token ids, increasing.
 
     References:
@@ -37,31 +37,32 @@ class VocabularyPartition:
 
     @classmethod
     def strict(cls, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> VocabularyPartition:
-        """C = pairs of equal bytes, or of equal special role.
+        """Creates GOLD's partition: C holds the pairs of equal bytes, or of equal special role.
 
-        Of several student tokens with the same bytes a ``<0xHH>`` piece gives way, then the lowest id stays.
+        Of several student tokens with the same bytes, a spelled token is preferred to a ``<0xHH>`` piece, then the
+        lowest id.
         """
         wanted = exact_matches(student, teacher)
-        return cls._of(student, teacher, wanted, wanted >= 0, np.ones(len(student)))
+        return cls._from_candidates(student, teacher, wanted, wanted >= 0, np.ones(len(student)))
 
     @classmethod
     def enlarged(
         cls, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection
     ) -> VocabularyPartition:
-        r"""C enlarged by :math:`(s, \arg\max_t W[s, t])`.
+        r"""Creates H-KL's partition: C is enlarged by :math:`(s, \arg\max_t W[s, t])`.
 
-        A teacher token that several student tokens want keeps an exact one; else the one of the highest weight; else
-        a ``<0xHH>`` piece gives way, and the lowest id stays. Of several best t the lowest id counts.
+        If several student tokens map to one teacher token, an exact match is preferred, then the highest weight, then a
+        spelled token to a ``<0xHH>`` piece, then the lowest id. Of several best t, the lowest id is taken.
         """
-        # Equal weights may differ in their last digit; that must not decide.
+        # Equal weights may differ in their last digits, which must not decide.
         weights, indices = projection.weights.numpy().round(_DIGITS), projection.indices.numpy()
         best = weights.max(axis=1)
         wanted = np.where(weights == best[:, None], indices, np.iinfo(np.int64).max).min(axis=1)
         wanted = np.where(best > 0, wanted, -1)
-        return cls._of(student, teacher, wanted, projection.is_exact.numpy(), best)
+        return cls._from_candidates(student, teacher, wanted, projection.is_exact.numpy(), best)
 
     @classmethod
-    def _of(
+    def _from_candidates(
         cls,
         student: CanonicalVocabulary,
         teacher: CanonicalVocabulary,
@@ -69,7 +70,14 @@ class VocabularyPartition:
         is_exact: NDArray[np.bool_],
         weight: NDArray[np.floating],
     ) -> VocabularyPartition:
-        """Keeps for every teacher token the first of the student tokens that want it; ``wanted`` is -1 for none."""
+        """Pairs each teacher token with the best student token that maps to it.
+
+        Args:
+            student, teacher: Vocabularies of the pair.
+            wanted: ``[V_s]`` teacher token that each student token maps to, -1 for none.
+            is_exact: ``[V_s]`` bool, exact matches.
+            weight: ``[V_s]`` weight of each mapping.
+        """
         candidates = np.flatnonzero(wanted >= 0)
         order = np.lexsort((candidates, student.is_byte_piece[candidates], -weight[candidates], ~is_exact[candidates]))
         candidates = candidates[order]
@@ -83,13 +91,13 @@ class VocabularyPartition:
         )
 
     def counterpart(self, num_student: int) -> Tensor:
-        """``[V_s]``: the teacher's token of each student token's pair, -1 for none."""
+        """``[V_s]`` teacher token that each student token is paired with, -1 for none."""
         counterpart = torch.full((num_student,), -1, dtype=torch.long)
         counterpart[self.student_common] = self.teacher_common
         return counterpart
 
     def __len__(self) -> int:
-        """C."""
+        """Number of pairs, C."""
         return len(self.student_common)
 
     def __str__(self) -> str:

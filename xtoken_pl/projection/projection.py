@@ -1,4 +1,4 @@
-"""W as data: four teacher tokens and weights for every student token, and their application to rows."""
+"""The projection W as data: up to four teacher tokens and weights per student token, and its products with rows."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 # V_s/V_t vocabulary sizes (student/teacher), E non-zero entries of W
 
 _FORMAT = "xtoken_pl.projection.v1"
+_REBUILD = "rebuild it with `python -m xtoken_pl project`"
 
 
 @dataclass(frozen=True)
 class ProjectionCounts:
-    """How the student's tokens are mapped."""
+    """Number of student tokens by the kind of their row in W."""
 
     exact: int
     multi_token: int
@@ -40,17 +41,18 @@ class ProjectionCounts:
 class Projection:
     """A sparse, row-stochastic matrix W [V_s, V_t].
 
-    Row ``s`` holds at most ``K`` (4) teacher tokens. A row sums to 1, or is zero where the student's token cannot be
-    written in at most ``K`` teacher tokens. Unused places have weight 0 and index 0.
+    Row ``s`` holds at most ``K`` (4) teacher tokens. A row sums to 1, or is zero if the student's token cannot be
+    written in at most ``K`` teacher tokens. Unused entries have weight 0 and index 0.
 
     Attributes:
         indices: ``[V_s, K]`` int64 teacher ids.
-        weights: ``[V_s, K]`` float32.
-        is_exact: ``[V_s]`` bool, rows of pass 1 (equal bytes or equal role).
-        num_teacher: V_t.
-        student_fingerprint: Of the tokenizer that the rows belong to.
-        teacher_fingerprint: Of the tokenizer that the columns belong to.
-        parameters: How it was built (``beta``, ``gamma``, ``max_tokens``, ``top``), kept in the file's header.
+        weights: ``[V_s, K]`` float32 weights.
+        is_exact: ``[V_s]`` bool, True for rows of pass 1 (equal bytes or equal role).
+        num_teacher: Size of the teacher's vocabulary, V_t.
+        student_fingerprint: Fingerprint of the student's tokenizer, to which the rows belong.
+        teacher_fingerprint: Fingerprint of the teacher's tokenizer, to which the columns belong.
+        parameters: Parameters that W was built with (``beta``, ``gamma``, ``max_tokens``, ``top``), saved in the
+            file's header.
 
     Raises:
         UserError: If shapes disagree, a weight is NaN, infinite or negative, an index is outside the teacher's
@@ -72,58 +74,62 @@ class Projection:
         if self.indices.shape != self.weights.shape or self.indices.ndim != 2:
             raise UserError(
                 "indices and weights of a projection must both be [V_s, K], "
-                f"got {list(self.indices.shape)} and {list(self.weights.shape)}; rebuild it with `project`"
+                f"got {list(self.indices.shape)} and {list(self.weights.shape)}; {_REBUILD}"
             )
         if self.is_exact.shape != self.indices.shape[:1]:
-            raise UserError(f"is_exact must be [{len(self.indices)}], got {list(self.is_exact.shape)}")
+            raise UserError(
+                f"is_exact of a projection must be [{len(self.indices)}], got {list(self.is_exact.shape)}; {_REBUILD}"
+            )
         if not torch.isfinite(self.weights).all():
             bad = int((~torch.isfinite(self.weights)).any(dim=1).sum())
-            raise UserError(f"projection weights must be finite, got NaN or infinity in {bad} rows; rebuild it")
+            raise UserError(f"projection weights must be finite, got NaN or infinity in {bad} rows; {_REBUILD}")
         if (self.weights < 0).any():
-            raise UserError(f"projection weights must be >= 0, got {self.weights.min().item():.4g}; rebuild it")
+            raise UserError(f"projection weights must be >= 0, got {self.weights.min().item():.4g}; {_REBUILD}")
         if self.indices.numel() and (self.indices.min() < 0 or self.indices.max() >= self.num_teacher):
             raise UserError(
                 f"projection indices must be in [0, {self.num_teacher}), the teacher's vocabulary, "
-                f"got {self.indices.min().item()} to {self.indices.max().item()}"
+                f"got {self.indices.min().item()} to {self.indices.max().item()}; {_REBUILD}"
             )
         sums = self.weights.double().sum(dim=1)
         off = (sums - (sums > 0).double()).abs()
         if self.weights.numel() and off.max() > 1e-4:
             row = int(off.argmax())
-            raise UserError(f"every row of a projection must sum to 1 or be zero, row {row} sums to {sums[row]:.6g}")
+            raise UserError(
+                f"every row of a projection must sum to 1 or be zero, but row {row} sums to {sums[row]:.6g}; {_REBUILD}"
+            )
 
     @property
     def num_student(self) -> int:
-        """V_s."""
+        """Size of the student's vocabulary, V_s."""
         return len(self.indices)
 
     @property
     def counts(self) -> ProjectionCounts:
-        """How many rows are exact, multi-token, zero."""
+        """Number of exact, multi-token and zero rows."""
         exact = int(self.is_exact.sum())
         zero = int((self.weights.sum(dim=1) == 0).sum())
         return ProjectionCounts(exact=exact, multi_token=self.num_student - exact - zero, zero=zero)
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The non-zero entries: student ids ``[E]``, teacher ids ``[E]``, weights ``[E]``."""
+        """Returns the non-zero entries: student ids ``[E]``, teacher ids ``[E]``, weights ``[E]``."""
         row, column = torch.nonzero(self.weights, as_tuple=True)
         return row, self.indices[row, column], self.weights[row, column]
 
     def to_teacher(self, student_rows: Tensor) -> Tensor:
-        """Applies Wᵀ: ``[..., V_s] -> [..., V_t]``; takes the student's probabilities to the teacher's vocabulary."""
+        """Applies Wᵀ, ``[..., V_s] -> [..., V_t]``: maps the student's probabilities to the teacher's vocabulary."""
         student_ids, teacher_ids, weights = self.entries()
         return _multiply(student_rows, student_ids, teacher_ids, weights, self.num_student, self.num_teacher)
 
     def to_student(self, teacher_rows: Tensor) -> Tensor:
-        """Applies W: ``[..., V_t] -> [..., V_s]``; the transpose of :meth:`to_teacher`."""
+        """Applies W, ``[..., V_t] -> [..., V_s]``: the transpose of :meth:`to_teacher`."""
         student_ids, teacher_ids, weights = self.entries()
         return _multiply(teacher_rows, teacher_ids, student_ids, weights, self.num_teacher, self.num_student)
 
     def check_belongs_to(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
-        """Refuses a projection that was built for other tokenizers.
+        """Checks that this projection was built for the given tokenizers.
 
         Raises:
-            UserError: Naming the side and both fingerprints.
+            UserError: If a fingerprint or size differs; the message names the side and both fingerprints.
         """
         for side, vocabulary, fingerprint, size in (
             ("student", student, self.student_fingerprint, self.num_student),
@@ -137,17 +143,51 @@ class Projection:
                 )
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a safetensors file; see :func:`save_projection`."""
-        from xtoken_pl.projection.projection import save_projection
+        """Writes W, its fingerprints and its parameters as one safetensors file, whole or not at all.
 
-        save_projection(self, path, overwrite=overwrite)
+        Raises:
+            UserError: If ``path`` exists and ``overwrite`` is False.
+        """
+        header = {
+            "format": _FORMAT,
+            "num_teacher": str(self.num_teacher),
+            "student_fingerprint": self.student_fingerprint,
+            "teacher_fingerprint": self.teacher_fingerprint,
+            "parameters": json.dumps(self.parameters),
+        }
+        tensors = {
+            "indices": self.indices.to(torch.int32).contiguous(),
+            "weights": self.weights.contiguous(),
+            "is_exact": self.is_exact.contiguous(),
+        }
+        with atomic_path(path, kind="file", overwrite=overwrite) as part:
+            save_file(tensors, part, metadata=header)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Projection:
-        """Reads a file of :meth:`save`; see :func:`load_projection`."""
-        from xtoken_pl.projection.projection import load_projection
+        """Reads and checks a file written by :meth:`save`.
 
-        return load_projection(path)
+        Raises:
+            UserError: If the file does not exist, is not a projection, is damaged, or holds invalid values.
+        """
+        header, tensors = read_safetensors(
+            path,
+            framework="pt",
+            file_format=_FORMAT,
+            names=("indices", "weights", "is_exact"),
+            setting="projection",
+            kind="projection",
+            verb="project",
+        )
+        return cls(
+            indices=tensors["indices"].long(),
+            weights=tensors["weights"],
+            is_exact=tensors["is_exact"],
+            num_teacher=int(header["num_teacher"]),
+            student_fingerprint=header["student_fingerprint"],
+            teacher_fingerprint=header["teacher_fingerprint"],
+            parameters=json.loads(header["parameters"]),
+        )
 
 
 def _multiply(
@@ -156,53 +196,4 @@ def _multiply(
     if rows.shape[-1] != num_sources:
         raise UserError(f"rows must have {num_sources} columns to be projected, got {rows.shape[-1]}")
     product = SparseProduct(source, target, num_sources, num_targets, weights).to(rows.device)
-    return cast(Tensor, product(rows, weights.to(rows.device)))  # given again, since a gradient reaches these
-
-
-def save_projection(projection: Projection, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes W, its fingerprints and its parameters; the file is whole or not there at all.
-
-    Raises:
-        UserError: If ``path`` exists and ``overwrite`` is False.
-    """
-    header = {
-        "format": _FORMAT,
-        "num_teacher": str(projection.num_teacher),
-        "student_fingerprint": projection.student_fingerprint,
-        "teacher_fingerprint": projection.teacher_fingerprint,
-        "parameters": json.dumps(projection.parameters),
-    }
-    tensors = {
-        "indices": projection.indices.to(torch.int32).contiguous(),
-        "weights": projection.weights.contiguous(),
-        "is_exact": projection.is_exact.contiguous(),
-    }
-    with atomic_path(path, kind="file", overwrite=overwrite) as part:
-        save_file(tensors, part, metadata=header)
-
-
-def load_projection(path: str | PathLike[str]) -> Projection:
-    """Reads a file of :func:`save_projection` and checks it.
-
-    Raises:
-        UserError: If there is no such file.
-        UserError: If it is no projection, is damaged, or holds wrong values.
-    """
-    header, tensors = read_safetensors(
-        path,
-        framework="pt",
-        file_format=_FORMAT,
-        names=("indices", "weights", "is_exact"),
-        setting="projection",
-        kind="projection",
-        verb="project",
-    )
-    return Projection(
-        indices=tensors["indices"].long(),
-        weights=tensors["weights"],
-        is_exact=tensors["is_exact"],
-        num_teacher=int(header["num_teacher"]),
-        student_fingerprint=header["student_fingerprint"],
-        teacher_fingerprint=header["teacher_fingerprint"],
-        parameters=json.loads(header["parameters"]),
-    )
+    return cast(Tensor, product(rows, weights.to(rows.device)))  # passed again for their gradient

@@ -1,4 +1,4 @@
-"""Rows times a sparse matrix whose places are fixed: gathers for most entries, sums for the rest."""
+"""Product of rows with a sparse matrix of fixed structure: gathers for most entries, index-adds for the rest."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# N rows, I/J rows and columns of the matrix, E its entries
+# N rows, I/J rows and columns of the matrix, E entries of the matrix
 
 
 class SparseProduct(nn.Module):
     r"""``out[..., target[e]] += weights[e] * rows[..., source[e]]`` for every entry e of a sparse matrix.
 
-    Nearly every column of W has one entry, and nearly every row: the first entry of each column is gathered, and only
-    the others are added one by one. The gradient is the same with rows and columns exchanged.
+    Most columns and most rows of W have a single entry: the first entry of each column is gathered, and only the others
+    are added one by one. The gradient is the same product with rows and columns exchanged.
 
     Args:
-        source: ``[E]`` the row of each entry, below ``num_sources``.
-        target: ``[E]`` its column, below ``num_targets``.
-        weights: ``[E]``, for products that are given no others.
+        source: ``[E]`` row of each entry, below ``num_sources``.
+        target: ``[E]`` column of each entry, below ``num_targets``.
+        num_sources: Number of rows, I.
+        num_targets: Number of columns, J.
+        weights: ``[E]`` default weights.
 
     Shape:
-        rows: ``[..., I]``; weights: ``[E]``; returns ``[..., J]``. A gradient reaches the rows, and weights that are
-        given with them.
+        rows: ``[..., I]``; weights: ``[E]``; returns ``[..., J]``. It is differentiable in the rows, and in weights
+        that are passed with them.
     """
 
     def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int, weights: Tensor) -> None:
@@ -39,13 +41,13 @@ class SparseProduct(nn.Module):
 
 
 class _GatherPlan(nn.Module):
-    """How a product in one direction is computed: one entry of every output column is gathered, the rest is added."""
+    """Product in one direction: one entry of every output column is gathered, the others are added."""
 
     source: Tensor  # [E]
     target: Tensor  # [E]
-    first: Tensor  # [J], the entry that is gathered, E for none
+    first: Tensor  # [J], entry that is gathered, E for none
     first_source: Tensor  # [J]
-    rest: Tensor  # [E'], the entries that are added
+    rest: Tensor  # [E'], entries that are added
     rest_source: Tensor  # [E']
     rest_target: Tensor  # [E']
     first_weights: Tensor  # [J]
@@ -59,23 +61,23 @@ class _GatherPlan(nn.Module):
         is_first[1:] = column[1:] != column[:-1]
         first = torch.full((num_targets,), len(source)).index_copy(0, column[is_first], by_target[is_first])
         rest = by_target[~is_first]
-        # A column without any entry gathers anything, times zero.
+        # A column without entries gathers an arbitrary value, times zero.
         first_source = torch.cat((source, source.new_zeros(1)))[first]
         entries = {"source": source, "target": target}
         gathered = {"first": first, "first_source": first_source}
         added = {"rest": rest, "rest_source": source[rest], "rest_target": target[rest]}
         for name, tensor in (entries | gathered | added).items():
             self.register_buffer(name, tensor, persistent=False)
-        # Arranged once, since this takes as long as the product of a few rows.
+        # The default weights are arranged once, since this takes as long as the product of a few rows.
         for name, tensor in zip(("first_weights", "rest_weights"), self._arrange(weights.detach()), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _arrange(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights ``[E]`` of the entries as those of what is gathered and of what is added."""
+        """Splits the weights ``[E]`` into those of gathered and of added entries."""
         return torch.cat((weights, weights.new_zeros(1)))[self.first], weights[self.rest]
 
     def forward(self, rows: Tensor, weights: Tensor | None) -> Tensor:
-        """``[N, I], [E] -> [N, J]``."""
+        """Multiplies, ``[N, I], [E] -> [N, J]``; ``weights=None`` uses the default ones."""
         own = self.first_weights, self.rest_weights
         first_weights, rest_weights = own if weights is None else self._arrange(weights)
         out = rows.index_select(1, self.first_source).mul_(first_weights.to(rows.dtype))

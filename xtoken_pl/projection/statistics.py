@@ -1,18 +1,18 @@
-"""How undecided the rows of W are, and how far they have moved while W was learned."""
+"""Statistics of a learned W: the entropy of its rows, and their distance from the initial ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# M rows, K places of a row
+# M rows, K entries per row
 
 
 def row_entropy(weights: Tensor) -> Tensor:
     r"""Entropy of rows, :math:`-\sum_t w_t \log_2 w_t`: 0 for one teacher token, at most :math:`\log_2 K`.
 
     Args:
-        weights: Rows that sum to 1, or to 0.
+        weights: Rows that each sum to 1 or 0.
 
     Shape:
         weights: ``[M, K]``; returns ``[M]``, bits.
@@ -21,9 +21,9 @@ def row_entropy(weights: Tensor) -> Tensor:
 
 
 def row_distance(weights: Tensor, others: Tensor) -> Tensor:
-    r"""Total variation distance of rows, :math:`\frac12 \sum_t |w_t - w'_t|`: 0 where equal, 1 where disjoint.
+    r"""Total variation distance of rows, :math:`\frac12 \sum_t |w_t - w'_t|`: 0 if equal, 1 if disjoint.
 
     Shape:
-        weights, others: ``[M, K]``, rows that sum to 1, of the same tokens; returns ``[M]``.
+        weights, others: ``[M, K]``, rows that sum to 1, over the same tokens; returns ``[M]``.
     """
     return (weights - others).abs().sum(dim=1) / 2

@@ -1,4 +1,4 @@
-"""LoRA as a plain specification: which layers of a student learn, and how; the layers are made by PEFT."""
+"""LoRA as a plain specification of which layers of a student learn, and how; PEFT builds the layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from xtoken_pl.utilities.errors import UserError
 
-#: Every linear layer but the head.
+#: Value of ``target_modules`` for every linear layer except the head.
 ALL_LINEAR = "all-linear"
 
 
@@ -17,13 +17,13 @@ class LoRA:
     .. math:: y = W x + \frac{\alpha}{r} B A \, \text{dropout}(x), \quad
               A \in \mathbb{R}^{r \times d_{in}}, B \in \mathbb{R}^{d_{out} \times r}
 
-    B starts at zero, so that training begins with the student as it is.
+    B starts at zero, so that training begins with the unchanged student.
 
     Attributes:
-        rank: r >= 1.
-        alpha: :math:`\alpha` >= 1.
+        rank: Rank r, >= 1.
+        alpha: Scale :math:`\alpha`, >= 1.
         dropout: Share of the inputs of A that is dropped in training, in [0, 1).
-        target_modules: Which layers: ``all-linear`` (all but the head), the last parts of their names
+        target_modules: Layers to adapt: ``all-linear`` (all except the head), the last parts of their names
             (``[q_proj, v_proj]``), or a regular expression for whole names.
 
     Raises:
@@ -47,9 +47,9 @@ class LoRA:
                     "student's adapter out"
                 )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout of an adapter must be in [0, 1), got {self.dropout}; 0 drops nothing")
+            raise UserError(f"dropout of an adapter must be in [0, 1), got {self.dropout}; 0 disables it")
         if not self.target_modules:
             raise UserError(
-                f"target_modules of an adapter must name layers, got {self.target_modules!r}; {ALL_LINEAR!r} stands "
-                "for all linear layers but the head"
+                f"target_modules of an adapter must name layers, got {self.target_modules!r}; {ALL_LINEAR!r} selects "
+                "all linear layers except the head"
             )

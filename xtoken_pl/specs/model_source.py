@@ -1,4 +1,4 @@
-"""Where a model and its tokenizer come from."""
+"""The source of a model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Quantization = Literal["8bit", "4bit"]
 
 @dataclass(kw_only=True)
 class ModelSource:
-    """Where a causal language model and its tokenizer come from.
+    """The source of a causal language model and its tokenizer.
 
     Attributes:
-        model: A folder, or a hub id.
+        model: Directory, or hub id.
         revision: Branch, tag or commit on the hub.
-        dtype: Of the weights; ``auto`` takes the checkpoint's own.
+        dtype: Data type of the weights; ``auto`` uses the checkpoint's own.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ...; None lets transformers choose.
-        trust_remote_code: Run code that comes with the model. Off unless asked for.
-        compile: Compile every layer with ``torch.compile``.
-        chat_template: A Jinja file, for conversations; None takes the tokenizer's own template.
+        trust_remote_code: Whether to run code that comes with the model.
+        compile: Whether to compile every layer with ``torch.compile``.
+        chat_template: Path of a Jinja file, for conversations; None uses the tokenizer's own template.
     """
 
     model: str
@@ -39,18 +39,21 @@ class ModelSource:
 
 
 def load_vocabulary(source: ModelSource) -> CanonicalVocabulary:
-    """The canonical vocabulary of a model's own tokenizer, with the chat template that is to be used.
+    """Loads the canonical vocabulary of a model's own tokenizer, and sets its chat template.
 
     Raises:
-        UserError: If there is no such template.
+        UserError: If the tokenizer or the chat template cannot be loaded.
     """
     tokenizer = load_tokenizer(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     if source.chat_template is not None:
         file = Path(source.chat_template)
         if not file.is_file():
             raise UserError(
-                f"chat_template must be a Jinja file, and there is none at {source.chat_template!r}; check the path "
-                "(relative paths start at the working folder), or leave it out to use the tokenizer's own template"
+                f"chat_template must be a Jinja file, but there is none at {source.chat_template!r}; check the path "
+                "(relative paths start at the working directory), or leave it out to use the tokenizer's own template"
             )
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"chat_template must be UTF-8, but {str(file)!r} is not ({error}); convert it") from error
     return CanonicalVocabulary.from_tokenizer(tokenizer)

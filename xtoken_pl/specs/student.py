@@ -15,16 +15,16 @@ class Student(ModelSource):
     """The model that learns.
 
     Attributes:
-        weights: ``pretrained`` loads them; ``random`` builds the model from its configuration, under the run's seed.
-        activation_checkpointing: Keep only the inputs of every layer for the backward pass, and run the layer again
-            there: less memory, about a third more of the student's time.
-        adapter: Train low-rank updates of the layers, and nothing else; checkpoints hold the adapter alone. None
+        weights: ``pretrained`` loads them; ``random`` initializes the model from its configuration with the run's seed.
+        activation_checkpointing: Whether to store only the input of every layer for the backward pass and to run the
+            layer again there: less memory, about a third more of the student's time.
+        adapter: Low-rank updates of the layers, the only weights that are then trained and saved in checkpoints. None
             trains all weights.
         quantization: Load the layers below the adapter in 8 or 4 bits (NF4) with bitsandbytes (QLoRA); embedding, head
-            and normalizations keep their ``dtype``.
+            and normalization layers keep their ``dtype``.
 
     Raises:
-        UserError: If an adapter is to be put on random weights, or a quantized student has none.
+        UserError: If a student with an adapter has random weights, or a quantized student has no adapter.
     """
 
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -35,11 +35,11 @@ class Student(ModelSource):
     def __post_init__(self) -> None:
         if self.adapter is not None and self.weights == "random":
             raise UserError(
-                "an adapter leaves the weights below it as they are, and got weights='random'; use pretrained weights, "
-                "or leave the adapter out"
+                "an adapter needs pretrained weights, since those below it are not trained, got weights='random'; use "
+                "pretrained weights, or leave the adapter out"
             )
         if self.quantization is not None and self.adapter is None:
             raise UserError(
-                f"quantized weights cannot be trained, and got quantization={self.quantization!r} of a student without "
-                "an adapter; give it one (adapter: {rank: 16}), or leave quantization out"
+                f"a quantized student needs an adapter, since quantized weights cannot be trained, got quantization="
+                f"{self.quantization!r} without one; give it one (adapter: {{rank: 16}}), or leave quantization out"
             )

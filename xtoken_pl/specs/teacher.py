@@ -1,4 +1,4 @@
-"""The student and the teachers as plain specifications; weights are loaded when training starts."""
+"""A teacher as a plain specification; its weights are loaded when training starts."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ class Teacher(ModelSource):
     r"""One teacher and how the student learns from it.
 
     Attributes:
-        loss: The loss per span. ``auto``: TokenKL for the student's own tokenizer, else ProjectionKL or HybridKL as
-            the coverage audit recommends; the choice and its reason are logged.
+        loss: Loss per span. ``auto`` selects TokenKL for the student's own tokenizer, otherwise ProjectionKL or
+            HybridKL as the coverage audit recommends; the choice and its reason are logged.
         alpha: Static weight :math:`\alpha_m >= 0` of this teacher in :math:`L_{KD} = \sum_m \alpha_m L_m`. At 0
             nothing is learned from it, but it is still loaded, run and logged.
         temperature: Softmax temperature > 0 on both sides; the loss is multiplied by its square.
-        projection: A file of ``python -m xtoken_pl project``; None builds W from the two tokenizers.
-        learn_projection: Learn the weights of W together with the student; for ProjectionKL.
-        cpu_offload: Keep the weights in the host's memory, but for the teacher's pass; its head stays for the losses.
-        quantization: Load the layers in 8 or 4 bits (NF4) with bitsandbytes; the head keeps its ``dtype``. Such a
-            teacher is held whole by every process, sharded or not.
-        cache: A folder of ``python -m xtoken_pl cache``: the teacher's distributions are read from it, and its weights
-            are not loaded. Where k tokens of a row are stored, the loss sees the others as one bucket
-            (``teacher_top_k``), evenly shared by those of them that a term compares.
+        projection: File written by ``python -m xtoken_pl project``; None builds W from the two tokenizers.
+        learn_projection: Whether to learn the weights of W together with the student; for ProjectionKL.
+        cpu_offload: Whether to hold the weights in CPU memory except during the teacher's forward pass; a copy of its
+            head stays on the device for the losses.
+        quantization: Load the layers in 8 or 4 bits (NF4) with bitsandbytes; the head keeps its ``dtype``. Every
+            process holds a whole quantized teacher, even under a strategy that shards.
+        cache: Cache directory, as written by ``python -m xtoken_pl cache``: the teacher's distributions are read from
+            it, and its weights are not loaded. If only k tokens of a row are stored, the loss treats the others as one
+            bucket (``teacher_top_k``), whose mass is shared evenly by those of them that a term compares.
 
     Raises:
-        UserError: If alpha is negative or no number, temperature is not > 0, the loss has no use for
-            ``projection`` or ``learn_projection``, or a quantized teacher is to be offloaded.
+        UserError: If alpha is negative or not finite, temperature is not > 0, the loss cannot use ``projection`` or
+            ``learn_projection``, or ``quantization`` and ``cpu_offload`` are combined.
     """
 
     loss: SpanLoss | Literal["auto"] = "auto"
@@ -46,13 +47,13 @@ class Teacher(ModelSource):
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        check_not_negative("alpha", self.alpha, "0 switches a teacher off")
+        check_not_negative("alpha", self.alpha, "0 disables a teacher")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise UserError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions as they are")
+            raise UserError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions unchanged")
         if self.quantization is not None and self.cpu_offload:
             raise UserError(
-                f"quantization={self.quantization!r} and cpu_offload exclude each other (quantized weights stay where "
-                "they were made); leave one out"
+                f"quantization={self.quantization!r} and cpu_offload exclude each other (quantized weights stay on "
+                "their device); leave one out"
             )
         if isinstance(self.loss, SpanLoss):
             self.check_loss(self.loss)
@@ -60,20 +61,20 @@ class Teacher(ModelSource):
             raise UserError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
 
     def check_loss(self, loss: SpanLoss) -> None:
-        """Refuses options that ``loss``, given or chosen, has no use for.
+        """Checks that ``loss`` can use this teacher's ``projection`` and ``learn_projection``.
 
         Raises:
-            UserError: For a projection, or one to be learned, beside a loss that does nothing with it.
+            UserError: If the loss uses no projection, or gives its weights no gradient.
         """
         kind = type(loss).__name__
         if self.projection is not None and not loss.needs_projection:
             raise UserError(
-                f"a projection was given, but {kind} uses none; leave `projection` out, "
-                "or use a loss that projects (ProjectionKL)"
+                f"projection must not be set for a loss that has no use for it: {kind} uses none; leave `projection` "
+                "out, or use a loss that projects (ProjectionKL)"
             )
         if self.learn_projection and not loss.can_learn_projection:
             raise UserError(
-                f"learn_projection needs a loss whose gradient reaches the weights of W, and {kind} gives them none"
+                f"learn_projection needs a loss whose gradient reaches the weights of W, but {kind} gives them none"
                 f"{' (W only chooses its pairs)' if loss.needs_projection else ''}; "
                 "leave learn_projection out, or use ProjectionKL"
             )

@@ -1,4 +1,4 @@
-"""Token id -> canonical bytes and special role: the ground on which two tokenizers are compared."""
+"""Token ids as canonical bytes and special roles: the basis on which two tokenizers are compared."""
 
 from xtoken_pl.tokenization.components import Components, InexactTokenizerError, read_components
 from xtoken_pl.tokenization.load import load_tokenizer

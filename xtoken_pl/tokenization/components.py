@@ -1,7 +1,7 @@
-"""What a fast tokenizer is made of, read from its own components.
+"""How a fast tokenizer writes bytes, read from its own components.
 
 Only two kinds write every token as exact bytes: byte-level BPE, and SentencePiece (metaspace) with byte fallback.
-Every other kind is refused by name, because its tokens do not concatenate to the bytes of the text.
+Every other kind is refused, because its tokens do not concatenate to the bytes of the text.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Kind = Literal["byte_level", "metaspace"]
 
 
 class InexactTokenizerError(UserError):
-    """The tokenizer is of a kind whose tokens are not exact bytes of the text."""
+    """Raised for a tokenizer whose tokens are not exact bytes of the text."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """How a tokenizer writes bytes.
+    """The way in which a tokenizer writes bytes.
 
     Attributes:
         kind: ``byte_level`` (GPT-2's byte-to-unicode table) or ``metaspace`` (``▁`` is a space, ``<0xHH>`` a byte).
-        dummy_prefix: The tokenizer puts a space before a text that is not part of the text (Llama 2).
+        dummy_prefix: Whether the tokenizer prepends a space that is not part of the text (Llama 2).
     """
 
     kind: Kind
@@ -35,11 +35,11 @@ class Components:
 
 
 def read_components(tokenizer: PreTrainedTokenizerBase) -> Components:
-    """Reads the kind of ``tokenizer`` from its decoder, model, pre-tokenizer and normalizer.
+    """Reads how ``tokenizer`` writes bytes from its decoder, model, pre-tokenizer and normalizer.
 
     Raises:
-        InexactTokenizerError: If it has no fast backend, or is of a kind that is not exact (WordPiece, WordLevel,
-            BPE with word-end suffixes, SentencePiece without byte fallback).
+        InexactTokenizerError: If the tokenizer has no fast backend, or is of a kind that is not exact (WordPiece,
+            WordLevel, BPE with word-end suffixes, SentencePiece without byte fallback).
     """
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -55,13 +55,13 @@ def read_components(tokenizer: PreTrainedTokenizerBase) -> Components:
     decoders = {part["type"] for part in _parts(backend.decoder)}
     suffix = getattr(model, "end_of_word_suffix", None) or getattr(model, "continuing_subword_prefix", None)
     if suffix:
-        raise _inexact(name, f"its {model_kind} model marks word pieces with {suffix!r}")
+        raise _inexact(name, f"its {model_kind} model marks parts of words with {suffix!r}")
     dummy_prefix = _has_dummy_prefix(backend)
     if "ByteLevel" in decoders:
         return Components("byte_level", dummy_prefix)
     if "Metaspace" in decoders or "ByteFallback" in decoders:
         if not _has_byte_fallback(backend):
-            raise _inexact(name, f"its {model_kind} model has no byte fallback, so unknown characters vanish")
+            raise _inexact(name, f"its {model_kind} model has no byte fallback, so unknown characters are lost")
         return Components("metaspace", dummy_prefix)
     raise _inexact(name, f"its {model_kind} model has the decoder {sorted(decoders) or 'None'}")
 
@@ -76,7 +76,7 @@ def _inexact(name: str, reason: str) -> InexactTokenizerError:
 def _has_byte_fallback(backend: Any) -> bool:
     if hasattr(backend.model, "byte_fallback"):
         return bool(backend.model.byte_fallback)
-    # A Unigram model does not show the setting; it works only with a piece for every byte.
+    # A Unigram model does not expose the setting, which only works with a piece for every byte.
     return all(backend.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
 
 
@@ -91,7 +91,7 @@ def _has_dummy_prefix(backend: Any) -> bool:
 
 
 def _parts(component: Any) -> list[dict[str, Any]]:
-    """The flat list of a component's parts, sequences unrolled."""
+    """Flat list of a component's parts, with nested sequences expanded."""
     if component is None:
         return []
     return list(_flatten(json.loads(component.__getstate__())))
@@ -105,7 +105,7 @@ def _flatten(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def without_dummy_prefix(backend: Any) -> Any:
-    """A copy of ``backend`` that encodes a text as it would stand in the middle of a longer one."""
+    """Returns a copy of ``backend`` that encodes a text as if it stood in the middle of a longer one."""
     from tokenizers import Tokenizer
 
     state = json.loads(backend.to_str())

@@ -1,4 +1,4 @@
-"""Special tokens have no bytes; they are compared by the role that they play."""
+"""Roles of special tokens, which have no bytes and are compared by role instead."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
     "fim_suffix": ("<|fim_suffix|>", "<fim_suffix>"),
 }
 
-#: Every role, the ones that decide first in front: a token that is eos and also bos or pad is predicted as eos.
+#: All roles, by descending priority: a token that is eos as well as bos or pad is predicted as eos.
 ROLES: tuple[str, ...] = ("eos", "bos", *_SPELLINGS, "unk", "pad")
 
 
 def special_roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Role -> token id, in the order of :data:`ROLES`. One id may play several roles.
+    """Maps each role that ``tokenizer`` has to a token id, in the order of :data:`ROLES`.
 
-    A marker may be an ordinary token of this tokenizer (Qwen's ``<|fim_prefix|>``); the caller leaves those out.
+    One id may play several roles. A marker may be an ordinary token of this tokenizer (Qwen's ``<|fim_prefix|>``);
+    the caller drops those.
     """
     vocabulary = tokenizer.get_added_vocab()
     roles: dict[str, int | None] = {

@@ -1,6 +1,6 @@
 """A tokenizer's vocabulary as canonical bytes: the tokens of a text concatenate to its UTF-8 bytes.
 
-Stands at the start of the flow: alignment, projection and the vocabulary checks all read it.
+This is the start of the flow: alignment, projection and the vocabulary checks all read it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from xtoken_pl.utilities.errors import UserError
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
-# Where a tokenizer object keeps its vocabulary, so that both are freed together.
+# Attribute of a tokenizer object that caches its vocabulary, so that both are freed together.
 _CACHE = "_xtoken_pl_vocabulary"
 
-# The same vocabulary can be cut differently (merges, split pattern, normalizer). The ids of this text are part of
-# the fingerprint, so that two such tokenizers are told apart.
+# Two tokenizers with the same vocabulary may still split a text differently (merges, split pattern, normalizer). The
+# ids of this text are part of the fingerprint, so that such tokenizers get different ones.
 _PROBE = (
     "The 1st of 1234567 tests: I'll pay $3.14\n\n\tdef f(x):\r\n    return x**2  # naïve café Å e\u0301\n"
     "数字１２３ — Привет, мир! שלום 👩‍👩‍👧 \u00a0 \u200b a_b-c/d\\e <|endoftext|> ▁ABCdef   \n"
@@ -40,19 +40,19 @@ _PROBE = (
 class CanonicalVocabulary:
     """Canonical bytes and special roles of every token id.
 
-    - byte-level BPE: GPT-2's byte-to-unicode table is undone;
+    - byte-level BPE: GPT-2's byte-to-unicode table is inverted;
     - metaspace: every ``▁`` is a space, ``<0xHH>`` is that byte;
-    - special tokens and unused ids have no bytes; special tokens are known by their role.
+    - special tokens and unused ids have no bytes; special tokens are identified by their role.
 
     Attributes:
-        token_bytes: ``[V]``, the bytes of each id, empty for special tokens and unused ids.
-        is_special: ``[V]`` bool.
+        token_bytes: ``[V]`` bytes of each id, empty for special tokens and unused ids.
+        is_special: ``[V]`` bool, True for special tokens.
         exists: ``[V]`` bool, False for ids that no token has (holes).
         is_byte_piece: ``[V]`` bool, True for the ``<0xHH>`` pieces of a metaspace tokenizer.
-        roles: Role name -> id (see :mod:`xtoken_pl.tokenization.roles`).
-        prefix_ids: Special ids that the tokenizer puts before a text (bos, or none).
-        flat_bytes: The bytes of all ids, one behind the other.
-        offsets: ``[V + 1]`` where each id's bytes begin, and the last one's end.
+        roles: Token id of each role (see :mod:`xtoken_pl.tokenization.roles`).
+        prefix_ids: Special ids that the tokenizer prepends to a text (bos, or none).
+        flat_bytes: Concatenated bytes of all ids.
+        offsets: ``[V + 1]`` start of each id's bytes in ``flat_bytes``, and the end of the last one's.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699 (canonicalization of strings; bytes are ours).
@@ -71,12 +71,12 @@ class CanonicalVocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> CanonicalVocabulary:
-        """Reads the vocabulary of a fast tokenizer; built once per tokenizer object, and again when that has changed.
+        """Reads the vocabulary of a fast tokenizer; cached on the tokenizer object until that changes.
 
         Raises:
-            InexactTokenizerError: If the tokenizer is of a kind whose tokens are not exact bytes.
+            InexactTokenizerError: If the tokenizer's tokens are not exact bytes.
         """
-        # A copy of a tokenizer takes the cache along, hence the id.
+        # A copy of a tokenizer also copies the cache, hence the id.
         state = (id(tokenizer), len(tokenizer), special_roles(tokenizer))
         known: tuple[Any, CanonicalVocabulary] | None = tokenizer.__dict__.get(_CACHE)
         if known is None or known[0] != state:
@@ -125,11 +125,11 @@ class CanonicalVocabulary:
 
     @property
     def num_bytes(self) -> NDArray[np.int64]:
-        """``[V]``, the number of bytes of each token; 0 for special tokens."""
+        """``[V]`` number of bytes of each token; 0 for special tokens."""
         return np.diff(self.offsets)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of whole texts, without special tokens; text that spells a special token is text."""
+        """Encodes whole texts without adding special tokens; text that spells a special token is encoded as text."""
         if not texts:
             return []
         encoded = self.tokenizer(
@@ -144,13 +144,13 @@ class CanonicalVocabulary:
         return ids
 
     def byte_stream(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The bytes of a token sequence and each token's length in bytes.
+        """Returns the bytes of a token sequence and each token's length in bytes.
 
         Args:
             ids: ``[n]`` token ids.
 
         Returns:
-            The concatenated bytes and ``[n]`` lengths.
+            Concatenated bytes, and ``[n]`` lengths.
 
         Raises:
             UserError: If an id is outside the vocabulary.
@@ -158,7 +158,7 @@ class CanonicalVocabulary:
         if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
             raise UserError(
                 f"token ids must be in [0, {len(self)}), the vocabulary of {self.name!r}, "
-                f"got {ids.min()} to {ids.max()}; were they made by another tokenizer?"
+                f"got {ids.min()} to {ids.max()}; encode the text with this tokenizer"
             )
         starts = self.offsets[ids]
         lengths = self.offsets[ids + 1] - starts
@@ -169,12 +169,12 @@ class CanonicalVocabulary:
 
     @property
     def name(self) -> str:
-        """What to call this tokenizer in messages."""
+        """Name of the tokenizer in messages."""
         return self.tokenizer.name_or_path or type(self.tokenizer).__name__
 
     @cached_property
     def vocabulary_fingerprint(self) -> str:
-        """Hash of id -> bytes and of the special tokens' names: equal where two models share their token ids."""
+        """Hash of each id's bytes and of the special tokens' names: equal if two models share their token ids."""
         digest = hashlib.sha256()
         digest.update(self.offsets.tobytes())
         digest.update(self.flat_bytes.tobytes())
@@ -184,18 +184,18 @@ class CanonicalVocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the vocabulary, the special roles and the way a text is cut; W and caches are checked against it."""
+        """Hash of the vocabulary, the roles and the way a text is split; W and caches are checked against it."""
         digest = hashlib.sha256(self.vocabulary_fingerprint.encode())
         described = [self.components.dummy_prefix, self.roles, self.prefix_ids, self.encode([_PROBE])[0]]
         digest.update(json.dumps(described).encode())
         backend = self.tokenizer.backend_tokenizer
-        for part in (backend.normalizer, backend.pre_tokenizer, backend.model):  # split pattern and merges, whole
+        for part in (backend.normalizer, backend.pre_tokenizer, backend.model):  # all of the split pattern and merges
             digest.update(part.__getstate__() if part is not None else b"None")
         return digest.hexdigest()[:32]
 
     @contextmanager
     def mid_text_backend(self) -> Iterator[Any]:
-        """The backend tokenizer, set to encode a piece of a longer text: no dummy prefix, no special tokens."""
+        """Yields the backend set to encode a piece of a longer text: no dummy prefix, special tokens as text."""
         backend = self._without_dummy_prefix if self.components.dummy_prefix else self.tokenizer.backend_tokenizer
         before = backend.encode_special_tokens
         backend.encode_special_tokens = True
@@ -209,9 +209,9 @@ class CanonicalVocabulary:
         return without_dummy_prefix(self.tokenizer.backend_tokenizer)
 
 
-#: GPT-2's table: byte -> the printable character that stands for it.
+#: GPT-2's table: the printable character that stands for each byte.
 BYTE_TO_UNICODE: dict[int, str] = bytes_to_unicode()
-# Characters outside the table become one that latin-1 cannot encode, so that they are noticed.
+# A character below 256 outside the table becomes one that latin-1 cannot encode, so that it is detected.
 _UNDO = dict.fromkeys(range(256), "\uffff") | {ord(char): chr(byte) for byte, char in BYTE_TO_UNICODE.items()}
 
 
@@ -219,12 +219,12 @@ def _undo_byte_level(token: str) -> bytes:
     try:
         return token.translate(_UNDO).encode("latin-1")
     except UnicodeEncodeError:
-        # A character that is no byte's stand-in: such a token is written as it is (the ByteLevel decoder does so too).
+        # The token has a character outside the table: its own UTF-8 bytes, as in the ByteLevel decoder.
         return token.encode()
 
 
 def _prefix_ids(tokenizer: PreTrainedTokenizerBase, special: set[int]) -> tuple[int, ...]:
-    """The special ids before the text in what the tokenizer makes of a text."""
+    """Special ids that the tokenizer prepends to a text."""
     ids: list[int] = tokenizer("a")["input_ids"]
     count = next((index for index, token_id in enumerate(ids) if token_id not in special), 0)
     return tuple(ids[:count])

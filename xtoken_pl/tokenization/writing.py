@@ -1,4 +1,4 @@
-"""How a tokenizer writes the bytes of a piece of text."""
+"""Encodes pieces of text, given as bytes, as a tokenizer would in the middle of a text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from xtoken_pl.tokenization.vocabulary import BYTE_TO_UNICODE, CanonicalVocabula
 
 
 def whole_tokens(vocabulary: CanonicalVocabulary) -> dict[bytes, int]:
-    """Bytes -> the token that has them; of several one that spells them before a byte piece, then the lowest id."""
-    # Later entries win, so that the preferred ones come last.
+    """Maps bytes to the token that has them; a spelled token is preferred to a byte piece, then the lowest id."""
+    # Later entries overwrite earlier ones, so the preferred ones come last.
     order = np.lexsort((-np.arange(len(vocabulary)), ~vocabulary.is_byte_piece))
     by_bytes = {vocabulary.token_bytes[token]: token for token in order.tolist()}
     by_bytes.pop(b"", None)
@@ -20,9 +20,9 @@ def whole_tokens(vocabulary: CanonicalVocabulary) -> dict[bytes, int]:
 
 
 def write_bytes(vocabulary: CanonicalVocabulary, pieces: Sequence[bytes]) -> list[list[int]]:
-    """The tokens that write each piece in the middle of a text; [] where they cannot, or would write other bytes.
+    """Encodes each piece as in the middle of a text; [] if the tokens cannot reproduce the bytes of the piece.
 
-    Bytes that its normalizer rewrites are written as it rewrites them.
+    Tokens that reproduce the output of the tokenizer's normalizer are accepted, too.
     """
     byte_ids = _single_byte_ids(vocabulary)
     texts = [_decode(piece) for piece in pieces]
@@ -35,7 +35,7 @@ def write_bytes(vocabulary: CanonicalVocabulary, pieces: Sequence[bytes]) -> lis
             tokens = _write_partial(backend, vocabulary, piece, byte_ids) if partial else next(encodings).ids
             result = b"".join(vocabulary.token_bytes[token] for token in tokens)
             is_same = result == piece or (text is not None and result == _normalized(backend.normalizer, text))
-            written.append(tokens if is_same else [])  # unknown characters, or bytes that no token has
+            written.append(tokens if is_same else [])  # [] for unknown characters, or bytes that no token has
     return written
 
 
@@ -54,7 +54,7 @@ def _normalized(normalizer: object, text: str) -> bytes | None:
 
 
 def _single_byte_ids(vocabulary: CanonicalVocabulary) -> dict[int, int]:
-    """Byte -> the token that falls back to it."""
+    """Byte-fallback token of each byte; empty for a byte-level tokenizer."""
     if vocabulary.components.kind == "metaspace":
         pieces = np.flatnonzero(vocabulary.is_byte_piece).tolist()
         return {vocabulary.token_bytes[token][0]: token for token in pieces}
@@ -62,10 +62,10 @@ def _single_byte_ids(vocabulary: CanonicalVocabulary) -> dict[int, int]:
 
 
 def _write_partial(backend: Any, vocabulary: CanonicalVocabulary, text: bytes, byte_ids: dict[int, int]) -> list[int]:
-    """Writes bytes that are not whole characters.
+    """Encodes bytes that are not valid UTF-8.
 
-    A byte-level BPE merges them like any bytes. A SentencePiece tokenizer writes whole characters as it always does,
-    and the bytes of a part of one as ``<0xHH>`` pieces.
+    A byte-level BPE merges them like any bytes. A SentencePiece tokenizer encodes whole characters as usual, and the
+    bytes of partial characters as ``<0xHH>`` pieces.
     """
     if vocabulary.components.kind == "byte_level":
         return [token.id for token in backend.model.tokenize("".join(BYTE_TO_UNICODE[byte] for byte in text))]
@@ -79,7 +79,7 @@ def _write_partial(backend: Any, vocabulary: CanonicalVocabulary, text: bytes, b
 
 
 def _whole_and_partial(text: bytes) -> Iterator[str | bytes]:
-    """Cuts bytes into stretches of whole characters (str) and stretches of parts of characters (bytes)."""
+    """Splits bytes into runs of whole characters (str) and parts of characters (bytes)."""
     while text:
         try:
             yield text.decode()

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of distillation: files, checks, processes, ranges."""
+"""Helpers that do not depend on distillation: files, checks, processes, ranges."""

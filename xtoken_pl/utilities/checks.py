@@ -9,7 +9,7 @@ from xtoken_pl.utilities.errors import UserError
 
 
 def check_choice(name: str, value: Any, choices: Any) -> Any:
-    """``value``, if it is one of a Literal's.
+    """Returns ``value`` if it is one of the values of the Literal ``choices``.
 
     Raises:
         UserError: If it is not.
@@ -20,10 +20,12 @@ def check_choice(name: str, value: Any, choices: Any) -> Any:
 
 
 def check_at_least_one(name: str, value: int, hint: str | None = None) -> int:
-    """``value``, if it is >= 1.
+    """Returns ``value`` if it is >= 1.
 
     Args:
-        hint: Another way out.
+        name: Name of the argument, for the message.
+        value: Value to check.
+        hint: Advice at the end of the message.
 
     Raises:
         UserError: If it is not.
@@ -34,10 +36,12 @@ def check_at_least_one(name: str, value: int, hint: str | None = None) -> int:
 
 
 def check_not_negative(name: str, value: float, hint: str) -> float:
-    """``value``, if it is a finite number >= 0.
+    """Returns ``value`` if it is a finite number >= 0.
 
     Args:
-        hint: What 0 means, or another way out.
+        name: Name of the argument, for the message.
+        value: Value to check.
+        hint: Meaning of 0, or other advice, at the end of the message.
 
     Raises:
         UserError: If it is not.

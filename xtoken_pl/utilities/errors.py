@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """An input, a file or a setting that cannot be used; the message says the rule, the value and the way out.
+    """Raised for an invalid input, file or setting; the message states the rule, the value and the fix.
 
-    The command line prints it as one message, without a traceback. Everything else that is raised is a defect.
+    The command line prints it as one message, without a traceback. Any other exception is a bug.
     """
 
 

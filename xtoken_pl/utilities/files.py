@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and never over another unasked."""
+"""Reads files with checks, and writes them atomically and without overwriting by default."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = Literal["file", "folder"]
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, kind: Kind, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a path to write a file or a folder at; what stands there at the end is moved to ``path`` in one step.
+    """Yields a temporary path for a file or directory, which is moved to ``path`` at the end, whole or not at all.
 
     Raises:
         UserError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
@@ -32,7 +32,7 @@ def atomic_path(path: str | os.PathLike[str], *, kind: Kind, overwrite: bool = F
         if not target.is_dir():
             part.replace(target)
             return
-        # A folder cannot be replaced in one step: the old one is moved aside, and back if the new one cannot stand.
+        # A directory cannot be replaced in one step: the old one is moved aside, and restored if that fails.
         previous = target.replace(Path(folder) / "previous")
         try:
             part.replace(target)
@@ -51,18 +51,19 @@ def read_safetensors(
     kind: str,
     verb: str,
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """The header and the tensors of a file that one of our commands wrote.
+    """Reads the header and the tensors of a file written by one of the package's commands.
 
     Args:
-        file_format: What the header's ``format`` must be.
-        names: Tensors that must be there.
-        setting: What the path was given as; for messages, like the other two.
-        kind: What the file holds.
-        verb: The command that writes it.
+        path: The file.
+        framework: Type of the returned tensors.
+        file_format: Required value of ``format`` in the header.
+        names: Names of the required tensors.
+        setting: Name of the setting that gave the path, for messages.
+        kind: Noun for the content of the file, for messages.
+        verb: Command that writes such files, for messages.
 
     Raises:
-        UserError: If there is no such file.
-        UserError: If it is damaged, or of another format.
+        UserError: If the file does not exist, is damaged, or has another format.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
@@ -72,53 +73,56 @@ def read_safetensors(
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{name!r} is no whole safetensors file ({error}); rebuild it") from error
+        raise UserError(
+            f"{setting} must be a complete safetensors file, but {name!r} is truncated or damaged ({error}); rebuild "
+            f"it with `python -m xtoken_pl {verb}`"
+        ) from error
     if header.get("format") != file_format or not set(names) <= tensors.keys():
         raise UserError(
-            f"{name!r} is no {kind} of format {file_format!r} (got {header.get('format')!r}); "
-            f"make one with `python -m xtoken_pl {verb}`"
+            f"{setting} must be a {kind} of format {file_format!r}, but {name!r} has format {header.get('format')!r}; "
+            f"build one with `python -m xtoken_pl {verb}`"
         )
     return header, tensors
 
 
 def read_text(path: str | os.PathLike[str], *, setting: str) -> str:
-    """A text file, line ends as they are.
+    """Reads a text file without changing its line ends.
 
     Args:
-        setting: What the path was given as, for messages.
+        path: The file.
+        setting: Name of the setting that gave the path, for messages.
 
     Raises:
-        UserError: If there is no such file.
-        UserError: If it is not UTF-8, or empty.
+        UserError: If the file does not exist, is not UTF-8, or is empty.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
-        raise UserError(f"{setting} must be a text file, there is none at {name!r}; check the path")
+        raise UserError(f"{setting} must be a text file, but there is none at {name!r}; check the path")
     try:
         content = Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{setting} must be UTF-8, {name!r} is not ({error}); convert it, or give another file"
+            f"{setting} must be UTF-8, but {name!r} is not ({error}); convert it, or give another file"
         ) from error
     if not content:
-        raise UserError(f"{setting} must hold something to align, {name!r} is empty; give another file, or none")
+        raise UserError(f"{setting} must not be empty, but {name!r} is; give another file, or remove the option")
     return content
 
 
 def check_target(path: Path, *, kind: Kind, overwrite: bool) -> None:
-    """Refuses a path that may not be written to, so that it is known before any work.
+    """Checks that ``path`` may be written to; called before any work is done.
 
     Raises:
-        UserError: If ``path`` exists and ``overwrite`` is False, or is of the other kind.
-        UserError: If it lies under something that is no folder.
+        UserError: If ``path`` exists and ``overwrite`` is False, if it is of the other kind, or if a parent of it is
+            not a directory.
     """
     if path.exists() and path.is_dir() != (kind == "folder"):
-        other = "folder" if path.is_dir() else "file"
-        raise UserError(f"a {kind} is to be written, but {path} is a {other}; give the path of a {kind}")
+        other, wanted = ("directory", "file") if path.is_dir() else ("file", "directory")
+        raise UserError(f"a {wanted} is to be written, but {path} is a {other}; give the path of a {wanted}")
     if path.exists() and not overwrite:
         raise UserError(
-            f"{path} exists and is not overwritten unasked; choose another path, or allow it with overwrite"
+            f"{path} exists and is not overwritten by default; choose another path, or set overwrite to true"
         )
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise UserError(f"{path} cannot be written, because {above} is no folder; choose another path")
+        raise UserError(f"{path} cannot be written, because {above} is not a directory; choose another path")

@@ -1,4 +1,4 @@
-"""Numbers that keep their precision when a module is converted to another one."""
+"""Protects tensors of a module from a change of its precision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def keep_dtype(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Makes ``function``, given to ``Module._apply``, move tensors without changing their dtype.
+    """Wraps ``function``, an argument of ``Module._apply``, so that it moves tensors without changing their dtype.
 
     Under ``bf16-true`` Lightning converts whole modules; sums over an epoch, and the weights of W, would lose digits.
     """

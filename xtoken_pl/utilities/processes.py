@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other."""
+"""Communication between the processes of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def gather(own: T) -> list[T]:
-    """The value of every process, in the order of ranks; to be called by all of them."""
+    """Gathers the values of all processes, in the order of ranks; every process has to call it."""
     if not torch.distributed.is_initialized():
         return [own]
     values: list[T | None] = [None] * torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Cuts into few segments: used for windows of a text and for blocks of rows alike."""
+"""Division into few segments, used for the windows of a text and for blocks of rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def greedy_segments(bounds: NDArray[np.int64], limits: Sequence[int]) -> list[tu
     """Joins neighbouring pieces into the longest segments that respect every limit.
 
     Args:
-        bounds: ``[K + 1, D]``, the positions at which K pieces start and end, counted in D ways (tokens of each
-            side, say); every column is non-decreasing.
-        limits: ``[D]``, how far a segment may reach in each way.
+        bounds: ``[K + 1, D]`` positions at which K pieces start and end, counted in D units (tokens of each side,
+            say); every column is non-decreasing.
+        limits: ``[D]`` largest size of a segment in each unit.
 
     Returns:
-        (first, last) rows of ``bounds`` for each segment, in order and without gaps. A piece that is longer than a
-        limit by itself stands alone.
+        (first, last) rows of ``bounds`` for each segment, in order and without gaps. A single piece that exceeds a
+        limit is a segment of its own.
     """
     segments: list[tuple[int, int]] = []
     start, last = 0, len(bounds) - 1
@@ -35,10 +35,11 @@ def greedy_segments(bounds: NDArray[np.int64], limits: Sequence[int]) -> list[tu
 
 
 def even_segments(bounds: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
-    """As few segments as :func:`greedy_segments` finds, but of about the same size: the last one is no remainder.
+    """Joins pieces into as few segments as :func:`greedy_segments`, but of similar sizes, without a small remainder.
 
     Args:
-        limit: How far a segment may reach in each way. The smallest lower limit that needs no more segments is taken.
+        bounds: ``[K + 1, D]``, as in :func:`greedy_segments`.
+        limit: Largest size of a segment in every unit; replaced by the smallest limit that needs no more segments.
     """
 
     def cut(lower: int) -> list[tuple[int, int]]:

@@ -40,14 +40,14 @@ def literals(types: str) -> list[str]:
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The name that is most like the given one, if one is."""
+    """Finds the known name most similar to ``given``; None if none is similar."""
     lowered = {name.lower(): name for name in known}
     near = get_close_matches(given.lower(), lowered, n=1)
     return lowered[near[0]] if near else None
 
 
 def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str:
-    """``; did you mean alpha?``; where nothing is near, all names, or ``otherwise`` where they are too many."""
+    """Suggests a name: ``; did you mean alpha?``; else all known names, or ``otherwise`` if there are too many."""
     if (near := nearest(given, known)) is not None:
         return f"; did you mean {near}?"
     if not otherwise:
@@ -56,7 +56,7 @@ def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str
 
 
 def reason_of(error: BaseException) -> str:
-    """What another library said, in one line, cut to the part that is of use."""
+    """Shortens the message of another library's error to one line."""
     text = " ".join(str(error).split())
     if not text:
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""Weights between teachers."""
+"""Weights of the teachers in the distillation loss."""
 
 from xtoken_pl.weighting.base import TeacherScores, Weighting, span_alphas, teacher_scores
 from xtoken_pl.weighting.confidence import ConfidenceWeighting, MostConfidentTeacher

@@ -1,4 +1,4 @@
-"""The interface between the teachers' scores and their weights."""
+"""The interface of weightings, which turn the teachers' scores into their weights."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from xtoken_pl.utilities.errors import UserError
 
 # N student rows, S spans of a teacher, V_s student's vocabulary size
 
-#: Sums a tensor over processes.
+#: Function that sums a tensor over all processes.
 SumOverProcesses = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class TeacherScores:
-    """What a weighting sees of a teacher.
+    """Input of a weighting for one teacher.
 
     Attributes:
-        alpha: The teacher's own, from its specification.
-        scores: Of the batch's spans.
-        spans: How they relate the rows of both sides.
-        confidence: ``[S]`` the weighting's :attr:`Weighting.row_confidence` summed over the rows of each span, or None.
-        num_bytes: ``[S]`` bytes of each span; a span without any (eos) counts as one.
-        sequence: ``[N]`` the sequence of the batch that each student row is in.
-        num_sequences: Of the batch.
+        alpha: Static weight from the teacher's specification.
+        scores: Scores of the batch's spans.
+        spans: Spans that relate the rows of both sides.
+        confidence: ``[S]`` :meth:`Weighting.row_confidence` summed over the rows of each span, or None.
+        num_bytes: ``[S]`` bytes of each span; a span without bytes (eos) counts as one.
+        sequence: ``[N]`` index of the sequence that each student row is in.
+        num_sequences: Number of sequences in the batch.
     """
 
     alpha: float
@@ -45,10 +45,13 @@ class TeacherScores:
 def teacher_scores(
     scores: RowScores, batch: DistillBatch, alphas: Mapping[str, float], num_bytes_of_token: Tensor
 ) -> dict[str, TeacherScores]:
-    """What a weighting sees of every teacher of a batch.
+    """Collects the input of a weighting for every teacher of a batch.
 
     Args:
-        num_bytes_of_token: ``[V_s]`` of the student's vocabulary.
+        scores: Scores of the batch's rows.
+        batch: The batch.
+        alphas: Static weights by teacher name.
+        num_bytes_of_token: ``[V_s]`` number of bytes of each token of the student's vocabulary.
     """
     num_sequences, width = batch.student.input_ids.shape
     sequence = batch.student.rows // width  # [N]
@@ -69,9 +72,9 @@ def teacher_scores(
 
 
 class Weighting(nn.Module, ABC):
-    r"""Gives every teacher its weight :math:`\alpha_m` in :math:`L_{KD} = \sum_m \alpha_m L_m`."""
+    r"""Base of weightings, which compute the weights :math:`\alpha_m` in :math:`L_{KD} = \sum_m \alpha_m L_m`."""
 
-    #: What is computed of each row of a teacher for :attr:`TeacherScores.confidence`; None for nothing.
+    #: Function of a teacher's rows whose values are summed into :attr:`TeacherScores.confidence`; None for none.
     row_confidence: RowConfidence | None = None
 
     def why_not_cacheable(self) -> str | None:
@@ -83,15 +86,15 @@ class Weighting(nn.Module, ABC):
         return None if self.row_confidence is None else f"{type(self).__name__} measures a confidence of its own"
 
     def check(self, alphas: Mapping[str, float]) -> None:
-        """Refuses static weights that this weighting cannot work with. Called once, before training."""
+        """Raises an error for static weights that this weighting cannot use; called once, before training."""
 
     @abstractmethod
     def forward(self, teachers: Mapping[str, TeacherScores], sum_over_processes: SumOverProcesses) -> dict[str, Tensor]:
-        """The weights of each teacher, detached: a scalar, or ``[N]``, one for each student row."""
+        """Computes each teacher's weights, detached: a scalar, or ``[N]``, one weight per student row."""
 
 
 def span_alphas(alpha: Mapping[str, Tensor], batch: DistillBatch) -> dict[str, Tensor]:
-    """The weights of each teacher's spans: a scalar, or ``[S]``, the average over the student rows of each span."""
+    """Weights of each teacher's spans: a scalar, or ``[S]``, averages over the student rows of each span."""
     weights: dict[str, Tensor] = {}
     for name, weight in alpha.items():
         spans = batch.teachers[name].spans
@@ -100,10 +103,10 @@ def span_alphas(alpha: Mapping[str, Tensor], batch: DistillBatch) -> dict[str, T
 
 
 def check_any_alpha(alphas: Mapping[str, float]) -> None:
-    """Refuses alphas that are all zero.
+    """Checks that at least one teacher has a positive alpha.
 
     Raises:
-        UserError: If no teacher has a positive alpha.
+        UserError: If all alphas are 0.
     """
     if alphas and not any(alphas.values()):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Weights that follow how sure each teacher is of the text at hand."""
+"""Weights that follow each teacher's confidence on the current text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from xtoken_pl.utilities.checks import check_choice, check_not_negative
 from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting, check_any_alpha
 
-# M teachers, Q rows of a teacher, S spans of a teacher, N student rows, R places that get their own weights
+# M teachers, Q rows of a teacher, S spans of a teacher, N student rows, B sequences, R places with weights of their own
 
 Measure = Literal["cross_entropy", "entropy", "max_probability"]
 Scope = Literal["batch", "sequence", "span"]
@@ -21,7 +21,7 @@ Unit = Literal["byte", "token"]
 
 
 class _ByConfidence(Weighting):
-    """Scores every teacher at every place, and lets :meth:`choose` turn the scores into weights."""
+    """Base that scores every teacher at every place; :meth:`choose` turns the scores into weights."""
 
     def __init__(self, measure: Measure = "cross_entropy", *, scope: Scope = "batch", unit: Unit = "byte") -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _ByConfidence(Weighting):
 
     @abstractmethod
     def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
-        """``[M, R], [M] -> [M, R]``; a score of -inf marks a teacher that has no say at a place."""
+        """Turns scores into weights, ``[M, R], [M] -> [M, R]``; -inf marks a teacher that takes no part at a place."""
 
     def row_confidence(self, log_probs: Tensor, labels: Tensor) -> Tensor:
         if self.measure == "cross_entropy":
@@ -80,7 +80,7 @@ class _ByConfidence(Weighting):
         return dict(zip(teachers, chosen, strict=True))
 
     def _units(self, view: TeacherScores) -> Tensor:
-        """``[S]``: what a span counts."""
+        """Bytes or teacher tokens of each span, ``[S]``."""
         return view.num_bytes if self.unit == "byte" else view.spans.teacher_length
 
     def _score(self, confidence: Tensor, units: Tensor) -> Tensor:
@@ -89,43 +89,43 @@ class _ByConfidence(Weighting):
         return score.masked_fill(units == 0, -torch.inf)
 
     def _by_student_row(self, view: TeacherScores) -> Tensor:
-        """``[N]``: the score of the span that each student row is in, -inf for a row of no span."""
+        """``[N]`` score of the span that each student row is in, -inf for a row in no span."""
         assert view.confidence is not None
         score = self._score(view.confidence, self._units(view))
         return torch.cat((score, score.new_tensor([-torch.inf])))[view.spans.student_span]
 
     def _by_sequence(self, view: TeacherScores) -> Tensor:
-        """``[2, B]``: the confidence of each sequence, and what it is divided by."""
+        """``[2, B]`` confidence of each sequence, and the number of units that it is divided by."""
         assert view.confidence is not None
         values = torch.stack((view.confidence, self._units(view).to(view.confidence.dtype)))  # [2, S]
         return values.new_zeros(2, view.num_sequences).index_add(1, view.sequence[view.spans.student_first], values)
 
 
 class ConfidenceWeighting(_ByConfidence):
-    r"""Weights by confidence, which sum to 1 over the teachers.
+    r"""Weights by the teachers' confidence; they sum to 1 over the teachers.
 
     .. math:: \alpha_m = \frac{a_m e^{\kappa \, \mathrm{score}_m}}{\sum_j a_j e^{\kappa \, \mathrm{score}_j}}
 
-    The score is computed from the teachers' passes that happen anyway:
+    The score is computed from the teachers' forward passes of the training step:
 
     - ``cross_entropy``: minus the teacher's cross-entropy of the text, nats per byte (or per token);
     - ``entropy``: minus the Shannon entropy of its predictions, nats per byte (or per token);
     - ``max_probability``: the highest probability of its predictions, geometric mean per byte (or mean per token).
 
-    Per byte, teachers whose tokenizers cut the text differently are compared on the same ground; per token a teacher
-    of short tokens looks surer than it is. The static alphas :math:`a_m` are priors: equal ones give the published
-    form, 0 switches a teacher off. A teacher that shares no span with a place has no weight there.
+    Scores per byte compare teachers fairly even if their tokenizers split the text differently; per token, a teacher
+    with short tokens appears more confident than it is. The static alphas :math:`a_m` are priors: equal ones give the
+    published form, 0 disables a teacher. A teacher has no weight at a place that none of its spans covers.
 
     Args:
-        measure: What makes a teacher confident.
-        scope: Where a weight holds: ``batch`` (of all processes), ``sequence``, or ``span``. For ``span`` the weights
-            are taken at every student token, from the spans of all teachers that it lies in, and averaged over the
+        measure: Measure of confidence, see above.
+        scope: Extent of one weight: ``batch`` (over all processes), ``sequence``, or ``span``. For ``span``, weights
+            are computed at every student token, from the span of each teacher that contains it, and averaged over the
             student tokens of a span.
         unit: ``byte``, or ``token`` as published.
-        sharpness: :math:`\kappa \ge 0`; 0 gives the priors, normalized.
+        sharpness: Factor :math:`\kappa \ge 0` of the scores; 0 gives the normalized priors.
 
     Raises:
-        ValueError: If an argument is none of its choices, or sharpness is negative.
+        UserError: If an argument is not one of its choices, or sharpness is negative.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, confidence-adaptive weights. Bytes, and alphas as priors,
@@ -141,21 +141,21 @@ class ConfidenceWeighting(_ByConfidence):
         sharpness: float = 1.0,
     ) -> None:
         super().__init__(measure, scope=scope, unit=unit)
-        self.sharpness = check_not_negative("sharpness", sharpness, "0 leaves the alphas as they are")
+        self.sharpness = check_not_negative("sharpness", sharpness, "0 leaves the alphas unchanged")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sharpness={self.sharpness:g}"
 
     def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
         logits = (self.sharpness * scores + alphas.log()[:, None]).masked_fill(scores.isneginf(), -torch.inf)
-        return logits.softmax(dim=0).nan_to_num(0.0)  # where no teacher has a say there is nothing to weigh
+        return logits.softmax(dim=0).nan_to_num(0.0)  # 0 where no teacher takes part
 
 
 class MostConfidentTeacher(_ByConfidence):
-    """Keeps only the most confident teacher: weight 1 for it, 0 for the others; the first one on a tie.
+    """Weight 1 for the most confident teacher (the first one on a tie) and 0 for the others.
 
-    The arguments are those of :class:`ConfidenceWeighting`. Of the static alphas only zero counts: it switches a
-    teacher off.
+    The arguments are those of :class:`ConfidenceWeighting`. A static alpha of 0 disables a teacher; other values have
+    no effect.
     """
 
     def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fixed weights."""
+"""Static weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting,
 
 
 class StaticWeighting(Weighting):
-    """Every teacher keeps the alpha of its specification."""
+    """Static weights: the alpha of each teacher's specification."""
 
     def check(self, alphas: Mapping[str, float]) -> None:
         check_any_alpha(alphas)

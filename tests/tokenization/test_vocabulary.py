@@ -1,11 +1,7 @@
-"""Canonical bytes, special roles, fingerprints and refusals, on real vocabularies."""
+"""Canonical bytes, special roles and caching of vocabularies, on real tokenizers."""
 
 import copy
-import json
 import unicodedata
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from xtoken_pl.tokenization import CanonicalVocabulary, InexactTokenizerError, load_tokenizer, read_components
+from xtoken_pl.tokenization import CanonicalVocabulary
 
 BYTE_LEVEL = ["llama3", "qwen3", "o200k", "smollm2"]
 METASPACE = ["llama2_style", "gemma3"]
@@ -47,7 +43,7 @@ def metaspace(request: pytest.FixtureRequest) -> CanonicalVocabulary:
 
 
 def canonical_text(vocabulary: CanonicalVocabulary, text: str) -> bytes:
-    """The bytes that the tokens of a text must concatenate to; drops texts that the tokenizer cannot write."""
+    """Bytes that the tokens of a text must concatenate to; rejects texts that the tokenizer cannot write."""
     if vocabulary.components.kind == "metaspace":
         assume("▁" not in text)
         # The dummy prefix is a token's or a part of a token's bytes; the alignment drops it.
@@ -110,7 +106,7 @@ def test_byte_level_spells_out_space_newline_and_every_known_byte(llama3: PreTra
     assert {token[0] for token in vocabulary.token_bytes if len(token) == 1} == set(range(256))
 
 
-def test_metaspace_tokens_hold_a_space_for_every_low_line_block(metaspace: CanonicalVocabulary) -> None:
+def test_metaspace_tokens_have_a_space_for_every_lower_block_character(metaspace: CanonicalVocabulary) -> None:
     seen = 0
     for token, ident in metaspace.tokenizer.get_vocab().items():
         if metaspace.is_special[ident] or metaspace.is_byte_piece[ident]:
@@ -238,124 +234,21 @@ def test_a_token_with_a_role_carries_no_bytes(vocabulary: CanonicalVocabulary) -
 @pytest.mark.parametrize(
     ("name", "prefix"), [("llama3", ["<|begin_of_text|>"]), ("llama2_style", ["<s>"]), ("qwen3", []), ("smollm2", [])]
 )
-def test_prefix_is_what_the_tokenizer_puts_before_a_text(
+def test_prefix_is_what_the_tokenizer_prepends_to_a_text(
     request: pytest.FixtureRequest, name: str, prefix: list[str]
 ) -> None:
     tokenizer: PreTrainedTokenizerFast = request.getfixturevalue(name)
     assert tokenizer.convert_ids_to_tokens(CanonicalVocabulary.from_tokenizer(tokenizer).prefix_ids) == prefix
 
 
-# Fingerprints
-
-
-def changed(
-    tokenizer: PreTrainedTokenizerFast, change: Callable[[dict[str, Any]], object] = lambda state: None, **roles: str
-) -> CanonicalVocabulary:
-    """The vocabulary of a copy of a tokenizer, its tokenizer.json changed and other special tokens named."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    change(state)
-    named = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token")} | roles
-    backend = Tokenizer.from_str(json.dumps(state))
-    return CanonicalVocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **named))
-
-
-def exchange_two_tokens(state: dict[str, Any]) -> None:
-    vocab = state["model"]["vocab"]
-    vocab["th"], vocab["in"] = vocab["in"], vocab["th"]
-
-
-def split_at_every_letter_e(state: dict[str, Any]) -> None:
-    state["pre_tokenizer"] = {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False}
-
-
-def normalize_to_nfc(state: dict[str, Any]) -> None:
-    state["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, state["normalizer"]]}
-
-
-def drop_the_last_thousand_merges(state: dict[str, Any]) -> None:
-    del state["model"]["merges"][-1000:]
-
-
-@pytest.mark.parametrize("name", ["llama2_style", "smollm2_first_2000"])
-def test_a_tokenizer_loaded_twice_has_the_same_fingerprints(
-    request: pytest.FixtureRequest, tmp_path: Path, name: str
-) -> None:
-    tokenizer: PreTrainedTokenizerFast = request.getfixturevalue(name)
-    tokenizer.save_pretrained(tmp_path)
-    loaded = [CanonicalVocabulary.from_tokenizer(load_tokenizer(str(tmp_path))) for _ in range(2)]
-    known = CanonicalVocabulary.from_tokenizer(tokenizer)
-    assert loaded[0] is not loaded[1]
-    assert {vocabulary.fingerprint for vocabulary in loaded} == {known.fingerprint}
-    assert {vocabulary.vocabulary_fingerprint for vocabulary in loaded} == {known.vocabulary_fingerprint}
-
-
-def test_tokenizers_have_fingerprints_of_their_own(request: pytest.FixtureRequest) -> None:
-    names = [*BYTE_LEVEL, "llama2_style", "smollm2_first_2000"]
-    vocabularies = [CanonicalVocabulary.from_tokenizer(request.getfixturevalue(name)) for name in names]
-    assert len({vocabulary.fingerprint for vocabulary in vocabularies}) == len(names)
-    assert len({vocabulary.vocabulary_fingerprint for vocabulary in vocabularies}) == len(names)
-
-
-def test_another_vocabulary_has_other_fingerprints(llama2_style: PreTrainedTokenizerFast) -> None:
-    before, after = changed(llama2_style), changed(llama2_style, exchange_two_tokens)
-    assert after.vocabulary_fingerprint != before.vocabulary_fingerprint
-    assert after.fingerprint != before.fingerprint
-
-
-def test_the_same_bytes_cut_otherwise_are_another_vocabulary() -> None:
-    def tiny(*tokens: str) -> CanonicalVocabulary:
-        backend = Tokenizer(models.BPE({token: ident for ident, token in enumerate(tokens)}, []))
-        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
-        return CanonicalVocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
-
-    assert tiny("ab", "c").vocabulary_fingerprint != tiny("a", "bc").vocabulary_fingerprint
-    assert tiny("ab", "c").vocabulary_fingerprint == tiny("ab", "c").vocabulary_fingerprint
-
-
-@pytest.mark.parametrize(
-    "change", [split_at_every_letter_e, normalize_to_nfc, drop_the_last_thousand_merges], ids=lambda f: f.__name__
-)
-def test_another_cut_of_the_same_vocabulary_changes_the_fingerprint_only(
-    llama2_style: PreTrainedTokenizerFast, change: Callable[[dict[str, Any]], object]
-) -> None:
-    before, after = changed(llama2_style), changed(llama2_style, change)
-    assert after.fingerprint != before.fingerprint
-    assert after.vocabulary_fingerprint == before.vocabulary_fingerprint
-
-
-@pytest.mark.parametrize("role", ["bos_token", "eos_token", "pad_token"])
-def test_another_role_changes_the_fingerprint_only(llama2_style: PreTrainedTokenizerFast, role: str) -> None:
-    before, after = changed(llama2_style), changed(llama2_style, **{role: "<unk>"})
-    assert after.fingerprint != before.fingerprint
-    assert after.vocabulary_fingerprint == before.vocabulary_fingerprint
-
-
-def test_another_name_of_a_special_token_is_another_vocabulary(llama2_style: PreTrainedTokenizerFast) -> None:
-    def rename(state: dict[str, Any]) -> None:
-        state["model"]["vocab"]["<end>"] = state["model"]["vocab"].pop("</s>")
-        state["added_tokens"][2]["content"] = "<end>"
-
-    before, after = changed(llama2_style), changed(llama2_style, rename, eos_token="<end>")
-    assert after.token_bytes == before.token_bytes
-    assert after.vocabulary_fingerprint != before.vocabulary_fingerprint
-
-
-def test_a_token_added_to_a_tokenizer_changes_its_fingerprints(llama2_style: PreTrainedTokenizerFast) -> None:
-    def add(state: dict[str, Any]) -> None:
-        last = {"id": 2000, "content": "<think>", "special": False, "normalized": False}
-        state["added_tokens"].append(last | {"single_word": False, "lstrip": False, "rstrip": False})
-
-    before, after = changed(llama2_style), changed(llama2_style, add)
-    assert after.token_bytes == [*before.token_bytes, b"<think>"]
-    assert after.vocabulary_fingerprint != before.vocabulary_fingerprint
-    assert after.fingerprint != before.fingerprint
+# Caching
 
 
 def test_a_vocabulary_is_read_once_for_each_tokenizer_object(llama2_style: PreTrainedTokenizerFast) -> None:
     assert CanonicalVocabulary.from_tokenizer(llama2_style) is CanonicalVocabulary.from_tokenizer(llama2_style)
 
 
-def test_a_copy_of_a_tokenizer_has_a_vocabulary_of_its_own(llama2_style: PreTrainedTokenizerFast) -> None:
+def test_a_copy_of_a_tokenizer_has_its_own_vocabulary(llama2_style: PreTrainedTokenizerFast) -> None:
     before = CanonicalVocabulary.from_tokenizer(llama2_style)
     other = copy.deepcopy(llama2_style)
     other.eos_token = "<unk>"
@@ -363,85 +256,6 @@ def test_a_copy_of_a_tokenizer_has_a_vocabulary_of_its_own(llama2_style: PreTrai
     assert after.tokenizer is other
     assert after.roles["eos"] == other.eos_token_id != before.roles["eos"]
     assert after.fingerprint != before.fingerprint
-
-
-# Refusals
-
-
-def fast(model: models.Model, decoder: decoders.Decoder | None, **names: str) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    if decoder is not None:
-        backend.decoder = decoder
-    return PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path="some/tokenizer", **names)
-
-
-def sentencepiece_decoder() -> decoders.Decoder:
-    return decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-
-
-def test_wordpiece_is_refused_by_name(wordpiece: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InexactTokenizerError, match="WordPiece"):
-        CanonicalVocabulary.from_tokenizer(wordpiece)
-
-
-def test_word_level_is_refused_by_name() -> None:
-    with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*WordLevel"):
-        read_components(fast(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"), None, unk_token="[UNK]"))
-
-
-def test_word_end_suffixes_are_refused_by_name() -> None:
-    clip = models.BPE({"a": 0, "b": 1, "b</w>": 2, "ab</w>": 3}, [("a", "b</w>")], end_of_word_suffix="</w>")
-    with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*'</w>'"):
-        read_components(fast(clip, decoders.BPEDecoder("</w>")))
-
-
-def test_sentencepiece_bpe_without_byte_fallback_is_refused_by_name() -> None:
-    model = models.BPE({"<unk>": 0, "▁": 1, "a": 2, "▁a": 3}, [("▁", "a")], unk_token="<unk>")
-    with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*no byte fallback"):
-        read_components(fast(model, sentencepiece_decoder(), unk_token="<unk>"))
-
-
-def test_a_model_without_a_decoder_is_refused_by_name() -> None:
-    with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*decoder None"):
-        read_components(fast(models.BPE({"a": 0}, []), None))
-
-
-def test_a_tokenizer_without_a_fast_backend_is_refused_by_name() -> None:
-    class SlowTokenizer:
-        name_or_path = "some/slow-tokenizer"
-
-    with pytest.raises(InexactTokenizerError, match=r"'some/slow-tokenizer' \(SlowTokenizer\) has no fast backend"):
-        read_components(SlowTokenizer())  # type: ignore[arg-type]
-
-
-def test_sentencepiece_unigram_with_byte_fallback_is_exact() -> None:
-    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256)), ("▁", -2.0), ("▁a", -1.0)]
-    tokenizer = fast(models.Unigram(pieces, unk_id=0, byte_fallback=True), sentencepiece_decoder(), unk_token="<unk>")
-    vocabulary = CanonicalVocabulary.from_tokenizer(tokenizer)
-    assert concatenated(vocabulary, vocabulary.encode([" aé a"])[0]) == " aé a".encode()
-
-
-def test_sentencepiece_unigram_without_byte_fallback_is_refused_by_name() -> None:
-    model = models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("▁a", -1.0)], unk_id=0)
-    with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*no byte fallback"):
-        read_components(fast(model, sentencepiece_decoder(), unk_token="<unk>"))
-
-
-def test_a_folder_without_a_tokenizer_is_refused_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        load_tokenizer(str(tmp_path))
-
-
-def test_fingerprint_tells_other_merges_apart(smollm2_first_2000: PreTrainedTokenizerFast) -> None:
-    state = json.loads(smollm2_first_2000.backend_tokenizer.to_str())
-    state["model"]["merges"] = state["model"]["merges"][:-50]
-    other = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
-    ours, theirs = (CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (smollm2_first_2000, other))
-    assert ours.vocabulary_fingerprint == theirs.vocabulary_fingerprint
-    assert ours.fingerprint != theirs.fingerprint
 
 
 def test_vocabulary_is_read_again_when_the_tokenizer_has_grown(smollm2_first_2000: PreTrainedTokenizerFast) -> None:
