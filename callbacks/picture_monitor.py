@@ -84,7 +84,7 @@ class PictureMonitor(pl.Callback):
             predictions = predict(module, sample, num_spans=self.num_spans, top_k=self.top_k)
         if not trainer.is_global_zero:
             return
-        inspection = Inspection.of_batch("", sample, *module.vocabularies()).with_predictions(predictions)
+        inspection = Inspection.from_batch("", sample, *module.vocabularies()).with_predictions(predictions)
         for name in inspection.teachers:
             if not self._has_drawn_spans:
                 self._log(trainer, f"spans/{name}", spans_figure(inspection, name))

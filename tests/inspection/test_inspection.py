@@ -83,7 +83,7 @@ def vocabularies() -> tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]]
 def inspection_of(text: str) -> Inspection:
     student, teachers = vocabularies()
     (window,) = windows_of(student, teachers, text)
-    return Inspection.of_window("title", window, student, teachers)
+    return Inspection.from_window("title", window, student, teachers)
 
 
 def with_rows_of_w(text: str) -> Inspection:
@@ -144,21 +144,21 @@ def test_what_is_not_learned_is_told_from_gaps() -> None:
     student, teachers = vocabularies()
     (window,) = windows_of(student, teachers, "some text 1984 here")
     window["loss_mask"][1:3] = [0, 0]
-    first, second, *others = Inspection.of_window("", window, student, teachers).teachers["split"].cells
+    first, second, *others = Inspection.from_window("", window, student, teachers).teachers["split"].cells
     assert (first.kind, first.span, first.is_learned) == ("masked", None, False)  # bos
     assert second.span == 0
     assert not second.is_learned
     assert all(cell.is_learned for cell in others[2:])
     window["split/spans"] = []
-    (gap,) = Inspection.of_window("", window, student, teachers).teachers["split"].cells
+    (gap,) = Inspection.from_window("", window, student, teachers).teachers["split"].cells
     assert (gap.kind, gap.span, len(gap.student)) == ("gap", None, len(window["student_ids"]))
 
 
 def test_a_batch_shows_the_spans_that_are_scored() -> None:
     student, teachers = vocabularies()
     windows = windows_of(student, teachers, TEXTS[2][:200])
-    of_batch = Inspection.of_batch("", collate(windows, ["split"]), student, teachers)
-    of_window = Inspection.of_window("", windows[0], student, teachers)
+    of_batch = Inspection.from_batch("", collate(windows, ["split"]), student, teachers)
+    of_window = Inspection.from_window("", windows[0], student, teachers)
     assert of_batch.tokens == of_window.tokens
     scored = [cell for cell in of_batch.teachers["split"].cells if cell.span is not None]
     every = [cell for cell in of_window.teachers["split"].cells if cell.span is not None]
@@ -242,7 +242,7 @@ def test_predictions_are_the_models_own_and_the_students_go_through_w(make: Make
     with torch.no_grad():
         scores = module.score(batch).spans
     found = predict(module, batch, num_spans=6, top_k=4)
-    shown = Inspection.of_window("", window, student, teachers).with_predictions(found)
+    shown = Inspection.from_window("", window, student, teachers).with_predictions(found)
     matrix = build_projection(student.tokenizer, teachers["split"].tokenizer)
     for name, view in shown.teachers.items():
         assert view.predictions is not None
@@ -314,7 +314,7 @@ def test_page_shows_every_token_and_nothing_of_the_text_acts() -> None:
 def test_title_and_names_are_escaped() -> None:
     student, teachers = vocabularies()
     (window,) = windows_of(student, teachers, "a b")
-    assert "<b>" not in page(Inspection.of_window("<b>&", window, student, teachers)).split("<body>")[0]
+    assert "<b>" not in page(Inspection.from_window("<b>&", window, student, teachers)).split("<body>")[0]
 
 
 def printed(shown: Inspection, **options: Any) -> str:
@@ -367,7 +367,7 @@ def test_pictures_are_drawn_without_a_warning(make: Make) -> None:
     student, teachers = module.vocabularies()
     (window,) = windows_of(student, teachers, NASTY + TEXTS[0][:400])
     batch = collate([window], ["split"])
-    shown = Inspection.of_batch("", batch, student, teachers).with_predictions(
+    shown = Inspection.from_batch("", batch, student, teachers).with_predictions(
         predict(module, batch, num_spans=4, top_k=3)
     )
     with warnings.catch_warnings():

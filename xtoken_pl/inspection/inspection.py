@@ -110,7 +110,7 @@ class Inspection:
     teachers: dict[str, TeacherView]
 
     @classmethod
-    def of_window(
+    def from_window(
         cls, title: str, window: Window, student: CanonicalVocabulary, teachers: Mapping[str, CanonicalVocabulary]
     ) -> Inspection:
         """Inspects a window of :class:`xtoken_pl.data.Windower`, with all spans, scored or not."""
@@ -119,10 +119,10 @@ class Inspection:
             ids, spans = (np.asarray(window[column], dtype=np.int64) for column in teacher_columns(name))
             sides[name] = (ids, spans.reshape(-1, 4))
         ids, learned = np.asarray(window[STUDENT_IDS], dtype=np.int64), np.asarray(window[LOSS_MASK], dtype=bool)
-        return cls._of(title, ids, learned, sides, student, teachers)
+        return cls._from_ids(title, ids, learned, sides, student, teachers)
 
     @classmethod
-    def of_batch(
+    def from_batch(
         cls, title: str, batch: DistillBatch, student: CanonicalVocabulary, teachers: Mapping[str, CanonicalVocabulary]
     ) -> Inspection:
         """Inspects the only sequence of a batch, with the spans that are scored."""
@@ -137,10 +137,10 @@ class Inspection:
             lengths = (view.spans.student_length.numpy(force=True), view.spans.teacher_length.numpy(force=True))
             spans = np.stack((start, start + lengths[0], teacher_start, teacher_start + lengths[1]), axis=1)
             sides[name] = (_sequence(view.tokens.input_ids, view.tokens.attention_mask), spans)
-        return cls._of(title, ids, learned, sides, student, teachers)
+        return cls._from_ids(title, ids, learned, sides, student, teachers)
 
     @classmethod
-    def _of(
+    def _from_ids(
         cls,
         title: str,
         ids: NDArray[np.int64],
