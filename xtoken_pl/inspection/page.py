@@ -73,8 +73,8 @@ def _teacher(name: str, view: TeacherView) -> str:
         (
             f"<section><h2>{escape(name)}</h2>",
             f'<p class="dim">{escape(view.tokenizer)}: {len(view.tokens):,} tokens; {counts.num_spans:,} spans '
-            f"({view.kinds_text}); tokens in no span: {counts.student_gaps:,} of the student, {counts.teacher_gaps:,} of the "
-            "teacher</p>",
+            f"({view.kinds_text}); tokens in no span: {counts.student_gaps:,} of the student, "
+            f"{counts.teacher_gaps:,} of the teacher</p>",
             '<p><span class="key a">span</span><span class="key b">span</span><span class="key gap">in no span</span>'
             '<span class="key masked">not learned</span> <span class="dim">top row: student; bottom row: '
             "teacher; · is a space, ↵ a line end; hover over a token for its id, bytes and counterparts</span></p>",
