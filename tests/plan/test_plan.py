@@ -411,7 +411,7 @@ def test_wrong_input_is_named_before_models_are_built(
             plan("--gpu_memory", "0")
         with pytest.raises(UserError, match="a file is to be written"):
             plan("--json_output", str(tmp_path))
-    with pytest.raises(ValueError, match="the model of the student must be a folder or a hub id with the config"):
+    with pytest.raises(ValueError, match="the model of the student must be a directory or a hub id with the config"):
         Skeleton.of(Student(model=str(tmp_path / "nowhere")), role="student")
 
 

@@ -1,4 +1,4 @@
-"""What is in a GPU's memory at each moment of a step."""
+"""Contents of a GPU's memory at each moment of a training step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _HEAD_GRADIENT = "student: gradient of the head"
 
 @dataclass(frozen=True)
 class Moment:
-    """Bytes by term.
+    """One moment of a step.
 
     Attributes:
-        name: What is going on.
+        name: The operation that runs, such as ``student's backward pass``.
+        terms: Bytes by term.
     """
 
     name: str
@@ -34,23 +35,23 @@ class Moment:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """All moments of a step of ``run`` on each GPU, an upper bound where the plan cannot know better.
+    """All moments of a step of ``run`` on one GPU; an upper bound where the exact size is unknown.
 
-    Every batch is planned with windows of full length on every side and attention masks; gradients and Adam's moments
-    are there from the start; what ``torch.compile`` saves is not counted. The optimizer is AdamW.
+    Every batch has windows of full length on every side, with attention masks. Gradients and Adam's moments exist from
+    the start. Savings by ``torch.compile`` are ignored. The optimizer is AdamW.
     """
 
     run: Run
     student: Skeleton
-    teachers: Mapping[str, Skeleton]  # those that are loaded
+    teachers: Mapping[str, Skeleton]  # teachers whose model is loaded
     moments: list[Moment] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: Run) -> MemoryPlan:
-        """Builds the models without memory, and replays their passes.
+        """Plans a run: builds the models without memory and replays their passes.
 
         Raises:
-            ValueError: If there is no such model.
+            UserError: If a model does not exist or cannot be planned.
         """
         student = Skeleton.of(run.student, role="student", dtype=run.converted)
         live = {name: teacher for name, teacher in run.teachers.items() if teacher.cache is None}
@@ -61,7 +62,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> Moment:
-        """The moment with most."""
+        """The moment that needs the most memory."""
         return max(self.moments, key=lambda moment: moment.total)
 
 
@@ -75,7 +76,7 @@ def _replayed(
 
 
 class _Step:
-    """The moments of one step, each as the terms that are alive."""
+    """Computes the moments of one step, each with the terms that are alive."""
 
     def __init__(self, plan: MemoryPlan) -> None:
         self.run, self.student, self.teachers = plan.run, plan.student, plan.teachers
@@ -102,7 +103,7 @@ class _Step:
         ]
 
     def _teacher_pass(self, name: str) -> Moment:
-        """The student's activations wait, and the hidden states of the teachers before this one."""
+        """Forward pass of a teacher, while the student's activations and earlier teachers' hidden states are kept."""
         teacher, skeleton = self.run.teachers[name], self.teachers[name]
         own = {f"teacher {name}: pass": self.teacher_passes[name].forward.total}
         own[f"teacher {name}: pass"] += terms.dequantized_bytes(teacher, skeleton)
@@ -116,7 +117,7 @@ class _Step:
         )
 
     def _gradients_of_blocks(self) -> Moment:
-        """The second pass over the blocks makes the gradients of the student's hidden states and of its head."""
+        """Second pass over the blocks: gradients of the student's hidden states and of its head."""
         num_rows = self.run.batch_size * self.run.sequence_length
         gradient = num_rows * self.student.head.shape[1] * self.student.dtype.itemsize
         return self._moment(
@@ -127,7 +128,7 @@ class _Step:
         )
 
     def _student_backward(self) -> Moment:
-        """A tied head's gradient waits for the embedding's."""
+        """Backward pass of the student's body; the gradient of a tied head is kept until the embedding's is added."""
         head = {_HEAD_GRADIENT: self._head_gradient()} if self.student.has_tied_head else {}
         reduced = {"gradients on their way to other GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
         return self._moment(
@@ -143,7 +144,7 @@ class _Step:
     # Terms ---------------------------------------------------------------------------------------------------------
 
     def _always(self) -> dict[str, int]:
-        """What every moment has."""
+        """Terms that are alive at every moment."""
         run, trained = self.run, self.student.trained_bytes
         result = {
             "student: weights": terms.weight_bytes(run.student, self.student) // self.shards,
@@ -173,7 +174,7 @@ class _Step:
         return result
 
     def _is_gathered(self, name: str) -> bool:
-        """Whether a teacher's weights are sharded; quantized ones stay whole."""
+        """Whether a teacher's weights are sharded; quantized weights are not."""
         return self.is_sharded and self.run.teachers[name].quantization is None
 
     def _gathered(self) -> dict[str, int]:
@@ -186,12 +187,12 @@ class _Step:
         return 0 if self.student.has_adapter else self.student.head.nbytes
 
     def _waiting(self, held: Held) -> dict[str, int]:
-        """The student between its passes; sharded, what belongs to no layer stays whole."""
+        """The student between its passes; if sharded, weights outside the layers stay gathered."""
         gathered = {"student: gathered layers": self.student.root_bytes} if self.is_sharded else {}
         return {**_of_student(held), **gathered}
 
     def _of_teachers(self, names: Iterable[str]) -> dict[str, int]:
-        """The hidden states of all rows; of weights that are elsewhere what stays: the head, or all but the layers."""
+        """Hidden states of all rows; also the root weights of sharded teachers and the heads of offloaded ones."""
         result: dict[str, int] = {}
         for name in names:
             result[f"teacher {name}: hidden states"] = self.teacher_passes[name].in_step.total

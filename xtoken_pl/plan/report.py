@@ -1,4 +1,4 @@
-"""The plan as a table for the terminal, and as numbers."""
+"""Renders a plan as a table for the terminal and as a dictionary."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _SPREAD = {
 
 
 def table(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None) -> str:
-    """The plan as lines of text, in GB of 1e9 bytes.
+    """Renders the plan as text, in GB of 1e9 bytes.
 
     Args:
-        usable: Bytes of a GPU.
-        changes: What single changes save; empty where the run fits.
-        way: Changes with which the run fits, None where there are none or none are needed.
+        plan: The plan.
+        usable: Usable bytes of a GPU.
+        changes: Single changes that save memory; empty if the run fits.
+        way: Changes after which the run fits; None if there are none or none are needed.
     """
     run, peak = plan.run, plan.peak
     lines = [
@@ -48,7 +49,7 @@ def table(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None)
 
 
 def to_dict(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None) -> dict[str, Any]:
-    """The same as numbers, in bytes."""
+    """Returns the contents of :func:`table` as a dictionary, sizes in bytes."""
     return {
         "num_gpus": plan.run.num_gpus,
         "usable_bytes": usable,
@@ -77,7 +78,7 @@ def _verdict(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | No
 
 
 def _terms(plan: MemoryPlan) -> list[str]:
-    """In the order of the step; allowances at the end."""
+    """Terms in the order of the step, allowances last."""
     found = dict.fromkeys(term for moment in plan.moments for term in moment.terms)
     return sorted(found, key=lambda term: term.startswith("allowance"))
 
