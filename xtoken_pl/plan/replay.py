@@ -100,8 +100,8 @@ def replay(
             )
     except RuntimeError as error:
         raise UserError(
-            f"{type(model).__name__} cannot be planned: one of its operations depends on values or on another device (as in "
-            f"mixtures of experts), and a plan has neither. Plan a dense model of its size. Reason: {error}"
+            f"{type(model).__name__} cannot be planned: one of its operations depends on values or on another device (as "
+            f"in mixtures of experts), and a plan has neither. Plan a dense model of its size. Reason: {error}"
         ) from error
     finally:
         if activation_checkpointing:
