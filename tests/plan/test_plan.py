@@ -189,7 +189,7 @@ def test_teacher_from_a_cache_needs_no_weights_but_room_for_its_rows(models: Pat
     run.teachers["t"].cache = "to be built"
     plan = MemoryPlan.of(run)
     of_teacher = {term for moment in plan.moments for term in moment.terms if term.startswith("teacher t")}
-    assert {term.removeprefix("teacher t: ") for term in of_teacher} <= {"W and what its loss holds", "cached rows"}
+    assert {term.removeprefix("teacher t: ") for term in of_teacher} <= {"W and loss tables", "cached rows"}
     assert plan.peak.terms["teacher t: cached rows"] == run.batch_size * run.sequence_length * (64 * 6 + 12)
 
 
@@ -197,7 +197,7 @@ def test_offloaded_teacher_is_there_in_its_own_pass_only(models: Path) -> None:
     run = run_of(models)
     run.teachers["t"].cpu_offload = True
     weights = [moment.name for moment in MemoryPlan.of(run).moments if "teacher t: weights" in moment.terms]
-    assert weights == ["pass of teacher t"]
+    assert weights == ["forward pass of teacher t"]
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("8bit", 1 / 2), ("4bit", 1 / 4)])
@@ -380,7 +380,7 @@ def test_papers_best_run_is_planned_for_one_gpu_from_its_configs_alone(plan: Pla
     assert peak["teacher phi: weights"] == pytest.approx(2 * 3.836e9, rel=1e-3)
     assert usable_bytes(80) == written["usable_bytes"]
     assert re.search(rf"fits: {written['peak_bytes'] / 1e9:.2f} of 84\.61 GB at the peak", printed)
-    shown = re.search(r"^```text\n(on each of .*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    shown = re.search(r"^```text\n(1 GPU .*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert shown is not None
     assert shown[1] in printed
     with pytest.raises(UserError, match=r"plan\.json exists and is not overwritten"):
@@ -434,9 +434,9 @@ def test_what_does_not_fit_says_what_to_change(plan: Plan, models: Path, paper: 
     (paper / "tiny.yaml").write_text(yaml.safe_dump(config))
     printed = plan("--gpu_memory", "2", configs=["tiny.yaml"])
     assert "does not fit" in printed
-    assert "model.teachers.t.cache: a folder" in printed
+    assert "model.teachers.t.cache: a directory" in printed
     of_a_stream = plan("--gpu_memory", "2", "--data.streaming", "true", configs=["tiny.yaml"])
     assert "does not fit" in of_a_stream
-    assert ".cache: a folder" not in of_a_stream  # windows of a stream have no places to go by
+    assert ".cache: a directory" not in of_a_stream  # windows of a stream have no places to go by
     assert re.search(r"data\.batch_size: 128 \(and trainer\.accumulate_grad_batches x 2\) saves [0-9.]+ GB", printed)
     assert re.search(r"fits with [0-2]\.\d\d GB after:", printed)

@@ -118,5 +118,5 @@ def _possible_for_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price
         yield f"{setting}.quantization: 8bit{without}", eight, Price.OTHER_RESULTS
         yield f"{setting}.quantization: 4bit{without}", four, Price.OTHER_RESULTS
     if name in run.cacheable:
-        text = f"{setting}.cache: a folder written by `python -m xtoken_pl cache --teacher {name}`"
+        text = f"{setting}.cache: a directory written by `python -m xtoken_pl cache --teacher {name}`"
         yield text, changed(cache="planned"), Price.OTHER_RESULTS

@@ -98,22 +98,22 @@ class _Step:
             self._student_backward(),
             self._moment(
                 "optimizer step",
-                {"optimizer: temporary": terms.optimizer_step_bytes(self.student.trained_bytes) // self.shards},
+                {"optimizer: temporary tensors": terms.optimizer_step_bytes(self.student.trained_bytes) // self.shards},
             ),
         ]
 
     def _teacher_pass(self, name: str) -> Moment:
         """Forward pass of a teacher, while the student's activations and earlier teachers' hidden states are kept."""
         teacher, skeleton = self.run.teachers[name], self.teachers[name]
-        own = {f"teacher {name}: pass": self.teacher_passes[name].forward.total}
-        own[f"teacher {name}: pass"] += terms.dequantized_bytes(teacher, skeleton)
+        size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(teacher, skeleton)
+        own = {f"teacher {name}: forward pass": size}
         if self._is_gathered(name):
             own[f"teacher {name}: gathered layers"] = terms.gathered_bytes(skeleton)
         elif teacher.cpu_offload:
             own[f"teacher {name}: weights"] = skeleton.weight_bytes
         before = list(self.teachers)[: list(self.teachers).index(name)]
         return self._moment(
-            f"pass of teacher {name}", self._waiting(self.student_pass.in_step), self._of_teachers(before), own
+            f"forward pass of teacher {name}", self._waiting(self.student_pass.in_step), self._of_teachers(before), own
         )
 
     def _gradients_of_blocks(self) -> Moment:
@@ -130,7 +130,7 @@ class _Step:
     def _student_backward(self) -> Moment:
         """Backward pass of the student's body; the gradient of a tied head is kept until the embedding's is added."""
         head = {_HEAD_GRADIENT: self._head_gradient()} if self.student.has_tied_head else {}
-        reduced = {"gradients on their way to other GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
+        reduced = {"gradients being reduced across GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
         return self._moment(
             "student's backward pass",
             self._gathered(),
@@ -166,7 +166,7 @@ class _Step:
                 teacher_size = vocabulary_size(teacher) or size
                 num_rows = run.batch_size * run.sequence_length
                 result[f"teacher {name}: cached rows"] = num_rows * terms.cached_bytes(teacher, teacher_size)
-            result[f"teacher {name}: W and what its loss holds"] = terms.loss_bytes(teacher, size, teacher_size)
+            result[f"teacher {name}: W and loss tables"] = terms.loss_bytes(teacher, size, teacher_size)
             learned += terms.learned_projection_bytes(teacher, size)
         if learned:
             result["learned W: weights, gradients, optimizer"] = 2 * learned + terms.adamw_bytes(learned)
@@ -181,7 +181,7 @@ class _Step:
         return {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
 
     def _dequantized(self) -> dict[str, int]:
-        return {"student: a layer dequantized": terms.dequantized_bytes(self.run.student, self.student)}
+        return {"student: one dequantized layer": terms.dequantized_bytes(self.run.student, self.student)}
 
     def _head_gradient(self) -> int:
         return 0 if self.student.has_adapter else self.student.head.nbytes
@@ -205,7 +205,7 @@ class _Step:
     def _of_blocks(self) -> dict[str, int]:
         skeletons = [self.student, *self.teachers.values()]
         copies = sum(terms.head_copy_bytes(self.run, skeleton) for skeleton in skeletons)
-        return {**self._of_teachers(self.teachers), "heads in their product's type": copies}
+        return {**self._of_teachers(self.teachers), "heads cast for autocast": copies}
 
     def _moment(self, name: str, *parts: Mapping[str, int]) -> Moment:
         allocated = {term: size for part in (self.always, *parts) for term, size in part.items() if size}
@@ -219,4 +219,4 @@ class _Step:
 
 
 def _of_student(held: Held) -> dict[str, int]:
-    return {"student: activations": held.activations, "student: weights in autocast's type": held.weight_copies}
+    return {"student: activations": held.activations, "student: weights cast by autocast": held.weight_copies}

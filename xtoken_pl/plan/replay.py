@@ -100,7 +100,7 @@ def replay(
             )
     except RuntimeError as error:
         raise UserError(
-            f"{type(model).__name__} cannot be planned: one of its operations depends on values or on another device (as "
+            f"{type(model).__name__} cannot be planned: one of its operations depends on values or another device (as "
             f"in mixtures of experts), and a plan has neither. Plan a dense model of its size. Reason: {error}"
         ) from error
     finally:

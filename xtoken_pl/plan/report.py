@@ -29,17 +29,17 @@ def table(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None)
     """
     run, peak = plan.run, plan.peak
     lines = [
-        f"on each of {run.num_gpus:,} GPU{'s' * (run.num_gpus > 1)} ({_SPREAD[run.spread]}"
+        f"{run.num_gpus:,} GPU{'s' * (run.num_gpus > 1)} ({_SPREAD[run.spread]}"
         f"{f' over {run.data_parallel_size:,}' if run.spread == 'sharded' else ''}, {run.precision}), "
-        f"{run.batch_size} windows of {run.sequence_length:,} tokens; GB of 1e9 bytes",
+        f"{run.batch_size} windows of {run.sequence_length:,} tokens on each; sizes per GPU, in GB of 1e9 bytes",
         _model_line("student", run.student, plan.student),
         *(_model_line(f"teacher {name}", run.teachers[name], plan.teachers.get(name)) for name in run.teachers),
         "",
-        f"{'term':<48}{'most':>9}{'at the peak':>13}",
+        f"{'term':<48}{'maximum':>9}{'at the peak':>13}",
     ]
     largest = {term: max(moment.terms.get(term, 0) for moment in plan.moments) for term in _terms(plan)}
     lines += [f"{term:<48}{_gb(size):>9}{_gb(peak.terms.get(term, 0)):>13}" for term, size in largest.items()]
-    lines += ["", f"{'moment':<48}{'':>9}{'all terms':>13}"]
+    lines += ["", f"{'moment':<48}{'':>9}{'total':>13}"]
     lines += [
         f"{moment.name:<48}{'':>9}{_gb(moment.total):>13}{'  <- peak' if moment is peak else ''}"
         for moment in plan.moments
@@ -68,11 +68,11 @@ def _verdict(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | No
     total = plan.peak.total
     where = f"{_gb(total)} of {_gb(usable)} GB at the peak ({plan.peak.name})"
     if total <= usable:
-        return [f"fits: {where}, {_gb(usable - total)} GB are left"]
-    lines = [f"does not fit: {where}, {_gb(total - usable)} GB too many. Each change alone:"]
+        return [f"fits: {where}, {_gb(usable - total)} GB left"]
+    lines = [f"does not fit: {where}, {_gb(total - usable)} GB over the limit. Each change alone:"]
     lines += [f"  {change.text} saves {_gb(change.saves)} GB" for change in changes]
     if way is None:
-        return [*lines, "even all of them together are not enough: take larger GPUs, or smaller models"]
+        return [*lines, "even all of them together are not enough: use larger GPUs or smaller models"]
     lines.append(f"fits with {_gb(way.peak)} GB after:")
     return [*lines, *(f"  {text}" for text in way.texts)]
 
@@ -85,11 +85,11 @@ def _terms(plan: MemoryPlan) -> list[str]:
 
 def _model_line(role: str, source: Student | Teacher, skeleton: Skeleton | None) -> str:
     if skeleton is None:
-        return f"{role} {source.model}: from its cache, no weights"
+        return f"{role} {source.model}: read from its cache, no weights"
     kept = source.quantization or str(skeleton.dtype).removeprefix("torch.")
     line = f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
     num_trained = sum(parameter.numel() for parameter in skeleton.trained)
-    return f"{line}; {num_trained:,} of them, its adapter's, are trained" if skeleton.has_adapter else line
+    return f"{line}; {num_trained:,} of them are trained (adapter)" if skeleton.has_adapter else line
 
 
 def _gb(size: float) -> str:
