@@ -76,8 +76,8 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step(models: Path, 
         "student: gradients": sum(parameter.grad.nbytes for parameter in parameters),  # type: ignore[union-attr]
         "student: optimizer": sum(value.nbytes for state in optimizer.state.values() for value in state.values()),
     }
-    alone = MemoryPlan.of(run_of(models, student=student, precision=precision)).peak.terms
-    sharded = MemoryPlan.of(
+    alone = MemoryPlan.from_run(run_of(models, student=student, precision=precision)).peak.terms
+    sharded = MemoryPlan.from_run(
         run_of(models, student=student, precision=precision, spread="sharded", num_gpus=2, data_parallel_size=2)
     ).peak.terms
     for term, num_bytes in measured.items():
@@ -125,7 +125,7 @@ def test_replayed_pass_holds_what_a_real_one_does(models: Path, autocast: bool, 
         model.activation_checkpointing_enable({"use_reentrant": False})
     kept, peak = real_peak(model, batch_size, length, autocast=autocast)
     planned = replay(
-        Skeleton.of(source, role="student"),
+        Skeleton.from_source(source, role="student"),
         batch_size,
         length,
         autocast=torch.bfloat16 if autocast else None,
@@ -162,7 +162,7 @@ def test_peak_of_a_real_step_is_at_most_the_planned_one_and_near_it(models: Path
     there_before += sum(parameter.nbytes for parameter in module._loaded_teachers["t"].model.parameters())
     there_before += sum(matrix.nbytes for matrix in module.logit_memory._free)
     measured = there_before + most_allocated(profiler)
-    peak = MemoryPlan.of(Run(student, teachers, 8, 128, logits_memory=5_000_000)).peak.terms
+    peak = MemoryPlan.from_run(Run(student, teachers, 8, 128, logits_memory=5_000_000)).peak.terms
     planned = sum(size for term, size in peak.items() if not term.startswith("allowance"))
     assert measured <= planned <= 1.25 * measured
 
@@ -172,7 +172,11 @@ def test_flash_attention_is_planned_where_it_is_not_installed(models: Path) -> N
     source = Student(model=str(models / "student"))
     sdpa, flash = (
         replay(
-            Skeleton.of(replace(source, attn_implementation=name), role="student"), 2, 256, autocast=None, trains=True
+            Skeleton.from_source(replace(source, attn_implementation=name), role="student"),
+            2,
+            256,
+            autocast=None,
+            trains=True,
         )
         for name in ("sdpa", "flash_attention_2")
     )
@@ -187,7 +191,7 @@ def test_flash_attention_is_planned_where_it_is_not_installed(models: Path) -> N
 def test_teacher_from_a_cache_needs_no_weights_but_room_for_its_rows(models: Path) -> None:
     run = run_of(models)
     run.teachers["t"].cache = "to be built"
-    plan = MemoryPlan.of(run)
+    plan = MemoryPlan.from_run(run)
     of_teacher = {term for moment in plan.moments for term in moment.terms if term.startswith("teacher t")}
     assert {term.removeprefix("teacher t: ") for term in of_teacher} <= {"W and loss tables", "cached rows"}
     assert plan.peak.terms["teacher t: cached rows"] == run.batch_size * run.sequence_length * (64 * 6 + 12)
@@ -196,7 +200,7 @@ def test_teacher_from_a_cache_needs_no_weights_but_room_for_its_rows(models: Pat
 def test_offloaded_teacher_is_there_in_its_own_pass_only(models: Path) -> None:
     run = run_of(models)
     run.teachers["t"].cpu_offload = True
-    weights = [moment.name for moment in MemoryPlan.of(run).moments if "teacher t: weights" in moment.terms]
+    weights = [moment.name for moment in MemoryPlan.from_run(run).moments if "teacher t: weights" in moment.terms]
     assert weights == ["forward pass of teacher t"]
 
 
@@ -205,16 +209,16 @@ def test_quantized_teacher_has_small_linear_layers_and_a_whole_head(
     models: Path, quantization: str, share: float
 ) -> None:
     teacher = Teacher(model=str(models / "teacher"), loss=TokenKL(), dtype="bfloat16")
-    whole = MemoryPlan.of(run_of(models, teachers={"t": teacher}))
+    whole = MemoryPlan.from_run(run_of(models, teachers={"t": teacher}))
     teacher = replace(teacher, quantization=quantization)
-    small = MemoryPlan.of(run_of(models, teachers={"t": teacher}))
+    small = MemoryPlan.from_run(run_of(models, teachers={"t": teacher}))
     linear = sum(layer.weight.nbytes for layer in whole.teachers["t"].linear_layers)
     saved = whole.peak.terms["teacher t: weights"] - small.peak.terms["teacher t: weights"]
     assert saved == pytest.approx(linear * (1 - share), rel=0.15)
 
 
 def test_ddp_holds_the_gradients_twice_unless_they_are_views(models: Path) -> None:
-    plans = {spread: MemoryPlan.of(run_of(models, spread=spread, num_gpus=2)) for spread in ("views", "buckets")}
+    plans = {spread: MemoryPlan.from_run(run_of(models, spread=spread, num_gpus=2)) for spread in ("views", "buckets")}
     term = "student: gradients in DDP's buckets"
     assert plans["buckets"].peak.terms[term] == plans["buckets"].peak.terms["student: gradients"]
     assert term not in plans["views"].peak.terms
@@ -226,7 +230,7 @@ def test_ddp_holds_the_gradients_twice_unless_they_are_views(models: Path) -> No
 def planned_run(models: Path, trainer: dict[str, Any], num_gpus: int | None = None) -> Run:
     module = MultiTeacherDistillModule(Student(model=str(models / "student")), kd_weight=0.0)
     data = DistillDataModule(TextSource(path="texts.jsonl"))
-    return Run.of(module, data, trainer, num_gpus)
+    return Run.from_parts(module, data, trainer, num_gpus)
 
 
 def model_parallel(size: int | str, tensor: int | str = 1) -> dict[str, Any]:
@@ -273,27 +277,29 @@ def test_what_cannot_be_planned_is_named(models: Path, trainer: dict[str, Any], 
 
 
 def test_each_change_saves_what_the_plan_with_it_has_less(models: Path) -> None:
-    plan = MemoryPlan.of(run_of(models))
+    plan = MemoryPlan.from_run(run_of(models))
     changes = single_changes(plan)
     assert [change.saves for change in changes] == sorted((change.saves for change in changes), reverse=True)
     (halved,) = (change for change in changes if change.text.startswith("data.batch_size: 4"))
-    assert halved.saves == plan.peak.total - MemoryPlan.of(run_of(models, batch_size=4)).peak.total > 0
+    assert halved.saves == plan.peak.total - MemoryPlan.from_run(run_of(models, batch_size=4)).peak.total > 0
 
 
 def test_way_to_fit_ends_below_the_limit_or_says_that_there_is_none(models: Path) -> None:
-    plan = MemoryPlan.of(run_of(models, teachers={}, batch_size=4))
-    limit = MemoryPlan.of(run_of(models, teachers={}, batch_size=1)).peak.total
+    plan = MemoryPlan.from_run(run_of(models, teachers={}, batch_size=4))
+    limit = MemoryPlan.from_run(run_of(models, teachers={}, batch_size=1)).peak.total
     way = way_to_fit(plan, limit)
     assert way is not None
     assert way.texts
     assert way.peak <= limit
     smallest = Student(model=str(models / "tied"), activation_checkpointing=True)
-    assert way_to_fit(MemoryPlan.of(run_of(models, student=smallest, teachers={}, batch_size=1)), 0) is None
+    assert way_to_fit(MemoryPlan.from_run(run_of(models, student=smallest, teachers={}, batch_size=1)), 0) is None
 
 
 def test_what_costs_nothing_but_time_is_changed_first_and_more_gpus_last(models: Path) -> None:
-    plan = MemoryPlan.of(run_of(models, teachers={}, batch_size=1))
-    way = way_to_fit(plan, MemoryPlan.of(run_of(models, teachers={}, batch_size=1, precision="bf16-true")).peak.total)
+    plan = MemoryPlan.from_run(run_of(models, teachers={}, batch_size=1))
+    way = way_to_fit(
+        plan, MemoryPlan.from_run(run_of(models, teachers={}, batch_size=1, precision="bf16-true")).peak.total
+    )
     assert way is not None
     assert way.texts[0] == "model.student.activation_checkpointing: true"
     assert not any("ModelParallelStrategy" in text for text in way.texts)
@@ -391,7 +397,7 @@ def test_losses_and_weightings_decide_who_can_be_cached(models: Path) -> None:
     def cacheable(loss: SpanLoss, weighting: Weighting | None = None) -> frozenset[str]:
         teachers = {"t": Teacher(model=str(models / "student"), loss=loss)}
         module = MultiTeacherDistillModule(Student(model=str(models / "student")), teachers, weighting)
-        return Run.of(module, DistillDataModule(TextSource(path="x")), {}).cacheable
+        return Run.from_parts(module, DistillDataModule(TextSource(path="x")), {}).cacheable
 
     assert cacheable(ProjectionKL()) == {"t"}
     assert cacheable(BytePrefixKL()) == frozenset()
@@ -406,13 +412,13 @@ def test_wrong_input_is_named_before_models_are_built(
         raise AssertionError("a model was built")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Skeleton, "of", no_model)
+        patch.setattr(Skeleton, "from_source", no_model)
         with pytest.raises(ValueError, match="gpu_memory must be > 0 GB, got 0"):
             plan("--gpu_memory", "0")
         with pytest.raises(UserError, match="a file is to be written"):
             plan("--json_output", str(tmp_path))
     with pytest.raises(ValueError, match="the model of the student must be a directory or a hub id with the config"):
-        Skeleton.of(Student(model=str(tmp_path / "nowhere")), role="student")
+        Skeleton.from_source(Student(model=str(tmp_path / "nowhere")), role="student")
 
 
 def test_model_whose_pass_depends_on_numbers_is_refused_by_name(tmp_path: Path) -> None:
@@ -420,7 +426,7 @@ def test_model_whose_pass_depends_on_numbers_is_refused_by_name(tmp_path: Path) 
     sizes = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(experts | sizes))
     with pytest.raises(ValueError, match="MixtralForCausalLM cannot be planned"):
-        replay(Skeleton.of(Student(model=str(tmp_path)), role="student"), 2, 8, autocast=None, trains=True)
+        replay(Skeleton.from_source(Student(model=str(tmp_path)), role="student"), 2, 8, autocast=None, trains=True)
 
 
 def test_what_does_not_fit_says_what_to_change(plan: Plan, models: Path, paper: Path) -> None:

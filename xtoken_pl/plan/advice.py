@@ -52,7 +52,7 @@ class Way:
 def single_changes(plan: MemoryPlan) -> list[Change]:
     """Returns all changes that lower the peak, largest saving first."""
     changes = [
-        Change(text, plan.peak.total - MemoryPlan.of(run).peak.total, run, price)
+        Change(text, plan.peak.total - MemoryPlan.from_run(run).peak.total, run, price)
         for text, run, price in _possible(plan.run)
     ]
     return sorted((change for change in changes if change.saves > 0), key=lambda change: -change.saves)
@@ -67,7 +67,7 @@ def way_to_fit(plan: MemoryPlan, usable: int) -> Way | None:
             return None
         best = min(changes, key=lambda change: (change.price, -change.saves))
         texts.append(best.text)
-        plan = MemoryPlan.of(best.run)
+        plan = MemoryPlan.from_run(best.run)
     return Way(texts, plan.peak.total)
 
 

@@ -47,15 +47,15 @@ class MemoryPlan:
     moments: list[Moment] = field(default_factory=list)
 
     @classmethod
-    def of(cls, run: Run) -> MemoryPlan:
+    def from_run(cls, run: Run) -> MemoryPlan:
         """Plans a run: builds the models without memory and replays their passes.
 
         Raises:
             UserError: If a model does not exist or cannot be planned.
         """
-        student = Skeleton.of(run.student, role="student", dtype=run.converted)
+        student = Skeleton.from_source(run.student, role="student", dtype=run.converted)
         live = {name: teacher for name, teacher in run.teachers.items() if teacher.cache is None}
-        teachers = {name: Skeleton.of(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
+        teachers = {name: Skeleton.from_source(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
         plan = cls(run, student, teachers)
         plan.moments.extend(_Step(plan).moments())
         return plan

@@ -51,7 +51,7 @@ class Run:
     cacheable: frozenset[str] = frozenset()
 
     @classmethod
-    def of(
+    def from_parts(
         cls,
         module: MultiTeacherDistillModule,
         data: DistillDataModule,

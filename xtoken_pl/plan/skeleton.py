@@ -47,7 +47,7 @@ class Skeleton:
     has_adapter: bool
 
     @classmethod
-    def of(cls, source: ModelSource, *, role: str, dtype: torch.dtype | None = None) -> Skeleton:
+    def from_source(cls, source: ModelSource, *, role: str, dtype: torch.dtype | None = None) -> Skeleton:
         """Builds a model from its ``config.json`` alone.
 
         Args:
