@@ -10,10 +10,7 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import (
-    CanonicalVocabulary,
-    TextSource,
-)
+from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.data import Windower
 from xtoken_pl.data.conversations import Conversation, Turn
 from xtoken_pl.data.maker import WindowMaker

@@ -6,10 +6,7 @@ from typing import Any
 
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 
-from xtoken_pl import (
-    CanonicalVocabulary,
-    TextSource,
-)
+from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.data import Windower
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.packing import Packing
