@@ -25,10 +25,7 @@ from small_models import packing_tokenizer, splitting_tokenizer, write_model
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import (
-    Student,
-    TextSource,
-)
+from xtoken_pl import Student, TextSource
 from xtoken_pl.data import Windower
 from xtoken_pl.data.chat_template import ChatRenderer
 from xtoken_pl.data.maker import WindowMaker

@@ -11,15 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from chats import (
-    CHATML,
-    CHATS,
-    chatml,
-    llama3_like,
-    plain,
-    windows_of,
-    with_tokens,
-)
+from chats import CHATML, CHATS, chatml, llama3_like, plain, windows_of, with_tokens
 from small_models import packing_tokenizer, write_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast

@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from packed_windows import DOCUMENTS, LENGTH, PACK, SIDES, SPLIT, windows_of
 from torch import Tensor
 
-from xtoken_pl import (
-    DistillDataModule,
-    TextSource,
-)
+from xtoken_pl import DistillDataModule, TextSource
 from xtoken_pl.batch import NO_WINDOW
 from xtoken_pl.data import collate
 from xtoken_pl.data.order import PaddedWindows

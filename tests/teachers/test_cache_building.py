@@ -136,20 +136,20 @@ def test_a_finished_cache_is_verified_and_a_damaged_shard_made_anew(
     build("--output", "verified")
     assert content(workspace / "verified") == written
     said = capsys.readouterr().out
-    assert "train-000001.safetensors is damaged: it is made anew" in said
-    assert "val-000000.safetensors is missing: it is made anew" in said
+    assert "train-000001.safetensors is damaged: it will be rebuilt" in said
+    assert "val-000000.safetensors is missing: it will be rebuilt" in said
 
 
 def test_other_settings_are_refused_unless_the_cache_may_be_overwritten(workspace: Path, build: Build) -> None:
     build("--output", "settings", "--top_k", "8")
-    with pytest.raises(UserError, match=r"other settings: top_k 8 here, 16 there .* overwrite"):
+    with pytest.raises(UserError, match=r"other settings: top_k is 8 in the cache, 16 in this run.* overwrite"):
         build("--output", "settings", "--top_k", "16")
     assert Manifest.load(workspace / "settings").identity.top_k == 8
     build("--output", "settings", "--top_k", "16", "--overwrite", "true")
     assert Manifest.load(workspace / "settings").identity.top_k == 16
     (workspace / "killed_first/.manifest.json.k1ll_ed0").mkdir(parents=True)
     build("--output", "killed_first", "--top_k", "8")
-    with pytest.raises(UserError, match="new or empty folder"):
+    with pytest.raises(UserError, match="new or empty directory"):
         build("--output", ".", "--overwrite", "true")
     assert not (workspace / LOCK_FILE).exists()
 
