@@ -108,7 +108,7 @@ def test_cached_rows_of_separate_documents_equal_those_of_unpacked_ones(folder: 
     rows = TeacherRows("split", FrozenModel(loaded), RowFormat(4, 32, len(SPLIT), len(SPLIT)), 1.0, torch.device("cpu"))
     found = {}
     for packing in ("none", "separate", "joined"):
-        of_windows, _ = rows.of(windows_of(DOCUMENTS, cast(Packing, packing)), "here")
+        of_windows, _ = rows.compute(windows_of(DOCUMENTS, cast(Packing, packing)), "here")
         found[packing] = np.sort(np.concatenate([window["log_span"] for window in of_windows]))
     np.testing.assert_allclose(found["separate"], found["none"], rtol=1e-6)
     assert len(found["joined"]) != len(found["none"])

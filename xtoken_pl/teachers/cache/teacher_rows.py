@@ -102,7 +102,7 @@ class TeacherRows:
         self._device = device
 
     @torch.no_grad()
-    def of(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
+    def compute(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
         """Computes the rows to store for each window, and the number of learned student tokens.
 
         Args:
