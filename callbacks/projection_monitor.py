@@ -1,4 +1,4 @@
-"""Logs how undecided W is, and how far a learned one has moved."""
+"""Logs the entropy of W, and how far a learned W has moved."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 
 
 class ProjectionMonitor(Monitor):
-    """Logs W of every teacher whose loss is P-KL: when training starts, and wherever the log is written if it learns.
+    """Logs statistics of W for every P-KL teacher: at the start of training, and at each log if W is learned.
 
-    Tags: ``projection/entropy/NAME`` (mean entropy of the rows with several teacher tokens, bits; other rows have
-    nothing to decide, and are left out); of a learned W also how far these rows are from where W began,
-    ``projection/moved/NAME`` (mean) and ``projection/moved_most/NAME`` (the one that moved most): the total variation
-    distance, 0 for a row that stands where it began, 1 for one that has left all of it.
+    - ``projection/entropy/NAME``: mean entropy in bits of the rows with several teacher tokens; other rows have none.
+    - ``projection/moved/NAME`` and ``projection/moved_most/NAME``, if W is learned: mean and maximum total variation
+      distance of these rows from their initial values; 0 for an unchanged row, 1 for one without overlap.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class ProjectionMonitor(Monitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
         losses = undecided(distill_module(pl_module, self))
-        # Which rows are undecided is asked here once: a step would wait for the device.
+        # Selected once, here: in a step it would synchronize with the device.
         self._learned = {name: loss for name, loss in losses.items() if loss.learned is not None}
         scalars = {tag: value.item() for name, loss in losses.items() for tag, value in measure(name, loss).items()}
         for logger in trainer.loggers if scalars else []:
@@ -59,14 +58,14 @@ class ProjectionMonitor(Monitor):
 
 
 def undecided(module: MultiTeacherDistillModule) -> dict[str, ProjectionKL]:
-    """By teacher, the losses whose W has rows with several teacher tokens."""
+    """Losses whose W has rows with several teacher tokens, by teacher name."""
     losses = {name: loss for name, loss in module.losses.items() if isinstance(loss, ProjectionKL)}
     return {name: loss for name, loss in losses.items() if len(_start_rows(loss))}
 
 
 @torch.no_grad()
 def measure(name: str, loss: ProjectionKL) -> dict[str, Tensor]:
-    """The scalars of one teacher's W, by tag."""
+    """Returns the scalars of one teacher's W, by tag."""
     learned = loss.learned
     if learned is None:
         return {f"projection/entropy/{name}": row_entropy(_start_rows(loss)).mean()}
@@ -80,7 +79,7 @@ def measure(name: str, loss: ProjectionKL) -> dict[str, Tensor]:
 
 
 def _start_rows(loss: ProjectionKL) -> Tensor:
-    """``[M, K]``: the rows of W with several teacher tokens, as they were when it was bound."""
+    """``[M, K]`` initial rows of W with several teacher tokens."""
     assert loss.initial_projection is not None, "losses are bound in setup"
     weights = loss.initial_projection.weights
     return weights[(weights > 0).sum(dim=1) > 1]
