@@ -162,7 +162,7 @@ class ChatRenderer:
                     is_first = False
                 if special is not None:
                     yield _Part("", special, None, False)
-                    is_first = self._prefixes_behind_special
+                    is_first = self._adds_space_after_special
             if index is not None:
                 yield _Part(space + conversation.turns[index].content, None, index, is_first)
                 is_first = False
@@ -193,7 +193,7 @@ class ChatRenderer:
         )
 
     @cached_property
-    def _prefixes_behind_special(self) -> bool:
+    def _adds_space_after_special(self) -> bool:
         """Whether the tokenizer puts a space before every stretch of text, not only before the first one."""
         if not self._special_ids or not self.vocabulary.components.dummy_prefix:
             return False

@@ -67,14 +67,14 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
             documents.append(_conversation(_messages(row[0], source.messages_field, where), [], where))
         else:
             prompt, completion = (
-                _said(said, role, column, where)
+                _prompt_messages(said, role, column, where)
                 for said, role, column in zip(row, ("user", "assistant"), source.columns, strict=True)
             )
             documents.append(_conversation(completion, prompt, where))
     return documents
 
 
-def _said(said: Any, role: str, column: str, where: str) -> list[tuple[str, str]]:
+def _prompt_messages(said: Any, role: str, column: str, where: str) -> list[tuple[str, str]]:
     """Messages of a prompt or completion; a string is a single message."""
     return [(role, said.strip())] if isinstance(said, str) else _messages(said, column, where)
 

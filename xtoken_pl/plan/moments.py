@@ -90,11 +90,14 @@ class _Step:
     def moments(self) -> list[Moment]:
         return [
             self._moment(
-                "student's forward pass", self._gathered(), self._dequantized(), _of_student(self.student_pass.forward)
+                "student's forward pass",
+                self._gathered(),
+                self._dequantized(),
+                _student_terms(self.student_pass.forward),
             ),
             *(self._teacher_pass(name) for name in self.teachers),
-            self._moment("loss blocks", self._waiting(self.student_pass.in_step), self._of_blocks()),
-            self._gradients_of_blocks(),
+            self._moment("loss blocks", self._idle_student(self.student_pass.in_step), self._block_terms()),
+            self._block_gradients(),
             self._student_backward(),
             self._moment(
                 "optimizer step",
@@ -113,17 +116,20 @@ class _Step:
             own[f"teacher {name}: weights"] = skeleton.weight_bytes
         before = list(self.teachers)[: list(self.teachers).index(name)]
         return self._moment(
-            f"forward pass of teacher {name}", self._waiting(self.student_pass.in_step), self._of_teachers(before), own
+            f"forward pass of teacher {name}",
+            self._idle_student(self.student_pass.in_step),
+            self._teacher_states(before),
+            own,
         )
 
-    def _gradients_of_blocks(self) -> Moment:
+    def _block_gradients(self) -> Moment:
         """Second pass over the blocks: gradients of the student's hidden states and of its head."""
         num_rows = self.run.batch_size * self.run.sequence_length
         gradient = num_rows * self.student.head.shape[1] * self.student.dtype.itemsize
         return self._moment(
             "loss blocks, backward",
-            self._waiting(self.student_pass.until_backward),
-            self._of_blocks(),
+            self._idle_student(self.student_pass.until_backward),
+            self._block_terms(),
             {_HEAD_GRADIENT: self._head_gradient(), "student: gradient of the hidden states": gradient},
         )
 
@@ -135,8 +141,8 @@ class _Step:
             "student's backward pass",
             self._gathered(),
             self._dequantized(),
-            _of_student(self.student_pass.backward),
-            self._of_teachers(self.teachers),
+            _student_terms(self.student_pass.backward),
+            self._teacher_states(self.teachers),
             head,
             reduced,
         )
@@ -186,12 +192,12 @@ class _Step:
     def _head_gradient(self) -> int:
         return 0 if self.student.has_adapter else self.student.head.nbytes
 
-    def _waiting(self, held: Held) -> dict[str, int]:
+    def _idle_student(self, held: Held) -> dict[str, int]:
         """The student between its passes; if sharded, weights outside the layers stay gathered."""
         gathered = {"student: gathered layers": self.student.root_bytes} if self.is_sharded else {}
-        return {**_of_student(held), **gathered}
+        return {**_student_terms(held), **gathered}
 
-    def _of_teachers(self, names: Iterable[str]) -> dict[str, int]:
+    def _teacher_states(self, names: Iterable[str]) -> dict[str, int]:
         """Hidden states of all rows; also the root weights of sharded teachers and the heads of offloaded ones."""
         result: dict[str, int] = {}
         for name in names:
@@ -202,10 +208,10 @@ class _Step:
                 result[f"teacher {name}: head"] = self.teachers[name].head.nbytes
         return result
 
-    def _of_blocks(self) -> dict[str, int]:
+    def _block_terms(self) -> dict[str, int]:
         skeletons = [self.student, *self.teachers.values()]
         copies = sum(terms.head_copy_bytes(self.run, skeleton) for skeleton in skeletons)
-        return {**self._of_teachers(self.teachers), "heads cast for autocast": copies}
+        return {**self._teacher_states(self.teachers), "heads cast for autocast": copies}
 
     def _moment(self, name: str, *parts: Mapping[str, int]) -> Moment:
         allocated = {term: size for part in (self.always, *parts) for term, size in part.items() if size}
@@ -218,5 +224,5 @@ class _Step:
         return _replayed(skeleton, run.batch_size, run.sequence_length, run.autocast, trains, checkpointing)
 
 
-def _of_student(held: Held) -> dict[str, int]:
+def _student_terms(held: Held) -> dict[str, int]:
     return {"student: activations": held.activations, "student: weights cast by autocast": held.weight_copies}

@@ -130,8 +130,8 @@ class CacheBuilder:
         for start in range(0, len(places), self._batch_size):
             batch = places[start : start + self._batch_size]
             windows = [self._windows[split][place] for place in batch]
-            of_windows, learned = teacher.compute(windows, f"windows {batch[0]} to {batch[-1]} of {split}")
-            rows += of_windows
+            encoded, learned = teacher.compute(windows, f"windows {batch[0]} to {batch[-1]} of {split}")
+            rows += encoded
             checksums += [text_checksum(window, self._name) for window in windows]
             num_tokens += learned
             bar.update(len(windows))

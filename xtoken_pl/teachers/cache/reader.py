@@ -121,15 +121,19 @@ class TeacherCache:
             )
 
     def _check_weights(self, teacher: Teacher) -> None:
-        built_with, found = self.identity.model_fingerprint, _or_none(model_fingerprint, teacher)
-        if found is not None and _has_weights(teacher) and _kind(found) == _kind(built_with):
+        built_with, found = self.identity.model_fingerprint, _fingerprint_or_none(model_fingerprint, teacher)
+        if (
+            found is not None
+            and _has_weights(teacher)
+            and _fingerprint_source(found) == _fingerprint_source(built_with)
+        ):
             if found != built_with:
                 self._refuse(
                     f"was built with weights ({built_with[:15]}) that differ from those of {teacher.model!r} "
                     f"({found[:15]})"
                 )
             return
-        config = _or_none(config_fingerprint, teacher)
+        config = _fingerprint_or_none(config_fingerprint, teacher)
         if config not in (None, self.identity.config_fingerprint):
             self._refuse(
                 f"was built with a config.json ({self.identity.config_fingerprint[:8]}) that differs from that of "
@@ -243,12 +247,12 @@ _OTHER_WINDOWS = (
 )
 
 
-def _kind(fingerprint: str) -> str:
+def _fingerprint_source(fingerprint: str) -> str:
     """Source of a fingerprint: a commit of the hub, or files."""
     return fingerprint.partition(":")[0]
 
 
-def _or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | None:
+def _fingerprint_or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | None:
     """Fingerprint of a teacher; None if its files are not available."""
     try:
         return fingerprint(teacher)
