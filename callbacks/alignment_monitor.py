@@ -1,4 +1,4 @@
-"""Logs what kinds of spans a batch has."""
+"""Logs the kinds of spans in a batch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 
 # M teachers
 
-#: Of spans, by student tokens to teacher tokens; the others are one to one.
+#: Kinds of spans, student tokens to teacher tokens; all other spans are one to one.
 KINDS = ("one_to_many", "many_to_one", "many_to_many")
 
 
 class AlignmentMonitor(Monitor):
-    """Logs how the student's tokens and each teacher's fit together, wherever the trainer writes its log.
+    """Logs how the student's tokens align with each teacher's, at the trainer's logging interval.
 
-    Tags, for each teacher: ``train/spans_per_token/NAME`` (spans per learned student token: 1 where every token is a
-    span of its own, less where tokens share spans or lie in none), and the shares of the spans of which one side has
-    several tokens: ``train/one_to_many/NAME`` (one student token, several of the teacher), ``train/many_to_one/NAME``,
-    ``train/many_to_many/NAME``. All other spans are one to one. Of the batch that is logged, over all processes.
+    Values are those of the logged batch, over all processes. For each teacher:
+
+    - ``train/spans_per_token/NAME``: spans per learned student token; 1 if every token is a span of its own, less if
+      tokens share spans or are in none.
+    - ``train/one_to_many/NAME`` (one student token, several teacher tokens), ``train/many_to_one/NAME``,
+      ``train/many_to_many/NAME``: shares of these kinds of spans. All other spans are one to one.
     """
 
     def __init__(self) -> None:
@@ -48,7 +50,7 @@ class AlignmentMonitor(Monitor):
         self._step = trainer.global_step
         counts = torch.stack([count_spans(batch.teachers[name].spans) for name in names])  # [M, 4]
         tokens = counts.new_full((len(names), 1), len(batch.student.labels))
-        # Sums over all processes come before the division.
+        # Sum over all processes before dividing.
         totals = cast(Tensor, trainer.strategy.reduce(torch.cat((tokens, counts), dim=1), reduce_op="sum"))
         for name, (num_tokens, num_spans, *of_kinds) in zip(names, totals, strict=True):
             shares = zip(KINDS, of_kinds, strict=True)
@@ -57,7 +59,7 @@ class AlignmentMonitor(Monitor):
 
 
 def count_spans(spans: SpanBatch) -> Tensor:
-    """``[4]``, float: all spans, and those of each of :data:`KINDS`."""
+    """Returns ``[4]`` float counts: all spans, then each of :data:`KINDS`."""
     student, teacher = spans.student_length > 1, spans.teacher_length > 1
     kinds = (torch.ones_like(student), ~student & teacher, student & ~teacher, student & teacher)
     return torch.stack([kind.sum() for kind in kinds]).float()

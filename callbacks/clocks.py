@@ -1,4 +1,4 @@
-"""How long training waits for data, and how long a teacher runs, without waiting for the device."""
+"""Clocks for the time that training waits for data and that teachers run, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ _FETCH = "[_TrainingEpochLoop].train_dataloader_next"
 
 
 class WaitingClock(Profiler):
-    """Stands in for the trainer's profiler, which is told when a batch is asked for, and passes everything on to it.
+    """Wraps the trainer's profiler, which is notified when a batch is fetched, and forwards all calls to it.
+
+    Args:
+        profiler: The profiler to wrap.
 
     Attributes:
-        waited: Seconds for which training has waited for batches.
+        waited: Seconds that training has waited for batches.
     """
 
     def __init__(self, profiler: Profiler) -> None:
@@ -29,12 +32,12 @@ class WaitingClock(Profiler):
         self._pause_began: float | None = None
 
     def pause(self) -> None:
-        """What follows is no training, until the next batch is asked for."""
+        """Excludes the time from now until the next batch is fetched."""
         if self._pause_began is None:
             self._pause_began = perf_counter()
 
     def take_pause(self) -> float:
-        """The seconds paused since the last time, those of a pause that goes on included."""
+        """Returns the seconds paused since the last call, including a pause still in progress."""
         if self._pause_began is not None:
             now = perf_counter()
             self._paused += now - self._pause_began
@@ -58,14 +61,14 @@ class WaitingClock(Profiler):
 
 
 def pause_clock(trainer: pl.Trainer) -> None:
-    """For callbacks whose work between two batches is no training."""
+    """Pauses the clock, for callbacks whose work between two batches is not training."""
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if isinstance(profiler, WaitingClock):
         profiler.pause()
 
 
 class PassClock:
-    """Adds up how long passes take, by name. On a GPU they are measured there, and nothing waits for them."""
+    """Adds up the duration of passes by name. On a GPU it uses CUDA events, so that no pass is waited for."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -74,7 +77,7 @@ class PassClock:
 
     @contextmanager
     def around(self, name: str) -> Iterator[None]:
-        """Times what happens inside."""
+        """Times the body of the ``with`` statement."""
         if self._on_gpu:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -87,7 +90,7 @@ class PassClock:
             self._seconds[name] += perf_counter() - began
 
     def take(self) -> dict[str, float]:
-        """The seconds by name since the last time; waits until the last pass is over."""
+        """Returns the seconds by name since the last call; waits for the last pass to finish."""
         for name, start, end in self._events:
             end.synchronize()
             self._seconds[name] += start.elapsed_time(end) / 1000

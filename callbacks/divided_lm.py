@@ -1,4 +1,4 @@
-"""The student as lm-eval sees it; imported by EvalHarness only, since it needs lm-eval."""
+"""The student as an lm-eval model; imported only by EvalHarness, since it needs lm-eval."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from lm_eval.models.huggingface import HFLM
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.processes import gather
 
-# lm-eval would fork a process for each core to estimate some standard errors, beside the ones that train.
+# Otherwise lm-eval forks a process per core to estimate some standard errors, next to the training processes.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 
 class DividedLM(HFLM):
-    """lm-eval's own language model, whose requests are divided among the processes of the run.
+    """lm-eval's Hugging Face model, with requests divided among the processes of the run.
 
-    Towards lm-eval every process is the only one: it builds all requests and gets all answers, so that all processes
-    come to the same results, which are those of one process.
+    lm-eval sees a single process: each process builds all requests and receives all answers, so all compute the same
+    results as a run of one process.
 
     Args:
-        module: Whose student is evaluated.
-        batch_size: Requests that run at once.
-        autocast: The dtype of mixed precision, if any.
+        module: Module whose student is evaluated.
+        batch_size: Requests per forward pass.
+        autocast: Dtype of mixed precision; None without.
     """
 
     def __init__(self, module: MultiTeacherDistillModule, *, batch_size: int, autocast: torch.dtype | None) -> None:
         super().__init__(
             module.student,
-            # lm-eval sets the token to pad with.
+            # A copy, since lm-eval sets the padding token.
             tokenizer=copy.deepcopy(module.student_vocabulary.tokenizer),
             batch_size=batch_size,
-            mixed_precision_dtype=autocast,  # or lm-eval would turn mixed precision off
+            mixed_precision_dtype=autocast,  # otherwise lm-eval disables mixed precision
             softmax_dtype=torch.float32,
         )
         self._num_processes = module.trainer.world_size
@@ -52,13 +52,13 @@ class DividedLM(HFLM):
         return self._divided(super().generate_until, requests, disable_tqdm)
 
     def _model_generate(self, *args: Any, **options: Any) -> torch.Tensor:
-        # Each process is done with its own texts when it is; none waits for another between two tokens.
+        # Each process generates its own texts at its own pace, without waiting for the others between tokens.
         return super()._model_generate(*args, synced_gpus=False, **options)
 
     def _divided(self, answer: Callable[..., list[Any]], requests: list[Instance], disable_tqdm: bool) -> list[Any]:
-        """Answers of all requests, in their order; this process computes its share.
+        """Returns the answers to all requests, in order; this process computes its share.
 
-        Requests with the same context stay together: one pass may answer them all.
+        Requests with the same context stay together, since one pass may answer them all.
         """
         numbers: dict[str, int] = {}
         owners = [numbers.setdefault(request.args[0], len(numbers)) % self._num_processes for request in requests]

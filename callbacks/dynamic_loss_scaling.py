@@ -1,4 +1,4 @@
-"""Scales the distillation loss to the size of the cross-entropy."""
+"""Scales the distillation loss to the magnitude of the cross-entropy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from xtoken_pl.utilities.errors import UserError
 
 
 class DynamicLossScaling(pl.Callback):
-    r"""Makes the distillation loss count as much as the cross-entropy at every step.
+    r"""Gives the distillation loss the same magnitude as the cross-entropy at every step.
 
     .. math:: L = \mathrm{sg}(L_{CE} / L_{KD}) \, L_{KD} + L_{CE}
 
-    with sg, the stop-gradient. Both losses are means over all processes, so that every process uses the same factor.
-    Without the callback the module's fixed ``kd_weight`` applies. A step whose distillation loss is zero (no span, or
-    both sides agree; by rounding it can be below zero then) has the factor 0. The factor depends on
-    the step's losses alone: there is no state to keep in checkpoints.
+    where sg is the stop-gradient. Both losses are means over all processes, so that every process uses the same
+    factor. Without the callback the module's fixed ``kd_weight`` applies. If the distillation loss of a step is zero
+    (no span, or both sides agree) or negative by rounding, the factor is 0. The factor depends only on the step's
+    losses, so checkpoints hold no state of it.
 
     Raises:
         UserError: Before training, if the module's fixed weights are not 1, or a teacher's loss can be negative.
@@ -38,7 +38,7 @@ class DynamicLossScaling(pl.Callback):
         module.kd_scale = self.scale
 
     def check_module(self, pl_module: pl.LightningModule) -> None:
-        """Refuses a module whose losses cannot be scaled. The command line calls it before texts are read."""
+        """Checks that the module's losses can be scaled. The command line calls this before it reads any data."""
         module = distill_module(pl_module, self)
         if module.ce_weight != 1.0 or module.kd_weight != 1.0:
             raise UserError(
@@ -48,9 +48,9 @@ class DynamicLossScaling(pl.Callback):
         for name, teacher in module.teachers.items():
             if teacher.loss != "auto" and teacher.loss.can_be_negative:
                 raise UserError(
-                    f"DynamicLossScaling divides by the distillation loss, and teacher {name!r}'s can be negative "
-                    f"({type(teacher.loss).__name__}: {teacher.loss.extra_repr()}); choose options with which it "
-                    "cannot (uld_weight >= kl_weight of HybridKL and GOLD), or remove the callback and set kd_weight"
+                    f"DynamicLossScaling divides by the distillation loss, but that of teacher {name!r} can be "
+                    f"negative ({type(teacher.loss).__name__} with uld_weight below kl_weight); raise uld_weight, or "
+                    "remove the callback and set kd_weight"
                 )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -60,6 +60,6 @@ class DynamicLossScaling(pl.Callback):
 
     @staticmethod
     def scale(ce: Tensor, kd: Tensor) -> Tensor:
-        """:math:`L_{CE} / L_{KD}`, or 0 where the distillation loss is zero; two scalars in, one out, detached."""
+        """Returns the scalar :math:`L_{CE} / L_{KD}`, detached; 0 if the distillation loss is zero."""
         is_zero = kd <= torch.finfo(kd.dtype).tiny
         return torch.where(is_zero, 0.0, ce / kd.masked_fill(is_zero, 1.0)).detach()

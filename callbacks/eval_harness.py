@@ -1,4 +1,4 @@
-"""Evaluates the student on benchmarks while it learns, with EleutherAI's lm-eval."""
+"""Evaluates the student on benchmarks during training, with EleutherAI's lm-eval."""
 
 from __future__ import annotations
 
@@ -28,36 +28,34 @@ from xtoken_pl.utilities.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-# Those of lm-eval's command line, so that it draws the same examples.
+# The defaults of lm-eval's command line, so that the same examples are drawn.
 _PYTHON_SEED, _SEED = 0, 1234
-# Enough for the standard errors that have no formula.
+# Enough for standard errors without a closed form.
 _BOOTSTRAP_DRAWS = 100
 
 
 class EvalHarness(pl.Callback):
     """Runs tasks of lm-eval on the student every n steps and when training ends; needs the extra ``eval``.
 
-    Logs ``eval/TASK/METRIC`` (and ``/FILTER``, where a task has filters), by the same step as a validation behind the
-    same step, and writes all that lm-eval reports (shots, versions, numbers of questions, standard errors) to
-    ``evaluation/step=N.json`` in the run's log folder. The values are in ``trainer.callback_metrics``, too, so that
-    ``ModelCheckpoint`` can watch one.
+    Logs ``eval/TASK/METRIC`` (and ``/FILTER`` for tasks with filters) at the same step as a validation after that
+    step, and writes everything that lm-eval reports (shots, versions, numbers of questions, standard errors) to
+    ``evaluation/step=N.json`` in the run's log directory. The values are also in ``trainer.callback_metrics``, so that
+    ``ModelCheckpoint`` can monitor one.
 
-    The results are what lm-eval gives for the exported student, with the softmax in float32. Training goes on as if
-    nothing had been evaluated. Several processes share the questions; a sharded student is gathered for the time, in
-    every process. The first question of each task is run before training, so that what cannot work is known by then.
+    The results are those of lm-eval for the exported student, with the softmax in float32. Evaluation does not change
+    training. Several processes share the questions; a sharded student is gathered in every process meanwhile. The
+    first question of each task is run before training, to find errors early.
 
     Args:
-        tasks: Names of tasks or groups, and the number of examples before each question; None for the task's own.
-        every_n_steps: Optimizer steps between two evaluations; None for none while training.
-        at_end: Evaluate when training ends, too.
-        include_path: A folder with task files of your own, beside those that lm-eval brings.
-        limit: Questions of each task, the first ones; None for all.
-        batch_size: Requests that each process runs at once. Their logits are whole: batch x tokens x vocabulary.
+        tasks: Number of few-shot examples by name of the task or group; None for the task's default.
+        every_n_steps: Optimizer steps between evaluations; None evaluates only at the end.
+        at_end: Also evaluate when training ends.
+        include_path: Directory with additional task files.
+        limit: Number of questions per task, the first ones; None for all.
+        batch_size: Requests per forward pass and process. Full logits are held: batch x tokens x vocabulary.
 
     Raises:
-        UserError: Before training, if lm-eval is not installed.
-        UserError: Before training, if there is no such task, or it cannot be run here.
-        UserError: Before training, if there is no such folder.
+        UserError: Before training, if lm-eval, a task or ``include_path`` does not exist, or a task cannot be run.
 
     References:
         [0] https://github.com/EleutherAI/lm-evaluation-harness
@@ -77,13 +75,15 @@ class EvalHarness(pl.Callback):
             raise UserError("tasks must name at least one task of lm-eval, got none; remove the callback")
         for name, shots in tasks.items():
             if shots is not None and shots < 0:
-                raise UserError(f"the examples of task {name!r} must be >= 0, got {shots}; leave it empty for its own")
+                raise UserError(
+                    f"the number of examples of task {name!r} must be >= 0, got {shots}; leave it empty for the default"
+                )
         for option, value in (("every_n_steps", every_n_steps), ("limit", limit), ("batch_size", batch_size)):
             if value is not None:
                 check_at_least_one(option, value)
         if every_n_steps is None and not at_end:
             raise UserError(
-                "EvalHarness would never run with every_n_steps=None and at_end=False; give one, or remove the callback"
+                "EvalHarness would never run with every_n_steps=None and at_end=False; set one, or remove the callback"
             )
         self.tasks = tasks
         self.every_n_steps = every_n_steps
@@ -100,7 +100,7 @@ class EvalHarness(pl.Callback):
     # Before training -------------------------------------------------------------------------------------------------
 
     def check_module(self, pl_module: pl.LightningModule) -> None:
-        """Refuses names of no task, and a missing lm-eval. The command line calls it before texts are read."""
+        """Checks that lm-eval and the tasks exist. The command line calls this before it reads any data."""
         distill_module(pl_module, self)
         if find_spec("lm_eval") is None:
             raise UserError(
@@ -113,17 +113,18 @@ class EvalHarness(pl.Callback):
         if stage != "fit":
             return
         self.check_module(pl_module)
-        with isolate_rng():  # loading draws, too
+        with isolate_rng():  # loading draws random numbers
             self._loaded = self._load_tasks()
 
     def _task_manager(self) -> Any:
-        """lm-eval's index of tasks. All its own take it seconds: not where the files of ``include_path`` are enough."""
+        """Builds lm-eval's index of tasks, without its built-in tasks (which take seconds) if they are not needed."""
         from lm_eval.tasks import TaskManager
 
         if self.include_path is not None:
             if not Path(self.include_path).is_dir():
                 raise UserError(
-                    f"include_path must be a folder with lm-eval's task files; there is none at {self.include_path!r}"
+                    f"include_path must be a directory with task files of lm-eval, but {self.include_path!r} is not a "
+                    "directory; check the path"
                 )
             manager = TaskManager(include_path=self.include_path, include_defaults=False)
             if set(self.tasks) <= set(manager.all_tasks):
@@ -134,12 +135,12 @@ class EvalHarness(pl.Callback):
                 nearest = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.0)
                 raise UserError(
                     f"tasks must be names of lm-eval's tasks or groups; there is no {name!r}. The nearest: "
-                    f"{', '.join(nearest)}. `lm-eval ls tasks` lists all; include_path adds your own"
+                    f"{', '.join(nearest)}. `lm-eval ls tasks` lists them all; include_path adds your own"
                 )
         return manager
 
     def _load_tasks(self) -> dict[str, dict[str, Any]]:
-        """The tasks with their data and their shots, and the groups, as lm-eval takes them."""
+        """Loads the tasks with their data and few-shot settings, and the groups, in lm-eval's format."""
         tasks: dict[str, Any] = {}
         groups: dict[str, Any] = {}
         for name, shots in self.tasks.items():
@@ -147,16 +148,18 @@ class EvalHarness(pl.Callback):
                 found = self._manager.load([name])
             except Exception as error:
                 raise UserError(
-                    f"task {name!r} could not be loaded: its data must be in reach, and what it needs installed. "
-                    f"Reason: {error}"
+                    f"task {name!r} could not be loaded; check that its data can be read and its packages are "
+                    f"installed. Reason: {error}"
                 ) from error
             for part, task in found["tasks"].items():
                 if part in tasks:
-                    raise UserError(f"task {part!r} must be named once, but {name!r} brings it again; leave one out")
+                    raise UserError(
+                        f"each task must be named once, but {name!r} contains {part!r} again; leave one out"
+                    )
                 if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
                     raise UserError(
-                        f"task {part!r} must be text alone, and not run code that the student wrote; evaluate the "
-                        "exported student with lm-eval itself"
+                        f"tasks must be text only and must not run code that the student wrote, unlike {part!r}; "
+                        "evaluate the exported student with lm-eval itself"
                     )
                 own = task.get_config("num_fewshot") or 0
                 task.set_config(key="num_fewshot", value=own if shots is None else shots)
@@ -174,7 +177,7 @@ class EvalHarness(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Several batches may make one step.
+        # With gradient accumulation several batches make one step.
         is_new, self._step = trainer.global_step > self._step, trainer.global_step
         if is_new and self.every_n_steps is not None and self._step % self.every_n_steps == 0:
             self._evaluate(trainer, pl_module)
@@ -185,7 +188,7 @@ class EvalHarness(pl.Callback):
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # the first questions have been run
+            return  # on_train_start has run the first questions
         self._evaluated = trainer.global_step
         start = time.monotonic()
         results = self._run(trainer, pl_module, limit=self.limit)
@@ -193,7 +196,7 @@ class EvalHarness(pl.Callback):
         values = {f"eval/{tag}": value for tag, value in scalars(results, self._parts).items()}
         trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})
         for destination in trainer.loggers:
-            # Lightning counts from 0: what a validation behind this step logs lies at the same place.
+            # Lightning counts steps from 0: a validation after this step logs at the same value.
             destination.log_metrics(values, step=trainer.global_step - 1)
         target = output_folder(trainer, None, "evaluation") / f"step={trainer.global_step}.json"
         if trainer.is_global_zero:
@@ -211,7 +214,7 @@ class EvalHarness(pl.Callback):
             "lm_eval": version("lm_eval"),
             **results,
         }
-        # A run that goes on from an earlier checkpoint comes to the same step again.
+        # A run resumed from an earlier checkpoint reaches the same step again.
         with atomic_path(target, kind="file", overwrite=True) as path:
             path.write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n")
         logger.info("evaluated the student after step %d in %.0f s: %s", trainer.global_step, seconds, target)
@@ -249,10 +252,10 @@ class EvalHarness(pl.Callback):
 
 @contextmanager
 def evaluation_state(student: torch.nn.Module) -> Iterator[None]:
-    """The student as it is evaluated: whole, in evaluation mode, not compiled; what that touches is put back."""
+    """Gathers the student, in evaluation mode and not compiled; restores its state and random states afterwards."""
     modes = {module: module.training for module in student.modules()}
     try:
-        # Compiled layers would be compiled anew for the lengths of every batch.
+        # Compiled layers would be recompiled for the lengths of every batch.
         with isolate_rng(), torch.compiler.set_stance("force_eager"), gathered(student):
             student.eval()
             yield
@@ -262,11 +265,11 @@ def evaluation_state(student: torch.nn.Module) -> Iterator[None]:
 
 
 def scalars(results: dict[str, Any], parts: dict[str, list[str]]) -> dict[str, float]:
-    """``TASK/METRIC`` or ``TASK/METRIC/FILTER``; of a group without a score of its own, those of its tasks.
+    """Returns scores by ``TASK/METRIC`` or ``TASK/METRIC/FILTER``; for a group without a score, those of its tasks.
 
     Args:
-        results: What lm-eval reports.
-        parts: The tasks that each name stands for.
+        results: Results of lm-eval.
+        parts: Tasks of each name.
     """
     found: dict[str, float] = {}
     for name, tasks in parts.items():
@@ -276,7 +279,7 @@ def scalars(results: dict[str, Any], parts: dict[str, list[str]]) -> dict[str, f
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """lm-eval writes ``METRIC,FILTER``, and what is no metric without a comma."""
+    """Metrics of a task; lm-eval writes them as ``METRIC,FILTER``, and other values without a comma."""
     found = {}
     for key, value in values.items():
         metric, comma, kind = key.partition(",")

@@ -1,4 +1,4 @@
-"""Writes the student as a plain Hugging Face folder when training ends."""
+"""Writes the student as a plain Hugging Face checkpoint when training ends."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from xtoken_pl.utilities.files import check_target
 
 
 class HFExport(pl.Callback):
-    """Exports the student with its tokenizer at the end of ``fit``; ``AutoModelForCausalLM`` loads the folder.
+    """Exports the student and its tokenizer at the end of ``fit``, for ``AutoModelForCausalLM``.
 
     Args:
-        dirpath: Where to; None for ``export`` in the run's log folder.
-        form: Of a student with an adapter: ``merged`` loads the weights below it again, and writes a plain model;
-            ``adapter`` writes the adapter alone, for ``peft.PeftModel``.
-        dtype: Of the exported weights; ``auto`` keeps the trained ones.
-        overwrite: Replace a folder that exists.
+        dirpath: Output directory; None for ``export`` in the run's log directory.
+        form: For a student with an adapter: ``merged`` reloads the base weights and writes a plain model; ``adapter``
+            writes the adapter alone, for ``peft.PeftModel``.
+        dtype: Dtype of the exported weights; ``auto`` keeps that of training.
+        overwrite: Overwrite an existing directory.
 
     Raises:
-        FileExistsError: Before training, if the folder exists and ``overwrite`` is False.
-        ValueError: Before training, if an adapter is to be written, and the student has none.
+        UserError: Before training, if the directory exists and ``overwrite`` is False, or if ``form="adapter"`` and
+            the student has no adapter.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class HFExport(pl.Callback):
         self.form = form
         self.dtype = dtype
         self.overwrite = overwrite
-        #: For the run's summary: what was written, and where.
+        #: Paths written, by description, for the run's summary.
         self.written: dict[str, Path] = {}
 
     def check_module(self, pl_module: pl.LightningModule) -> None:
-        """Refuses a form that the student has not. The command line calls it before texts are read."""
+        """Checks that the student has the form to export. The command line calls this before it reads any data."""
         check_form(self.form, has_adapter=distill_module(pl_module, self).student_source.adapter is not None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,9 +72,9 @@ def export_student(
     dtype: DType = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Writes the student; every process has to call it, and the first one writes.
+    """Exports the student. All processes must call it; the first one writes.
 
-    See :func:`xtoken_pl.checkpoints.export.write_student` and, of a student with an adapter,
+    See :func:`xtoken_pl.checkpoints.export.write_student` and, for a student with an adapter,
     :func:`xtoken_pl.checkpoints.export.write_adapted`.
     """
     source, student = module.student_source, module.student

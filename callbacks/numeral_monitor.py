@@ -1,4 +1,4 @@
-"""Logs what each loss does to the student's numerals."""
+"""Logs the effect of each loss on the student's multi-digit numerals."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ _MULTI_DIGIT = ("numerals_2", "numerals_3", "numerals_4_or_more")
 
 
 class NumeralMonitor(pl.Callback):
-    r"""Shows on validation text whether the losses raise or drain the student's tokens of several digits.
+    r"""Measures on validation text whether the losses raise or lower the student's multi-digit tokens.
 
-    Under GOLD and a teacher that splits digits, every such token j has
+    For GOLD and a teacher that splits digits, every such token j has the gradient
 
     .. math:: \partial L_{common} / \partial z_j = p_S[j] \sum_{t \in C_T} \hat p_T[t] \ge 0
 
-    (Proposition 1): descent lowers it wherever it stands, also where it is right. (The gradient of GOLD as a whole has
-    that of its rank distance beside it; ``uld_weight: 0`` leaves the proposition's.) This is measured here for any
-    loss, at the rows whose label is a *multi-digit numeral*: a token of two or more ASCII digits, a leading space
-    aside. Logged are means over these rows, of all batches looked at and of all processes, where a gradient is that
-    in the student's logits z, and a positive one says that descent lowers them:
+    (Proposition 1), so gradient descent lowers it everywhere, even where it is correct. (GOLD as a whole adds the
+    gradient of its rank distance; ``uld_weight: 0`` leaves the term above.) The callback measures this for any loss,
+    at rows whose label is a *multi-digit numeral*: a token of two or more ASCII digits, with or without a leading
+    space. It logs means over these rows, over the measured batches and all processes. Gradients are with respect to
+    the student's logits z; a positive one means that descent lowers them:
 
     - ``numerals/accuracy``: share of rows whose label is the most probable token;
-    - ``numerals/probability``: of the label;
-    - ``numerals/mass``: probability of all multi-digit numerals;
-    - ``numerals/ce_gradient``: of the cross-entropy, summed over all multi-digit numerals: mass - 1;
-    - ``numerals/kd_gradient/NAME``: the same of a teacher's loss of the span that holds the row, in nats, without
-      alpha and scale; 0 for a row of no span;
-    - ``numerals/kd_gradient_on_label/NAME``: in the label's logit alone.
+    - ``numerals/probability``: probability of the label;
+    - ``numerals/mass``: total probability of all multi-digit numerals;
+    - ``numerals/ce_gradient``: gradient of the cross-entropy, summed over all multi-digit numerals: mass - 1;
+    - ``numerals/kd_gradient/NAME``: the same for a teacher's loss of the span that holds the row, in nats, without
+      alpha and scale; 0 for a row in no span;
+    - ``numerals/kd_gradient_on_label/NAME``: gradient of that loss for the label's logit alone.
 
-    Each batch looked at costs one more pass of all models, the loss of every teacher over the batch with its gradient
-    (within as much memory as ``logits_memory`` again), and about five tensors ``[K, V_s]`` of float32, where K rows
-    hold the numerals and what shares a span with them. Training is not touched.
+    Each measured batch costs one more pass of all models, every teacher's loss with its gradient (within another
+    ``logits_memory``), and about five float32 tensors ``[K, V_s]``, where K is the number of rows in spans with
+    numerals. Training is not affected.
 
     Args:
-        num_batches: The first batches of every validation run that are looked at, of each process.
-        preceded_by: Only numerals behind a student token whose text ends so (``=``: the results of sums).
+        num_batches: Number of batches to measure, the first ones of every validation run in each process.
+        preceded_by: Measure only numerals after a student token that ends with this text (``=``: results of sums).
 
     Raises:
-        UserError: If an option is out of range; before training, if the student has no multi-digit numeral, or none
-            of its tokens ends with ``preceded_by``.
+        UserError: If an option is out of range; before training, if the student has no multi-digit numeral, or no
+            token that ends with ``preceded_by``.
     """
 
     def __init__(self, *, num_batches: int = 1, preceded_by: str | None = None) -> None:
-        check_at_least_one("num_batches", num_batches, "remove the callback to look at none")
+        check_at_least_one("num_batches", num_batches, "remove the callback to measure none")
         if preceded_by == "":
             raise UserError("preceded_by must be text, got ''; leave it out for all numerals")
         self.num_batches = num_batches
@@ -70,7 +70,7 @@ class NumeralMonitor(pl.Callback):
         self._has_warned = False
 
     def check_module(self, pl_module: pl.LightningModule) -> None:
-        """Refuses a student without numerals to look at. The command line calls it before texts are read."""
+        """Checks that the student has numerals to measure. The command line calls this before it reads any data."""
         self._read(distill_module(pl_module, self).student_vocabulary)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -113,31 +113,32 @@ class NumeralMonitor(pl.Callback):
         self._sums = {tag: total + values[tag].sum() for tag, total in self._sums.items()}
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Sums and counts of all processes, before the division: some may have seen no such row.
+        # Sum over all processes before dividing: some may have no such row.
         totals = trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum")
         count, *sums = cast(Tensor, totals)
         if count > 0:
             means = {f"numerals/{tag}": total / count for tag, total in zip(list(self._sums)[1:], sums, strict=True)}
-            pl_module.log_dict(means, sync_dist=True)  # the same on all processes; Lightning warns without it
+            pl_module.log_dict(means, sync_dist=True)  # already equal on all processes, but Lightning warns without it
         elif not self._has_warned:
             self._has_warned = True
-            behind = "" if self.preceded_by is None else f" behind {self.preceded_by!r}"
+            after = "" if self.preceded_by is None else f" after {self.preceded_by!r}"
             rank_zero_warn(
-                f"no token of two or more digits{behind} is learned in the first {self.num_batches} validation "
-                "batches of each process: NumeralMonitor logs nothing; raise num_batches, or validate on other texts"
+                f"NumeralMonitor logs nothing: no token of two or more digits{after} is learned in the first "
+                f"{self.num_batches} validation batches of each process; increase num_batches, or validate on other "
+                "texts"
             )
 
     def _measure(self, module: MultiTeacherDistillModule, batch: DistillBatch) -> dict[str, Tensor]:
-        """``[R]`` of every tag."""
-        with torch.inference_mode(mode=False):  # autograd keeps no tensor that was made in it
+        """Returns the values ``[R]`` of every tag."""
+        with torch.inference_mode(mode=False):  # autograd cannot save inference tensors
             batch = copy.deepcopy(batch).planned(module.planners())
             is_wanted = self._wanted(batch.student)  # [N]
             rows = rows_in_spans(batch, is_wanted).nonzero().squeeze(1)  # [K]
-        # Every process runs the models, whatever its rows: where they are sharded, all have to.
+        # Every process runs the models, even without rows: sharded models need all of them.
         student = module.student_rows(batch.student)
         tasks = {name: module.teacher_task(name, batch.teachers[name]) for name in module.teachers}
         row_logits = logits(student.hidden[rows], *student.head.parameters())  # [K, V_s]
-        memory = LogitMemory(module.logit_memory.budget)  # training's own holds what fits its batches
+        memory = LogitMemory(module.logit_memory.budget)  # training's own is sized for its batches
         at = LogitGradients.at(rows, row_logits, student, batch.cuts, memory)
         is_numeral = self._is_numeral.to(rows.device)
         of_label = batch.student.labels[is_wanted, None]  # [R, 1]
@@ -159,12 +160,12 @@ class NumeralMonitor(pl.Callback):
         return values
 
     def _wanted(self, tokens: TokenBatch) -> Tensor:
-        """``[N]``: whether a row's label is a numeral to look at."""
+        """``[N]``, whether a row's label is a numeral to measure."""
         device = tokens.labels.device
         before = tokens.input_ids.flatten()[tokens.rows]
         return self._is_numeral.to(device)[tokens.labels] & self._may_precede.to(device)[before]
 
 
 def _is_multi_digit(vocabulary: CanonicalVocabulary) -> np.ndarray:
-    """``[V]``: tokens of two or more digits, with or without a space in front."""
+    """``[V]``, whether a token has two or more digits, with or without a leading space."""
     return np.isin(categorize(vocabulary), [CATEGORIES.index(category) for category in _MULTI_DIGIT])

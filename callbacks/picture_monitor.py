@@ -1,4 +1,4 @@
-"""Draws what numbers hide: what the vocabularies share, how a sample is aligned, what both sides expect there."""
+"""Draws the overlap of the vocabularies, the alignment of a sample, and the predictions of both sides."""
 
 from __future__ import annotations
 
@@ -22,26 +22,25 @@ if TYPE_CHECKING:
 
 
 class PictureMonitor(pl.Callback):
-    """Logs pictures, seldom, to TensorBoard, W&B and MLflow.
+    """Logs pictures to TensorBoard, W&B and MLflow.
 
-    - ``pictures/audit/NAME``, once: for each category of the student's tokens the share that the teacher can teach;
-    - ``pictures/spans/NAME``, once: the first sequence of the validation data, both tokenizations above each other;
-    - ``pictures/top_tokens/NAME``: at some spans of it the most probable tokens of the teacher beside those of the
-      student (through W, where the loss projects), and the loss. At the first validation, which is Lightning's sanity
-      check before the first step, and at every ``every_n_validations``-th after it.
+    - ``pictures/audit/NAME``, once: share of each category of the student's tokens that the teacher can teach;
+    - ``pictures/spans/NAME``, once: both tokenizations of the first validation sequence, one above the other;
+    - ``pictures/top_tokens/NAME``: for some of its spans, the most probable tokens of the teacher and of the student
+      (through W, if the loss projects) and the loss; at the first validation, which is Lightning's sanity check before
+      the first step, and at every ``every_n_validations``-th after it.
 
-    The audit builds W between the two vocabularies once more, unless the loss has it (ProjectionKL). A drawn validation
-    costs one more pass of all models over one sequence, its scores (within as much memory as ``logits_memory`` again),
-    and the drawing; see docs/trackers.md for what was measured. Training, and a validation that is not drawn, cost
-    nothing.
+    The audit builds W between the two vocabularies again, except for ProjectionKL. A drawn validation costs one more
+    pass of all models over one sequence, its scores (within another ``logits_memory``), and the drawing; see
+    docs/trackers.md for measurements. Training and other validations cost nothing.
 
     Args:
-        every_n_validations: How seldom.
-        num_spans: Spans of each teacher; up to half of them are such where the tokenizers differ.
-        top_k: Tokens of each side.
+        every_n_validations: Number of validations per picture.
+        num_spans: Number of spans per teacher; up to half of them are spans where the tokenizers differ.
+        top_k: Number of tokens per side.
 
     Raises:
-        ValueError: If an option is below 1.
+        UserError: If an option is below 1.
     """
 
     def __init__(self, *, every_n_validations: int = 5, num_spans: int = 6, top_k: int = 5) -> None:
@@ -58,7 +57,7 @@ class PictureMonitor(pl.Callback):
         self._has_drawn_spans = False
         self._is_on = not trainer.fast_dev_run and takes_pictures(trainer)  # type: ignore[attr-defined]
         if not trainer.loggers:
-            rank_zero_warn("there is no logger to take pictures: PictureMonitor draws nothing; set trainer.logger")
+            rank_zero_warn("PictureMonitor draws nothing, since there is no logger for pictures; set trainer.logger")
         if self._is_on and trainer.is_global_zero:
             for name in module.teachers:
                 log_picture(trainer, f"pictures/audit/{name}", _audit(module, name), trainer.global_step)
@@ -80,12 +79,12 @@ class PictureMonitor(pl.Callback):
             return
         module = distill_module(pl_module, self)
         sample = first_sequence(batch)
-        # Every process runs the models: where they are sharded, all have to.
+        # Every process runs the models: sharded models need all of them.
         with trainer.precision_plugin.val_step_context():
             predictions = predict(module, sample, num_spans=self.num_spans, top_k=self.top_k)
         if not trainer.is_global_zero:
             return
-        inspection = Inspection.of_batch("", sample, *module.vocabularies()).with_predictions(predictions)
+        inspection = Inspection.from_batch("", sample, *module.vocabularies()).with_predictions(predictions)
         for name in inspection.teachers:
             if not self._has_drawn_spans:
                 self._log(trainer, f"spans/{name}", spans_figure(inspection, name))

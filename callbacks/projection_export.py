@@ -1,4 +1,4 @@
-"""Writes the projections that were learned when training ends."""
+"""Writes the learned projections when training ends."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ logger = logging.getLogger(__name__)
 
 
 class ProjectionExport(pl.Callback):
-    """Writes each learned W to ``NAME.safetensors`` at the end of ``fit``, to start from or to look at.
+    """Writes each learned W to ``NAME.safetensors`` at the end of ``fit``.
 
-    ``projection: FOLDER/NAME.safetensors`` of a teacher reads it, fixed or learned further.
+    A teacher reads it with ``projection: DIRECTORY/NAME.safetensors``, to use it fixed or to train it further. If no
+    teacher learns its W, a warning says that nothing will be written.
 
     Args:
-        dirpath: Where to; None for ``projections`` in the run's log folder.
-        overwrite: Replace files that exist.
-
-    Where no teacher learns its W a warning says that nothing will be written.
+        dirpath: Output directory; None for ``projections`` in the run's log directory.
+        overwrite: Overwrite existing files.
 
     Raises:
-        FileExistsError: Before training, if a file exists and ``overwrite`` is False.
+        UserError: Before training, if a file exists and ``overwrite`` is False.
     """
 
     def __init__(self, dirpath: str | None = None, *, overwrite: bool = False) -> None:
         self.dirpath = dirpath
         self.overwrite = overwrite
-        #: For the run's summary: what was written, and where.
+        #: Paths written, by description, for the run's summary.
         self.written: dict[str, Path] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         teachers = distill_module(pl_module, self).teachers
         names = [name for name, teacher in teachers.items() if teacher.learn_projection]
         if not names:
-            rank_zero_warn("no teacher has learn_projection set: ProjectionExport will write nothing")
+            rank_zero_warn("ProjectionExport will write nothing, since no teacher sets learn_projection")
         folder = output_folder(trainer, self.dirpath, "projections")
         if trainer.is_global_zero:
             for name in names:

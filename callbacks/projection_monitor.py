@@ -1,4 +1,4 @@
-"""Logs how undecided W is, and how far a learned one has moved."""
+"""Logs the entropy of W, and how far a learned W has moved."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 
 
 class ProjectionMonitor(Monitor):
-    """Logs W of every teacher whose loss projects by it: when training starts, and with every log if it learns.
+    """Logs statistics of each W that a loss projects with: at the start of training, and at each log if W is learned.
 
-    Tags: ``projection/entropy/NAME`` (mean entropy of the rows with several teacher tokens, bits; other rows have
-    nothing to decide, and are left out); of a learned W also how far these rows are from where W began,
-    ``projection/moved/NAME`` (mean) and ``projection/moved_most/NAME`` (the one that moved most): the total variation
-    distance, 0 for a row that stands where it began, 1 for one that has left all of it.
+    - ``projection/entropy/NAME``: mean entropy in bits of the rows with several teacher tokens; other rows have none.
+    - ``projection/moved/NAME`` and ``projection/moved_most/NAME``, if W is learned: mean and maximum total variation
+      distance of these rows from their initial values; 0 for an unchanged row, 1 for one without overlap.
     """
 
     def __init__(self) -> None:
@@ -45,7 +44,7 @@ class ProjectionMonitor(Monitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
         losses = undecided(distill_module(pl_module, self))
-        # Which rows are undecided is asked here once: a step would wait for the device.
+        # Selected once, here: in a step it would synchronize with the device.
         learned = {name: loss.learned_projection for name, loss in losses.items()}
         self._learned = {name: part for name, part in learned.items() if part is not None}
         scalars: dict[str, Tensor] = {}
@@ -64,14 +63,14 @@ class ProjectionMonitor(Monitor):
 
 
 def undecided(module: MultiTeacherDistillModule) -> dict[str, SpanLoss]:
-    """By teacher, the losses whose W has rows with several teacher tokens."""
+    """Losses whose W has rows with several teacher tokens, by teacher name."""
     losses = cast(dict[str, SpanLoss], dict(module.losses.items()))
     return {name: loss for name, loss in losses.items() if len(_undecided_rows(loss))}
 
 
 @torch.no_grad()
 def measure(name: str, learned: LearnedProjection) -> dict[str, Tensor]:
-    """The scalars of one teacher's learned W, by tag."""
+    """Returns the scalars of one teacher's learned W, by tag."""
     weights = learned.weights()[learned.rows]
     moved = row_distance(weights, learned.base[learned.rows])
     return _entropy(name, weights) | {
@@ -85,7 +84,7 @@ def _entropy(name: str, rows: Tensor) -> dict[str, Tensor]:
 
 
 def _undecided_rows(loss: SpanLoss) -> Tensor:
-    """``[M, K]``: the rows of W with several teacher tokens; none where the loss projects by no W."""
+    """``[M, K]`` initial rows of W with several teacher tokens; empty for a loss without W."""
     if loss.projection is None:
         return torch.empty(0, 0)
     weights = loss.projection.weights

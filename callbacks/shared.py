@@ -1,4 +1,4 @@
-"""What several callbacks share: the module that they work with, and the folder that they write to."""
+"""Shared by several callbacks: a check of the module, and the output directory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from xtoken_pl.utilities.run_folder import run_folder
 
 
 def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTeacherDistillModule:
-    """The module, if it is one that distils.
+    """Returns the module, typed as one that distils.
 
     Raises:
-        UserError: If it is another one.
+        UserError: If it is another module.
     """
     if not isinstance(module, MultiTeacherDistillModule):
         raise UserError(
             f"{type(callback).__name__} works with MultiTeacherDistillModule and its subclasses, "
-            f"got {type(module).__name__}"
+            f"got {type(module).__name__}; remove the callback"
         )
     return module
 
 
 def output_folder(trainer: pl.Trainer, dirpath: str | None, default: str) -> Path:
-    """``dirpath``, or the folder ``default`` in the run's folder, which every process has to ask for."""
+    """Returns ``dirpath``, or ``default`` in the run's directory. All processes must call it."""
     return Path(dirpath or run_folder(trainer) / default)

@@ -1,4 +1,4 @@
-"""Logs what every teacher contributes."""
+"""Logs the contribution of every teacher."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 
 
 class TeacherMonitor(Monitor):
-    """Logs the losses of every step, in sum and by teacher.
+    """Logs the losses of every step, in total and by teacher.
 
-    Tags: ``train/loss``, ``train/ce``, ``train/kd``, ``train/kd_scale``; for each teacher ``train/kd/NAME`` (its mean
-    loss per span, nats), ``train/alpha/NAME`` (where it varies within a batch, averaged over the student tokens in
-    spans), ``train/scale/NAME`` (alpha times scale: what the loss is multiplied by), ``train/span_coverage/NAME``
-    (share of the tokens that lie in a span), ``train/unmapped_mass/NAME`` (the student's probability that the loss
-    compares with no token of the teacher). In TensorBoard custom-scalars pages group them, and those of validation.
+    Tags: ``train/loss``, ``train/ce``, ``train/kd``, ``train/kd_scale``; for each teacher
+
+    - ``train/kd/NAME``: mean loss per span in nats;
+    - ``train/alpha/NAME``: alpha; averaged over the student tokens in spans if it varies within a batch;
+    - ``train/scale/NAME``: alpha times KD scale, the factor of the loss;
+    - ``train/span_coverage/NAME``: share of the tokens that are in a span;
+    - ``train/unmapped_mass/NAME``: student probability that the loss compares with no teacher token.
+
+    TensorBoard's custom scalars group them and the validation metrics in pages.
     """
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:

@@ -1,4 +1,4 @@
-"""Logs how fast training is, and where its time goes."""
+"""Logs the speed of training and how its time is spent."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 
 
 class ThroughputMonitor(Monitor):
-    """Logs the speed of training since the last time that the log was written.
+    """Logs the speed of training since the last log.
 
-    Tags: ``throughput/tokens_per_second`` (student tokens without padding, of all processes),
-    ``throughput/seconds_per_step`` (an optimizer step, all of its micro-batches), ``throughput/waiting_share`` (share
-    of the time for which training waits for the data loader), ``throughput/teacher_share/NAME`` (share of the pass of a
-    teacher without a cache, up to its head; the head belongs to the loss), ``throughput/peak_memory`` (GB, the highest
-    so far: what torch has allocated on a GPU, else the resident memory of a process; of the process that has most).
+    - ``throughput/tokens_per_second``: student tokens without padding, of all processes;
+    - ``throughput/seconds_per_step``: duration of an optimizer step with all its micro-batches;
+    - ``throughput/waiting_share``: share of the time that training waits for the data loader;
+    - ``throughput/teacher_share/NAME``: share of the forward pass of a teacher without a cache, up to its head, which
+      counts as part of the loss;
+    - ``throughput/peak_memory``: highest memory so far in GB, of the process that has most: memory allocated by torch
+      on a GPU, otherwise the resident memory of the process.
 
-    The time is that on the clock, from log to log, without validation and evaluations, and what follows them until the
-    next batch is asked for. No step waits for the device: on a GPU the passes of teachers are measured there, and read
-    when the log is written. Other passes of teachers, such as those of validation, do not count.
+    Times are wall-clock times between logs, without validations and evaluations and the time after them until the next
+    batch is fetched. No step waits for the device: on a GPU, teacher passes are timed with events that are read at the
+    next log. Teacher passes outside training, such as in validation, do not count.
 
-    Lightning's ``ThroughputMonitor`` waits for the GPU at every step, takes the first process' counts for all, and
-    knows neither waiting nor teachers.
+    Lightning's own ``ThroughputMonitor`` synchronizes with the GPU at every step, extrapolates from the first process,
+    and measures neither waiting nor teachers.
     """
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
@@ -116,7 +118,7 @@ class ThroughputMonitor(Monitor):
 
 
 def peak_memory(device: torch.device) -> float:
-    """GB: the most that torch has allocated on a GPU so far, or else that this process has had resident."""
+    """Peak memory in GB: allocated by torch on a GPU, otherwise resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

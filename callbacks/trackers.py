@@ -1,4 +1,4 @@
-"""Pictures for every tracker that takes them."""
+"""Sends pictures to the trackers that accept them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 _DPI = 100
 _TAKE_PICTURES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
-# Loggers that a warning was given for.
+# Loggers that a warning has named.
 _named: WeakSet[Logger] = WeakSet()
 
 
 class FlatMLFlowLogger(MLFlowLogger):
-    """MLFlowLogger whose metrics fit into MLflow's store of files, too: ``train/kd/NAME`` is named ``train/kd.NAME``.
+    """MLFlowLogger that names ``train/kd/NAME`` ``train/kd.NAME``, as MLflow's file store requires.
 
-    There a metric is a file, and ``train/kd`` cannot be the folder of ``train/kd/NAME`` as well. All other stores take
-    either logger.
+    There each metric is a file, so ``train/kd`` cannot also be a directory. All other stores work with either logger.
     """
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -33,22 +32,26 @@ class FlatMLFlowLogger(MLFlowLogger):
 
 
 def takes_pictures(trainer: pl.Trainer) -> bool:
-    """Whether any logger of the trainer takes pictures; one warning names each that does not."""
+    """Whether any logger of the trainer accepts pictures; warns once about each that does not."""
     for logger in trainer.loggers:
         if not isinstance(logger, _TAKE_PICTURES) and logger not in _named:
             _named.add(logger)
-            rank_zero_warn(f"{type(logger).__name__} takes no pictures: they go to TensorBoard, W&B and MLflow alone")
+            rank_zero_warn(
+                f"{type(logger).__name__} does not support pictures; use TensorBoard, W&B or MLflow to see them"
+            )
     return any(isinstance(logger, _TAKE_PICTURES) for logger in trainer.loggers)
 
 
 def log_picture(trainer: pl.Trainer, tag: str, figure: Figure, step: int) -> None:
-    """Sends a figure to TensorBoard, W&B and MLflow, whichever of them the trainer has.
+    """Logs a figure to each of the trainer's TensorBoard, W&B and MLflow loggers.
 
-    It is drawn once. Any process may call it, the first one logs.
+    The figure is drawn once. Any process may call this; only the first one logs.
 
     Args:
-        tag: Such as ``pictures/spans/NAME``; MLflow writes ``images/pictures~spans~NAME...``.
-        step: Of training.
+        trainer: The trainer.
+        tag: Tag such as ``pictures/spans/NAME``; MLflow writes ``images/pictures~spans~NAME...``.
+        figure: The figure.
+        step: Training step.
     """
     if not takes_pictures(trainer) or not trainer.is_global_zero:
         return
@@ -68,7 +71,7 @@ def _flat(tag: str) -> str:
 
 
 def _draw(figure: Figure) -> NDArray[np.uint8]:
-    """``[H, W, 3]``. The figure belongs to no window, so that nothing is left to be closed."""
+    """Returns the pixels ``[H, W, 3]``; the figure has no window that must be closed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(_DPI)

@@ -1,102 +1,33 @@
-"""The callback that runs lm-eval's tasks on the student."""
+"""EvalHarness reports what lm-eval gives for the exported student."""
 
 from __future__ import annotations
 
 import json
-import math
-import random
 import re
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 import yaml
-from eval_tasks import METRICS, SUMS, WORDS, write_tasks
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from logged import scalars
-from small_models import TEXTS, packing_tokenizer, write_model
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from eval_tasks import METRICS, SUMS, WORDS
+from evaluated_runs import fit, harness, write_workspace
+from small_models import packing_tokenizer
+from transformers import AutoModelForCausalLM
 
 import xtoken_pl.callbacks.eval_harness as eval_harness
-from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, OptimizerRecipe, Student, TextSource
-from xtoken_pl.callbacks import EvalHarness, HFExport
+from xtoken_pl.callbacks import HFExport
 from xtoken_pl.cli import main
-from xtoken_pl.utilities.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/evaluation.md").read_text()
-TASKS: dict[str, int | None] = {"words": 2, "sums": 1, "stories": None}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student with dropout, texts, and the tasks."""
-    path = tmp_path_factory.mktemp("evaluated")
-    write_model(path / "student", packing_tokenizer(), seed=1, scale=2.0)
-    config = json.loads((path / "student/config.json").read_text())
-    (path / "student/config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
-    (path / "texts.txt").write_text("\n".join(TEXTS[0][:2000].splitlines()))
-    write_tasks(path / "tasks")
-    return path
+    return write_workspace(tmp_path_factory.mktemp("evaluated"))
 
 
-class Recorder(pl.Callback):
-    """Losses, random states and modes at the ends of the steps."""
-
-    def __init__(self) -> None:
-        self.steps: list[Any] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        drawn = (torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state()))
-        modes = [part.training for part in module.modules()]
-        self.steps.append((outputs["total"].item(), drawn, modes))
-
-
-class FrozenPart(pl.Callback):
-    """A part of the student that stays in evaluation mode on purpose."""
-
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        module.student.lm_head.eval()
-
-
-def fit(folder: Path, root: Path, *callbacks: pl.Callback, **options: Any) -> tuple[pl.Trainer, list[Tensor]]:
-    pl.seed_everything(1, verbose=False)
-    optimizer = OptimizerRecipe(learning_rate=1e-3, warmup_fraction=0.0)
-    module = MultiTeacherDistillModule(Student(model=str(folder / "student")), kd_weight=0.0, optimizer=optimizer)
-    source = TextSource(path=str(folder / "texts.txt"))
-    data = DistillDataModule(source, source, sequence_length=32, batch_size=2, num_workers=0)
-    arguments: dict[str, Any] = {
-        "accelerator": "cpu",
-        "default_root_dir": str(root),
-        "max_steps": 4,
-        "limit_val_batches": 1,
-        "val_check_interval": 2,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        "logger": TensorBoardLogger(str(root), name="", version="run"),
-        **options,
-    }
-    trainer = pl.Trainer(callbacks=list(callbacks), **arguments)
-    trainer.fit(module, data)
-    return trainer, [parameter.detach().clone() for parameter in module.parameters()]
-
-
-def harness(folder: Path, tasks: dict[str, int | None] | None = None, **options: Any) -> EvalHarness:
-    return EvalHarness(tasks or TASKS, **{"include_path": str(folder / "tasks"), "batch_size": 2, **options})
-
-
-# What is measured ------------------------------------------------------------------------------------------------
-
-
-def test_results_are_those_of_lm_eval_for_the_exported_student(
+def test_results_equal_lm_evals_for_the_exported_student(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lm_eval import evaluator
@@ -107,7 +38,7 @@ def test_results_are_those_of_lm_eval_for_the_exported_student(
     found = json.loads((tmp_path / "run/evaluation/step=4.json").read_text())
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     lm = HFLM(pretrained=str(tmp_path / "run/export"), device="cpu", batch_size=1)
-    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)  # asks the machine for seconds
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)  # takes seconds
     expected = evaluator.simple_evaluate(lm, tasks=["words", "sums", "stories"], num_fewshot=2, task_manager=manager)
     for name in ("words", "sums", "stories"):
         theirs = {key: value for key, value in expected["results"][name].items() if not isinstance(value, str)}
@@ -116,8 +47,8 @@ def test_results_are_those_of_lm_eval_for_the_exported_student(
         assert mine == pytest.approx(theirs, rel=1e-5), name
 
 
-def test_answers_are_those_of_the_students_own_probabilities_and_greedy_text(folder: Path, tmp_path: Path) -> None:
-    """From the weights that were exported, without lm-eval; no examples, which it would draw."""
+def test_scores_follow_from_the_students_probabilities_and_greedy_text(folder: Path, tmp_path: Path) -> None:
+    """Computed from the exported weights without lm-eval; zero-shot, since lm-eval draws the examples."""
     trainer, _ = fit(folder, tmp_path, harness(folder, {"words": 0, "sums": 0}), HFExport())
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "run/export"), packing_tokenizer()
     right = 0
@@ -140,7 +71,7 @@ def test_answers_are_those_of_the_students_own_probabilities_and_greedy_text(fol
     assert values["eval/sums/checksum"] == pytest.approx(sum(checksums) / len(SUMS))
 
 
-def test_report_says_what_was_run(folder: Path, tmp_path: Path) -> None:
+def test_report_describes_the_run(folder: Path, tmp_path: Path) -> None:
     fit(folder, tmp_path, harness(folder, limit=2), max_steps=1)
     report = json.loads((tmp_path / "run/evaluation/step=1.json").read_text())
     assert (report["step"], report["limit"], report["num_processes"]) == (1, 2, 1)
@@ -151,7 +82,7 @@ def test_report_says_what_was_run(folder: Path, tmp_path: Path) -> None:
     assert report["lm_eval"]
 
 
-def test_a_group_without_a_score_is_logged_by_its_tasks(folder: Path, tmp_path: Path) -> None:
+def test_group_without_a_score_is_logged_by_its_tasks(folder: Path, tmp_path: Path) -> None:
     trainer, _ = fit(folder, tmp_path, harness(folder, {"all_three": 0}), max_steps=1)
     assert {tag for tag in trainer.callback_metrics if tag.startswith("eval/")} == {f"eval/{tag}" for tag in METRICS}
 
@@ -177,7 +108,7 @@ def test_filters_are_part_of_the_tag_and_standard_errors_are_not_logged() -> Non
     }
 
 
-def test_the_papers_tasks_are_tasks_of_lm_eval() -> None:
+def test_papers_tasks_exist_in_lm_eval() -> None:
     import lm_eval.tasks
 
     config = yaml.safe_load((ROOT / "configs/eval/paper_tasks.yaml").read_text())
@@ -185,7 +116,7 @@ def test_the_papers_tasks_are_tasks_of_lm_eval() -> None:
     tasks = callback["init_args"]["tasks"]
     assert set(tasks.values()) == {3}
     home = Path(lm_eval.tasks.__file__).parent
-    # The whole index takes seconds.
+    # Only these directories: the whole index takes seconds.
     folders = [
         home / name for name in ("benchmarks", "gsm8k", "hellaswag", "minerva_math", "mmlu/default", "winogrande")
     ]
@@ -193,7 +124,7 @@ def test_the_papers_tasks_are_tasks_of_lm_eval() -> None:
     assert set(tasks) <= set(manager.all_tasks)
 
 
-def test_the_documented_task_runs_from_the_command_line(
+def test_documented_task_runs_from_the_command_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def blocks(language: str) -> list[str]:
@@ -221,173 +152,3 @@ def test_the_documented_task_runs_from_the_command_line(
         1,
         2,
     )
-
-
-# When, and where it is logged ------------------------------------------------------------------------------------
-
-
-def test_evaluations_lie_beside_the_validations_of_their_steps(folder: Path, tmp_path: Path) -> None:
-    """Two batches a step; the last step is not evaluated twice; a checkpoint can watch a score."""
-    watch = ModelCheckpoint(tmp_path, monitor="eval/stories/bits_per_byte", every_n_train_steps=2, save_top_k=-1)
-    options = {"accumulate_grad_batches": 2, "val_check_interval": 4}
-    fit(folder, tmp_path, harness(folder, every_n_steps=2), watch, **options)
-    events = EventAccumulator(str(tmp_path / "run"))
-    events.Reload()
-    tags = {f"eval/{tag}" for tag in METRICS}
-    assert {tag for tag in events.Tags()["scalars"] if tag.startswith("eval/")} == tags
-    validated = [event.step for event in events.Scalars("val/bits_per_byte")]
-    assert len(validated) == 2
-    for tag in tags:
-        assert [event.step for event in events.Scalars(tag)] == validated
-    assert sorted(path.name for path in (tmp_path / "run/evaluation").iterdir()) == ["step=2.json", "step=4.json"]
-    bits = [event.value for event in events.Scalars("eval/stories/bits_per_byte")]
-    assert bits[0] != bits[1]
-    assert math.isclose(watch.best_model_score.item(), min(bits), rel_tol=1e-5)  # type: ignore[union-attr]
-
-
-def test_only_the_end_is_evaluated_by_default(folder: Path, tmp_path: Path) -> None:
-    fit(folder, tmp_path, harness(folder, {"stories": None}))
-    assert [path.name for path in (tmp_path / "run/evaluation").iterdir()] == ["step=4.json"]
-    assert len(scalars(tmp_path / "run")["eval/stories/bits_per_byte"]) == 1
-
-
-def test_the_end_can_be_left_out(folder: Path, tmp_path: Path) -> None:
-    fit(folder, tmp_path, harness(folder, {"stories": None}, every_n_steps=3, at_end=False))
-    assert [path.name for path in (tmp_path / "run/evaluation").iterdir()] == ["step=3.json"]
-
-
-# Training is left alone ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_is_the_same_with_and_without(folder: Path, tmp_path: Path, precision: Any) -> None:
-    def run(*callbacks: pl.Callback) -> tuple[list[Any], list[Tensor]]:
-        recorder = Recorder()
-        _, weights = fit(folder, tmp_path, FrozenPart(), *callbacks, recorder, precision=precision, logger=False)
-        return recorder.steps, weights
-
-    (plain, weights), (evaluated, same_weights) = run(), run(harness(folder, every_n_steps=1))
-    assert evaluated == plain
-    assert len(evaluated) == 4
-    assert {True, False} == set(evaluated[0][2])
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(weights, same_weights, strict=True))
-
-
-def test_the_student_is_evaluated_in_the_precision_of_the_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Watch(pl.Callback):
-        """What ran before, to check the head, is of no interest."""
-
-        def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
-            monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
-
-    seen: set[Any] = set()
-    forward = LlamaForCausalLM.forward
-
-    def watched(self: Any, *args: Any, **options: Any) -> Any:
-        output = forward(self, *args, **options)
-        seen.add((output.logits.dtype, self.training, torch.is_grad_enabled()))
-        return output
-
-    fit(folder, tmp_path, Watch(), harness(folder), precision="bf16-mixed", max_steps=1)
-    assert seen == {(torch.bfloat16, False, False)}
-
-
-def test_the_students_tokenizer_is_left_alone(folder: Path, tmp_path: Path) -> None:
-    class Watch(pl.Callback):
-        def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-            tokenizer = module.student_vocabulary.tokenizer
-            self.state = (tokenizer.padding_side, tokenizer.pad_token, len(tokenizer))
-
-    with_harness, plain = Watch(), Watch()
-    fit(folder, tmp_path, plain, max_steps=1)
-    fit(folder, tmp_path, harness(folder), with_harness, max_steps=1)
-    assert with_harness.state == plain.state
-
-
-# What cannot be evaluated is known before training ---------------------------------------------------------------
-
-
-def refused(folder: Path, root: Path, callback: EvalHarness) -> None:
-    """Raises what `fit` does, if no step was made."""
-    recorder = Recorder()
-    try:
-        fit(folder, root, callback, recorder)
-    finally:
-        assert not recorder.steps
-
-
-def test_unknown_task_is_refused_with_the_nearest(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import lm_eval.tasks
-
-    whole = lm_eval.tasks.TaskManager  # the index of all of lm-eval's own takes seconds
-
-    def own_only(include_path: str | None = None, include_defaults: bool = True) -> Any:
-        return whole(include_path=include_path, include_defaults=False)
-
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", own_only)
-    with pytest.raises(ValueError, match=r"there is no 'word'. The nearest: words, .*include_path adds your own"):
-        refused(folder, tmp_path, harness(folder, {"words": 1, "word": 1}))
-
-
-def test_missing_folder_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"include_path must be a folder .*none at '/no/such'"):
-        refused(folder, tmp_path, harness(folder, include_path="/no/such"))
-
-
-def test_missing_lm_eval_is_refused_with_what_to_install(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(eval_harness, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'xtoken_pl\[eval\]'"):
-        refused(folder, tmp_path, harness(folder))
-
-
-def altered(folder: Path, root: Path, **settings: Any) -> str:
-    """The folder of a task ``altered``, ``words`` with other settings."""
-    task = yaml.safe_load((folder / "tasks/words.yaml").read_text())
-    root.mkdir()
-    (root / "altered.yaml").write_text(yaml.safe_dump({**task, "task": "altered", **settings}))
-    return str(root)
-
-
-def test_task_without_its_data_is_refused(folder: Path, tmp_path: Path) -> None:
-    path = altered(folder, tmp_path / "tasks", dataset_kwargs={"data_files": {"test": "/no/such.jsonl"}})
-    with pytest.raises(ValueError, match=r"task 'altered' could not be loaded: .*no/such.jsonl"):
-        refused(folder, tmp_path, harness(folder, {"altered": None}, include_path=path))
-
-
-def test_task_that_runs_the_students_code_is_refused(folder: Path, tmp_path: Path) -> None:
-    path = altered(folder, tmp_path / "tasks", unsafe_code=True)
-    with pytest.raises(ValueError, match="'altered' must be text alone, and not run code"):
-        refused(folder, tmp_path, harness(folder, {"altered": None}, include_path=path))
-
-
-def test_task_that_fails_on_its_first_question_is_refused(folder: Path, tmp_path: Path) -> None:
-    path = altered(folder, tmp_path / "tasks", doc_to_target="{{no_such_column.x}}")
-    with pytest.raises(Exception, match="no_such_column"):
-        refused(folder, tmp_path, harness(folder, {"altered": 0}, include_path=path))
-
-
-def test_a_task_that_two_names_bring_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'words' must be named once, but 'all_three' brings it again"):
-        refused(folder, tmp_path, harness(folder, {"words": 1, "all_three": 0}))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tasks": {}}, "tasks must name at least one"),
-        ({"tasks": {"words": -1}}, "examples of task 'words' must be >= 0, got -1"),
-        ({"tasks": TASKS, "every_n_steps": 0}, "every_n_steps must be >= 1, got 0"),
-        ({"tasks": TASKS, "limit": 0}, "limit must be >= 1, got 0"),
-        ({"tasks": TASKS, "batch_size": 0}, "batch_size must be >= 1, got 0"),
-        ({"tasks": TASKS, "at_end": False}, "would never run"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        EvalHarness(**options)

@@ -1,112 +1,48 @@
-"""What NumeralMonitor logs is the closed form, or the slope, of each loss, and training goes on as without it."""
+"""NumeralMonitor logs the closed form, or the slope, of each loss."""
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from numeral_runs import SUMS, Make, batch_for, logged, make_module, write_models
 from reference_numerals import known_to, numeral_rows, numerals, probabilities, sequences, starts, texts_of
-from small_models import packing_tokenizer, splitting_tokenizer, write_model
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from small_models import packing_tokenizer, splitting_tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import (
-    GOLD,
-    ULD,
-    BytePrefixKL,
-    DistillDataModule,
-    HybridKL,
-    MultiTeacherDistillModule,
-    OptimizerRecipe,
-    ProjectionKL,
-    Student,
-    Teacher,
-    TextSource,
-    TokenKL,
-)
+from xtoken_pl import GOLD, ULD, BytePrefixKL, HybridKL, MultiTeacherDistillModule, ProjectionKL, TokenKL
 from xtoken_pl.batch import DistillBatch
-from xtoken_pl.callbacks import DynamicLossScaling, NumeralMonitor
-from xtoken_pl.data import Windower, collate
+from xtoken_pl.callbacks import NumeralMonitor
 from xtoken_pl.losses import Merge
 from xtoken_pl.scoring.blockwise import evaluate_rows
-
-SUMS = ["12+34=46\n7+15=22\n", "100+23=123 or 9+1=10", "two and 3 are 5; 17=17"]
-
-
-def pairing_tokenizer() -> PreTrainedTokenizerFast:
-    """The student's tokens, but two digits at a time, so that spans of numbers hold several tokens of both sides."""
-    backend = Tokenizer.from_str(packing_tokenizer().backend_tokenizer.to_str())
-    in_pairs = pre_tokenizers.Split(Regex(r"\d{1,2}"), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([in_pairs, backend.pre_tokenizer])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end_of_text|>", pad_token="<|end_of_text|>")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("models")
-    tokenizers = {"student": packing_tokenizer(), "same": packing_tokenizer(), "split": splitting_tokenizer()}
-    tokenizers["pairs"] = pairing_tokenizer()
-    return {
-        name: write_model(root / name, tokenizer, seed=seed, scale=4.0)
-        for seed, (name, tokenizer) in enumerate(tokenizers.items())
-    }
-
-
-Make = Callable[..., MultiTeacherDistillModule]
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def make(folders: dict[str, str]) -> Make:
-    """A module in double precision; of each teacher its folder and its options."""
-
-    def make(student: str = "student", **teachers: tuple[str, dict[str, Any]]) -> MultiTeacherDistillModule:
-        chosen = {
-            name: Teacher(model=folders[folder], dtype="float64", **options)
-            for name, (folder, options) in teachers.items()
-        }
-        return MultiTeacherDistillModule(Student(model=folders[student], dtype="float64"), chosen)
-
-    return make
-
-
-def batch_for(module: MultiTeacherDistillModule, texts: list[str] = SUMS) -> DistillBatch:
-    columns = Windower(*module.vocabularies(), 64)(texts)
-    rows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["student_ids"]))]
-    return collate(rows, list(module.teachers))
-
-
-def logged(module: MultiTeacherDistillModule, *batches: DistillBatch, **options: Any) -> dict[str, float]:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[NumeralMonitor(**options)],
-    )
-    trainer.validate(module, dataloaders=DataLoader(list(batches), batch_size=None), verbose=False)
-    found = {tag: value.item() for tag, value in trainer.callback_metrics.items()}
-    return {tag.removeprefix("numerals/"): value for tag, value in found.items() if tag.startswith("numerals/")}
+    return partial(make_module, folders)
 
 
 def test_gold_has_the_gradient_of_proposition_1(make: Make, folders: dict[str, str]) -> None:
-    """p_S[j] times the teacher's mass on C, and c_T where the teacher writes the numeral in several tokens.
+    """It is p_S[j] times the teacher's mass on C, times c_T if the teacher writes the numeral in several tokens.
 
-    At the start of a text no teacher's token predicts the numeral: there is no span, and no gradient.
+    At the start of a text no teacher token predicts the numeral, so there is no span and no gradient.
     """
     module = make(split=("split", {"loss": GOLD(uld_weight=0.0)}))
     batch = batch_for(module)
     ours, theirs = texts_of(packing_tokenizer()), texts_of(splitting_tokenizer())
-    shared = set(ours) - {packing_tokenizer().bos_token}  # the teacher begins texts with none, and uses it for nothing
+    shared = set(ours) - {packing_tokenizer().bos_token}  # the teacher has no bos
     common = [token for token, text in enumerate(theirs) if text in shared]
     assert not {ours[token] for token in numerals()} & set(theirs)
     sums, on_label = [], []
@@ -130,7 +66,7 @@ def test_gold_has_the_gradient_of_proposition_1(make: Make, folders: dict[str, s
     assert found["kd_gradient_on_label/split"] > 0
 
 
-def test_kl_of_the_same_tokenizer_has_the_difference_of_probabilities(make: Make, folders: dict[str, str]) -> None:
+def test_gradient_of_token_kl_is_the_difference_of_probabilities(make: Make, folders: dict[str, str]) -> None:
     module = make(same=("same", {"loss": TokenKL()}))
     batch = batch_for(module)
     sums, on_label = [], []
@@ -143,8 +79,8 @@ def test_kl_of_the_same_tokenizer_has_the_difference_of_probabilities(make: Make
     assert found["kd_gradient_on_label/same"] == pytest.approx(torch.stack(on_label).mean().item(), rel=1e-9)
 
 
-def test_mass_probability_accuracy_and_the_gradient_of_the_cross_entropy(make: Make, folders: dict[str, str]) -> None:
-    """The gradient by autograd, from the model's own logits; it is the mass less one."""
+def test_mass_probability_accuracy_and_cross_entropy_gradient(make: Make, folders: dict[str, str]) -> None:
+    """The gradient is computed by autograd from the model's own logits, and equals the mass minus 1."""
     module = make(split=("split", {"loss": ULD()}))
     batch = batch_for(module, [*SUMS, *known_to(folders["student"])])
     probs, labels, gradients = [], [], []
@@ -167,7 +103,7 @@ def test_mass_probability_accuracy_and_the_gradient_of_the_cross_entropy(make: M
 
 
 def scores(module: MultiTeacherDistillModule, batch: DistillBatch, shift: Tensor) -> dict[str, Tensor]:
-    """Every teacher's losses of the spans that are one numeral of the student, with its logits shifted."""
+    """Each teacher's loss over spans of one student numeral, with the student's logits shifted."""
     module.student_head.layer.bias = torch.nn.Parameter(shift, requires_grad=False)
     found = {}
     with torch.no_grad():
@@ -191,8 +127,8 @@ EVERY_LOSS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_the_gradient_of_every_loss_is_its_slope(make: Make) -> None:
-    """By differences: all numerals' logits are shifted, at all rows; a numeral of the text is a span."""
+def test_gradient_of_every_loss_equals_its_finite_difference(make: Make) -> None:
+    """The logits of all numerals are shifted at all rows; every numeral in the text is a span of its own."""
     teachers = {name: ("split", options) for name, options in EVERY_LOSS.items()}
     module = make(**teachers, token_kl=("same", {"loss": TokenKL(), "alpha": 0.1}))
     batch = batch_for(module)
@@ -210,8 +146,8 @@ def test_the_gradient_of_every_loss_is_its_slope(make: Make) -> None:
 
 
 @pytest.mark.parametrize("merge", ["chain_rule", "mean"])
-def test_rows_of_longer_spans_are_measured_with_their_spans(make: Make, merge: Merge) -> None:
-    """Read at all rows at once, from a column of the head that shifts all numerals' logits of a row."""
+def test_rows_in_longer_spans_get_the_gradient_of_their_span(make: Make, merge: Merge) -> None:
+    """Reference: autograd with an extra column of the head that shifts the logits of all numerals in a row."""
     module = make(pairs=("pairs", {"loss": ProjectionKL(merge=merge)}))
     batch = batch_for(module, ["no. 1234 5", "a 12345 1"])
     found = logged(module, batch)
@@ -235,7 +171,7 @@ def test_rows_of_longer_spans_are_measured_with_their_spans(make: Make, merge: M
     assert found["kd_gradient/pairs"] == pytest.approx(expected[is_wanted].mean().item(), rel=1e-9)
 
 
-def test_only_numerals_behind_the_given_text_are_measured(make: Make, folders: dict[str, str]) -> None:
+def test_only_numerals_after_the_given_text_are_measured(make: Make, folders: dict[str, str]) -> None:
     module = make(same=("same", {"loss": TokenKL()}))
     batch = batch_for(module)
     of_all, of_results = [], []
@@ -257,79 +193,20 @@ def test_means_are_over_the_rows_of_the_first_batches(make: Make) -> None:
     apart = [logged(module, batch) for batch in (one, two)]
     both = logged(module, one, two, three, num_batches=2)
     assert both.keys() == apart[0].keys()
-    for tag, value in both.items():  # five numerals, and four
+    for tag, value in both.items():  # five and four numerals
         assert value == pytest.approx((5 * apart[0][tag] + 4 * apart[1][tag]) / 9, rel=1e-9)
 
 
-# Training --------------------------------------------------------------------------------------------------------
+# Warnings and errors ---------------------------------------------------------------------------------------------
 
 
-class Recorder(pl.Callback):
-    """Losses of the steps, and the state of every source of randomness at their ends."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[float, bytes, Any]] = []
-        self.validations: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        state = torch.get_rng_state().numpy().tobytes()
-        self.steps.append((outputs["total"].item(), state, random.getstate()))
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        values = trainer.callback_metrics.items()
-        self.validations.append({tag: value.item() for tag, value in values if tag.startswith(("val/", "numerals/"))})
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_is_the_same_with_and_without(tmp_path: Path, folders: dict[str, str], precision: Any) -> None:
-    (tmp_path / "texts.txt").write_text("\n".join(SUMS * 4))
-
-    def run(*callbacks: pl.Callback) -> tuple[Recorder, list[Tensor]]:
-        pl.seed_everything(1, verbose=False)
-        teachers = {
-            "learned": Teacher(model=folders["split"], loss=ProjectionKL(), learn_projection=True),
-            "prefix": Teacher(model=folders["split"], loss=BytePrefixKL()),
-        }
-        recipe = OptimizerRecipe(learning_rate=1e-3, warmup_fraction=0.0)
-        module = MultiTeacherDistillModule(Student(model=folders["student"]), teachers, optimizer=recipe)
-        source = TextSource(path=str(tmp_path / "texts.txt"))
-        data = DistillDataModule(source, source, sequence_length=32, batch_size=2, num_workers=0)
-        recorder = Recorder()
-        pl.Trainer(
-            accelerator="cpu",
-            precision=precision,
-            max_steps=4,
-            limit_val_batches=2,
-            val_check_interval=2,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[DynamicLossScaling(), recorder, *callbacks],
-        ).fit(module, data)
-        return recorder, [parameter.detach().clone() for parameter in module.parameters()]
-
-    (plain, weights), (watched, same_weights) = run(), run(NumeralMonitor())
-    assert watched.steps == plain.steps
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(weights, same_weights, strict=True))
-    assert len(watched.validations) == 3  # the first is the sanity check
-    for mine, theirs in zip(watched.validations, plain.validations, strict=True):
-        numbers = {tag: value for tag, value in mine.items() if tag.startswith("numerals/")}
-        assert {tag: value for tag, value in mine.items() if tag not in numbers} == theirs
-        assert len(numbers) == 8
-        assert numbers["numerals/ce_gradient"] == pytest.approx(numbers["numerals/mass"] - 1, rel=1e-4)
-
-
-# What cannot be measured -----------------------------------------------------------------------------------------
-
-
-def test_validation_texts_without_a_numeral_are_warned_about_once(make: Make) -> None:
+def test_validation_without_numerals_warns_once(make: Make) -> None:
     module = make(same=("same", {"loss": TokenKL()}))
     batch = batch_for(module, ["no number but 5\n"])
     monitor = NumeralMonitor()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[monitor])
     with pytest.warns(
-        UserWarning, match=r"no token of two or more digits is learned in the first 1 .*raise num_batches"
+        UserWarning, match=r"no token of two or more digits is learned in the first 1 .*increase num_batches"
     ):
         trainer.validate(module, DataLoader([batch], batch_size=None), verbose=False)
     assert not [tag for tag in trainer.callback_metrics if tag.startswith("numerals/")]

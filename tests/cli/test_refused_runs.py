@@ -24,7 +24,7 @@ def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, confi
         (["--data.sequence_lenght", "9"], "sequence_lenght"),
         (["--model.teachers.same.alpha", "-1"], "alpha must be a finite number >= 0, got -1"),
         (["--model.teachers.same.temperature", "0"], "temperature must be > 0, got 0"),
-        (["--data.train.path", "nothing.jsonl"], "there is no file or folder 'nothing.jsonl'"),
+        (["--data.train.path", "nothing.jsonl"], "there is no file or directory 'nothing.jsonl'"),
         (["--data.train.text_field", "body"], "text_field must be a column of the data, got 'body'"),
         (["--data.sequence_length", "1"], "sequence_length must be at least 2"),
         (["--model.teachers.split.model", "nowhere"], "'nowhere' could not be loaded"),

@@ -211,7 +211,7 @@ CASES = [
     case(
         "config: kept configuration",
         "",
-        "taken/version_0/config.yaml is the configuration of another run",
+        "taken/version_0/config.yaml belongs to another run",
         "choose another folder",
         config={"trainer": {"logger": TAKEN}},
     ),

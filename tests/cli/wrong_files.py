@@ -5,7 +5,7 @@ from __future__ import annotations
 from wrong_inputs import case
 
 CASES = [
-    case("data: missing", "--data.train.path no.jsonl", "there is no file or folder 'no.jsonl'", "check the path"),
+    case("data: missing", "--data.train.path no.jsonl", "there is no file or directory 'no.jsonl'", "check the path"),
     case("data: empty", "--data.train.path empty.jsonl", "at least one text", "'empty.jsonl' is empty", "give another"),
     case("data: empty texts", "--data.train.path blank.jsonl", "must hold some text", "'blank.jsonl'", "give another"),
     case("data: other field", "--data.train.text_field body", "must be a column", "'body'", "has ['text']", "name one"),

@@ -1,4 +1,4 @@
-"""The order of the windows depends on the seed and the epoch alone, and a run goes on behind what it has learned."""
+"""The order of windows depends on seed and epoch alone, and a resumed run continues after its last trained batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEACHERS = {"split": CanonicalVocabulary.from_tokenizer(splitting_tokenizer())}
 
 
 def shares(num_windows: int, batch_size: int, num_processes: int, epoch: int = 0, done: int = 0) -> list[list[int]]:
-    """What each process reads of an epoch."""
+    """Windows that each process reads in an epoch."""
     samplers = [
         GlobalBatchSampler(
             num_windows,
@@ -75,7 +75,7 @@ def test_every_window_is_read_once_in_an_epoch(num_windows: int, batch_size: int
 
 
 @given(num_windows=st.integers(1, 40), batch_size=st.integers(1, 4), num_processes=st.integers(1, 3), data=st.data())
-def test_an_epoch_goes_on_behind_the_batches_that_are_done(
+def test_resumed_epoch_continues_after_the_finished_batches(
     num_windows: int, batch_size: int, num_processes: int, data: st.DataObject
 ) -> None:
     whole = shares(num_windows, batch_size, num_processes)
@@ -84,7 +84,7 @@ def test_an_epoch_goes_on_behind_the_batches_that_are_done(
     assert rest == [share[done * batch_size :] for share in whole]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_every_epoch_and_seed_has_its_own_order() -> None:
     orders = []
     for seed in (0, 1):
         for epoch in (0, 1):
@@ -115,7 +115,7 @@ def data_module(path: str, batch_size: int = 2, **options: Any) -> DistillDataMo
 
 
 class Recorder(pl.LightningModule):
-    """Notes every window that it is trained on."""
+    """Records every window it is trained on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Recorder(pl.LightningModule):
 
 
 class SaveEverywhere(pl.Callback):
-    """Saves where checkpoints are saved: behind batches, validations and epochs."""
+    """Saves checkpoints after batches, validations and epochs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -195,7 +195,7 @@ def slow(**options: Any) -> Any:
     ],
     ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()),
 )
-def test_wherever_a_checkpoint_is_saved_the_run_goes_on_behind_it(
+def test_resuming_continues_exactly_where_any_checkpoint_was_saved(
     path: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     everywhere = SaveEverywhere(tmp_path)
@@ -212,7 +212,7 @@ def test_wherever_a_checkpoint_is_saved_the_run_goes_on_behind_it(
     [(0, {"max_steps": 10, "val_check_interval": 3}), (2, {"max_epochs": 3, "limit_train_batches": 3})],
     ids=["steps", "workers, epochs of limited length"],
 )
-def test_a_stream_goes_on_behind_what_was_trained_not_what_was_fetched(
+def test_stream_resumes_after_the_trained_batches_not_the_prefetched_ones(
     path: str, tmp_path: Path, workers: int, options: dict[str, Any]
 ) -> None:
     streaming = {"streaming": True, "shuffle_buffer": 3, "num_workers": workers}
@@ -225,7 +225,7 @@ def test_a_stream_goes_on_behind_what_was_trained_not_what_was_fetched(
 
 
 @pytest.mark.parametrize("option", ["num_workers", "batch_size", "shuffle_buffer"])
-def test_another_setting_of_a_stream_is_refused_by_name(path: str, tmp_path: Path, option: str) -> None:
+def test_resuming_a_stream_with_other_settings_is_refused_by_name(path: str, tmp_path: Path, option: str) -> None:
     streaming = {"streaming": True, "shuffle_buffer": 3, "num_workers": 0, "batch_size": 2}
     everywhere = SaveEverywhere(tmp_path)
     fit(data_module(path, **streaming), everywhere, max_steps=1)
@@ -235,13 +235,13 @@ def test_another_setting_of_a_stream_is_refused_by_name(path: str, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def mid_epoch(path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Path, int]:
-    """A run of two epochs, a checkpoint of the first, and how many windows it had seen then."""
+    """A run of two epochs, a checkpoint from the first, and the number of windows seen by then."""
     everywhere = SaveEverywhere(tmp_path_factory.mktemp("mid"))
     whole = fit(data_module(path), everywhere, max_epochs=2)
     return whole, *everywhere.saved[1]
 
 
-def test_workers_that_fetch_ahead_change_nothing(path: str, mid_epoch: tuple[Recorder, Path, int]) -> None:
+def test_prefetching_workers_do_not_change_the_order(path: str, mid_epoch: tuple[Recorder, Path, int]) -> None:
     whole, saved, num_seen = mid_epoch
     resumed = fit(data_module(path, num_workers=2), ckpt_path=saved, max_epochs=2)
     assert resumed.seen == whole.seen[num_seen:]
@@ -256,7 +256,7 @@ def test_workers_that_fetch_ahead_change_nothing(path: str, mid_epoch: tuple[Rec
     ],
     ids=["batch size", "seed", "length"],
 )
-def test_other_data_or_another_order_are_refused_by_name_with_both_exits(
+def test_resuming_with_changed_data_settings_is_refused_by_name_with_both_ways_out(
     path: str, mid_epoch: tuple[Recorder, Path, int], options: dict[str, Any], expected: str
 ) -> None:
     _, saved, _ = mid_epoch
@@ -264,7 +264,7 @@ def test_other_data_or_another_order_are_refused_by_name_with_both_exits(
         fit(data_module(path, **options), ckpt_path=saved, max_epochs=2)
 
 
-def test_other_texts_are_refused(path: str, mid_epoch: tuple[Recorder, Path, int]) -> None:
+def test_resuming_with_other_texts_is_refused(path: str, mid_epoch: tuple[Recorder, Path, int]) -> None:
     _, saved, _ = mid_epoch
     other = Path(path).with_name("other.jsonl")
     other.write_text(Path(path).read_text().replace("a", "o"))
@@ -272,7 +272,7 @@ def test_other_texts_are_refused(path: str, mid_epoch: tuple[Recorder, Path, int
         fit(data_module(str(other)), ckpt_path=saved, max_epochs=2)
 
 
-def test_making_and_reading_a_loader_draws_nothing_from_the_global_generator(path: str) -> None:
+def test_loaders_draw_nothing_from_the_global_generator(path: str) -> None:
     data = data_module(path)
     data.setup("fit")
     before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""A stream gives each text to one worker, and goes on from any batch."""
+"""A stream gives each text to one worker and resumes from any batch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_each_text_goes_to_one_worker_of_one_process_in_an_epoch(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_stream_goes_on_from_any_batch_over_blocks_and_epochs(source: TextSource, num_workers: int) -> None:
+def test_stream_resumes_from_any_batch_across_blocks_and_epochs(source: TextSource, num_workers: int) -> None:
     whole = loader(source, num_workers)
     read, states = [], [whole.state_dict()]
     for batch in islice(whole, 14):  # two epochs and more
@@ -111,7 +111,7 @@ def test_the_next_block_is_read_while_windows_are_emitted(source: TextSource) ->
     assert read_before == [6, 7, 8, 9, 10, 11, 12, 12, 12, 12, 12, 12]  # two blocks of six, the first one read at once
 
 
-def test_epochs_have_orders_of_their_own_and_blocks_are_shuffled(source: TextSource) -> None:
+def test_every_epoch_has_its_own_order_and_blocks_are_shuffled(source: TextSource) -> None:
     read = keys(list(islice(stream(source, block_size=100), 24)))
     first, second = read[:12], read[12:]
     assert set(first) == set(second) == expected_keys()
@@ -121,7 +121,7 @@ def test_epochs_have_orders_of_their_own_and_blocks_are_shuffled(source: TextSou
     assert first != in_order
 
 
-def test_a_share_without_texts_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_share_without_texts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": TEXTS[0][:60]}) + "\n")
     with pytest.raises(ValueError, match=r"share 2 of 2 of the stream has none; set data\.num_workers"):
         next(iter(stream(TextSource(path=str(tmp_path / "a.jsonl")), num_processes=2, rank=1)))

@@ -189,7 +189,7 @@ def test_a_quantized_student_is_resumed_and_exported_as_it_was_trained(
 
 
 def plan_of(student: Student, **options: Any) -> MemoryPlan:
-    return MemoryPlan.of(Run(student, {}, batch_size=4, sequence_length=64, logits_memory=10_000_000, **options))
+    return MemoryPlan.from_run(Run(student, {}, batch_size=4, sequence_length=64, logits_memory=10_000_000, **options))
 
 
 def test_plan_counts_gradients_and_optimizer_of_the_adapter_alone(workspace: Path) -> None:
@@ -231,7 +231,7 @@ def test_planned_activations_are_those_that_a_pass_with_an_adapter_keeps(workspa
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         states = hidden_states(model, input_ids, mask)
     assert states.requires_grad
-    planned = replay(Skeleton.of(source, role="student"), 8, 128, autocast=None, trains=True)
+    planned = replay(Skeleton.from_source(source, role="student"), 8, 128, autocast=None, trains=True)
     assert planned.in_step.total == pytest.approx(sum(kept.values()), rel=0.1)
 
 

@@ -137,20 +137,20 @@ def test_a_finished_cache_is_verified_and_a_damaged_shard_made_anew(
     build("--output", "verified")
     assert content(workspace / "verified") == written
     said = capsys.readouterr().out
-    assert "train-000001.safetensors is damaged: it is made anew" in said
-    assert "val-000000.safetensors is missing: it is made anew" in said
+    assert "train-000001.safetensors is damaged: it will be rebuilt" in said
+    assert "val-000000.safetensors is missing: it will be rebuilt" in said
 
 
 def test_other_settings_are_refused_unless_the_cache_may_be_overwritten(workspace: Path, build: Build) -> None:
     build("--output", "settings", "--top_k", "8")
-    with pytest.raises(UserError, match=r"other settings: top_k 8 here, 16 there .* overwrite"):
+    with pytest.raises(UserError, match=r"other settings: top_k is 8 in the cache, 16 in this run.* overwrite"):
         build("--output", "settings", "--top_k", "16")
     assert Manifest.load(workspace / "settings").identity.top_k == 8
     build("--output", "settings", "--top_k", "16", "--overwrite", "true")
     assert Manifest.load(workspace / "settings").identity.top_k == 16
     (workspace / "killed_first/.manifest.json.k1ll_ed0").mkdir(parents=True)
     build("--output", "killed_first", "--top_k", "8")
-    with pytest.raises(UserError, match="new or empty folder"):
+    with pytest.raises(UserError, match="new or empty directory"):
         build("--output", ".", "--overwrite", "true")
     assert not (workspace / LOCK_FILE).exists()
 
@@ -285,7 +285,9 @@ def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRo
 def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, precision: int) -> None:
     teacher = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
     window = {"student_ids": [1, 2, 3], "loss_mask": [0, 1, 1], "t/ids": [], "t/spans": []}
-    rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).of([window] * 2, "")
+    rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).compute(
+        [window] * 2, ""
+    )
     assert num_tokens == 4
     write_shard(tmp_path / "shard", rows, [window_checksum(window, "t")] * 2)
     cached = CachedRows.from_windows([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
@@ -305,7 +307,7 @@ def test_a_student_token_takes_at_most_300_bytes(
         columns = Windower(student, {"t": teacher}, 128)([TEXTS[0][:1500]])
         windows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["t/ids"]))]
         row_format = RowFormat(64, 16, len(teacher), int(teacher.exists.sum()))
-        rows, num_tokens = small_rows(teacher, row_format).of(windows, "")
+        rows, num_tokens = small_rows(teacher, row_format).compute(windows, "")
         write_shard(tmp_path / name, rows, [0] * len(rows))
         assert num_tokens == len(collate(windows, ["t"]).student.labels) > 200
         assert 250 < (tmp_path / name).stat().st_size / num_tokens <= 300, name

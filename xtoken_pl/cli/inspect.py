@@ -86,7 +86,7 @@ def inspect(
     name = "teacher"
     columns = Windower(student_vocabulary, {name: vocabulary}, _NO_LIMIT)([content])
     window = {column: values[0] for column, values in columns.items()}
-    result = Inspection.of_window(
+    result = Inspection.from_window(
         text_file or "a text", window, student_vocabulary, {name: vocabulary}
     ).with_counterparts({name: Counterparts.of_projection(matrix, student_vocabulary, vocabulary, window[STUDENT_IDS])})
     _show(result, html, overwrite=overwrite)
@@ -140,7 +140,7 @@ def inspect_run(
     title = f"{options.split}, window {options.window}"
     # The checkpoint brings a learned W, too: before it is shown.
     predictions = _predict(module, window, checkpoint, options) if options.weights else None
-    result = Inspection.of_window(title, window, student, teachers).with_counterparts(
+    result = Inspection.from_window(title, window, student, teachers).with_counterparts(
         {
             name: Counterparts.of_loss(cast(SpanLoss, loss), student, teachers[name], window[STUDENT_IDS])
             for name, loss in module.losses.items()

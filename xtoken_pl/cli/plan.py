@@ -65,7 +65,7 @@ def plan_run(
         trainer: The configuration's section.
     """
     options.check()
-    plan = MemoryPlan.of(Run.of(module, data, trainer, options.num_gpus))
+    plan = MemoryPlan.from_run(Run.from_parts(module, data, trainer, options.num_gpus))
     usable = usable_bytes(options.gpu_memory)
     fits = plan.peak.total <= usable
     changes = [] if fits else single_changes(plan)

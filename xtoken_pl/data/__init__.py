@@ -1,4 +1,4 @@
-"""Text -> windows that every model sees whole -> batches."""
+"""The data pipeline: texts -> windows that every model reads whole -> batches."""
 
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.module import DistillDataModule

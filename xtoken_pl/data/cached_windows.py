@@ -1,4 +1,4 @@
-"""Windows with what a cache stores of their spans."""
+"""Windows joined with the teacher rows that a cache stores for their spans."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from xtoken_pl.data.order import PaddedWindows
 
 
 class StoredSpans(Protocol):
-    """The stored spans of a split's windows; see :class:`xtoken_pl.teachers.cache.reader.CachedSplit`."""
+    """Cached spans of the windows of a split; see :class:`xtoken_pl.teachers.cache.reader.CachedSplit`."""
 
     def read(self, index: int, window: Mapping[str, Any]) -> SpanArrays:
-        """What is stored of window ``index``."""
+        """Returns the cached spans of window ``index``."""
 
 
 class SpanStore(Protocol):
     """A cache of one teacher; see :class:`xtoken_pl.teachers.cache.reader.TeacherCache`."""
 
     def split(self, name: str, windows: Dataset, sequence_length: int) -> StoredSpans:
-        """The stored spans of a split's windows."""
+        """Returns the cached spans of the windows of split ``name``."""
 
 
 class CachedWindows(TorchDataset):
-    """Windows with what is stored of their spans.
+    """Dataset of windows joined with the cached spans of each teacher.
 
     Args:
-        windows: Of a split.
-        cached: By teacher.
+        windows: Windows of one split.
+        cached: Cached spans of that split, by teacher name.
     """
 
     def __init__(self, windows: PaddedWindows, cached: Mapping[str, StoredSpans]) -> None:
@@ -45,7 +45,7 @@ class CachedWindows(TorchDataset):
         return self._with_rows(index, self._windows[index])
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Several windows at once, as a data loader asks for them."""
+        """Returns several windows at once, as PyTorch's data loader requests them."""
         windows = self._windows.__getitems__(indices)
         return [self._with_rows(index, window) for index, window in zip(indices, windows, strict=True)]
 

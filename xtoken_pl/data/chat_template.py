@@ -1,4 +1,4 @@
-"""Conversations as token ids, by one side's own chat template, and where in them each message's content stands."""
+"""Tokenizes conversations with a side's own chat template and locates the content of each message in the ids."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from xtoken_pl.data.conversations import Conversation
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
-# What stands for a message's content while the template's own text is found: characters of the private use area, which
-# no template writes or trims.
+# Placeholder for a message's content, used to find the template's own text: private use characters, which no template
+# writes or trims.
 _MARK = "\ue0c0{}\ue0c1"
-# Some templates write today's date; Llama 3's, where no clock is at hand, writes this one.
+# Some templates write today's date; Llama 3's falls back to this one when it has no clock.
 _DATE = datetime(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A conversation under one tokenizer.
+    """A conversation tokenized for one side.
 
     Attributes:
         ids: ``[n]`` token ids, without ``prefix``.
-        prefix: What stands before them in every window: what the tokenizer puts before a text, if the template does.
-        contents: By message, the first token of its content, and the one behind the last; equal where it has none.
-        turn_ends: By message, the special token that ends it, None where the template writes none.
+        prefix: Tokens to put before every window: the tokenizer's own prefix (bos), if the template writes it too.
+        contents: Token range [start, end) of each message's content; empty if the message has no content.
+        turn_ends: Position in ``ids`` of the special token that ends each message; None if the template writes none.
     """
 
     ids: NDArray[np.int64]
@@ -44,14 +44,14 @@ class RenderedChat:
 
 
 class ChatRenderer:
-    """Renders conversations by a tokenizer's chat template.
+    """Renders conversations with a tokenizer's chat template.
 
-    Contents are tokenized apart from the template's text, so that no token belongs to both; a space that the template
-    writes before a content is the exception, since most tokenizers join it with a word. The template's special tokens
-    are special, while a content that spells one is text.
+    Contents are tokenized separately from the template's text, so that no token spans both. The exception is a space
+    that the template writes before a content, since most tokenizers merge it into the next word. Only the template
+    writes special tokens; a content that spells one is tokenized as plain text.
 
     Args:
-        vocabulary: Of the tokenizer.
+        vocabulary: Vocabulary of the tokenizer.
         side: ``student`` or ``teacher 'NAME'``, for messages.
 
     Raises:
@@ -70,27 +70,32 @@ class ChatRenderer:
 
     @property
     def template(self) -> str:
-        """What tells templates apart."""
+        """The template, as part of a fingerprint."""
         return json.dumps(self.vocabulary.tokenizer.chat_template, sort_keys=True)
 
     @cached_property
     def _dated_template(self) -> str:
-        """The template with one date in place of today's: windows are stored, and are the same on every day."""
-        template = _TODAY.sub(
-            lambda found: repr(_DATE.strftime(found[2])), self.vocabulary.tokenizer.get_chat_template()
-        )
+        """The template with a fixed date instead of today's: windows are cached, so they must not depend on the day."""
+        try:
+            template = self.vocabulary.tokenizer.get_chat_template()
+        except ValueError as error:  # several named templates, and none of them is the default
+            raise UserError(
+                f"the tokenizer of the {self.side} must have a default chat template; name a Jinja file as its "
+                f"chat_template. Reason: {error}"
+            ) from error
+        template = _TODAY.sub(lambda found: repr(_DATE.strftime(found[2])), template)
         if "strftime_now(" in template:
             raise UserError(
-                f"a chat template must write the same on every day, but that of the {self.side} asks for the date in a "
-                f"format that is not a literal; give the {self.side} another chat_template"
+                f"a chat template must write the same text every day, but the template of the {self.side} asks for "
+                f"today's date in a format that is not a literal; give the {self.side} another chat_template"
             )
         return template
 
     def render(self, conversations: Sequence[Conversation]) -> list[RenderedChat]:
-        """All of them, in order.
+        """Renders all conversations, in order.
 
         Raises:
-            UserError: If the template refuses a conversation, or writes a message otherwise than it is.
+            UserError: If the template rejects a conversation or changes the text of a message.
         """
         cut = [list(self._parts(conversation)) for conversation in conversations]
         texts = [part for parts in cut for part in parts if part.special is None]
@@ -103,7 +108,7 @@ class ChatRenderer:
     # The template's own text -----------------------------------------------------------------------------------------
 
     def _around(self, conversation: Conversation) -> list[str]:
-        """What the template writes before, between and behind the contents that are not empty."""
+        """Text that the template writes before, between and after the non-empty contents."""
         contents = [turn.content for turn in conversation.turns]
         marks = [_MARK.format(index) if content else "" for index, content in enumerate(contents)]
         rest = self._apply(conversation, marks)
@@ -116,9 +121,9 @@ class ChatRenderer:
         ours = "".join(before + content for before, content in zip(around, said, strict=True))
         if ours != self._apply(conversation, contents):
             raise UserError(
-                f"a chat template must write every message once, in order and as it is, but that of the {self.side} "
-                f"drops, moves or changes what is said, or depends on it, in {conversation}; give the {self.side} "
-                "another chat_template, or remove such conversations"
+                f"a chat template must write every message once, in order and unchanged, but the template of the "
+                f"{self.side} drops, moves or changes a message, or depends on its content, in {conversation}; give "
+                f"the {self.side} another chat_template, or remove such conversations"
             )
         return around
 
@@ -132,12 +137,12 @@ class ChatRenderer:
             )
         except TemplateSyntaxError as error:
             raise UserError(
-                f"the chat template of the {self.side} is no Jinja template: {error.message}, in line {error.lineno}; "
-                "mend it, or give another chat_template"
+                f"the chat template of the {self.side} is not valid Jinja: {error.message}, in line {error.lineno}; "
+                "fix it, or give another chat_template"
             ) from error
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # TypeError: the template adds a string and None, say
             raise UserError(
-                f"the chat template of the {self.side} refuses {conversation}, with the roles "
+                f"the chat template of the {self.side} rejects {conversation}, with the roles "
                 f"{[turn.role for turn in conversation.turns]}: {str(error).rstrip('.')}. Give the {self.side} another "
                 "chat_template, or remove such conversations"
             ) from error
@@ -146,7 +151,7 @@ class ChatRenderer:
     # Tokens ----------------------------------------------------------------------------------------------------------
 
     def _parts(self, conversation: Conversation) -> Iterator[_Part]:
-        """Special tokens of the template, and stretches of its text and of contents."""
+        """Splits a rendered conversation into special tokens and stretches of template or content text."""
         is_first = True
         indices = [index for index, turn in enumerate(conversation.turns) if turn.content]
         for before, index in zip(self._around(conversation), [*indices, None], strict=True):
@@ -157,13 +162,13 @@ class ChatRenderer:
                     is_first = False
                 if special is not None:
                     yield _Part("", special, None, False)
-                    is_first = self._prefixes_behind_special
+                    is_first = self._adds_space_after_special
             if index is not None:
                 yield _Part(space + conversation.turns[index].content, None, index, is_first)
                 is_first = False
 
     def _cut(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """Text and the special token behind it."""
+        """Splits text at special tokens; yields each piece with the special token after it."""
         start = 0
         for match in self._special_pattern.finditer(text) if self._special_ids else ():
             assert match.lastindex is not None
@@ -179,7 +184,7 @@ class ChatRenderer:
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
         added = self.vocabulary.tokenizer.added_tokens_decoder
-        # The longest first; some take the white space beside them along.
+        # The longest first; some absorb the white space around them.
         tokens = sorted((added[token_id] for token_id in self._special_ids.values()), key=lambda t: -len(t.content))
         return re.compile(
             "|".join(
@@ -188,8 +193,8 @@ class ChatRenderer:
         )
 
     @cached_property
-    def _prefixes_behind_special(self) -> bool:
-        """Whether the tokenizer puts a space before every stretch of text, and not before the first one only."""
+    def _adds_space_after_special(self) -> bool:
+        """Whether the tokenizer puts a space before every stretch of text, not only before the first one."""
         if not self._special_ids or not self.vocabulary.components.dummy_prefix:
             return False
         ids = self.vocabulary.tokenizer(next(iter(self._special_ids)) + "a", add_special_tokens=False)["input_ids"]
@@ -214,7 +219,7 @@ class ChatRenderer:
                 continue
             written = next(encoded[part.is_first])
             if part.turn is not None:
-                # A token that is the template's space is no content.
+                # A token that holds only the template's space is not content.
                 first = next(
                     (i for i, token in enumerate(written) if self.vocabulary.token_bytes[token].strip(b" ")), 0
                 )
@@ -228,7 +233,7 @@ class ChatRenderer:
         return RenderedChat(np.array(ids, dtype=np.int64), prefix, contents, ends)
 
     def _turn_end(self, ids: list[int], start: int) -> int | None:
-        """The special token that follows, behind nothing but white space."""
+        """Position of the next special token, if only white space precedes it."""
         for place in range(start, len(ids)):
             if self.vocabulary.is_special[ids[place]]:
                 return place
@@ -238,9 +243,9 @@ class ChatRenderer:
 
 
 class _Part(NamedTuple):
-    """A special token, or a stretch of text: of the template, or of the content of a turn.
+    """A special token, or a stretch of text from the template or from the content of a turn.
 
-    ``is_first``: it is encoded as a whole text is, with the space that some tokenizers put before one.
+    ``is_first``: encode it like the start of a text, with the space that some tokenizers put there.
     """
 
     text: str

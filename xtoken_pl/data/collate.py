@@ -1,4 +1,4 @@
-"""Windows -> a batch of tensors."""
+"""Collates windows into a batch of tensors."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from xtoken_pl.utilities.ranges import expand
 def collate(
     windows: Sequence[Window], teachers: Sequence[str], planners: Mapping[str, Planner] | None = None
 ) -> DistillBatch:
-    """Pads windows on the right, and lists the rows to score.
+    """Pads windows on the right and lists the rows to score.
 
-    A token takes part if the loss mask keeps it and a token stands before it. A span takes part if all its student
-    tokens do, and a token stands before it on the teacher's side.
+    A token is scored if the loss mask keeps it and another token precedes it. A span is scored if all its student
+    tokens are, and a token precedes it on the teacher's side.
 
     Args:
-        windows: Rows of :class:`xtoken_pl.data.Windower`, with what a cache stores of them where a teacher has one.
-        teachers: Their names.
-        planners: By teacher, of the losses that plan a batch.
+        windows: Rows of :class:`xtoken_pl.data.Windower`, joined with the cached spans of teachers that have a cache.
+        teachers: Names of the teachers.
+        planners: Batch planners of the losses that define one, by teacher name.
     """
     ids = [np.asarray(window[STUDENT_IDS], dtype=np.int64) for window in windows]
     masks = [np.asarray(window[LOSS_MASK], dtype=bool) for window in windows]
@@ -95,7 +95,7 @@ def _kept_spans(flat: Any, row_of_token: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def _starts(windows: Sequence[Window], side: str) -> list[NDArray[np.int64]] | None:
-    """Where the documents of each window begin; None where it is one text to the model."""
+    """Start of each document in each window; None if the model reads a window as one text."""
     column = starts_column(side)
     return [np.asarray(window[column], dtype=np.int64) for window in windows] if column in windows[0] else None
 
@@ -104,7 +104,7 @@ def _tokens(
     ids: list[NDArray[np.int64]], rows: NDArray[np.int64], starts: list[NDArray[np.int64]] | None
 ) -> TokenBatch:
     width = max(1, *map(len, ids))
-    # Padding is masked on every side, so that any id will do.
+    # Padding is masked on every side, so any id will do.
     input_ids = np.zeros((len(ids), width), dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     for index, sequence in enumerate(ids):
@@ -120,7 +120,7 @@ def _tokens(
 
 
 def _positions(starts: list[NDArray[np.int64]], lengths: list[int], width: int) -> NDArray[np.int64]:
-    """``[B, T]``: the place of each token in its document; padding is a document of its own."""
+    """``[B, T]`` position of each token in its document; padding counts as a document of its own."""
     places = np.arange(width)
     begins = (np.append(begin, length) for begin, length in zip(starts, lengths, strict=True))
     return np.stack([places - begin[np.searchsorted(begin, places, side="right") - 1] for begin in begins])

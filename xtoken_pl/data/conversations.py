@@ -1,4 +1,4 @@
-"""Rows of a source -> documents: texts, or conversations of which some turns are learned."""
+"""Reads the rows of a source as documents: texts, or conversations of which some turns are learned."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from xtoken_pl.data.sources import TextSource
 from xtoken_pl.utilities.errors import UserError
 
-#: Parts of a message that templates write beside its content; they would be lost.
+#: Parts of a message that templates write in addition to its content; they would be lost.
 _NOT_CONTENT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
 class Turn(NamedTuple):
-    """A message: who says what, without white space around it, and whether it is learned."""
+    """A message: its role, its content without surrounding white space, and whether it is learned."""
 
     role: str
     content: str
@@ -33,7 +33,7 @@ class Conversation:
         return any(turn.is_learned and turn.content for turn in self.turns)
 
     def __str__(self) -> str:
-        """What to call it in messages: how it begins."""
+        """Describes the conversation in messages by its first words."""
         said = next((turn.content for turn in self.turns if turn.content), "")
         return f"the conversation that begins with {said[:60]!r}"
 
@@ -43,13 +43,14 @@ Document = str | Conversation
 
 
 def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document]:
-    """Documents of some rows.
+    """Converts rows to documents.
 
     Args:
-        source: Whose ``columns`` these are.
+        source: Source of the rows.
+        columns: Values of ``source.columns``, one sequence per column.
 
     Raises:
-        UserError: If a row holds no text, or no conversation with an assistant's turn, naming its place among these.
+        UserError: If a row holds no text, or no conversation with an assistant's turn; the message names the row.
     """
     documents: list[Document] = []
     for place, row in enumerate(zip(*columns, strict=True)):
@@ -66,15 +67,15 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
             documents.append(_conversation(_messages(row[0], source.messages_field, where), [], where))
         else:
             prompt, completion = (
-                _said(said, role, column, where)
+                _prompt_messages(said, role, column, where)
                 for said, role, column in zip(row, ("user", "assistant"), source.columns, strict=True)
             )
             documents.append(_conversation(completion, prompt, where))
     return documents
 
 
-def _said(said: Any, role: str, column: str, where: str) -> list[tuple[str, str]]:
-    """The messages of a prompt or a completion, of which a string is one."""
+def _prompt_messages(said: Any, role: str, column: str, where: str) -> list[tuple[str, str]]:
+    """Messages of a prompt or completion; a string is a single message."""
     return [(role, said.strip())] if isinstance(said, str) else _messages(said, column, where)
 
 
@@ -118,7 +119,7 @@ def _message(message: Any, column: str, where: str) -> tuple[str, str]:
         )
     if extra := [key for key in _NOT_CONTENT if message.get(key)]:
         raise UserError(
-            f"only the content of a message is learned, and one of {column} has {', '.join(extra)}, too, {where}; "
+            f"only the content of a message is learned, but one of {column} also has {', '.join(extra)} {where}; "
             "remove such rows, or write it into the content"
         )
     return role, content.strip()

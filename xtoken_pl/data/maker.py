@@ -1,4 +1,4 @@
-"""Rows of a source -> windows."""
+"""Makes windows from the rows of a source."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from xtoken_pl.data.windows import Windower
 
 
 class WindowMaker:
-    """Makes windows of the rows of one source: reads their documents, cuts these, and packs what is short.
+    """Makes windows from the rows of one source: reads documents, cuts them, and packs short windows.
 
     Args:
-        source: Whose rows they are.
-        windower: Of the tokenizers.
-        packing: How short windows are packed; those are put together that come from the same call.
+        source: Source of the rows.
+        windower: Cuts documents into windows.
+        packing: How short windows are packed; only windows from the same call are packed together.
 
     Raises:
-        ValueError: If the source holds conversations, and a side has no chat template.
+        UserError: If the source holds conversations and a side has no chat template.
     """
 
     def __init__(self, source: TextSource, windower: Windower, packing: Packing = "none") -> None:
@@ -31,16 +31,16 @@ class WindowMaker:
         self.packing = packing
         self._packer = None if packing == "none" else Packer(windower.sides, windower.sequence_length, packing)
         if source.holds_conversations:
-            _ = windower.renderers  # refused before a row is read
+            _ = windower.renderers  # raises here, before any row is read
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the source that it is given."""
+        """Columns of the source that a call takes."""
         return self.source.columns
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the windows of some rows."""
+        """Hash of everything that determines the windows of a row."""
         chats = self.source.holds_conversations
         own = self.windower.chat_fingerprint if chats else self.windower.fingerprint
         if self.packing == "none" and not chats:
@@ -49,7 +49,7 @@ class WindowMaker:
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
     def __call__(self, *columns: Sequence[Any]) -> dict[str, list[Any]]:
-        """Columns of rows -> columns of windows."""
+        """Converts columns of rows to columns of windows."""
         documents = read_documents(self.source, *columns)
         windows = self.windower(documents, learn_turn_end=self.source.learn_turn_end)
         return windows if self._packer is None else self._packer(windows)

@@ -1,4 +1,4 @@
-"""Short windows -> full ones, which hold several documents."""
+"""Packs short windows into full ones, each holding several documents."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, starts_column, teacher_colum
 from xtoken_pl.data.windows import Window
 from xtoken_pl.tokenization import CanonicalVocabulary
 
-#: ``joined``: a document sees those before it in its window; ``separate``: it does not.
+#: ``joined``: a document attends to the documents before it in its window; ``separate``: it does not.
 Packing = Literal["none", "joined", "separate"]
 
 # n windows, D sides
 
 
 class Packer:
-    """Puts windows together, whole, and the same ones on every side.
+    """Packs whole windows together, the same ones on every side.
 
-    Each goes into the first packed window that has room for it on every side, the longest ones first.
+    First fit, longest first: each goes into the first packed window that has room for it on every side.
 
-    - ``joined``: eos stands between documents on sides that have one; it is not learned where it is not the document's.
-    - ``separate``: columns tell where documents begin. A token is learned, and a span kept, only where a token of its
-      own document stands before it, as when every window is read by itself.
+    - ``joined``: eos separates documents on sides that have one; it is learned only if it belongs to the document.
+    - ``separate``: extra columns give the start of each document. A token is learned, and a span kept, only if a
+      token of the same document precedes it, as when every window is read by itself.
 
     Args:
         sides: All vocabularies by name, the student's under ``""``.
-        sequence_length: Most tokens of a window on any side.
-        packing: Whether documents see each other.
+        sequence_length: Maximum number of tokens of a window on any side.
+        packing: Whether documents attend to each other.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Packer:
         self.eos = {name: None if self.is_separate else side.roles.get("eos") for name, side in sides.items()}
 
     def __call__(self, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Columns of windows -> columns of packed windows."""
+        """Converts columns of windows to columns of packed windows."""
         windows: list[Window] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         packed = [self._join([windows[place] for place in places]) for places in self._first_fit(windows)]
         names = [*columns, *(map(starts_column, self.eos) if self.is_separate else ())]
         return {name: [window[name] for window in packed] for name in names}
 
     def _first_fit(self, windows: Sequence[Window]) -> list[list[int]]:
-        """The windows of each packed one, in their order."""
+        """Indices of the windows in each packed window, in order."""
         if not windows:
             return []
         sizes = np.array([self._sizes(window) for window in windows])  # [n, D]
@@ -67,7 +67,7 @@ class Packer:
         return sorted(sorted(places) for places in packed)
 
     def _sizes(self, window: Window) -> list[int]:
-        """Tokens of each side, with the eos that another document behind it would need."""
+        """Number of tokens on each side, including the eos needed before a following document."""
         return [len(ids) + len(self._between(side, ids)) for side, ids in self._ids(window).items()]
 
     def _between(self, side: str, ids: Sequence[int]) -> list[int]:

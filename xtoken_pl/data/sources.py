@@ -1,4 +1,4 @@
-"""Where texts and conversations come from: local files, folders, globs, or a data set of the `datasets` library."""
+"""Loads texts and conversations from local files, directories, globs, or a data set of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetsError
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
-# Ending -> builder of `datasets` and its options. A .txt file is one text, whatever lines it has; line ends become \n.
+# Suffix -> builder of `datasets` and its options. A .txt file is one text of any number of lines; line ends become \n.
 _BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
     ".txt": ("text", {"sample_by": "document"}),
     ".json": ("json", {}),
@@ -25,25 +25,26 @@ _COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 @dataclass(kw_only=True)
 class TextSource:
-    """One split of texts, or of conversations.
+    """One split of texts or of conversations.
 
-    Conversations are rendered by each side's own chat template, and only what the assistant says is learned.
+    Conversations are rendered with each side's own chat template, and only what the assistant says is learned.
 
     Attributes:
-        path: A .txt, .jsonl, .json or .parquet file, a folder or glob of such files (of one kind), or the id of a
-            data set or builder that `datasets` loads without a script.
-        name: The data set's configuration.
+        path: A .txt, .jsonl, .json or .parquet file, a directory or glob of such files (all of one kind), or the id
+            of a data set or builder that `datasets` loads without a script.
+        name: Configuration of the data set.
         data_files: Files for a builder or data set that takes them.
-        split: Split of the data set; local files have only ``train`` (slices such as ``train[:1%]`` included).
-        text_field: The column that holds the text.
+        split: Split of the data set, or a slice such as ``train[:1%]``; local files have only ``train``.
+        text_field: Column that holds the text.
         revision: Branch, tag or commit of the data set.
-        messages_field: The column that holds conversations, lists of messages ``{role, content}``, instead of texts.
-        prompt_field, completion_field: The columns that hold what a user says and what the assistant answers, strings
-            or lists of messages, instead of texts; of these only the completion is learned.
-        learn_turn_end: Learn the special token that ends the assistant's turn, too, as a student does that is to stop.
+        messages_field: Column that holds conversations instead of texts, as lists of messages ``{role, content}``.
+        prompt_field, completion_field: Columns that hold a user's prompt and the assistant's answer instead of texts,
+            as strings or lists of messages; only the completion is learned.
+        learn_turn_end: Also learn the special token that ends the assistant's turn, so that the student learns to
+            stop.
 
     Raises:
-        UserError: If the fields are those of several kinds, or only a part of one.
+        UserError: If fields of several kinds are set, or only one of a pair.
     """
 
     path: str
@@ -82,19 +83,19 @@ class TextSource:
             )
 
     def __repr__(self) -> str:
-        # Checkpoints of streams hold it: fields that came later are named only where they are set.
+        # Checkpoints of streams hold this text: fields that were added later appear only where they are set.
         first = ("path", "name", "data_files", "split", "text_field", "revision")
         shown = [f for f in fields(self) if f.name in first or getattr(self, f.name) != f.default]
         return f"TextSource({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     @property
     def holds_conversations(self) -> bool:
-        """Whether it holds no plain texts."""
+        """Whether the source holds conversations rather than plain texts."""
         return self.messages_field is not None or self.prompt_field is not None
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read."""
+        """Names of the columns that are read."""
         if self.messages_field is not None:
             return [self.messages_field]
         if self.prompt_field is not None and self.completion_field is not None:
@@ -103,11 +104,11 @@ class TextSource:
 
 
 def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | IterableDataset:
-    """Loads the texts and checks that there are any.
+    """Loads a source and checks that it is not empty.
 
     Raises:
         UserError: If a local path does not exist.
-        UserError: If the data set cannot be loaded, is empty, or has no such fields.
+        UserError: If the data set cannot be loaded, is empty, or lacks a named column.
     """
     files = _local_files(source.path)
     options: dict[str, Any] = {"split": source.split, "streaming": streaming}
@@ -124,56 +125,54 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
         options["data_files"] = source.data_files
     try:
         dataset = load_dataset(**options)
+        first = next(iter(dataset), None)
     except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:  # StopIteration: an empty file
         raise UserError(_unreadable(source, error, is_local=files is not None)) from error
-    try:
-        _check(dataset, source)
-    except UnicodeDecodeError as error:
-        raise UserError(_unreadable(source, error, is_local=files is not None)) from error
+    _check(first, source)
     return dataset
 
 
 def _unreadable(source: TextSource, error: Exception, *, is_local: bool) -> str:
-    """What to check, from the nearest reason that is known."""
+    """Error message for a source that cannot be loaded, after the underlying reason."""
     reason = error.__cause__ or error
     if is_local and (isinstance(reason, StopIteration) or "corresponds to no data" in str(reason)):
-        return f"a data set must hold at least one text, {source.path!r} is empty; give another file"
+        return f"a data set must hold at least one text, but {source.path!r} is empty; give another file"
     if is_local and isinstance(reason, UnicodeDecodeError):
         return (
-            f"texts must be UTF-8, {source.path!r} is not ({reason.reason} at byte {reason.start}); convert it, for "
-            "example with iconv, or give another file"
+            f"texts must be UTF-8, but {source.path!r} is not ({reason.reason} at byte {reason.start}); convert it "
+            "(with iconv, say), or give another file"
         )
     said = f"{type(reason).__name__}: {reason_of(reason)}"
     if is_local:
         return (
-            f"{source.path!r} could not be read (split {source.split!r}). Check that it is whole and holds texts, and "
-            f"that the split is train. Reason: {said}"
+            f"{source.path!r} could not be read (split {source.split!r}). Check that it is complete and holds texts, "
+            f"and that the split is train. Reason: {said}"
         )
     return (
-        f"{source.path!r} is no file or folder here, and as a data set it could not be loaded (name {source.name!r}, "
-        f"split {source.split!r}). Check the path (relative paths start at the working folder), or the id and the "
-        f"split. Reason: {said}"
+        f"{source.path!r} is not a local file or directory, and could not be loaded as a data set (name "
+        f"{source.name!r}, split {source.split!r}). Check the path (relative paths start at the working directory), "
+        f"or the id and the split. Reason: {said}"
     )
 
 
 def _local_files(path: str) -> list[str] | None:
-    """The files that a local path stands for; None if it is the id of a data set."""
+    """Files that a local path refers to; None if it is the id of a data set."""
     local = Path(path)
     if local.is_file():
         return [path]
     if local.is_dir():
         files = sorted(str(file) for file in local.rglob("*") if _ending(file) in _BUILDERS)
         if not files:
-            raise UserError(f"a folder of texts must hold {_endings()} files; {path!r} has none; check the path")
+            raise UserError(f"a directory of texts must hold {_endings()} files, but {path!r} has none; check the path")
         return files
     if glob.has_magic(path):
         files = sorted(glob.glob(path, recursive=True))
         if not files:
-            raise UserError(f"no file matches {path!r}; relative paths start at the working folder")
+            raise UserError(f"no file matches {path!r}; check the path (relative paths start at the working directory)")
         return files
     if _ending(local) in _BUILDERS or local.is_absolute() or path.startswith("."):
         raise UserError(
-            f"there is no file or folder {path!r}; check the path (relative paths start at the working folder)"
+            f"there is no file or directory {path!r}; check the path (relative paths start at the working directory)"
         )
     return None
 
@@ -184,7 +183,7 @@ def _builder_of(files: list[str], path: str) -> tuple[str, dict[str, str]]:
     if len(builders) != 1 or not endings <= _BUILDERS.keys():
         raise UserError(
             f"the files of a source must be of one kind, {_endings()}; {path!r} has {sorted(endings)}. "
-            "Name one kind with a glob such as 'folder/*.jsonl'"
+            "Select one kind with a glob such as 'directory/*.jsonl'"
         )
     return _BUILDERS[endings.pop()]
 
@@ -197,11 +196,12 @@ def _endings() -> str:
     return ", ".join(_BUILDERS)
 
 
-def _check(dataset: Dataset | IterableDataset, source: TextSource) -> None:
-    first = next(iter(dataset), None)
+def _check(first: dict[str, Any] | None, source: TextSource) -> None:
+    """Checks that there is a first row, and that it has the columns that are read."""
     if first is None:
         raise UserError(
-            f"a data set must hold at least one text, {source.path!r} (split {source.split!r}) is empty; give another"
+            f"a data set must hold at least one text, but {source.path!r} (split {source.split!r}) is empty; give "
+            "another"
         )
     for field in fields(source):
         column = getattr(source, field.name)

@@ -1,8 +1,8 @@
-"""Cuts texts and conversations into windows that the student and every teacher see whole, none of the text lost.
+"""Cuts texts and conversations into windows that the student and every teacher read whole; no text is lost.
 
-A text is tokenized once under each tokenizer and aligned once with each teacher. Windows are cut where all of them
-end a token, never each side by its own limit, so that the tails match. Of a conversation the contents are aligned, one
-by one; what a side's chat template writes around them lies in no span.
+A text is tokenized once with each tokenizer and aligned once with each teacher. Windows are cut where a token ends on
+all sides, never on each side by its own limit, so that the tails match. In a conversation the contents are aligned one
+by one; the text that a side's chat template writes around them is in no span.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from xtoken_pl.utilities.segments import greedy_segments
 
 logger = logging.getLogger(__name__)
 
-# Changes when the same text would give other windows, so that cached ones are made anew.
+# Increased when the same text would give other windows, so that cached ones are rebuilt.
 _VERSION = 1
 #: The same for conversations.
 _CHAT_VERSION = 1
 
-#: Token ids, loss mask and spans of a window, by column.
+#: A window by column: token ids, loss mask and spans.
 Window = dict[str, Any]
 
 
 @dataclass
 class _Tokenized:
-    """A document under every tokenizer, the student's under the name ``""``.
+    """A document tokenized for every side; the student's name is ``""``.
 
     Attributes:
-        ids: By side, without what stands before every window.
-        prefixes: By side, what does.
-        learned: ``[n]`` student tokens to learn.
-        spans: By teacher.
+        ids: Token ids by side, without the prefix.
+        prefixes: Tokens to put before every window, by side.
+        learned: ``[n]``, whether each student token is learned.
+        spans: Spans by teacher.
     """
 
     ids: dict[str, NDArray[np.int64]]
@@ -55,16 +55,16 @@ class _Tokenized:
 
 
 class Windower:
-    """Makes windows of texts or conversations: token ids of every side, a loss mask, and the spans of every teacher.
+    """Makes windows from texts or conversations: token ids of every side, a loss mask, and the spans of every teacher.
 
     Every window of a text starts with the special tokens that a tokenizer puts before a text (bos), and the last one
-    ends with eos on every side that has one. Those of a conversation start with bos where the side's template does, and
-    end as the template ends.
+    ends with eos on every side that has one. A window of a conversation starts with bos if the side's template does,
+    and the last one ends as the template ends.
 
     Args:
-        student: The student's vocabulary.
-        teachers: Each teacher's vocabulary.
-        sequence_length: Most tokens of a window on any side, special tokens included.
+        student: Vocabulary of the student.
+        teachers: Vocabularies of the teachers, by name.
+        sequence_length: Maximum number of tokens of a window on any side, special tokens included.
 
     Raises:
         UserError: If ``sequence_length`` leaves no room for a span.
@@ -73,12 +73,12 @@ class Windower:
     def __init__(
         self, student: CanonicalVocabulary, teachers: dict[str, CanonicalVocabulary], sequence_length: int
     ) -> None:
-        # A span needs a token before its first one, to be predicted from, on both sides.
+        # The first token of a span is predicted from the token before it, so both sides need one.
         for name, vocabulary in {"": student, **teachers}.items():
             shortest = max(1, len(vocabulary.prefix_ids)) + 1
             if sequence_length < shortest:
                 raise UserError(
-                    f"sequence_length must be at least {shortest} for one span of the {_role(name)}, got "
+                    f"sequence_length must be at least {shortest} to hold a span of the {_role(name)}, got "
                     f"{sequence_length}"
                 )
         self.student = student
@@ -93,7 +93,7 @@ class Windower:
 
     @cached_property
     def renderers(self) -> dict[str, ChatRenderer]:
-        """Of every side's conversations.
+        """Conversation renderers by side.
 
         Raises:
             UserError: If a side has no chat template.
@@ -102,28 +102,28 @@ class Windower:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the windows of a text."""
+        """Hash of everything that determines the windows of a text."""
         parts = {name: teacher.fingerprint for name, teacher in self.teachers.items()}
         described = json.dumps([_VERSION, self.student.fingerprint, parts, self.sequence_length])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
     @property
     def chat_fingerprint(self) -> str:
-        """Hash of everything that decides the windows of a conversation."""
+        """Hash of everything that determines the windows of a conversation."""
         templates = {name: renderer.template for name, renderer in self.renderers.items()}
         described = json.dumps([_CHAT_VERSION, self.fingerprint, templates])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
     def __call__(self, documents: Sequence[Document], *, learn_turn_end: bool = False) -> dict[str, list[Any]]:
-        """Windows of all documents, as columns.
+        """Cuts all documents into windows.
 
         Args:
             documents: Texts or conversations.
-            learn_turn_end: Learn the special token that ends the assistant's turn.
+            learn_turn_end: Also learn the special token that ends the assistant's turn.
 
         Returns:
-            ``student_ids``: token ids; ``loss_mask``: 1 for the tokens to learn; for each teacher ``NAME/ids`` and
-            ``NAME/spans``, flat (student_start, student_end, teacher_start, teacher_end) for each span.
+            The windows as columns: ``student_ids``; ``loss_mask``, 1 for tokens to learn; and for each teacher
+            ``NAME/ids`` and ``NAME/spans``, flattened (student_start, student_end, teacher_start, teacher_end).
         """
         columns: dict[str, list[Any]] = {STUDENT_IDS: [], LOSS_MASK: []}
         for name in self.teachers:
@@ -140,14 +140,13 @@ class Windower:
         if num_overlong:
             logger.warning(
                 "%d stretches of text without a common token boundary are longer than sequence_length=%d; "
-                "they are learned by cross-entropy alone",
+                "they are trained on with cross-entropy alone",
                 num_overlong,
                 self.sequence_length,
             )
         if num_unlearned:
             logger.warning(
-                "%d windows of conversations that are longer than sequence_length=%d hold nothing to learn; "
-                "they are left out",
+                "%d windows of conversations longer than sequence_length=%d hold nothing to learn and are dropped",
                 num_unlearned,
                 self.sequence_length,
             )
@@ -167,7 +166,7 @@ class Windower:
     def _conversations(self, chats: list[Conversation], *, learn_turn_end: bool) -> Iterator[_Tokenized]:
         kept = [chat for chat in chats if chat.learns_something]
         if len(kept) < len(chats):
-            logger.warning("%d conversations in which the assistant says nothing are left out", len(chats) - len(kept))
+            logger.warning("%d conversations in which the assistant says nothing are dropped", len(chats) - len(kept))
         if not kept:
             return
         rendered = {name: renderer.render(kept) for name, renderer in self.renderers.items()}
@@ -190,14 +189,14 @@ class Windower:
     # Tokens and spans -> windows -------------------------------------------------------------------------------------
 
     def _add_windows(self, columns: dict[str, list[Any]], document: _Tokenized) -> tuple[int, int]:
-        """Adds the windows of a document; returns how many stretches were too long, and windows left out."""
+        """Adds the windows of a document; returns the numbers of overlong stretches and of dropped windows."""
         ids, spans = document.ids, document.spans
         bounds = common_bounds(len(ids[""]), [(spans[name], len(ids[name])) for name in self.teachers])
         limits = [self.sequence_length - len(document.prefixes[name]) for name in self.sides]
         num_overlong = num_unlearned = 0
         for start, end in greedy_segments(bounds, limits):
             low, high = bounds[start], bounds[end]
-            # No place to cut inside: the student's tokens are kept, without any span.
+            # There is no boundary inside to cut at: the student's tokens are kept, without any span.
             is_overlong = bool((high - low > limits).any())
             num_overlong += is_overlong
             pieces = range(low[0], high[0], limits[0]) if is_overlong else [low[0]]
@@ -231,11 +230,11 @@ class Windower:
 
 
 def common_bounds(num_student: int, aligned: Sequence[tuple[Spans, int]]) -> NDArray[np.int64]:
-    """The places where the student and all teachers end a token.
+    """Positions in a text at which a token ends for the student and all teachers.
 
     Args:
-        num_student: Student tokens of the text.
-        aligned: For each teacher its spans and the number of its tokens.
+        num_student: Number of student tokens in the text.
+        aligned: Spans and number of tokens of each teacher.
 
     Returns:
         ``[K + 1, 1 + M]`` token positions of the student and of each of M teachers, from zero to the end.
@@ -244,8 +243,8 @@ def common_bounds(num_student: int, aligned: Sequence[tuple[Spans, int]]) -> NDA
     maps: list[NDArray[np.int64]] = []
     for spans, num_teacher in aligned:
         teacher_position = np.full(num_student + 1, -1, dtype=np.int64)
-        # A span's end and the next one's start may differ on the teacher's side, where a gap lies between: the gap
-        # goes to the window behind, except at the end of the text.
+        # On the teacher's side a gap may separate the end of a span from the start of the next one. The gap goes to
+        # the later window, except at the end of the text.
         teacher_position[spans.student_start] = spans.teacher_start
         teacher_position[spans.student_end] = spans.teacher_end
         teacher_position[0], teacher_position[-1] = 0, num_teacher
@@ -266,7 +265,7 @@ def _with_eos(vocabulary: CanonicalVocabulary, sequences: list[list[int]]) -> li
 
 
 def _spans_of_chat(aligner: SpanAligner, student: RenderedChat, teacher: RenderedChat, ended: Sequence[int]) -> Spans:
-    """Those of every content, and of the tokens that end some turns, where both sides have the same one."""
+    """Spans of every content, and of turn-end tokens if both sides write the same one."""
     found = [np.empty((0, 4), dtype=np.int64)]
     for turn, (ours, theirs) in enumerate(zip(student.contents, teacher.contents, strict=True)):
         inside = aligner.align(student.ids[slice(*ours)], teacher.ids[slice(*theirs)], is_stripped=True)
@@ -282,7 +281,7 @@ def _turn_end(student: RenderedChat, turn: int, chat: Conversation) -> int:
     end = student.turn_ends[turn]
     if end is None:
         raise UserError(
-            "learn_turn_end needs a special token behind what the assistant says, and the chat template of the student "
+            "learn_turn_end needs a special token after what the assistant says, but the chat template of the student "
             f"writes none in {chat}; leave learn_turn_end out, or give the student another chat_template"
         )
     return end

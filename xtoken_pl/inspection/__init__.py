@@ -1,4 +1,4 @@
-"""A text as the student and its teachers see it: alignment, W, and what the models expect."""
+"""Shows a text as the student and its teachers see it: alignment, W, and the models' predictions."""
 
 from xtoken_pl.inspection.counterparts import Counterpart, Counterparts
 from xtoken_pl.inspection.inspection import Cell, Inspection, TeacherView

@@ -1,4 +1,4 @@
-"""A text as the student and its teachers see it: plain data, which the renderers show."""
+"""The data behind an inspection: a text as the student and its teachers see it. Renderers display it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CellKind = Literal["one-to-one", "one-to-many", "many-to-one", "many-to-many", "
 
 @dataclass(frozen=True)
 class Cell:
-    """Consecutive tokens of both sides: a span, or what lies between two.
+    """Consecutive tokens of both sides: a span, or the gap between two spans.
 
     Attributes:
-        kind: Of the span; ``gap`` for tokens in no span, ``masked`` for such that are not learned anyway.
-        student, teacher: The tokens; either may be empty in a gap.
+        kind: Kind of span; for tokens in no span ``gap``, or ``masked`` if they are not learned anyway.
+        student, teacher: Tokens of each side; one of them may be empty in a gap.
         student_start: Index of the first student token.
-        span: Index of the span, None for a gap.
-        is_learned: Whether the student learns its tokens.
+        span: Index of the span; None for a gap.
+        is_learned: Whether the student learns these tokens.
     """
 
     kind: CellKind
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def ends_line(self) -> bool:
-        """Whether a line of the text ends in it."""
+        """Whether a line of the text ends in this cell."""
         return any(b"\n" in token.raw for token in (*self.student, *self.teacher))
 
 
@@ -51,12 +51,12 @@ class TeacherView:
     """The text as one teacher sees it.
 
     Attributes:
-        tokenizer: Its name.
-        tokens: Of the teacher.
-        cells: Spans and gaps, in the order of the text.
-        statistics: Of the spans.
-        counterparts: What the loss compares the student's tokens with; None where it pairs none.
-        predictions: What the models say; None without weights.
+        tokenizer: Name of its tokenizer.
+        tokens: The teacher's tokens.
+        cells: Spans and gaps, in text order.
+        statistics: Statistics of the spans.
+        counterparts: Teacher tokens that the loss compares each student token with; None if it pairs no tokens.
+        predictions: Predictions of the models; None without weights.
     """
 
     tokenizer: str
@@ -68,7 +68,7 @@ class TeacherView:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many spans there are of each kind."""
+        """Number of spans of each kind."""
         counts = self.statistics
         return {
             "one-to-one": counts.one_to_one,
@@ -77,26 +77,31 @@ class TeacherView:
             "many-to-many": counts.many_to_many,
         }
 
+    @property
+    def kinds_text(self) -> str:
+        """Text such as ``12 one-to-one, 3 one-to-many``; ``none`` without spans."""
+        return ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items() if count) or "none"
+
     def cell_at(self, student_start: int) -> int:
-        """The index of the span that begins with a student token."""
+        """Index of the span cell that starts at a student token."""
         return next(
             i for i, cell in enumerate(self.cells) if cell.span is not None and cell.student_start == student_start
         )
 
     def context(self, index: int, num_cells: int = 8) -> str:
-        """The text of the cells before one."""
+        """Text of up to ``num_cells`` cells before cell ``index``."""
         return "".join(token.text for cell in self.cells[max(0, index - num_cells) : index] for token in cell.student)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A text under the student's tokenizer, and aligned with each teacher's.
+    """A text tokenized by the student and aligned with each teacher.
 
     Attributes:
-        title: What is shown.
-        tokenizer: The student's name.
-        tokens: Of the student.
-        teachers: By name.
+        title: Heading of the output.
+        tokenizer: Name of the student's tokenizer.
+        tokens: The student's tokens.
+        teachers: Views of the teachers, by name.
     """
 
     title: str
@@ -105,22 +110,22 @@ class Inspection:
     teachers: dict[str, TeacherView]
 
     @classmethod
-    def of_window(
+    def from_window(
         cls, title: str, window: Window, student: CanonicalVocabulary, teachers: Mapping[str, CanonicalVocabulary]
     ) -> Inspection:
-        """A window of :class:`xtoken_pl.data.Windower`, with all spans, scored or not."""
+        """Inspects a window of :class:`xtoken_pl.data.Windower`, with all spans, scored or not."""
         sides = {}
         for name in teachers:
             ids, spans = (np.asarray(window[column], dtype=np.int64) for column in teacher_columns(name))
             sides[name] = (ids, spans.reshape(-1, 4))
         ids, learned = np.asarray(window[STUDENT_IDS], dtype=np.int64), np.asarray(window[LOSS_MASK], dtype=bool)
-        return cls._of(title, ids, learned, sides, student, teachers)
+        return cls._from_ids(title, ids, learned, sides, student, teachers)
 
     @classmethod
-    def of_batch(
+    def from_batch(
         cls, title: str, batch: DistillBatch, student: CanonicalVocabulary, teachers: Mapping[str, CanonicalVocabulary]
     ) -> Inspection:
-        """The one sequence of a batch, with the spans that are scored."""
+        """Inspects the only sequence of a batch, with the spans that are scored."""
         ids = _sequence(batch.student.input_ids, batch.student.attention_mask)
         learned = np.zeros(len(ids), dtype=bool)
         student_rows = batch.student.rows.numpy(force=True)
@@ -132,10 +137,10 @@ class Inspection:
             lengths = (view.spans.student_length.numpy(force=True), view.spans.teacher_length.numpy(force=True))
             spans = np.stack((start, start + lengths[0], teacher_start, teacher_start + lengths[1]), axis=1)
             sides[name] = (_sequence(view.tokens.input_ids, view.tokens.attention_mask), spans)
-        return cls._of(title, ids, learned, sides, student, teachers)
+        return cls._from_ids(title, ids, learned, sides, student, teachers)
 
     @classmethod
-    def _of(
+    def _from_ids(
         cls,
         title: str,
         ids: NDArray[np.int64],
@@ -157,12 +162,12 @@ class Inspection:
         return cls(title, student.name, tokens, views)
 
     def with_counterparts(self, counterparts: Mapping[str, Counterparts | None]) -> Inspection:
-        """The same with what each loss compares the student's tokens with."""
+        """Returns a copy with the counterparts of each teacher."""
         views = {name: replace(view, counterparts=counterparts[name]) for name, view in self.teachers.items()}
         return replace(self, teachers=views)
 
     def with_predictions(self, predictions: Mapping[str, Predictions]) -> Inspection:
-        """The same with what the models say."""
+        """Returns a copy with the predictions for each teacher."""
         views = {name: replace(view, predictions=predictions[name]) for name, view in self.teachers.items()}
         return replace(self, teachers=views)
 
@@ -194,5 +199,5 @@ def _cells(
 
 
 def _sequence(input_ids: Tensor, attention_mask: Tensor) -> NDArray[np.int64]:
-    assert len(input_ids) == 1, "one sequence is shown"
+    assert len(input_ids) == 1, "an inspection shows one sequence"
     return input_ids[0, : int(attention_mask[0].sum())].numpy(force=True)

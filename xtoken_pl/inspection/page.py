@@ -1,4 +1,4 @@
-"""An inspection as one HTML file: no script, nothing that is loaded from elsewhere."""
+"""Renders an inspection as one HTML file, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xtoken_pl.inspection.inspection import Cell, Inspection, TeacherView
 from xtoken_pl.inspection.predictions import Candidate, SpanPrediction
 from xtoken_pl.inspection.tokens import Token
 
-# What a token is hovered for stands at the foot of the window, where it covers no neighbour.
+# Details of the hovered token appear at the bottom of the window, where they cover no other token.
 _STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1c2430;--dim:#667180;--line:#dfe4ea;--card:#f7f9fb;
 --a:#cfe3f8;--b:#fde8b3;--gap:#f8c9c4;--masked:#eceff2;--edge:#00000022;--teacher:#c2410c;--student:#1b6ca8}
@@ -51,7 +51,7 @@ summary{cursor:pointer;color:var(--dim);margin:4px 0}
 
 
 def page(inspection: Inspection) -> str:
-    """The whole file."""
+    """Returns the HTML of an inspection."""
     tokens = f"{len(inspection.tokens):,} tokens"
     parts = [
         "<!doctype html>",
@@ -68,17 +68,16 @@ def page(inspection: Inspection) -> str:
 
 def _teacher(name: str, view: TeacherView) -> str:
     counts = view.statistics
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in view.kinds.items() if count) or "none"
     cells = "".join(_cell(cell, view) + ('<i class="line"></i>' if cell.ends_line else "") for cell in view.cells)
     return "\n".join(
         (
             f"<section><h2>{escape(name)}</h2>",
             f'<p class="dim">{escape(view.tokenizer)}: {len(view.tokens):,} tokens; {counts.num_spans:,} spans '
-            f"({kinds}); tokens in no span: {counts.student_gaps:,} of the student, {counts.teacher_gaps:,} of the "
-            "teacher</p>",
+            f"({view.kinds_text}); tokens in no span: {counts.student_gaps:,} of the student, "
+            f"{counts.teacher_gaps:,} of the teacher</p>",
             '<p><span class="key a">span</span><span class="key b">span</span><span class="key gap">in no span</span>'
-            '<span class="key masked">not learned</span> <span class="dim">above the student\'s tokens, below the '
-            "teacher's; · is a space, ↵ the end of a line; hover a token for its id, bytes and counterparts</span></p>",
+            '<span class="key masked">not learned</span> <span class="dim">top row: student; bottom row: '
+            "teacher; · is a space, ↵ a line end; hover over a token for its id, bytes and counterparts</span></p>",
             f'<div class="text">{cells}</div>',
             _predictions(name, view),
             "" if view.counterparts is None else _counterparts(view.counterparts),
@@ -112,7 +111,7 @@ def _predictions(name: str, view: TeacherView) -> str:
         return ""
     ours = "student through W" if view.predictions.is_projected else "student"
     cards = "".join(_card(span, view, name, ours) for span in view.predictions.spans)
-    return f'<h3>What both expect where a span begins</h3><div class="cards">{cards}</div>'
+    return f'<h3>Predictions at the start of a span</h3><div class="cards">{cards}</div>'
 
 
 def _card(span: SpanPrediction, view: TeacherView, name: str, ours: str) -> str:
@@ -150,8 +149,8 @@ def _counterparts(counterparts: Counterparts) -> str:
     exact = [row for row in counterparts.by_id.values() if row.is_plain]
     others = [row for row in counterparts.by_id.values() if not row.is_plain]
     return (
-        f"<h3>{escape(counterparts.name)} of the tokens that occur</h3>{_table(others)}"
-        f"<details><summary>{len(exact):,} more, of one teacher token</summary>{_table(exact)}</details>"
+        f"<h3>{escape(counterparts.name)} for the tokens in the text</h3>{_table(others)}"
+        f"<details><summary>{len(exact):,} more with exactly one teacher token</summary>{_table(exact)}</details>"
     )
 
 

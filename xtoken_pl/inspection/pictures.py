@@ -1,4 +1,4 @@
-"""An inspection as matplotlib figures, for a dashboard."""
+"""Renders an inspection as matplotlib figures for a dashboard."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FONT, _POINTS = "DejaVu Sans Mono", 9
-# Of a character of this font, at 100 dpi a whole number of dots; of a row of text.
+# Width of a character of this font, a whole number of dots at 100 dpi, and height of a row of text.
 _CHAR_INCHES, _ROW_INCHES = 0.08, 0.19
 _LINE_CHARS, _MAX_LINES = 120, 16
-_LINE_ROWS = 2.6  # two rows of text, and what lies between two lines
+_LINE_ROWS = 2.6  # two rows of text and the space between two lines
 _SPAN_COLORS, _GAP_COLOR, _MASKED_COLOR = ("#cfe3f8", "#fde8b3"), "#f8c9c4", "#eceff2"
 _TEACHER_COLOR, _STUDENT_COLOR = "#e07b39", "#3b82c4"
 _INK, _DIM = "#1c2430", "#667180"
 
 
 def drawable(text: str) -> str:
-    """Text with the characters that the font lacks named by number, since matplotlib would draw boxes.
+    """Replaces characters that the font lacks by their code points, since matplotlib would draw boxes.
 
     >>> drawable("é数")
     'é⟨U+6570⟩'
@@ -43,7 +43,7 @@ def _characters() -> frozenset[int]:
 
 
 def spans_figure(inspection: Inspection, name: str) -> Figure:
-    """The text, both tokenizations above each other, spans in alternating colours; its beginning where it is long."""
+    """Draws both tokenizations of a text, one above the other, spans in alternating colours; truncates a long text."""
     from matplotlib.figure import Figure  # only pictures need it
 
     view = inspection.teachers[name]
@@ -57,11 +57,11 @@ def spans_figure(inspection: Inspection, name: str) -> Figure:
     axes.axis("off")
     _draw_cells(axes, shown)
     counts = view.statistics
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in view.kinds.items() if count)
     figure.text(0.01, 1 - 0.24 / height_inches, f"student above, {name} below", fontsize=11, color=_INK, weight="bold")
-    cut = "" if len(shown) == len(lines) else f"; the first {sum(map(len, shown)):,} of {len(view.cells):,} are shown"
+    num_shown = sum(map(len, shown))
+    cut = f"; the first {num_shown:,} of {len(view.cells):,} cells" if num_shown < len(view.cells) else ""
     gaps = f"{counts.student_gaps:,} and {counts.teacher_gaps:,}"
-    about = f"{counts.num_spans:,} spans: {kinds}; tokens in no span: {gaps}{cut}"
+    about = f"{counts.num_spans:,} spans ({view.kinds_text}); tokens in no span: {gaps}{cut}"
     figure.text(0.01, 1 - 0.5 / height_inches, about, fontsize=9, color=_DIM)
     return figure
 
@@ -92,7 +92,7 @@ def _texts(cell: Cell, side: int) -> list[str]:
 def _draw_cells(axes: Axes, lines: Sequence[Sequence[Cell]]) -> None:
     from matplotlib.collections import LineCollection, PolyCollection
 
-    # In two collections, since a thousand artists would take seconds.
+    # Two collections, since a thousand separate artists would take seconds.
     boxes: list[list[tuple[float, float]]] = []
     colors: list[str] = []
     borders: list[list[tuple[float, float]]] = []
@@ -101,7 +101,7 @@ def _draw_cells(axes: Axes, lines: Sequence[Sequence[Cell]]) -> None:
         for cell in line:
             width, color = _cell_width(cell), _cell_color(cell)
             for side in (0, 1):
-                upper, lower = top + 1.13 * side, top + 1.13 * side + 1.07  # white between them
+                upper, lower = top + 1.13 * side, top + 1.13 * side + 1.07  # with a white gap between them
                 boxes.append([(left, upper), (left + width, upper), (left + width, lower), (left, lower)])
                 colors.append(color)
                 column = left
@@ -130,17 +130,17 @@ def _cell_color(cell: Cell) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
+    """Escapes text so that matplotlib does not parse it as math."""
     return text.replace("$", r"\$")
 
 
-# What both expect --------------------------------------------------------------------------------------------------
+# Predictions -----------------------------------------------------------------------------------------------------
 
 
 def predictions_figure(inspection: Inspection, name: str) -> Figure:
-    """For some spans the teacher's most probable tokens beside the student's.
+    """Draws the most probable tokens of the teacher beside those of the student, for some spans.
 
-    A token that both sides name is in full colour; the one that the text has is in bold.
+    Tokens that both sides list are in full colour; the token in the text is in bold.
     """
     from matplotlib.figure import Figure  # only pictures need it
 
@@ -149,7 +149,9 @@ def predictions_figure(inspection: Inspection, name: str) -> Figure:
     spans = view.predictions.spans
     height = 1.25 * max(1, len(spans)) + 0.75
     figure = Figure(figsize=(10, height))
-    figure.text(0.02, 1 - 0.28 / height, f"what {name} and the student expect", fontsize=11, weight="bold", color=_INK)
+    figure.text(
+        0.02, 1 - 0.28 / height, f"predictions of {name} and the student", fontsize=11, weight="bold", color=_INK
+    )
     ours = "student through W" if view.predictions.is_projected else "student"
     for x, title, color in ((0.2, name, _TEACHER_COLOR), (0.7, ours, _STUDENT_COLOR)):
         figure.text(x, 1 - 0.55 / height, title, fontsize=10, color=color, weight="bold")

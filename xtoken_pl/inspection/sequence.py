@@ -1,4 +1,4 @@
-"""One sequence of a batch, to be looked at."""
+"""Extracts one sequence of a batch for inspection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xtoken_pl.batch import CachedRows, DistillBatch, RowCuts, SpanBatch, Teache
 
 
 def first_sequence(batch: DistillBatch) -> DistillBatch:
-    """The first sequence of a batch as a batch of its own, without the plans of losses."""
+    """Returns the first sequence of a batch as a batch of its own, without the losses' plans."""
     student, num_rows = _first(batch.student)
     views: dict[str, TeacherBatch] = {}
     for name, view in batch.teachers.items():
@@ -19,7 +19,7 @@ def first_sequence(batch: DistillBatch) -> DistillBatch:
             student_length=view.spans.student_length[:num_spans],
             teacher_first=view.spans.teacher_first[:num_spans],
             teacher_length=view.spans.teacher_length[:num_spans],
-            # Rows of no span have the number of all spans.
+            # Rows in no span hold the number of spans.
             student_span=view.spans.student_span[:num_rows].clamp(max=num_spans),
             teacher_span=view.spans.teacher_span[:num_teacher_rows].clamp(max=num_spans),
         )
@@ -30,7 +30,7 @@ def first_sequence(batch: DistillBatch) -> DistillBatch:
 
 
 def _first(tokens: TokenBatch) -> tuple[TokenBatch, int]:
-    """The first sequence without its padding, and the number of its rows."""
+    """Returns the first sequence without padding, and its number of rows."""
     length = int(tokens.attention_mask[0].sum())
     num_rows = int((tokens.rows < length).sum())
     ids, mask = tokens.input_ids[:1, :length], tokens.attention_mask[:1, :length]

@@ -1,6 +1,6 @@
-"""An inspection for the terminal: both tokenizations above each other, spans in alternating colours.
+"""Renders an inspection for the terminal: both tokenizations, one above the other, spans in alternating colours.
 
-Where there are no colours (NO_COLOR, or no terminal) brackets stand for them.
+Without colours (NO_COLOR, or no terminal) brackets mark the spans instead.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _COLORS = (Style(color="color(16)", bgcolor="color(153)"), Style(color="color(16
 _GAP = Style(color="color(16)", bgcolor="color(210)")
 _MASKED = Style(color="color(244)")
 _DIM = Style(dim=True)
-_BETWEEN = "│"  # the tokens of a span
+_BETWEEN = "│"  # separates the tokens of a span
 _BAR_WIDTH = 12
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
-    """Prints a text under each teacher, the rows of W that are not exact, and what the models say."""
+    """Prints the alignment with each teacher, the rows of W that are not exact, and the predictions."""
     console = console or Console(highlight=False)
     printer = _Printer(console)
     printer.line(Text(inspection.title, Style(bold=True)))
@@ -45,9 +45,8 @@ class _Printer:
 
     def teacher(self, name: str, view: TeacherView) -> None:
         self.line(Text(f"{name}: {view.tokenizer}, {len(view.tokens):,} tokens", Style(bold=True)))
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in view.kinds.items() if count)
         gaps = f"{view.statistics.student_gaps:,} and {view.statistics.teacher_gaps:,}"
-        self.line(Text(f"{view.statistics.num_spans:,} spans ({kinds or 'none'}); tokens in no span: {gaps}"))
+        self.line(Text(f"{view.statistics.num_spans:,} spans ({view.kinds_text}); tokens in no span: {gaps}"))
         self.line(self._legend())
         labels = ["student", name]
         gutter = max(map(cell_len, labels)) + 2
@@ -117,7 +116,8 @@ class _Printer:
             return
         rows = view.counterparts.by_id.values()
         others = [row for row in rows if not row.is_plain]
-        self.line(Text(f"{view.counterparts.name}: one teacher token for {len(rows) - len(others):,} of {len(rows):,}"))
+        num_plain = len(rows) - len(others)
+        self.line(Text(f"{view.counterparts.name}: {num_plain:,} of {len(rows):,} have exactly one teacher token"))
         width = max((cell_len(row.token.text) for row in others), default=0)
         for row in others:
             self.line(Text.assemble("  ", _pad(row.token.text, width), (" → ", _DIM), str(row)))

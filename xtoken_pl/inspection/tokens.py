@@ -1,4 +1,4 @@
-"""Tokens as text that can be shown: nothing invisible, nothing that steers a terminal or a page."""
+"""Displays tokens as text in which nothing is invisible and nothing can control a terminal or a page."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 _SIGNS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
-# Controls (a terminal's escape among them), direction marks, what has no meaning or no ink.
+# Unicode categories of control characters (escape sequences), direction marks, and characters without a glyph.
 _UNSHOWN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
 _PIECE = re.compile("[\udc80-\udcff]+|.", flags=re.DOTALL)
 
 
 def visible(raw: bytes) -> str:
-    """Bytes as text for display.
+    """Converts bytes to text for display.
 
-    Spaces and ends of lines get signs (``·``, ``↵``, ``⇥``), bytes that are part of a character are hexadecimal, other
-    characters that do not show are named by number, and a mark that belongs on the letter before stands on a circle.
+    White space becomes a sign (``·``, ``↵``, ``⇥``), parts of a character become hexadecimal bytes, other invisible
+    characters become code points, and a leading combining mark is put on a dotted circle.
 
     >>> visible(b" caf" + "é".encode()[:1])
     '·caf⟨c3⟩'
     >>> visible("a\u202e\x1b[0m".encode())
     'a⟨U+202E⟩⟨U+001B⟩[0m'
     """
-    # Bytes that are no character become lone surrogates, one each; UTF-8 has no others.
+    # Each byte that is not part of a character becomes a lone surrogate; valid UTF-8 contains none.
     text = _PIECE.sub(_show, raw.decode("utf-8", "surrogateescape"))
     return f"◌{text}" if text and unicodedata.category(text[0]).startswith("M") else text
 
@@ -45,9 +45,9 @@ class Token:
     """One token of a vocabulary.
 
     Attributes:
-        id: In its vocabulary.
-        raw: Its bytes; empty for a special token.
-        text: For display.
+        id: Token id in the vocabulary.
+        raw: Bytes of the token; empty for a special token.
+        text: Text for display.
         is_special: Whether it is a special token.
     """
 
@@ -58,7 +58,7 @@ class Token:
 
 
 def tokens_of(vocabulary: CanonicalVocabulary, ids: Iterable[int]) -> list[Token]:
-    """The tokens of some ids."""
+    """Returns the tokens with the given ids."""
     return [_token(vocabulary, int(token_id)) for token_id in ids]
 
 

@@ -1,4 +1,4 @@
-"""A memory plan: what a run needs of each GPU, without weights, tokenizers or a GPU."""
+"""Plans the GPU memory that a run needs, without weights, tokenizers or a GPU."""
 
 from xtoken_pl.plan.advice import single_changes, way_to_fit
 from xtoken_pl.plan.moments import MemoryPlan, Moment

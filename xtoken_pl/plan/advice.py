@@ -1,4 +1,4 @@
-"""What to change where a run does not fit: each change is planned, not estimated."""
+"""Suggests changes for a run that does not fit; each change is planned, not estimated."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.run import Run
 
-#: GPUs of a usual node, over which a student that is not sharded could be.
+#: GPUs of a typical node, over which an unsharded student could be sharded.
 _NODE = 8
-#: GB that are enough for any batch, as the module says.
+#: Bytes that are enough for any batch, see ``logits_memory`` of the module.
 _LEAST_LOGITS_MEMORY = 500_000_000
 
 
 class Price(IntEnum):
-    """What a change costs beside time."""
+    """Cost of a change other than time."""
 
     NOTHING = 0
     OTHER_RESULTS = 1
@@ -29,10 +29,10 @@ class Change:
     """A setting that lowers the peak.
 
     Attributes:
-        text: What to set.
-        saves: Bytes of the peak.
-        run: With it.
-        price: What it costs beside time.
+        text: The setting.
+        saves: Reduction of the peak in bytes.
+        run: The run with this change.
+        price: Cost other than time.
     """
 
     text: str
@@ -43,23 +43,23 @@ class Change:
 
 @dataclass(frozen=True)
 class Way:
-    """Changes, one after another, with which a run fits."""
+    """Successive changes after which a run fits."""
 
     texts: list[str]
     peak: int
 
 
 def single_changes(plan: MemoryPlan) -> list[Change]:
-    """All changes that lower the peak, by how much they save."""
+    """Returns all changes that lower the peak, largest saving first."""
     changes = [
-        Change(text, plan.peak.total - MemoryPlan.of(run).peak.total, run, price)
+        Change(text, plan.peak.total - MemoryPlan.from_run(run).peak.total, run, price)
         for text, run, price in _possible(plan.run)
     ]
     return sorted((change for change in changes if change.saves > 0), key=lambda change: -change.saves)
 
 
 def way_to_fit(plan: MemoryPlan, usable: int) -> Way | None:
-    """The cheapest change, of several the one that saves most, and again, until the run fits; None if it never does."""
+    """Repeats the cheapest change (the largest saving among equals) until the run fits; None if it never does."""
     texts: list[str] = []
     while plan.peak.total > usable:
         changes = single_changes(plan)
@@ -67,12 +67,12 @@ def way_to_fit(plan: MemoryPlan, usable: int) -> Way | None:
             return None
         best = min(changes, key=lambda change: (change.price, -change.saves))
         texts.append(best.text)
-        plan = MemoryPlan.of(best.run)
+        plan = MemoryPlan.from_run(best.run)
     return Way(texts, plan.peak.total)
 
 
 def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
-    """What to set, the run with it, and what it costs."""
+    """Yields each applicable change: its setting, the run with it, and its price."""
     if not run.student.activation_checkpointing:
         student = replace(run.student, activation_checkpointing=True)
         yield "model.student.activation_checkpointing: true", replace(run, student=student), Price.NOTHING
@@ -97,10 +97,10 @@ def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
         text = "trainer.precision: bf16-true (the student's weights and AdamW's moments in bfloat16)"
         yield text, replace(run, precision="bf16-true"), Price.OTHER_RESULTS
     for name in run.teachers:
-        yield from _of_teacher(run, name)
+        yield from _possible_for_teacher(run, name)
 
 
-def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:
+def _possible_for_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:
     teacher, setting = run.teachers[name], f"model.teachers.{name}"
 
     def changed(**values: Any) -> Run:
@@ -118,5 +118,5 @@ def _of_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:
         yield f"{setting}.quantization: 8bit{without}", eight, Price.OTHER_RESULTS
         yield f"{setting}.quantization: 4bit{without}", four, Price.OTHER_RESULTS
     if name in run.cacheable:
-        text = f"{setting}.cache: a folder written by `python -m xtoken_pl cache --teacher {name}`"
+        text = f"{setting}.cache: a directory written by `python -m xtoken_pl cache --teacher {name}`"
         yield text, changed(cache="planned"), Price.OTHER_RESULTS

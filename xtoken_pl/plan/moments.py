@@ -1,4 +1,4 @@
-"""What is in a GPU's memory at each moment of a step."""
+"""Contents of a GPU's memory at each moment of a training step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _HEAD_GRADIENT = "student: gradient of the head"
 
 @dataclass(frozen=True)
 class Moment:
-    """Bytes by term.
+    """One moment of a step.
 
     Attributes:
-        name: What is going on.
+        name: The operation that runs, such as ``student's backward pass``.
+        terms: Bytes by term.
     """
 
     name: str
@@ -34,34 +35,34 @@ class Moment:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """All moments of a step of ``run`` on each GPU, an upper bound where the plan cannot know better.
+    """All moments of a step of ``run`` on one GPU; an upper bound where the exact size is unknown.
 
-    Every batch is planned with windows of full length on every side and attention masks; gradients and Adam's moments
-    are there from the start; what ``torch.compile`` saves is not counted. The optimizer is AdamW.
+    Every batch has windows of full length on every side, with attention masks. Gradients and Adam's moments exist from
+    the start. Savings by ``torch.compile`` are ignored. The optimizer is AdamW.
     """
 
     run: Run
     student: Skeleton
-    teachers: Mapping[str, Skeleton]  # those that are loaded
+    teachers: Mapping[str, Skeleton]  # teachers whose model is loaded
     moments: list[Moment] = field(default_factory=list)
 
     @classmethod
-    def of(cls, run: Run) -> MemoryPlan:
-        """Builds the models without memory, and replays their passes.
+    def from_run(cls, run: Run) -> MemoryPlan:
+        """Plans a run: builds the models without memory and replays their passes.
 
         Raises:
-            ValueError: If there is no such model.
+            UserError: If a model does not exist or cannot be planned.
         """
-        student = Skeleton.of(run.student, role="student", dtype=run.converted)
+        student = Skeleton.from_source(run.student, role="student", dtype=run.converted)
         live = {name: teacher for name, teacher in run.teachers.items() if teacher.cache is None}
-        teachers = {name: Skeleton.of(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
+        teachers = {name: Skeleton.from_source(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
         plan = cls(run, student, teachers)
         plan.moments.extend(_Step(plan).moments())
         return plan
 
     @property
     def peak(self) -> Moment:
-        """The moment with most."""
+        """The moment that needs the most memory."""
         return max(self.moments, key=lambda moment: moment.total)
 
 
@@ -75,7 +76,7 @@ def _replayed(
 
 
 class _Step:
-    """The moments of one step, each as the terms that are alive."""
+    """Computes the moments of one step, each with the terms that are alive."""
 
     def __init__(self, plan: MemoryPlan) -> None:
         self.run, self.student, self.teachers = plan.run, plan.student, plan.teachers
@@ -89,53 +90,59 @@ class _Step:
     def moments(self) -> list[Moment]:
         return [
             self._moment(
-                "student's forward pass", self._gathered(), self._dequantized(), _of_student(self.student_pass.forward)
+                "student's forward pass",
+                self._gathered(),
+                self._dequantized(),
+                _student_terms(self.student_pass.forward),
             ),
             *(self._teacher_pass(name) for name in self.teachers),
-            self._moment("loss blocks", self._waiting(self.student_pass.in_step), self._of_blocks()),
-            self._gradients_of_blocks(),
+            self._moment("loss blocks", self._idle_student(self.student_pass.in_step), self._block_terms()),
+            self._block_gradients(),
             self._student_backward(),
             self._moment(
                 "optimizer step",
-                {"optimizer: temporary": terms.optimizer_step_bytes(self.student.trained_bytes) // self.shards},
+                {"optimizer: temporary tensors": terms.optimizer_step_bytes(self.student.trained_bytes) // self.shards},
             ),
         ]
 
     def _teacher_pass(self, name: str) -> Moment:
-        """The student's activations wait, and the hidden states of the teachers before this one."""
+        """Forward pass of a teacher, while the student's activations and earlier teachers' hidden states are kept."""
         teacher, skeleton = self.run.teachers[name], self.teachers[name]
-        own = {f"teacher {name}: pass": self.teacher_passes[name].forward.total}
-        own[f"teacher {name}: pass"] += terms.dequantized_bytes(teacher, skeleton)
+        size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(teacher, skeleton)
+        own = {f"teacher {name}: forward pass": size}
         if self._is_gathered(name):
             own[f"teacher {name}: gathered layers"] = terms.gathered_bytes(skeleton)
         elif teacher.cpu_offload:
             own[f"teacher {name}: weights"] = skeleton.weight_bytes
         before = list(self.teachers)[: list(self.teachers).index(name)]
         return self._moment(
-            f"pass of teacher {name}", self._waiting(self.student_pass.in_step), self._of_teachers(before), own
+            f"forward pass of teacher {name}",
+            self._idle_student(self.student_pass.in_step),
+            self._teacher_states(before),
+            own,
         )
 
-    def _gradients_of_blocks(self) -> Moment:
-        """The second pass over the blocks makes the gradients of the student's hidden states and of its head."""
+    def _block_gradients(self) -> Moment:
+        """Second pass over the blocks: gradients of the student's hidden states and of its head."""
         num_rows = self.run.batch_size * self.run.sequence_length
         gradient = num_rows * self.student.head.shape[1] * self.student.dtype.itemsize
         return self._moment(
             "loss blocks, backward",
-            self._waiting(self.student_pass.until_backward),
-            self._of_blocks(),
+            self._idle_student(self.student_pass.until_backward),
+            self._block_terms(),
             {_HEAD_GRADIENT: self._head_gradient(), "student: gradient of the hidden states": gradient},
         )
 
     def _student_backward(self) -> Moment:
-        """A tied head's gradient waits for the embedding's."""
+        """Backward pass of the student's body; the gradient of a tied head is kept until the embedding's is added."""
         head = {_HEAD_GRADIENT: self._head_gradient()} if self.student.has_tied_head else {}
-        reduced = {"gradients on their way to other GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
+        reduced = {"gradients being reduced across GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
         return self._moment(
             "student's backward pass",
             self._gathered(),
             self._dequantized(),
-            _of_student(self.student_pass.backward),
-            self._of_teachers(self.teachers),
+            _student_terms(self.student_pass.backward),
+            self._teacher_states(self.teachers),
             head,
             reduced,
         )
@@ -143,7 +150,7 @@ class _Step:
     # Terms ---------------------------------------------------------------------------------------------------------
 
     def _always(self) -> dict[str, int]:
-        """What every moment has."""
+        """Terms that are alive at every moment."""
         run, trained = self.run, self.student.trained_bytes
         result = {
             "student: weights": terms.weight_bytes(run.student, self.student) // self.shards,
@@ -165,7 +172,7 @@ class _Step:
                 teacher_size = vocabulary_size(teacher) or size
                 num_rows = run.batch_size * run.sequence_length
                 result[f"teacher {name}: cached rows"] = num_rows * terms.cached_bytes(teacher, teacher_size)
-            result[f"teacher {name}: W and what its loss holds"] = terms.loss_bytes(teacher, size, teacher_size)
+            result[f"teacher {name}: W and loss tables"] = terms.loss_bytes(teacher, size, teacher_size)
             learned += terms.learned_projection_bytes(teacher, size)
         if learned:
             result["learned W: weights, gradients, optimizer"] = 2 * learned + terms.adamw_bytes(learned)
@@ -173,25 +180,25 @@ class _Step:
         return result
 
     def _is_gathered(self, name: str) -> bool:
-        """Whether a teacher's weights are sharded; quantized ones stay whole."""
+        """Whether a teacher's weights are sharded; quantized weights are not."""
         return self.is_sharded and self.run.teachers[name].quantization is None
 
     def _gathered(self) -> dict[str, int]:
         return {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
 
     def _dequantized(self) -> dict[str, int]:
-        return {"student: a layer dequantized": terms.dequantized_bytes(self.run.student, self.student)}
+        return {"student: one dequantized layer": terms.dequantized_bytes(self.run.student, self.student)}
 
     def _head_gradient(self) -> int:
         return 0 if self.student.has_adapter else self.student.head.nbytes
 
-    def _waiting(self, held: Held) -> dict[str, int]:
-        """The student between its passes; sharded, what belongs to no layer stays whole."""
+    def _idle_student(self, held: Held) -> dict[str, int]:
+        """The student between its passes; if sharded, weights outside the layers stay gathered."""
         gathered = {"student: gathered layers": self.student.root_bytes} if self.is_sharded else {}
-        return {**_of_student(held), **gathered}
+        return {**_student_terms(held), **gathered}
 
-    def _of_teachers(self, names: Iterable[str]) -> dict[str, int]:
-        """The hidden states of all rows; of weights that are elsewhere what stays: the head, or all but the layers."""
+    def _teacher_states(self, names: Iterable[str]) -> dict[str, int]:
+        """Hidden states of all rows; also the root weights of sharded teachers and the heads of offloaded ones."""
         result: dict[str, int] = {}
         for name in names:
             result[f"teacher {name}: hidden states"] = self.teacher_passes[name].in_step.total
@@ -201,10 +208,10 @@ class _Step:
                 result[f"teacher {name}: head"] = self.teachers[name].head.nbytes
         return result
 
-    def _of_blocks(self) -> dict[str, int]:
+    def _block_terms(self) -> dict[str, int]:
         skeletons = [self.student, *self.teachers.values()]
         copies = sum(terms.head_copy_bytes(self.run, skeleton) for skeleton in skeletons)
-        return {**self._of_teachers(self.teachers), "heads in their product's type": copies}
+        return {**self._teacher_states(self.teachers), "heads cast for autocast": copies}
 
     def _moment(self, name: str, *parts: Mapping[str, int]) -> Moment:
         allocated = {term: size for part in (self.always, *parts) for term, size in part.items() if size}
@@ -217,5 +224,5 @@ class _Step:
         return _replayed(skeleton, run.batch_size, run.sequence_length, run.autocast, trains, checkpointing)
 
 
-def _of_student(held: Held) -> dict[str, int]:
-    return {"student: activations": held.activations, "student: weights in autocast's type": held.weight_copies}
+def _student_terms(held: Held) -> dict[str, int]:
+    return {"student: activations": held.activations, "student: weights cast by autocast": held.weight_copies}

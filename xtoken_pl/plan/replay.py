@@ -1,4 +1,4 @@
-"""What a pass of a model holds in memory, replayed with tensors that have none."""
+"""Measures the memory of a model's passes by replaying them on fake tensors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from xtoken_pl.utilities.errors import UserError
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that are alive at some moment, beside the weights and their gradients.
+    """Bytes that are alive at one moment, besides the weights and their gradients.
 
     Attributes:
-        activations: Hidden states and what autograd keeps for the backward pass.
-        weight_copies: Of weights in autocast's type. Autocast keeps them until the step's forward part is over,
-            autograd those that the backward pass multiplies with.
+        activations: Hidden states and tensors that autograd saves for the backward pass.
+        weight_copies: Copies of weights in autocast's dtype. Autocast keeps them until its context ends, autograd those
+            that the backward pass needs.
     """
 
     activations: int
@@ -39,14 +39,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one pass of a batch holds.
+    """Memory of the passes of one batch.
 
     Attributes:
-        forward: At the forward pass's worst moment.
-        in_step: When it is done, the hidden states ``[B * T, H]`` included.
-        until_backward: The same when autocast has been left.
-        backward: At the backward pass's worst moment, with gradients of weights that are not yet added up; nothing
-            for a model that is not trained.
+        forward: Peak of the forward pass.
+        in_step: After the forward pass, the hidden states ``[B * T, H]`` included.
+        until_backward: The same after leaving autocast.
+        backward: Peak of the backward pass, including weight gradients that are not yet accumulated; zero for a model
+            that is not trained.
     """
 
     forward: Held
@@ -64,20 +64,21 @@ def replay(
     trains: bool,
     activation_checkpointing: bool = False,
 ) -> Footprint:
-    """Runs a model's forward and, where it is trained, backward pass, and counts what is alive.
+    """Replays a model's forward pass and, if it is trained, its backward pass, and counts the bytes alive.
 
-    Nothing is computed: the operations are those of training (with attention masks, as batches with padding need
-    them), the tensors know their shapes only. Kernels and their workspaces are those of the CPU.
+    Nothing is computed: the operations are those of training (with attention masks, as for batches with padding), but
+    the tensors only have shapes. Kernels and their workspaces are those of the CPU.
 
     Args:
+        skeleton: The model.
         batch_size: B.
         length: T.
-        autocast: Type of its products, or None.
+        autocast: Autocast dtype, or None without autocast.
         trains: Whether a backward pass follows.
-        activation_checkpointing: Of every layer.
+        activation_checkpointing: Checkpoint the activations of every layer.
 
     Raises:
-        UserError: If the model does what needs numbers.
+        UserError: If the model has an operation that depends on values.
     """
     model: Any = skeleton.model
     model.train(trains).requires_grad_(False)
@@ -99,8 +100,8 @@ def replay(
             )
     except RuntimeError as error:
         raise UserError(
-            f"{type(model).__name__} cannot be planned: one of its operations needs numbers or another device, which a "
-            f"plan has not (mixtures of experts are such models). Plan a dense model of its size. Reason: {error}"
+            f"{type(model).__name__} cannot be planned: one of its operations depends on values or another device (as "
+            f"in mixtures of experts), and a plan has neither. Plan a dense model of its size. Reason: {error}"
         ) from error
     finally:
         if activation_checkpointing:
@@ -117,12 +118,12 @@ def _backward(skeleton: Skeleton, rows: Tensor, ledger: _Ledger) -> Held:
 
 
 def _drop_gradient(parameter: Tensor) -> None:
-    """Gradients that are added up are counted elsewhere."""
+    """Drops an accumulated gradient, which is counted elsewhere."""
     parameter.grad = None
 
 
 class _Ledger(TorchDispatchMode):
-    """Counts the bytes of storages from the operation that makes them until they are freed."""
+    """Counts the bytes of storages from their creation until they are freed."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

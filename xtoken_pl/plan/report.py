@@ -1,4 +1,4 @@
-"""The plan as a table for the terminal, and as numbers."""
+"""Renders a plan as a table for the terminal and as a dictionary."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ _SPREAD = {
 
 
 def table(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None) -> str:
-    """The plan as lines of text, in GB of 1e9 bytes.
+    """Renders the plan as text, in GB of 1e9 bytes.
 
     Args:
-        usable: Bytes of a GPU.
-        changes: What single changes save; empty where the run fits.
-        way: Changes with which the run fits, None where there are none or none are needed.
+        plan: The plan.
+        usable: Usable bytes of a GPU.
+        changes: Single changes that save memory; empty if the run fits.
+        way: Changes after which the run fits; None if there are none or none are needed.
     """
     run, peak = plan.run, plan.peak
     lines = [
-        f"on each of {run.num_gpus:,} GPU{'s' * (run.num_gpus > 1)} ({_SPREAD[run.spread]}"
+        f"{run.num_gpus:,} GPU{'s' * (run.num_gpus > 1)} ({_SPREAD[run.spread]}"
         f"{f' over {run.data_parallel_size:,}' if run.spread == 'sharded' else ''}, {run.precision}), "
-        f"{run.batch_size} windows of {run.sequence_length:,} tokens; GB of 1e9 bytes",
+        f"{run.batch_size} windows of {run.sequence_length:,} tokens on each; sizes per GPU, in GB of 1e9 bytes",
         _model_line("student", run.student, plan.student),
         *(_model_line(f"teacher {name}", run.teachers[name], plan.teachers.get(name)) for name in run.teachers),
         "",
-        f"{'term':<48}{'most':>9}{'at the peak':>13}",
+        f"{'term':<48}{'maximum':>9}{'at the peak':>13}",
     ]
     largest = {term: max(moment.terms.get(term, 0) for moment in plan.moments) for term in _terms(plan)}
     lines += [f"{term:<48}{_gb(size):>9}{_gb(peak.terms.get(term, 0)):>13}" for term, size in largest.items()]
-    lines += ["", f"{'moment':<48}{'':>9}{'all terms':>13}"]
+    lines += ["", f"{'moment':<48}{'':>9}{'total':>13}"]
     lines += [
         f"{moment.name:<48}{'':>9}{_gb(moment.total):>13}{'  <- peak' if moment is peak else ''}"
         for moment in plan.moments
@@ -48,7 +49,7 @@ def table(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None)
 
 
 def to_dict(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None) -> dict[str, Any]:
-    """The same as numbers, in bytes."""
+    """Returns the contents of :func:`table` as a dictionary, sizes in bytes."""
     return {
         "num_gpus": plan.run.num_gpus,
         "usable_bytes": usable,
@@ -67,28 +68,28 @@ def _verdict(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | No
     total = plan.peak.total
     where = f"{_gb(total)} of {_gb(usable)} GB at the peak ({plan.peak.name})"
     if total <= usable:
-        return [f"fits: {where}, {_gb(usable - total)} GB are left"]
-    lines = [f"does not fit: {where}, {_gb(total - usable)} GB too many. Each change alone:"]
+        return [f"fits: {where}, {_gb(usable - total)} GB left"]
+    lines = [f"does not fit: {where}, {_gb(total - usable)} GB over the limit. Each change alone:"]
     lines += [f"  {change.text} saves {_gb(change.saves)} GB" for change in changes]
     if way is None:
-        return [*lines, "even all of them together are not enough: take larger GPUs, or smaller models"]
+        return [*lines, "even all of them together are not enough: use larger GPUs or smaller models"]
     lines.append(f"fits with {_gb(way.peak)} GB after:")
     return [*lines, *(f"  {text}" for text in way.texts)]
 
 
 def _terms(plan: MemoryPlan) -> list[str]:
-    """In the order of the step; allowances at the end."""
+    """Terms in the order of the step, allowances last."""
     found = dict.fromkeys(term for moment in plan.moments for term in moment.terms)
     return sorted(found, key=lambda term: term.startswith("allowance"))
 
 
 def _model_line(role: str, source: Student | Teacher, skeleton: Skeleton | None) -> str:
     if skeleton is None:
-        return f"{role} {source.model}: from its cache, no weights"
+        return f"{role} {source.model}: read from its cache, no weights"
     kept = source.quantization or str(skeleton.dtype).removeprefix("torch.")
     line = f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
     num_trained = sum(parameter.numel() for parameter in skeleton.trained)
-    return f"{line}; {num_trained:,} of them, its adapter's, are trained" if skeleton.has_adapter else line
+    return f"{line}; {num_trained:,} of them are trained (adapter)" if skeleton.has_adapter else line
 
 
 def _gb(size: float) -> str:

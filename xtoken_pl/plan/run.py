@@ -1,4 +1,4 @@
-"""What of a configuration decides how much memory a GPU needs."""
+"""Reads the settings that determine memory use from a configuration."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
 
-#: ``buckets``: DDP that keeps a copy of the gradients; ``views``: the gradients are views of its buckets.
+#: ``buckets``: DDP with a second copy of the gradients; ``views``: DDP whose gradients are views of its buckets.
 Spread = Literal["alone", "buckets", "views", "sharded"]
 
 _AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 _CONVERTED = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
-#: Other ways to write a precision that Lightning takes.
+#: Other spellings of a precision that Lightning accepts.
 _SYNONYMS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, as far as memory goes.
+    """The settings of a training run that determine its memory use.
 
     Attributes:
-        student, teachers: As given.
-        batch_size: Windows on each GPU, B.
-        sequence_length: Tokens of each window, on every side, T.
-        logits_memory: Bytes for the blocks of the losses.
-        precision: As Lightning writes it.
-        num_gpus: All of them.
-        spread: How the student is spread over them.
-        data_parallel_size: GPUs that share one copy of the models, where it is sharded.
-        cacheable: Names of the teachers that a cache could stand for.
+        student, teachers: Specifications of the models.
+        batch_size: Windows per GPU, B.
+        sequence_length: Tokens of each window on every side, T.
+        logits_memory: Memory of the loss blocks in bytes.
+        precision: Precision as Lightning spells it.
+        num_gpus: Total number of GPUs.
+        spread: How the student is distributed over the GPUs.
+        data_parallel_size: Number of GPUs that share one copy of the models, if sharded.
+        cacheable: Names of the teachers that a cache could replace.
     """
 
     student: Student
@@ -51,20 +51,23 @@ class Run:
     cacheable: frozenset[str] = frozenset()
 
     @classmethod
-    def of(
+    def from_parts(
         cls,
         module: MultiTeacherDistillModule,
         data: DistillDataModule,
         trainer: Mapping[str, Any],
         num_gpus: int | None = None,
     ) -> Run:
-        """From the parts that a configuration makes, and its section ``trainer``.
+        """Builds a run from a configuration's module, data module and ``trainer`` section.
 
         Args:
-            num_gpus: Instead of what the configuration says.
+            module: The module.
+            data: The data module.
+            trainer: Section ``trainer`` of the configuration.
+            num_gpus: Number of GPUs; None reads it from ``trainer``.
 
         Raises:
-            UserError: If the precision or the strategy is one that the plan does not know.
+            UserError: If the precision or the strategy is not supported by the plan.
         """
         given = num_gpus if num_gpus is not None else _num_gpus(trainer)
         if given < 1:
@@ -85,12 +88,12 @@ class Run:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """Type of products under autocast."""
+        """Autocast dtype; None without autocast."""
         return _AUTOCAST.get(self.precision)
 
     @property
     def converted(self) -> torch.dtype | None:
-        """Type that the student's weights are converted to."""
+        """Dtype that the student's weights are converted to; None if unchanged."""
         return _CONVERTED.get(self.precision)
 
 
@@ -98,7 +101,7 @@ def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
     def can_be(name: str) -> bool:
         try:
             check_cacheable(name, module.teachers[name].loss, module.weighting)
-        except ValueError:
+        except UserError:
             return False
         return True
 
@@ -109,25 +112,30 @@ def _precision(given: Any) -> str:
     precision = _SYNONYMS.get(str(given), str(given))
     if precision not in {"32-true", *_AUTOCAST, *_CONVERTED}:
         raise UserError(
-            f"the plan knows the precisions 32-true, {', '.join((*_AUTOCAST, *_CONVERTED))}, got {given!r}; "
+            f"the plan supports the precisions 32-true, {', '.join((*_AUTOCAST, *_CONVERTED))}, got {given!r}; "
             "plan with one of them: --trainer.precision bf16-mixed"
         )
     return precision
 
 
 def _num_gpus(trainer: Mapping[str, Any]) -> int:
-    """``devices`` times ``num_nodes``; 1 a node where the number is left to the machine."""
+    """``devices`` times ``num_nodes``; one per node if the number is left to the machine."""
     devices = trainer.get("devices")
     if isinstance(devices, str) and "," in devices:
         devices = [part for part in devices.split(",") if part.strip()]
     if isinstance(devices, list):
         devices = len(devices)
-    per_node = 1 if devices in (None, "auto", -1, "-1") else int(devices)
+    try:
+        per_node = 1 if devices in (None, "auto", -1, "-1") else int(devices)
+    except ValueError:
+        raise UserError(
+            f"trainer.devices must be a number, a list or 'auto', got {devices!r}; change it, or set --num_gpus"
+        ) from None
     return per_node * int(trainer.get("num_nodes") or 1)
 
 
 def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int | None]:
-    """How the student is spread, and over how many GPUs where it is sharded."""
+    """Returns how the student is distributed, and over how many GPUs if it is sharded."""
     name, options = _name_and_options(strategy)
     if name == "ModelParallelStrategy":
         if options.get("tensor_parallel_size", "auto") not in (1, "auto") or (
@@ -143,9 +151,9 @@ def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int |
     if name.startswith(("ddp", "DDPStrategy")):
         return ("views" if options.get("gradient_as_bucket_view") else "buckets"), None
     if name in ("None", "auto", "single_device", "SingleDeviceStrategy"):
-        return ("alone" if num_gpus == 1 else "buckets"), None  # Lightning takes DDP for several
+        return ("alone" if num_gpus == 1 else "buckets"), None  # Lightning uses DDP for several GPUs
     raise UserError(
-        f"the plan knows the strategies auto, ddp and ModelParallelStrategy, got {name!r}; plan with one of them: "
+        f"the plan supports the strategies auto, ddp and ModelParallelStrategy, got {name!r}; plan with one of them: "
         "--trainer.strategy ddp"
     )
 

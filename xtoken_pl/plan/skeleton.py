@@ -1,4 +1,4 @@
-"""Models without memory: their parameters are counted, and their passes replayed, on any machine."""
+"""Models without memory, to count parameters and replay passes on any machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from xtoken_pl.models.sharding import layers
 from xtoken_pl.specs import LoRA, ModelSource, Student
 from xtoken_pl.utilities.errors import UserError
 
-#: transformers looks for a library where the name of an attention contains "flash".
+#: Must not contain "flash", or transformers requires the FlashAttention library.
 _FLASH = "xtoken_pl_plan"
-#: In the names of an adapter's layers.
+#: Part of the names of an adapter's layers.
 _ADAPTER = ".lora_"
 
 
 def _flash(
     _: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: object, **options: object
 ) -> tuple[Tensor, None]:
-    """What FlashAttention keeps for the backward pass: query, key, value (not repeated), output; no mask."""
+    """Saves what FlashAttention does for the backward pass: query, key, value (not repeated), output; no mask."""
     scale = cast(float | None, options.get("scaling"))
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None
@@ -34,12 +34,12 @@ def _flash(
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A causal language model of fake tensors: it knows its shapes and types, and holds no numbers.
+    """A causal language model of fake tensors, which have shapes and dtypes but no values.
 
     Attributes:
-        model: With the dtype that its weights have in training.
-        mode: In which it computes.
-        has_adapter: Whether an adapter in it is all that is trained.
+        model: The model, its weights in the dtype that they have in training.
+        mode: Fake tensor mode in which it runs.
+        has_adapter: Whether only an adapter is trained.
     """
 
     model: PreTrainedModel
@@ -47,60 +47,63 @@ class Skeleton:
     has_adapter: bool
 
     @classmethod
-    def of(cls, source: ModelSource, *, role: str, dtype: torch.dtype | None = None) -> Skeleton:
-        """From ``config.json`` alone.
+    def from_source(cls, source: ModelSource, *, role: str, dtype: torch.dtype | None = None) -> Skeleton:
+        """Builds a model from its ``config.json`` alone.
 
         Args:
-            role: What the model is, for messages.
-            dtype: What ``trainer.precision`` converts the weights to; None keeps that of ``source``.
+            source: Specification of the model.
+            role: ``student`` or ``teacher 'NAME'``, for messages.
+            dtype: Dtype that ``trainer.precision`` converts the weights to; None keeps the dtype of ``source``.
 
         Raises:
-            UserError: If there is no such model.
+            UserError: If the configuration cannot be read.
         """
         given = None if source.dtype == "auto" else cast(torch.dtype, getattr(torch, source.dtype))
         attention = source.attn_implementation
         adapter = source.adapter if isinstance(source, Student) else None
         try:
             return _build(source.model, source.revision, source.trust_remote_code, given, dtype, attention, adapter)
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(
-                f"the model of the {role} must be a folder or a hub id with the config.json of a causal language "
+                f"the model of the {role} must be a directory or a hub id with the config.json of a causal language "
                 f"model; {source.model!r} could not be read. Check the path or the id. Reason: {error}"
             ) from error
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of most weights."""
+        """Dtype of most weights."""
         return cast(torch.dtype, self.model.dtype)
 
     @property
     def num_parameters(self) -> int:
-        """Tied ones count once."""
+        """Number of parameters; tied parameters count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def parameter_bytes(self) -> int:
-        r""":math:`\sum_p |p| \cdot \text{itemsize}(p)`, tied parameters once."""
+        r"""Size of the parameters, :math:`\sum_p |p| \cdot \text{itemsize}(p)`; tied parameters count once."""
         return _bytes(self.model)
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """All parameters, or those of the adapter."""
+        """Trained parameters: all, or those of the adapter."""
         return self._trained_in(self.model)
 
     @property
     def trained_bytes(self) -> int:
-        """The same of what is trained; gradients are as large."""
+        """Size of the trained parameters, and of their gradients."""
         return sum(parameter.nbytes for parameter in self.trained)
 
     @property
     def weight_bytes(self) -> int:
-        """Parameters and buffers."""
+        """Size of the parameters and buffers."""
         return self.parameter_bytes + sum(buffer.nbytes for buffer in self.model.buffers())
 
     @property
     def head(self) -> Tensor:
-        """``[V, H]``, with the rows that the model has, those beyond the tokenizer included."""
+        """``[V, H]`` weight of the head, including rows beyond the tokenizer's vocabulary."""
         return cast(nn.Linear, self.model.get_output_embeddings()).weight
 
     @property
@@ -110,23 +113,23 @@ class Skeleton:
 
     @property
     def largest_layer_bytes(self) -> int:
-        """Of the weights of the largest layer; sharding gathers them one by one."""
+        """Size of the largest layer's weights; sharding gathers one layer at a time."""
         return max(_bytes(layer) for layer in layers(self.model))
 
     @property
     def root_bytes(self) -> int:
-        """Of the weights outside the layers: embedding, last normalization, head."""
+        """Size of the weights outside the layers: embedding, last normalization, head."""
         return _bytes(self.model) - sum(_bytes(layer) for layer in layers(self.model))
 
     @property
     def largest_trained_bytes(self) -> int:
-        """Of what is trained in a layer, or outside the layers, whichever is more."""
+        """Size of the trained parameters in the largest layer or outside the layers, whichever is larger."""
         of_layers = [sum(parameter.nbytes for parameter in self._trained_in(layer)) for layer in layers(self.model)]
         return max(*of_layers, self.trained_bytes - sum(of_layers))
 
     @property
     def linear_layers(self) -> list[nn.Linear]:
-        """Those that quantization replaces: all but the head and those of an adapter."""
+        """Linear layers that quantization replaces: all but the head and those of an adapter."""
         head = self.model.get_output_embeddings()
         parts = self.model.named_modules()
         return [p for name, p in parts if isinstance(p, nn.Linear) and p is not head and _ADAPTER not in name]
@@ -137,7 +140,7 @@ class Skeleton:
 
 
 def vocabulary_size(source: ModelSource) -> int | None:
-    """Rows of a model's head, by its configuration; None if that is not within reach."""
+    """Number of rows of a model's head according to its configuration; None if that cannot be read."""
     try:
         config = AutoConfig.from_pretrained(
             source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
@@ -165,7 +168,7 @@ def _build(
     options: dict[str, object] = {"dtype": converted or given or config.dtype or torch.float32}
     options["trust_remote_code"] = trusted
     if attention is not None:
-        is_flash = "flash" in attention  # which need not be installed here
+        is_flash = "flash" in attention  # works without the FlashAttention library
         options["attn_implementation"] = _FLASH if is_flash else attention
     AttentionInterface.register(_FLASH, _flash)
     mode = FakeTensorMode()
@@ -181,10 +184,11 @@ def _build(
 
 
 def _replace_tensors(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Puts empty tensors in the place of all others: PEFT moves its layers, which fake tensors do not bear.
+    """Replaces all meta tensors by fake ones; PEFT moves its layers, which does not work with fake tensors.
 
     Args:
-        dtype: Of the parameters; None keeps theirs.
+        model: The model.
+        dtype: Dtype of the parameters; None keeps each one's.
     """
     new: dict[int, Tensor] = {}
     for part in model.modules():

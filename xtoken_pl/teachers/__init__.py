@@ -1,1 +1,1 @@
-"""Where a teacher's rows come from: local weights or a cache."""
+"""Sources of a teacher's rows: local weights or a cache."""

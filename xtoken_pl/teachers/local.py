@@ -1,4 +1,4 @@
-"""A teacher's model: never trained, and on the device only when it is needed."""
+"""A teacher's frozen model, on the device only while it is needed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 
 
 class FrozenModel:
-    """Runs a model without gradients, wherever its weights lie.
+    """Runs a model without gradients, wherever its weights are stored.
 
-    - Plain: it follows its input to the device at the first use, and stays.
-    - ``cpu_offload``: the weights lie in the host's memory, and copies of them on the device during :meth:`run`.
-    - Sharded (:func:`xtoken_pl.models.sharding.shard`): FSDP gathers layer by layer.
+    - By default the model moves to the device of its first input and stays there.
+    - ``cpu_offload``: the weights are in host memory and are copied to the device during :meth:`run`.
+    - Sharded (:func:`xtoken_pl.models.sharding.shard`): FSDP gathers one layer at a time.
 
     Args:
         loaded: The model and its head.
-        cpu_offload: For a model that is not sharded.
+        cpu_offload: Keep the weights in host memory; ignored for a sharded model.
     """
 
     def __init__(self, loaded: LoadedModel, *, cpu_offload: bool = False) -> None:
         self.model: PreTrainedModel = loaded.model.requires_grad_(False)
         self.head = loaded.head
-        #: What every pass runs in; a callback that times passes puts its own here.
+        #: Context in which every forward pass runs; a callback sets it to time the passes.
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext
         self._on_host = _host_copies(self.model) if cpu_offload and not is_sharded(self.model) else None
 
     @torch.no_grad()
     def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
-        """The hidden states ``[B, T, H]``, and the head for them, which can be used until :meth:`release`."""
+        """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`."""
         with self.around():
             return self._run(input_ids, attention_mask, position_ids)
 
@@ -58,7 +58,7 @@ class FrozenModel:
                 weight.data = host
 
     def release(self) -> None:
-        """Frees what a sharded model has gathered for its head; called when the losses are done with it."""
+        """Frees the weights that a sharded model has gathered for its head; called after the losses."""
         release(self.model)
 
 
@@ -71,17 +71,18 @@ def place_teacher(
     *,
     separates: bool = False,
 ) -> FrozenModel:
-    """A teacher, ready to be asked.
+    """Loads a teacher's model and prepares it for forward passes.
 
     Args:
-        name: For messages.
-        mesh: The processes to shard it over; a quantized one stays whole.
-        device: Where quantized weights are made.
-        separates: Whether it has to keep packed documents apart.
+        name: Name of the teacher, for messages.
+        source: Specification of the teacher.
+        vocabulary: Vocabulary of the teacher.
+        mesh: Processes to shard the model over; a quantized model is not sharded.
+        device: Device on which quantized weights are created.
+        separates: Whether the model must keep packed documents separate.
 
     Raises:
-        ValueError: If there is no such model, or its head cannot be used.
-        ImportError: If it is to be quantized, and bitsandbytes is not installed.
+        UserError: If the model does not exist, its head cannot be used, or quantization needs a missing package.
     """
     loaded = load_model(source, vocabulary, role=f"teacher {name!r}", device=device, separates=separates)
     loaded.model.requires_grad_(False)
@@ -93,7 +94,7 @@ def place_teacher(
 
 
 def _host_copies(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
-    """Every weight and buffer, and its data in the host's memory (page-locked where there is a GPU)."""
+    """Moves all weights and buffers to host memory (page-locked if there is a GPU); returns pairs of both."""
     pairs: list[tuple[Tensor, Tensor]] = []
     for tensor in [*model.parameters(), *model.buffers()]:
         host = tensor.detach().cpu()

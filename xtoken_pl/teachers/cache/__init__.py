@@ -1,1 +1,1 @@
-"""A teacher's distributions, computed once and stored: build with ``python -m xtoken_pl cache``, then train from it."""
+"""Caches of teacher distributions: build one with ``python -m xtoken_pl cache``, then train from it."""

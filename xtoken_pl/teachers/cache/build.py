@@ -1,4 +1,4 @@
-"""Builds a cache, shard by shard; a build that was cut off goes on with the first shard that is missing."""
+"""Builds a cache shard by shard; an interrupted build resumes at the first missing shard."""
 
 from __future__ import annotations
 
@@ -20,43 +20,47 @@ from xtoken_pl.teachers.cache.shards import write_shard
 from xtoken_pl.teachers.cache.teacher_rows import TeacherRows
 from xtoken_pl.utilities.errors import UserError
 
-#: The folders of :func:`xtoken_pl.utilities.files.atomic_path`, which a killed write leaves behind.
+#: Temporary directories of :func:`xtoken_pl.utilities.files.atomic_path` left behind by a killed write.
 _LEFTOVER = re.compile(r"\.(\w+-\d{6}\.safetensors|manifest\.json)\.\w{8}")
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder that holds something else than a cache.
+    """Checks that a directory is new, empty or a cache.
 
     Raises:
-        UserError: If it does, or is a file.
+        UserError: If it holds anything else, or is a file.
     """
     if not folder.exists() or Manifest.exists(folder):
         return
     if not folder.is_dir() or {path for path in folder.iterdir() if path.name != LOCK_FILE} - set(_leftovers(folder)):
-        raise UserError(f"output must be a new or empty folder, or one that holds a cache; {folder} is neither")
+        raise UserError(
+            f"output must be a new or empty directory or an existing cache, but {folder} is neither; choose another "
+            "output"
+        )
 
 
 def open_manifest(folder: Path, identity: Identity, *, overwrite: bool) -> Manifest:
-    """The manifest to go on with; a new one is written before any shard.
+    """Loads the manifest of the cache to resume, or writes a new one before any shard.
 
     Args:
-        folder: Checked, and locked.
-        overwrite: Start again, and remove the shards of the cache that is there.
+        folder: Cache directory, checked and locked.
+        identity: Settings of this run.
+        overwrite: Remove an existing cache and start again.
 
     Raises:
-        UserError: If the folder holds a cache of other settings and not ``overwrite``.
+        UserError: If the directory holds a cache with other settings and ``overwrite`` is False.
     """
     if Manifest.exists(folder) and not overwrite:
         manifest = Manifest.load(folder)
         if differences := list(manifest.identity.differences(identity)):
             raise UserError(
-                f"{folder} holds a cache of other settings: {'; '.join(differences)} (there: this run). Go on with the "
-                "settings it was begun with, choose another output, or start again with overwrite"
+                f"{folder} holds a cache with other settings: {'; '.join(differences)}. Resume with the settings it "
+                "was started with, choose another output, or start again with overwrite"
             )
         _remove_leftovers(folder)
         return manifest
     _remove_leftovers(folder)
-    # First, so that no shard of the old cache is ever beside the new manifest.
+    # Remove old shards first, so that none is ever next to the new manifest.
     for path in folder.glob(f"*-{'[0-9]' * 6}.safetensors"):
         path.unlink()
     manifest = Manifest(identity)
@@ -77,11 +81,11 @@ class CacheBuilder:
     """Writes the missing shards of a cache.
 
     Args:
-        folder: Of the cache.
-        manifest: Of :func:`open_manifest`.
-        name: The teacher's, in the windows.
-        windows: By split.
-        batch_size: Windows that the teacher reads at a time.
+        folder: Cache directory.
+        manifest: Manifest from :func:`open_manifest`.
+        name: Name of the teacher in the windows.
+        windows: Windows by split.
+        batch_size: Number of windows per forward pass.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class CacheBuilder:
         self._batch_size = batch_size
 
     def missing(self) -> dict[str, list[int]]:
-        """The shards that are to be made, by split: not there, or not as they were written."""
+        """Returns the numbers of missing or damaged shards, by split."""
         return {split: list(self._missing(split)) for split in self._windows}
 
     def _missing(self, split: str) -> Iterator[int]:
@@ -108,11 +112,11 @@ class CacheBuilder:
             if entry is None:
                 yield number
             elif not path.is_file() or _sha256(path) != entry.sha256:
-                print(f"{path} is {'damaged' if path.is_file() else 'missing'}: it is made anew")
+                print(f"{path} is {'damaged' if path.is_file() else 'missing'}: it will be rebuilt")
                 yield number
 
     def build(self, missing: Mapping[str, Sequence[int]], teacher: TeacherRows) -> None:
-        """Writes some shards, and the manifest after each."""
+        """Writes the missing shards, and updates the manifest after each."""
         for split, numbers in missing.items():
             total = sum(len(self._places(split, number)) for number in numbers)
             with tqdm(total=total, desc=f"{self._name}: {split}", unit="window", disable=not total) as bar:
@@ -127,8 +131,8 @@ class CacheBuilder:
         for start in range(0, len(places), self._batch_size):
             batch = places[start : start + self._batch_size]
             windows = [self._windows[split][place] for place in batch]
-            of_windows, learned = teacher.of(windows, f"windows {batch[0]} to {batch[-1]} of {split}")
-            rows += of_windows
+            encoded, learned = teacher.compute(windows, f"windows {batch[0]} to {batch[-1]} of {split}")
+            rows += encoded
             checksums += [window_checksum(window, self._name) for window in windows]
             num_tokens += learned
             bar.update(len(windows))

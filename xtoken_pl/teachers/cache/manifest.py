@@ -1,4 +1,4 @@
-"""What a cache was made of and which files it has: ``manifest.json``."""
+"""The manifest of a cache, ``manifest.json``: its settings and its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TopK = int | Literal["all"]
 
 @dataclass(frozen=True)
 class Split:
-    """The windows of a split."""
+    """Number and fingerprint of the windows of a split."""
 
     num_windows: int
     fingerprint: str
@@ -27,19 +27,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the content of a cache.
+    """Settings that determine the content of a cache.
 
     Attributes:
-        model, revision, dtype, quantization: Of the teacher, as given.
-        model_fingerprint: Of its weights.
-        config_fingerprint: Of its configuration alone, which may be there where the weights are not.
-        student_tokenizer, teacher_tokenizer: Their fingerprints.
-        sequence_length: Of the windows.
-        temperature: At which the distributions are stored.
-        top_k: Tokens of each row, or ``all``.
-        precision: Bits of a log-probability.
-        shard_windows: Windows of a shard.
-        splits: By name.
+        model, revision, dtype, quantization: The teacher's, as specified.
+        model_fingerprint: Fingerprint of the teacher's weights.
+        config_fingerprint: Fingerprint of its configuration, which may be available without the weights.
+        student_tokenizer, teacher_tokenizer: Fingerprints of the tokenizers.
+        sequence_length: Sequence length of the windows.
+        temperature: Temperature of the stored distributions.
+        top_k: Number of tokens stored per row, or ``all``.
+        precision: Bits per log-probability.
+        shard_windows: Windows per shard.
+        splits: Splits by name.
     """
 
     model: str
@@ -58,11 +58,11 @@ class Identity:
     splits: dict[str, Split]
 
     def differences(self, other: Identity) -> Iterator[str]:
-        """Names what ``other`` has otherwise."""
+        """Describes each field in which ``other``, the settings of a run, differs from this cache."""
         for item in fields(self):
             ours, theirs = getattr(self, item.name), getattr(other, item.name)
             if ours != theirs:
-                yield f"{item.name} {_short(ours)} here, {_short(theirs)} there"
+                yield f"{item.name} is {_short(ours)} in the cache, {_short(theirs)} in this run"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,12 @@ class ShardEntry:
     """A finished shard.
 
     Attributes:
-        num_spans, num_tokens: Of its windows; tokens are the student's, of those that are learned.
-        num_bytes, sha256: Of the file.
+        file: Name of the file.
+        num_windows: Number of windows.
+        num_spans: Number of spans.
+        num_tokens: Number of learned student tokens.
+        num_bytes: Size of the file.
+        sha256: Checksum of the file.
     """
 
     file: str
@@ -84,7 +88,7 @@ class ShardEntry:
 
 @dataclass
 class Manifest:
-    """The content of ``manifest.json``; ``shards`` are those that are finished, by split."""
+    """The content of ``manifest.json``; ``shards`` lists the finished shards by split."""
 
     identity: Identity
     shards: dict[str, list[ShardEntry]] = field(default_factory=dict)
@@ -94,13 +98,13 @@ class Manifest:
         """Reads the manifest of a cache.
 
         Raises:
-            UserError: If there is none.
-            UserError: If it is damaged, or of another format.
+            UserError: If there is no manifest, or it is damaged or has another format.
         """
         path = folder / _FILE
         if not path.is_file():
             raise UserError(
-                f"cache must be a folder that `python -m xtoken_pl cache` wrote; {str(folder)!r} has no {_FILE}"
+                f"cache must be a directory written by `python -m xtoken_pl cache`, but {str(folder)!r} has no "
+                f"{_FILE}; check the path, or build the cache"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -109,20 +113,20 @@ class Manifest:
             splits = {name: Split(**split) for name, split in content["identity"].pop("splits").items()}
             shards = {name: [ShardEntry(**entry) for entry in part] for name, part in content["shards"].items()}
             return cls(Identity(**content["identity"], splits=splits), shards)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{path} is no manifest of a cache ({error}); build the cache anew with overwrite"
+                f"{path} is not a valid manifest of a cache ({error}); rebuild the cache with overwrite"
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the manifest atomically."""
         content: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         with atomic_path(folder / _FILE, kind="file", overwrite=True) as part:
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether there is one."""
+        """Whether a directory has a manifest."""
         return (folder / _FILE).exists()
 
     @property
@@ -131,7 +135,7 @@ class Manifest:
         return [entry for part in self.shards.values() for entry in part]
 
     def num_shards(self, split: str) -> int:
-        """Of a split, when it is complete."""
+        """Number of shards of a split once it is complete."""
         return -(-self.identity.splits[split].num_windows // self.identity.shard_windows)
 
 

@@ -1,4 +1,4 @@
-"""A finished cache: checked against a run when it is opened, read in the workers of the data loader."""
+"""Reads a finished cache: checks it against the run when opened, then reads shards in the data loader's workers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def open_caches(
     student: CanonicalVocabulary,
     vocabularies: Mapping[str, CanonicalVocabulary],
 ) -> dict[str, TeacherCache]:
-    """The cache of every teacher that has one, checked against the run.
+    """Opens the cache of every teacher that has one, and checks it against the run.
 
     Args:
-        teachers: By name.
-        weighting: Between them.
-        student, vocabularies: Of the student and of each teacher.
+        teachers: Teachers by name.
+        weighting: Weighting of the teachers.
+        student: Vocabulary of the student.
+        vocabularies: Vocabulary of each teacher.
     """
     caches: dict[str, TeacherCache] = {}
     for name, teacher in teachers.items():
@@ -57,23 +58,22 @@ def open_caches(
 
 
 class TeacherCache:
-    """What was stored of one teacher.
+    """The cache of one teacher.
 
     Args:
-        name: The teacher's.
-        folder: That ``python -m xtoken_pl cache`` wrote.
-        vocabulary: The teacher's.
+        name: Name of the teacher.
+        folder: Cache directory, as written by ``python -m xtoken_pl cache``.
+        vocabulary: Vocabulary of the teacher.
 
     Raises:
-        UserError: If there is no cache, or a shard is missing.
-        UserError: If the manifest, or a shard's size, is not as it was written.
+        UserError: If there is no cache, a shard is missing or has the wrong size, or the manifest is damaged.
     """
 
     def __init__(self, name: str, folder: str, vocabulary: CanonicalVocabulary) -> None:
         self.name = name
         self.vocabulary = vocabulary
         self._num_tokens = int(vocabulary.exists.sum())
-        self._holes: dict[torch.device, Tensor] = {}  # copied once to each
+        self._holes: dict[torch.device, Tensor] = {}  # one copy per device
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         self.identity = self.manifest.identity
@@ -81,8 +81,9 @@ class TeacherCache:
             finished = self.manifest.shards.get(split, [])
             if sum(entry.num_windows for entry in finished) != part.num_windows:
                 raise UserError(
-                    f"a cache must be finished, {folder!r} has {len(finished)} of {self.manifest.num_shards(split)} "
-                    f"shards of {split}; run `python -m xtoken_pl cache` again, it goes on"
+                    f"a cache must be finished, but {folder!r} has {len(finished)} of "
+                    f"{self.manifest.num_shards(split)} shards of {split}; run `python -m xtoken_pl cache` again to "
+                    "resume it"
                 )
             for entry in finished:
                 self._check_file(entry)
@@ -90,83 +91,89 @@ class TeacherCache:
     def _check_file(self, entry: ShardEntry) -> None:
         path = self.folder / entry.file
         if not path.is_file():
-            raise UserError(f"{path} is missing; run `python -m xtoken_pl cache` again, it makes it anew")
+            raise UserError(f"{path} is missing; run `python -m xtoken_pl cache` again to rebuild it")
         if (size := path.stat().st_size) != entry.num_bytes:
             raise UserError(
-                f"{path} must have {entry.num_bytes:,} bytes, it has {size:,}; run `python -m xtoken_pl cache` again, "
-                "it makes it anew"
+                f"{path} must have {entry.num_bytes:,} bytes, but has {size:,}; run `python -m xtoken_pl cache` again "
+                "to rebuild it"
             )
 
     def check_teacher(self, teacher: Teacher, student: CanonicalVocabulary) -> None:
-        """Refuses another teacher, temperature or tokenizer than the cache was built with.
+        """Checks that teacher, temperature and tokenizers are those that the cache was built with.
 
-        Weights are compared by their fingerprint. Where those of one side are not within reach, or one side is named
-        by a commit of the hub and the other by its files, configurations are compared where there is one, and a
-        warning says that weights were not. Another dtype or quantization gives a warning, too.
+        If the weights are available, their fingerprint is compared. If they are not, or if one fingerprint is a commit
+        of the hub and the other is computed from files, the configurations are compared if possible, and a warning
+        says that the weights were not. A different dtype or quantization also gives a warning.
         """
         sides = {"student": (student, self.identity.student_tokenizer)}
         sides[f"teacher {self.name!r}"] = (self.vocabulary, self.identity.teacher_tokenizer)
         for side, (ours, theirs) in sides.items():
             if ours.fingerprint != theirs:
                 self._refuse(
-                    f"was built with another tokenizer of the {side} ({theirs[:8]}) than {ours.name!r} "
+                    f"was built with a tokenizer of the {side} ({theirs[:8]}) that differs from {ours.name!r} "
                     f"({ours.fingerprint[:8]})"
                 )
         if teacher.temperature != self.identity.temperature:
             self._refuse(
-                f"holds distributions at temperature {self.identity.temperature:g}, the run has {teacher.temperature:g}"
+                f"holds distributions at temperature {self.identity.temperature:g}, but the run has "
+                f"{teacher.temperature:g}"
             )
         self._check_weights(teacher)
         loaded, named = (f"dtype {side.dtype}, quantization {side.quantization}" for side in (self.identity, teacher))
         if loaded != named:
             rank_zero_warn(
-                f"the cache of teacher {self.name!r} was built with {loaded}, which it keeps; the run names {named}"
+                f"the cache of teacher {self.name!r} was built with {loaded}; the run sets {named}, which has no effect"
             )
 
     def _check_weights(self, teacher: Teacher) -> None:
-        built_with, found = self.identity.model_fingerprint, _or_none(model_fingerprint, teacher)
-        if found is not None and _has_weights(teacher) and _kind(found) == _kind(built_with):
+        built_with, found = self.identity.model_fingerprint, _fingerprint_or_none(model_fingerprint, teacher)
+        if (
+            found is not None
+            and _has_weights(teacher)
+            and _fingerprint_source(found) == _fingerprint_source(built_with)
+        ):
             if found != built_with:
                 self._refuse(
-                    f"was built with other weights ({built_with[:15]}) than those of {teacher.model!r} ({found[:15]})"
+                    f"was built with weights ({built_with[:15]}) that differ from those of {teacher.model!r} "
+                    f"({found[:15]})"
                 )
             return
-        config = _or_none(config_fingerprint, teacher)
+        config = _fingerprint_or_none(config_fingerprint, teacher)
         if config not in (None, self.identity.config_fingerprint):
             self._refuse(
-                f"was built with another config.json ({self.identity.config_fingerprint[:8]}) than that of "
+                f"was built with a config.json ({self.identity.config_fingerprint[:8]}) that differs from that of "
                 f"{teacher.model!r} ({config[:8]})"
             )
         rank_zero_warn(
-            f"the weights of teacher {self.name!r} were not compared with those its cache was built from, only "
-            f"{'its tokenizer was' if config is None else 'its tokenizer and config.json were'}: built from "
-            f"{self.identity.model!r} (revision {self.identity.revision!r}), the run names {teacher.model!r} (revision "
+            f"the weights of teacher {self.name!r} could not be compared with those its cache was built from; only "
+            f"{'its tokenizer was' if config is None else 'its tokenizer and config.json were'}. Cache: "
+            f"{self.identity.model!r} (revision {self.identity.revision!r}); run: {teacher.model!r} (revision "
             f"{teacher.revision!r})"
         )
 
     def _refuse(self, reason: str) -> None:
         raise UserError(
-            f"the cache {str(self.folder)!r} of teacher {self.name!r} {reason}. Give what it was built with, build "
-            "another with `python -m xtoken_pl cache`, or leave `cache` out"
+            f"the cache {str(self.folder)!r} of teacher {self.name!r} {reason}. Use what it was built with, build "
+            "another cache with `python -m xtoken_pl cache`, or leave `cache` out"
         )
 
     def restrict(self, loss: SpanLoss) -> None:
-        """Lets a bound loss see no more single tokens than are stored."""
+        """Limits the single tokens that a bound loss reads of a row to those that are stored."""
         if self.identity.top_k == "all":
             return
         if (change := loss.limit_teacher_tokens(self.identity.top_k)) is not None:
-            rank_zero_info(f"teacher {self.name!r}: {change}, as the cache stores no more of a row")
+            rank_zero_info(f"teacher {self.name!r}: {change}, the number of tokens that the cache stores per row")
 
     def rows(self, view: TeacherBatch) -> KnownRows:
-        """What the teacher's task reads of a batch.
+        """Returns the teacher rows of a batch.
 
         Raises:
-            UserError: If the batch holds nothing of the cache.
+            UserError: If the batch holds no cached rows.
         """
         if view.cached is None:
             raise UserError(
-                f"teacher {self.name!r} has a cache, but the batch holds nothing of it; use DistillDataModule, which "
-                "reads it, or leave `cache` out"
+                f"teacher {self.name!r} has a cache, but the batch holds no rows from it; use DistillDataModule, which "
+                "reads them, or leave `cache` out"
             )
         labels = view.tokens.labels[view.spans.teacher_first]
         if labels.device not in self._holes:
@@ -174,10 +181,10 @@ class TeacherCache:
         return KnownRows(view.cached, labels, self._holes[labels.device], self._num_tokens)
 
     def split(self, name: str, windows: Dataset, sequence_length: int) -> CachedSplit:
-        """The stored spans of a split's windows.
+        """Returns the cached spans of the windows of split ``name``.
 
         Raises:
-            UserError: If the split was not stored, or was made of other windows.
+            UserError: If the cache lacks the split, or was built from other windows.
         """
         stored = self.identity.splits.get(name)
         if stored is None:
@@ -185,24 +192,24 @@ class TeacherCache:
         assert stored is not None
         if sequence_length != self.identity.sequence_length:
             self._refuse(
-                f"was built with sequence_length {self.identity.sequence_length}, the run has {sequence_length}"
+                f"was built with sequence_length {self.identity.sequence_length}, but the run has {sequence_length}"
             )
         if len(windows) != stored.num_windows:
             self._refuse(
-                f"holds {stored.num_windows:,} windows of {name}, the run has {len(windows):,}: {_OTHER_WINDOWS}"
+                f"holds {stored.num_windows:,} windows of {name}, but the run has {len(windows):,}: {_OTHER_WINDOWS}"
             )
         if (found := cached_windows_fingerprint(windows, self.name)) != stored.fingerprint:
             self._refuse(
-                f"was built with other windows of {name} ({stored.fingerprint[:8]}) than the run's ({found[:8]}): "
-                f"{_OTHER_WINDOWS}"
+                f"was built from windows of {name} ({stored.fingerprint[:8]}) that differ from the run's "
+                f"({found[:8]}): {_OTHER_WINDOWS}"
             )
         return CachedSplit(self.name, self.folder, self.manifest.shards.get(name, []))
 
 
 class CachedSplit:
-    """Reads windows of a split; shards are opened where, and when, they are needed.
+    """Reads the windows of a split; each process opens shards when it first needs them.
 
-    A process keeps those open that it read last: a cache may have thousands, and shuffled windows are in all of them.
+    Only the most recently used shards stay open: a cache may have thousands, and shuffled windows are in all of them.
     """
 
     def __init__(self, teacher: str, folder: Path, shards: Sequence[ShardEntry]) -> None:
@@ -212,10 +219,10 @@ class CachedSplit:
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def read(self, index: int, window: Mapping[str, Any]) -> SpanArrays:
-        """What is stored of window ``index``, verified.
+        """Returns the cached spans of window ``index``, verified against the window.
 
         Raises:
-            UserError: If it is damaged, or was made of another window.
+            UserError: If they are damaged, or belong to another window.
         """
         if index == NO_WINDOW:
             return self._shard(0).nothing()
@@ -231,22 +238,21 @@ class CachedSplit:
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # every process opens its own
+        return {**self.__dict__, "_open": OrderedDict()}  # every process opens its own files
 
 
 _OTHER_WINDOWS = (
-    "the texts or their packing differ, or the tokenizers of all teachers, since windows are cut where all of them end "
-    "a token"
+    "the texts, their packing or a teacher's tokenizer differ (windows are cut where a token ends for all teachers)"
 )
 
 
-def _kind(fingerprint: str) -> str:
-    """What it was taken from: a commit of the hub, or files."""
+def _fingerprint_source(fingerprint: str) -> str:
+    """Source of a fingerprint: a commit of the hub, or files."""
     return fingerprint.partition(":")[0]
 
 
-def _or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | None:
-    """None where the teacher's files are not within reach."""
+def _fingerprint_or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | None:
+    """Fingerprint of a teacher; None if its files are not available."""
     try:
         return fingerprint(teacher)
     except ValueError:
@@ -254,6 +260,6 @@ def _or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | N
 
 
 def _has_weights(teacher: Teacher) -> bool:
-    """Whether a folder holds more than a configuration and a tokenizer; a hub id's commit names its weights anyway."""
+    """Whether the weights are available; the commit of a hub id identifies them in any case."""
     folder = Path(teacher.model)
     return not folder.is_dir() or bool(weight_files(folder))

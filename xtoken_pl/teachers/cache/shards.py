@@ -1,10 +1,10 @@
-"""One file of a cache: what is stored of the spans of some consecutive windows, with a checksum for each window.
+"""Shard files of a cache: rows for the spans of consecutive windows, with a checksum for each window.
 
-Tensors by span: ``log_probs`` [S, k] of the teacher's k most probable tokens (16-bit fixed point or float32; of all
-tokens, and nothing of ids and tail, where everything is stored), ``ids_low`` [S, k] and ``ids_high`` [S, b], and in
-float32 ``log_tail``, ``log_continuation``, ``log_span`` [S]. By window: ``ends`` [N], the number of spans up to its
-end; ``text_checksum`` [N], CRC-32 of its tokens and spans; ``checksum`` [N], that of everything that is stored of it,
-its ends and its text's checksum included.
+Tensors by span: ``log_probs`` [S, k] of the teacher's k most probable tokens (16-bit fixed point or float32), their
+``ids_low`` [S, k] and ``ids_high`` [S, b], and in float32 ``log_tail``, ``log_continuation``, ``log_span`` [S]. With
+``top_k="all"``, ``log_probs`` is [S, V_t], without ids and tail. By window: ``ends`` [N], the number of spans up to
+its end; ``text_checksum`` [N], CRC-32 of its tokens and spans; ``checksum`` [N], CRC-32 of everything stored for it,
+including its ends and text checksum.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
 
 
 def write_shard(path: Path, windows: Sequence[SpanArrays], text_checksums: Sequence[int]) -> None:
-    """Writes a shard, whole or not at all; the same content gives the same bytes."""
+    """Writes a shard atomically; equal content gives equal bytes."""
     tensors = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
     ends = np.cumsum([_num_spans(window) for window in windows], dtype=np.int64)
     checksums = map(_checksum, windows, [0, *ends[:-1]], ends, text_checksums)
@@ -40,12 +40,12 @@ def write_shard(path: Path, windows: Sequence[SpanArrays], text_checksums: Seque
 
 
 class Shard:
-    """An open shard: memory-mapped, and checked window by window as it is read."""
+    """An open, memory-mapped shard; each window is verified when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # Closed when nothing refers to it any more.
+            # Closed when it is garbage collected.
             self._file = safetensors.safe_open(path, framework="numpy")
             names = set(self._file.keys())
             self._ends, self._texts, self._checksums = map(self._file.get_tensor, (_ENDS, _TEXT, _CHECKSUM))
@@ -54,15 +54,15 @@ class Shard:
         self._slices = {name: self._file.get_slice(name) for name in sorted(names - {_ENDS, _TEXT, _CHECKSUM})}
 
     def read(self, place: int, window: Mapping[str, Any], teacher: str) -> SpanArrays:
-        """What is stored of the spans of one window.
+        """Returns the rows of one window's spans.
 
         Args:
-            place: Of the window in the shard.
-            window: As the data module makes it.
-            teacher: Its name in the window.
+            place: Index of the window in the shard.
+            window: The window, as the data module makes it.
+            teacher: Name of the teacher in the window.
 
         Raises:
-            UserError: If the shard is damaged, or was made of another window.
+            UserError: If the shard is damaged, or was built from another window.
         """
         try:
             start, end = (0 if place == 0 else int(self._ends[place - 1])), int(self._ends[place])
@@ -75,21 +75,21 @@ class Shard:
             raise UserError(f"window {place} of {self.path} is damaged, its checksum differs; {_WAY_OUT}")
         if window_checksum(window, teacher) != text:
             raise UserError(
-                f"window {place} of {self.path} was made of another text, or of one that was cut otherwise; give the "
-                "texts, sequence_length and tokenizers that the cache was built with, or build another cache"
+                f"window {place} of {self.path} was built from another text, or from one that was cut differently; use "
+                "the texts, sequence_length and tokenizers that the cache was built with, or build another cache"
             )
         return arrays
 
     def nothing(self) -> SpanArrays:
-        """What is stored of a window without a span."""
-        # safetensors cuts no empty slices at the end of a tensor.
+        """Returns the rows of a window without spans."""
+        # safetensors does not support an empty slice at the end of a tensor.
         return {
             name: part[0:1][:0] if part.get_shape()[0] else self._file.get_tensor(name)
             for name, part in self._slices.items()
         }
 
 
-_WAY_OUT = "run `python -m xtoken_pl cache` again with the same settings, it makes damaged shards anew"
+_WAY_OUT = "run `python -m xtoken_pl cache` again with the same settings to rebuild damaged shards"
 
 
 def _num_spans(window: SpanArrays) -> int:

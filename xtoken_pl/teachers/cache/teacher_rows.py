@@ -1,4 +1,4 @@
-"""Runs a teacher over windows, and encodes what its loss needs of every span."""
+"""Runs a teacher over windows and encodes the rows that its loss needs for every span."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from xtoken_pl.teachers.cache.manifest import TopK
 from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.utilities.errors import UserError
 
-# S spans, Q teacher rows, P rows of a block, V_t teacher's vocabulary size, k tokens stored of a row
+# S spans, Q teacher rows, P rows of a block, V_t teacher's vocabulary size, k tokens stored per row
 
-#: Of the logits of a block of rows; a few tensors of this size exist at a time.
+#: Size of the logits of a block of rows; a few tensors of this size exist at a time.
 _BLOCK_BYTES = 2**27
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How a row is stored.
+    """Storage format of a row.
 
     Attributes:
-        top_k: Most probable tokens of a row, or ``all``.
-        precision: Bits of a log-probability, 16 or 32.
-        num_ids: V_t, ids without a token included.
-        num_tokens: Ids that have one.
+        top_k: Number of most probable tokens stored per row, or ``all``.
+        precision: Bits per log-probability, 16 or 32.
+        num_ids: V_t, including ids without a token.
+        num_tokens: Number of ids with a token.
 
     Raises:
-        UserError: If there is no such format.
+        UserError: If ``top_k`` or ``precision`` is out of range.
     """
 
     top_k: TopK
@@ -57,13 +57,13 @@ class RowFormat:
 
     @property
     def bytes_per_span(self) -> int:
-        """Of everything that is stored of a span."""
+        """Bytes stored per span."""
         if self.top_k == "all":
             return self.num_ids * self.precision // 8 + 8
         return self.top_k * (self.precision // 8 + 2) + num_high_bits(self.num_ids) * -(-self.top_k // 8) + 12
 
     def encode(self, log_probs: Tensor) -> SpanArrays:
-        """``[P, V_t]`` log-probabilities as arrays of P rows."""
+        """Encodes log-probabilities ``[P, V_t]`` as arrays of P rows."""
         if self.top_k == "all":
             return {"log_probs": self._encode(log_probs)}
         top = log_probs.topk(self.top_k, dim=-1)
@@ -82,14 +82,14 @@ class RowFormat:
 
 
 class TeacherRows:
-    """A teacher, its temperature, and how its rows are stored.
+    """Computes and encodes a teacher's rows.
 
     Args:
-        name: The teacher's, in the windows.
-        model: Its model.
-        row_format: How its rows are stored.
-        temperature: Of its distributions.
-        device: Where it runs.
+        name: Name of the teacher in the windows.
+        model: Model of the teacher.
+        row_format: Storage format of the rows.
+        temperature: Temperature of the distributions.
+        device: Device of the forward passes.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class TeacherRows:
         self._device = device
 
     @torch.no_grad()
-    def of(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
-        """What is to be stored of each window, and the number of student tokens that are learned.
+    def compute(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
+        """Computes the rows to store for each window, and the number of learned student tokens.
 
         Args:
-            windows: Of one batch.
-            place: Where they are from; for the error.
+            windows: Windows of one batch.
+            place: Origin of the windows, for messages.
 
         Raises:
-            UserError: If the teacher's log-probabilities are infinite or no numbers.
+            UserError: If the teacher's log-probabilities are NaN or infinite.
         """
         batch = collate(windows, [self._name])
         view = batch.teachers[self._name].to(self._device)
@@ -119,11 +119,11 @@ class TeacherRows:
         arrays, is_finite = self._arrays(hidden.flatten(0, 1).index_select(0, tokens.rows), head, view)
         if not is_finite:
             raise UserError(
-                f"log-probabilities must be finite, but those of teacher {self._name!r} are not in {place}. Its dtype "
-                "overflows (float16 does; give the teacher bfloat16 or float32), or its weights are damaged: check "
-                "them. Finished shards are kept, and nothing of this one is written"
+                f"log-probabilities must be finite, but those of teacher {self._name!r} are not in {place}. Either its "
+                "dtype overflows (use bfloat16 or float32 instead of float16), or its weights are damaged: check "
+                "them. Finished shards are kept; this one is not written"
             )
-        # The rows are those of the padded student sequences, window by window.
+        # Rows index the padded student sequences, window by window.
         sequence = batch.student.rows // batch.student.input_ids.shape[1]
         of_span = sequence[batch.teachers[self._name].spans.student_first].numpy()
         edges = np.searchsorted(of_span, np.arange(len(windows) + 1))
@@ -131,7 +131,7 @@ class TeacherRows:
         return split, len(batch.student.labels)
 
     def _arrays(self, hidden: Tensor, head: Head, view: TeacherBatch) -> tuple[SpanArrays, bool]:
-        """Of all spans of a batch, from the hidden states ``[Q, H]`` of its rows; and whether they are finite."""
+        """Rows of all spans of a batch, from hidden states ``[Q, H]``, and whether they are finite."""
         spans = view.spans
         is_first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         is_first[spans.teacher_first] = True
@@ -150,7 +150,7 @@ class TeacherRows:
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         continuation = _sum(torch.cat(tempered).masked_fill(is_first, 0.0), spans)
         span = _sum(torch.cat(plain), spans)
-        # Before they are quantized: 16 bits have no code for what is no number.
+        # Checked before quantization, since the 16-bit format cannot represent NaN.
         is_finite = bool(torch.cat((*highest, continuation, span)).isfinite().all())
         return arrays | {"log_continuation": continuation.cpu().numpy(), "log_span": span.cpu().numpy()}, is_finite
 

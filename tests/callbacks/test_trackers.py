@@ -1,26 +1,20 @@
-"""Pictures and scalars reach TensorBoard, W&B and MLflow, and every run has a folder of its own."""
+"""Scalars and pictures reach TensorBoard, W&B and MLflow, and every run has a directory of its own."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from logged import scalars
-from matplotlib.figure import Figure
 from PIL import Image
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TextSource
-from xtoken_pl.callbacks import PictureMonitor
-from xtoken_pl.callbacks.trackers import log_picture
 from xtoken_pl.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -72,7 +66,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_the_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing goes to a network."""
+    """Changes to the workspace, with all network access of the trackers disabled."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -88,7 +82,7 @@ def fit(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def tensorboard(workspace: Path) -> Path:
-    """The folder of a run that TensorBoard logs."""
+    """Directory of a run logged by TensorBoard."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         fit()
@@ -96,7 +90,7 @@ def tensorboard(workspace: Path) -> Path:
 
 
 def is_picture(content: bytes) -> bool:
-    """Of a readable size, and with more than one colour."""
+    """Whether the image is larger than 100 pixels and has more than ten colours."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     return min(image.size) > 100 and len(image.getcolors(maxcolors=image.width * image.height) or []) > 10
 
@@ -112,13 +106,13 @@ def test_tensorboard_gets_every_picture(tensorboard: Path) -> None:
     events.Reload()
     assert set(events.Tags()["images"]) == PICTURES
     for tag in PICTURES:
-        # Drawn at the first validation, which is the sanity check; the next that is due would be the sixth.
+        # Drawn at the first validation, which is the sanity check; the next would be at the sixth.
         assert [image.step for image in events.Images(tag)] == [0]
         assert is_picture(events.Images(tag)[0].encoded_image_string)
 
 
 @pytest.mark.slow
-def test_mlflow_gets_the_same_scalars_and_pictures_and_the_run_can_go_on(workspace: Path, tensorboard: Path) -> None:
+def test_mlflow_gets_the_same_scalars_and_pictures_and_the_run_can_resume(workspace: Path, tensorboard: Path) -> None:
     overlay = ["--config", str(CONFIGS / "trackers/mlflow.yaml")]
     fit(*overlay)
     (folder,) = (path.parent for path in (workspace / "runs/mlflow").glob("*/*/metrics"))
@@ -128,7 +122,7 @@ def test_mlflow_gets_the_same_scalars_and_pictures_and_the_run_can_go_on(workspa
         for path in (folder / "metrics").rglob("*")
         if path.is_file()
     }
-    # Where a metric is a file, none can be below it.
+    # Each metric is a file, so no metric can be below another one.
     expected = {tag.replace("/", ".").replace(".", "/", 1): values for tag, values in scalars(tensorboard).items()}
     expected.pop("hp_metric", None)
     assert "train/kd.split" in metrics
@@ -155,7 +149,7 @@ def _no_run_stays_open() -> Iterator[None]:
 
 
 def stored_records(path: Path) -> Iterator[bytes]:
-    """The records of W&B's offline file, a LevelDB log: blocks of 32 KiB, a record may be cut at their ends."""
+    """The records of W&B's offline file, a LevelDB log: 32 KiB blocks; a record may continue in the next block."""
     data, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(data):
         left_in_block = 2**15 - place % 2**15
@@ -165,7 +159,7 @@ def stored_records(path: Path) -> Iterator[bytes]:
         length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
         record += data[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # whole, or its last part
+        if kind in (1, 4):  # a complete record, or its last part
             yield record
             record = b""
 
@@ -181,7 +175,7 @@ def test_wandb_gets_the_same_scalars_and_pictures(workspace: Path, tensorboard: 
     assert run is not None
     check_folder(workspace / "runs/xtoken_pl" / run.id)
     wandb.finish()
-    wandb.teardown()  # its service writes the file to the end
+    wandb.teardown()  # its service finishes writing the file
     (folder,) = (workspace / "runs/wandb").glob(f"offline-run-*-{run.id}")
     tags: dict[str, list[Any]] = {}
     kinds: set[str] = set()
@@ -206,7 +200,7 @@ def test_wandb_gets_the_same_scalars_and_pictures(workspace: Path, tensorboard: 
         assert is_picture((folder / "files" / file).read_bytes())
 
 
-def test_runs_without_a_logger_share_a_folder_and_keep_every_configuration(workspace: Path) -> None:
+def test_runs_without_a_logger_share_a_directory_and_keep_every_configuration(workspace: Path) -> None:
     without = ["--trainer.logger", "false", "--trainer.callbacks", "[]", "--trainer.max_steps", "1"]
     without += ["--trainer.default_root_dir", "alone", "--trainer.enable_checkpointing", "false"]
     fit(*without)
@@ -214,115 +208,3 @@ def test_runs_without_a_logger_share_a_folder_and_keep_every_configuration(works
     fit(*without, "--seed_everything", "7")
     assert Path("alone/config.yaml").read_text() == before
     assert yaml.safe_load(Path("alone/config_2.yaml").read_text())["seed_everything"] == 7
-
-
-# The callback ----------------------------------------------------------------------------------------------------
-
-Fit = Callable[..., pl.Trainer]
-
-
-@pytest.fixture
-def train(workspace: Path, tmp_path: Path) -> Fit:
-    """Four steps with a validation after each, by a sanity check before them."""
-
-    def train(monitor: PictureMonitor, logger: Any, **options: Any) -> pl.Trainer:
-        teachers = {"split": Teacher(model="split", loss=ProjectionKL())}
-        source = TextSource(path="texts.jsonl")
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            logger=logger,
-            callbacks=[monitor],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-            **{"val_check_interval": 1, "limit_val_batches": 1, "max_steps": 4, **options},
-        )
-        data = DistillDataModule(source, source, sequence_length=48, batch_size=2, num_workers=0)
-        trainer.fit(MultiTeacherDistillModule(Student(model="student"), teachers), data)
-        return trainer
-
-    return train
-
-
-def steps_of(folder: Path) -> dict[str, list[int]]:
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})
-    events.Reload()
-    return {tag.split("/")[1]: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({}, [0, 2, 4]), ({"num_sanity_val_steps": 0}, [1, 3]), ({"limit_val_batches": 0}, [])],
-    ids=["by default", "without a sanity check", "without validation"],
-)
-def test_a_comparison_is_drawn_first_and_then_every_so_often(
-    train: Fit, tmp_path: Path, options: dict[str, Any], expected: list[int]
-) -> None:
-    train(PictureMonitor(every_n_validations=2, num_spans=2), TensorBoardLogger(tmp_path, "", ""), **options)
-    found = steps_of(tmp_path)
-    assert found.pop("audit") == [0]
-    assert found == ({"spans": expected[:1], "top_tokens": expected} if expected else {})
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda folder: CSVLogger(folder), "CSVLogger takes no pictures"),
-        (lambda _: False, "there is no logger to take pictures"),
-    ],
-    ids=["CSVLogger", "none"],
-)
-def test_without_a_place_for_pictures_nothing_is_computed(
-    train: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, message: str
-) -> None:
-    def no_picture(*_: Any, **__: Any) -> None:
-        raise AssertionError("something was computed")
-
-    for name in ("predict", "CoverageAudit", "spans_figure", "predictions_figure", "first_sequence"):
-        monkeypatch.setattr(f"xtoken_pl.callbacks.picture_monitor.{name}", no_picture)
-    with pytest.warns(UserWarning, match=message) as caught:
-        train(PictureMonitor(every_n_validations=1), make(tmp_path))
-    assert sum(message in str(warning.message) for warning in caught) == 1
-
-
-def test_training_is_the_same_with_pictures(train: Fit, tmp_path: Path) -> None:
-    class Losses(PictureMonitor):
-        def __init__(self, *, draws: bool) -> None:
-            super().__init__(num_spans=1)
-            self.draws, self.values = draws, list[float]()
-
-        def on_validation_batch_end(self, *arguments: Any, **options: Any) -> None:
-            if self.draws:
-                super().on_validation_batch_end(*arguments, **options)
-
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
-            self.values.append(outputs["total"].item())
-
-    found = []
-    for draws in (True, False):
-        pl.seed_everything(1)
-        losses = Losses(draws=draws)
-        train(losses, TensorBoardLogger(tmp_path, str(draws), ""), max_steps=2)
-        found.append(losses.values)
-    assert found[0] == found[1]
-    assert len(found[0]) == 2
-
-
-@pytest.mark.parametrize("name", ["every_n_validations", "num_spans", "top_k"])
-def test_options_out_of_range_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
-        PictureMonitor(**{name: 0})  # type: ignore[arg-type]
-
-
-def test_a_figure_arrives_as_it_was_drawn(tmp_path: Path) -> None:
-    figure = Figure(figsize=(3, 2))
-    figure.patch.set_facecolor((1.0, 0.0, 0.0))
-    trainer = pl.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path, "", ""), enable_checkpointing=False)
-    log_picture(trainer, "pictures/red", figure, step=7)
-    trainer.loggers[0].finalize("success")
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    (image,) = events.Images("pictures/red")
-    assert (image.step, image.width, image.height) == (7, 300, 200)
-    assert Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB").getpixel((150, 100)) == (255, 0, 0)

@@ -1,0 +1,127 @@
+"""The command `inspect` shows texts and windows, and names wrong input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from inspected import write_models
+from small_models import TEXTS
+
+from xtoken_pl.cli import main
+from xtoken_pl.cli.report import run
+from xtoken_pl.utilities.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def workspace(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, folder in folders.items():
+        (tmp_path / name).symlink_to(folder)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text[:300]}) + "\n" for text in TEXTS[:3]))
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("")
+    teachers = {"split": {"model": "split", "loss": "xtoken_pl.ProjectionKL"}, "same": {"model": "same"}}
+    config = {
+        "seed_everything": 1,
+        "model": {"student": {"model": "student"}, "teachers": teachers},
+        "data": {"train": {"path": "texts.jsonl"}, "val": {"path": "texts.jsonl"}, "sequence_length": 48},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_text_is_printed_and_written_as_html(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = ["--student", "student", "--teacher", "split"]
+    main(["inspect", *pair, "--text", "in 1984 <b>", "--html", "out.html"])
+    output = capsys.readouterr().out
+    assert "rows of W" in output
+    assert "written to out.html" in output
+    assert "&lt;" in Path("out.html").read_text()
+    with pytest.raises(UserError, match=r"out.html exists and is not overwritten by default"):
+        main(["inspect", *pair, "--text", "a", "--html", "out.html"])
+    main(["project", *pair, "--output", "w.safetensors"])
+    Path("text.txt").write_text("in 1984 <b>")
+    capsys.readouterr()
+    stored = ["--projection", "w.safetensors", "--html", "out.html", "--overwrite", "true"]
+    main(["inspect", *pair, "--text_file", "text.txt", *stored])
+    assert capsys.readouterr().out.splitlines()[1:] == output.splitlines()[1:]
+
+
+def test_window_of_a_run_is_printed_with_predictions(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", "--config", "run.yaml", "--split", "train", "--window", "1", "--html", "out.html"])
+    output, content = capsys.readouterr().out, Path("out.html").read_text()
+    assert "train, window 1" in output
+    assert "student through W" in output
+    assert output.count(" nats") == content.count(" nats</span></header>") == 16
+    assert "<h2>same</h2>" in content
+    main(["inspect", "--config", "run.yaml", "--weights", "false"])
+    without = capsys.readouterr().out
+    assert "rows of W" in without
+    assert "nats" not in without
+
+
+def test_checkpoint_supplies_the_students_weights(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.logger", "false"]
+    quick += ["--model.optimizer.learning_rate", "0.1", "--trainer.enable_progress_bar", "false"]
+    main(["fit", "--config", "run.yaml", *quick, "--data.num_workers", "0", "--data.batch_size", "2"])
+    (checkpoint,) = Path("checkpoints").glob("*.ckpt")
+    capsys.readouterr()
+    main(["inspect", "--config", "run.yaml"])
+    before = capsys.readouterr().out
+    main(["inspect", "--config", "run.yaml", "--ckpt_path", str(checkpoint)])
+    after = capsys.readouterr().out
+    assert before != after
+    aligned = [
+        [line for line in output.splitlines() if line.startswith(("student  ", "split    "))]
+        for output in (before, after)
+    ]
+    assert aligned[0] == aligned[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--student", "student", "--teacher", "split"], "give --text or --text_file, got neither"),
+        (["--student", "student", "--teacher", "split", "--text", "a", "--text_file", "b"], "got both"),
+        (["--student", "student", "--teacher", "split", "--text", ""], "text must hold something to align"),
+        (["--student", "student", "--teacher", "split", "--text_file", "no.txt"], "there is none at 'no.txt'"),
+        (["--student", "student", "--teacher", "split", "--text_file", "empty.txt"], "'empty.txt' is empty"),
+        (
+            ["--student", "student", "--teacher", "split", "--text_file", "latin.txt"],
+            "must be UTF-8, but 'latin.txt' is",
+        ),
+        (["--config", "run.yaml", "--split", "test"], "split must be one with texts (train, val), got 'test'"),
+        (["--config", "run.yaml", "--split", "dev"], "must be one of train, val, test, got 'dev'"),
+        (["--config", "run.yaml", "--window", "999"], "counted from 0, got 999"),
+        (["--config", "run.yaml", "--window", "-1"], "counted from 0, got -1"),
+        (["--config", "run.yaml", "--top_k", "0"], "top_k must be >= 1, got 0"),
+        (["--config", "run.yaml", "--ckpt_path", "no.ckpt"], "there is none at 'no.ckpt'"),
+        (["--config", "run.yaml", "--ckpt_path", "no.ckpt", "--weights", "false"], "exclude each other"),
+        (["--config", "run.yaml", "--html", "student"], "student is a directory"),
+        (["--config=missing.yaml"], "there is none at 'missing.yaml'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_named(
+    workspace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert run(main, ["inspect", *arguments]) in (1, 2)
+    (message,) = re.findall("^error: .*", capsys.readouterr().err, flags=re.MULTILINE)
+    assert expected in message
+
+
+def test_windows_of_a_stream_can_be_inspected(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    streamed = ["--config", "run.yaml", "--split", "train", "--data.streaming", "true", "--weights", "false"]
+    main(["inspect", *streamed, "--window", "2"])
+    assert "train, window 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="window must be one of a stream of windows of train"):
+        main(["inspect", *streamed, "--window", "99999"])

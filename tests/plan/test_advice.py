@@ -1,0 +1,45 @@
+"""Suggested changes save as much memory as planned, the cheapest ones first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from planned import run_of, write_models
+
+from xtoken_pl import Student
+from xtoken_pl.plan import MemoryPlan, single_changes, way_to_fit
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+def test_savings_are_the_difference_of_the_planned_peaks(models: Path) -> None:
+    plan = MemoryPlan.from_run(run_of(models))
+    changes = single_changes(plan)
+    assert [change.saves for change in changes] == sorted((change.saves for change in changes), reverse=True)
+    (halved,) = (change for change in changes if change.text.startswith("data.batch_size: 4"))
+    assert halved.saves == plan.peak.total - MemoryPlan.from_run(run_of(models, batch_size=4)).peak.total > 0
+
+
+def test_way_to_fit_ends_below_the_limit_or_is_none(models: Path) -> None:
+    plan = MemoryPlan.from_run(run_of(models, teachers={}, batch_size=4))
+    limit = MemoryPlan.from_run(run_of(models, teachers={}, batch_size=1)).peak.total
+    way = way_to_fit(plan, limit)
+    assert way is not None
+    assert way.texts
+    assert way.peak <= limit
+    smallest = Student(model=str(models / "tied"), activation_checkpointing=True)
+    assert way_to_fit(MemoryPlan.from_run(run_of(models, student=smallest, teachers={}, batch_size=1)), 0) is None
+
+
+def test_free_changes_come_first_and_more_gpus_last(models: Path) -> None:
+    plan = MemoryPlan.from_run(run_of(models, teachers={}, batch_size=1))
+    way = way_to_fit(
+        plan, MemoryPlan.from_run(run_of(models, teachers={}, batch_size=1, precision="bf16-true")).peak.total
+    )
+    assert way is not None
+    assert way.texts[0] == "model.student.activation_checkpointing: true"
+    assert not any("ModelParallelStrategy" in text for text in way.texts)
