@@ -92,7 +92,7 @@ def test_tokenizer_without_exact_bytes_is_refused(
         (["--critical", "[digits]"], "digits"),
         (["--text", "nowhere.txt"], "there is none at 'nowhere.txt'"),
         (["--student", "nowhere"], "'nowhere' could not be loaded"),
-        (["--text", "empty.txt"], "text must not be empty"),
+        (["--text", "empty.txt"], "text must have content, but 'empty.txt' is empty"),
         (["--text", "latin.txt"], "text must be UTF-8, but 'latin.txt' is not"),
         (["--picture", "audit.jpg"], "picture must be a .png file, got 'audit.jpg'"),
         (["--picture", "x.png", "--json_output", "x.png"], "must be two files"),

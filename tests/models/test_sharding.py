@@ -34,10 +34,10 @@ def frozen(folder: str, *, cpu_offload: bool) -> FrozenModel:
 
 def test_an_offloaded_model_leaves_only_its_head_on_the_device(folder: str) -> None:
     model = frozen(folder, cpu_offload=True)
-    at_home = {name: weight.data_ptr() for name, weight in model.model.named_parameters()}
+    original = {name: weight.data_ptr() for name, weight in model.model.named_parameters()}
     ids = torch.arange(6)[None]
     hidden, head = model.run(ids, torch.ones_like(ids))
-    assert {name: weight.data_ptr() for name, weight in model.model.named_parameters()} == at_home
+    assert {name: weight.data_ptr() for name, weight in model.model.named_parameters()} == original
     assert (
         head.layer.weight.data_ptr() != model.head.layer.weight.data_ptr()
     )  # tied to the embedding, which was moved back
@@ -48,11 +48,11 @@ def test_an_offloaded_model_leaves_only_its_head_on_the_device(folder: str) -> N
 
 def test_an_offloaded_model_is_moved_back_after_an_error(folder: str) -> None:
     model = frozen(folder, cpu_offload=True)
-    at_home = [weight.data_ptr() for weight in model.model.parameters()]
+    original = [weight.data_ptr() for weight in model.model.parameters()]
     ids = torch.full((1, 3), 10**6)  # no such token
     with pytest.raises(IndexError):
         model.run(ids, torch.ones_like(ids))
-    assert [weight.data_ptr() for weight in model.model.parameters()] == at_home
+    assert [weight.data_ptr() for weight in model.model.parameters()] == original
 
 
 def test_layers_are_the_repeated_blocks(folder: str) -> None:

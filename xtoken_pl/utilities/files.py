@@ -105,7 +105,7 @@ def read_text(path: str | os.PathLike[str], *, setting: str) -> str:
             f"{setting} must be UTF-8, but {name!r} is not ({error}); convert it, or give another file"
         ) from error
     if not content:
-        raise UserError(f"{setting} must not be empty, but {name!r} is; give another file, or remove the option")
+        raise UserError(f"{setting} must have content, but {name!r} is empty; give another file, or remove the option")
     return content
 
 
