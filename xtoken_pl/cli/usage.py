@@ -22,6 +22,7 @@ from xtoken_pl.utilities.errors import UsageError, UserError
 from xtoken_pl.utilities.words import did_you_mean, literals, nearest, type_in_words
 
 _UNKNOWN = re.compile(r"(?:^Option '|accept option '|unrecognized arguments: --)([^\s'=]+)")
+_LONGEST_VALUE = 80
 _LEVELS = ("class_path", "init_args", "dict_kwargs")  # keys that the command line may leave out
 
 
@@ -124,14 +125,14 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
         paths = [path for path, cls in _public_classes().items() if kind[1] in (base.__name__ for base in cls.__mro__)]
         rule = f"must be the path of a {kind[1]}, got {value!r}; choose one of {', '.join(paths) or 'its subclasses'}"
     elif "has no attribute" in reason or "No module named" in reason:
-        value = re.findall(r"given class_path '(.+?)'", message)[-1]
-        rule = (
-            f"must be the path of a class, got {value!r}: {reason}{did_you_mean(value, _public_classes(), 'check it')}"
-        )
+        value = [value, *re.findall(r"given class_path '(.+?)'", message)][-1]
+        near = did_you_mean(value, _public_classes(), "check the spelling")
+        rule = f"must be the path of a class, got {value!r}: {reason}{near}"
     elif words := type_in_words(types):
-        shown = value if value[:1] in "[{" else repr(value)
-        near = nearest(value, literals(types))
-        rule = f"must be {words}, got {shown}" + ("" if near is None else f"; did you mean {near}?")
+        shown = value if value[:1] in ("[", "{") else repr(value)
+        shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
+        alike = nearest(value, literals(types))
+        rule = f"must be {words}, got {shown}" + ("" if alike is None else f"; did you mean {alike}?")
     else:
         rule = f"cannot be used: {reason}"
     return f"{_place(keys, value, arguments)} {rule}"
