@@ -110,6 +110,7 @@ def _keep_layout_of_quantized(model: nn.Module) -> None:
     It would do so in the first pass in evaluation mode. Packed layers have no backward pass, round their products to
     bfloat16, and must be at least 64 wide.
     """
+    layer: Any
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             cast(Any, layer).support_avx512bf16_for_cpu = False
