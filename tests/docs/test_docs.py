@@ -29,8 +29,12 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text() for path in (ROOT / "docs").rglob("*.md")}
 EXTENDING = PAGES["extending.md"]
+DOCUMENTS = {**PAGES, "README.md": README}
 # Partial configurations are merged into this one.
-COMPLETE = {"model": {"student": {"model": "a"}, "teachers": {"b": {"model": "b"}}}, "data": {"train": {"path": "c"}}}
+COMPLETE = {
+    "model": {"student": {"model": "a"}, "teachers": {"llama": {"model": "b"}}},
+    "data": {"train": {"path": "c"}},
+}
 
 
 def test_every_public_name_has_a_place_in_the_reference() -> None:
@@ -99,14 +103,18 @@ def test_verbs_in_pages_exist() -> None:
     assert {"fit", "plan", "audit"} <= shown <= {"fit", "validate", "test", *PARTS_VERBS, *VERBS}
 
 
+def test_readme_shows_every_verb() -> None:
+    assert {verb for verb, *_ in shown_commands(README)} == {"fit", "validate", "test", *PARTS_VERBS, *VERBS}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if shown_commands(text)])
+@pytest.mark.parametrize("page", [page for page, text in DOCUMENTS.items() if shown_commands(text)])
 def test_options_of_commands_exist(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
-    for verb, *arguments in shown_commands(PAGES[page]):
+    for verb, *arguments in shown_commands(DOCUMENTS[page]):
         for option, path in pairwise(arguments):
             if option == "--config" and not path.startswith("configs/"):  # the reader's own
                 Path(path).write_text(yaml.safe_dump(COMPLETE))

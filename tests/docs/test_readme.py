@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 
@@ -11,11 +10,9 @@ import yaml
 from shown_code import code_blocks, printed_config, shown_commands
 
 import xtoken_pl
-from xtoken_pl.cli.command_line import PARTS_VERBS, VERBS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = shown_commands(README)
 
 
 def test_yaml_example_parses_with_every_command_shown_for_it(
@@ -25,7 +22,7 @@ def test_yaml_example_parses_with_every_command_shown_for_it(
     Path("run.yaml").write_text(code_blocks(README, "yaml")[0])
     Path("more_teachers.yaml").write_text("model: {teachers: {llama: {alpha: 0.5}}}")
     alphas = {}
-    for arguments in (arguments for arguments in COMMANDS if "run.yaml" in arguments):
+    for arguments in (arguments for arguments in shown_commands(README) if "run.yaml" in arguments):
         parsed = yaml.safe_load(printed_config([*arguments, "--print_config"], capsys))
         alphas[" ".join(arguments)] = parsed["model"]["init_args"]["teachers"]["llama"]["alpha"]
     changed = {
@@ -33,18 +30,6 @@ def test_yaml_example_parses_with_every_command_shown_for_it(
         "fit --config run.yaml --config more_teachers.yaml": 0.5,
     }
     assert alphas == dict.fromkeys(alphas, 0.2) | changed
-
-
-def test_every_verb_is_shown() -> None:
-    assert {verb for verb, *_ in COMMANDS} == {"fit", "validate", "test", *PARTS_VERBS, *VERBS}
-
-
-def test_options_of_verbs_without_a_configuration_exist() -> None:
-    shown = [(verb, arguments) for verb, *arguments in COMMANDS if "--config" not in arguments]
-    assert shown
-    for verb, arguments in shown:
-        options = {word.removeprefix("--") for word in arguments if word.startswith("--")}
-        assert options <= inspect.signature(VERBS[verb]).parameters.keys(), verb
 
 
 def test_make_targets_exist() -> None:
