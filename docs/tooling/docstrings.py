@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: the reStructuredText fragments in them, formulas and roles, for mkdocstrings."""
+"""mkdocstrings extension: converts the reStructuredText in docstrings (formulas and roles) to Markdown."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from griffe import Extension, GriffeLoader, Module, NameResolutionError, Object
 
 _ROLE = re.compile(r":(class|func|meth|attr|data|mod|math):`([^`]+)`")
-# The directive's line, and the lines below that are indented deeper.
+# The line of the directive, and the more deeply indented lines below it.
 _FORMULA = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +.*))*)", flags=re.MULTILINE)
 
 
 def to_markdown(text: str, scope: Object) -> str:
-    """A docstring with ``.. math::`` and ``:math:`` as dollars, and with links in place of the other roles.
+    """Converts ``.. math::`` and ``:math:`` to dollar signs, and the other roles to links.
 
     Args:
         text: The docstring.
-        scope: Where it stands, for names that are not given in full.
+        scope: Object that the docstring belongs to; relative names are resolved in it.
     """
 
     def formula(match: re.Match[str]) -> str:
@@ -27,18 +27,18 @@ def to_markdown(text: str, scope: Object) -> str:
 
     def role(match: re.Match[str]) -> str:
         kind, content = match.groups()
-        content = " ".join(content.split())  # a line may end in it
+        content = " ".join(content.split())  # a name may contain a line break
         if kind == "math":
             return f"${content}$"
         name = content.split(".")[-1]
-        # Optional: what has no place in the reference is shown without a link.
+        # Optional: names that are not in the reference are shown without a link.
         return f'<autoref identifier="{_full_name(content, scope)}" optional><code>{name}</code></autoref>'
 
     return _ROLE.sub(role, _FORMULA.sub(formula, text))
 
 
 def _full_name(name: str, scope: Object) -> str:
-    """The dotted path of a name; as it is where it cannot be resolved."""
+    """Dotted path of a name, or the name itself if it cannot be resolved."""
     first, *rest = name.split(".")
     try:
         return ".".join((scope.resolve(first), *rest))
@@ -47,7 +47,7 @@ def _full_name(name: str, scope: Object) -> str:
 
 
 class MarkdownDocstrings(Extension):
-    """Rewrites every docstring of a package once it is loaded."""
+    """Converts every docstring of a package after it is loaded."""
 
     def on_package(self, *, pkg: Module, loader: GriffeLoader, **kwargs: Any) -> None:
         self._rewrite(pkg)

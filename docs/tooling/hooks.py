@@ -1,4 +1,4 @@
-"""What MkDocs does beside its plugins: formulas as MathML, figures of the experiments, nothing from elsewhere."""
+"""MkDocs hooks: formulas as MathML, figures of the experiments, no scripts from other hosts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-# Where a page names the figures, so that the link also holds where the repository is read without a build.
+# Path of the figures as pages write it, so that links also work in the repository, without a build.
 _FIGURES = "../experiments/figures/"
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.DOTALL)
 _MATHJAX = re.compile(r"<script[^>]*mathjax[^>]*>.*?</script>", flags=re.DOTALL | re.IGNORECASE)
 _PAGE_LINK = re.compile(r'href="([\w/-]+)\.md(?=["#])')
-# What latex2mathml does not know, as what it knows.
+# Commands that latex2mathml does not know, and their replacements.
 _KNOWN = {r"\arg": r"\operatorname{arg}", "{aligned}": "{align*}", r"\mathrm": r"\text"}
 
 
@@ -29,17 +29,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leads links to the figures to where they are in the site."""
+    """Rewrites links to the figures to their place in the site."""
     return markdown.replace(_FIGURES, "figures/")
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Sets formulas as MathML, which needs no script."""
+    """Converts formulas to MathML, which needs no script."""
     return _FORMULA.sub(lambda match: mathml(html.unescape(match[3]), block=match[2] == "["), content)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Of a notebook leaves out the script that it would load, and leads its links to the pages of the site."""
+    """Removes the script that a notebook page would load, and points its links to the pages of the site."""
     if not page.file.src_uri.endswith(".ipynb"):
         return output
     return _PAGE_LINK.sub(r'href="\1.html', _MATHJAX.sub("", output))
@@ -49,7 +49,7 @@ def mathml(formula: str, *, block: bool) -> str:
     """LaTeX as MathML.
 
     Raises:
-        PluginError: If a command is not known: it would be shown as it is.
+        PluginError: If a command is unknown, because it would be shown as it is.
     """
     for unknown, known in _KNOWN.items():
         formula = formula.replace(unknown, known)

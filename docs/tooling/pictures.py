@@ -1,6 +1,6 @@
-"""Draws the pictures of the pages, from the quickstart's tokenizers and a run of it.
+"""Draws the pictures of the documentation from the quickstart's tokenizers and a run of the quickstart.
 
-``python docs/tooling/pictures.py``, after ``make quickstart``; ``--run`` names the folder of another run.
+Usage, after ``make quickstart``: ``python docs/tooling/pictures.py``; ``--run`` is the directory of another run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STRONG = ("#0072B2", "#D55E00")
 
 
 def shown(token: bytes) -> str:
-    """A token's text, spaces as ␣; bytes that are a part of a character in hexadecimal."""
+    """Text of a token, with spaces as ␣; bytes that are part of a character are hexadecimal."""
     try:
         return token.decode().replace(" ", "␣")
     except UnicodeDecodeError:
@@ -37,7 +37,7 @@ def shown(token: bytes) -> str:
 
 
 def spans(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> Figure:
-    """The tokens of a text on both sides, as wide as their bytes; a colour is a span."""
+    """Tokens of a text on both sides, as wide as their number of bytes; each colour is a span."""
     (student_ids,), (teacher_ids,) = student.encode([TEXT]), teacher.encode([TEXT])
     found = SpanAligner(student.tokenizer, teacher.tokenizer).align(student_ids, teacher_ids)
     figure = Figure(figsize=(10, 1.7), layout="constrained")
@@ -61,7 +61,7 @@ def spans(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> Figure:
 
 
 def rows_of_w(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> Figure:
-    """The weights that W gives to teacher tokens, for some student tokens."""
+    """Weights of teacher tokens in some rows of W."""
     projection = build_projection(student.tokenizer, teacher.tokenizer)
     figure = Figure(figsize=(7, 2.2), layout="constrained")
     axes = figure.subplots()
@@ -71,7 +71,7 @@ def rows_of_w(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> Fig
             if weight > 0:
                 axes.barh(y, float(weight), left=left, height=0.75, color=color, edgecolor="white", linewidth=2)
                 name = f"{shown(teacher.token_bytes[int(target)])}: {float(weight):.3f}"
-                # A thin box has its text behind it.
+                # The text of a thin box goes after it.
                 label(axes, left + float(weight) / 2 if weight > 0.05 else 1.05, y, name)
                 left += float(weight)
     axes.set_yticks(range(len(NUMERALS)), [shown(token) for token in NUMERALS])
@@ -83,7 +83,7 @@ def rows_of_w(student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> Fig
 
 
 def curves(run: Path) -> Figure:
-    """What a run of the quickstart logs."""
+    """Curves of the values that a run of the quickstart logs."""
     events = EventAccumulator(str(run))
     events.Reload()
 
@@ -107,7 +107,7 @@ def curves(run: Path) -> Figure:
 
 
 def label(axes: Axes, x: float, y: float, text: str) -> None:
-    """Text in the middle of a box."""
+    """Writes text into the middle of a box."""
     axes.text(x, y, text, ha="center", va="center", fontsize=8)
 
 
@@ -117,12 +117,12 @@ def pictures(
     run: str = "runs/quickstart/version_0",
     only: list[str] | None = None,
 ) -> None:
-    """Draw the pictures of the documentation.
+    """Draws the pictures of the documentation.
 
     Args:
-        student: Folder of the student's tokenizer.
-        teacher: Folder of the teacher's tokenizer.
-        run: Folder of a run of the quickstart, with its events.
+        student: Directory of the student's tokenizer.
+        teacher: Directory of the teacher's tokenizer.
+        run: Directory of a quickstart run, with its event files.
         only: Names of the pictures to draw; all of them by default.
     """
     of_student = CanonicalVocabulary.from_tokenizer(load_tokenizer(student))

@@ -121,10 +121,10 @@ def test_without_the_callback_the_fixed_weight_applies(workspace: Path, run: Run
 
 
 def test_subclass_that_is_named_alone_runs(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's example, its models replaced: a class_path, and nothing else under `model`."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    """The documented example, its models replaced: a class_path, and nothing else under `model`."""
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text()
     example = next(
-        block for block in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "configure_teachers" in block
+        block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "configure_teachers" in block
     )
     for hub, local in (
         ("meta-llama/Llama-3.2-1B", "student"),
@@ -136,7 +136,7 @@ def test_subclass_that_is_named_alone_runs(workspace: Path, run: Run, monkeypatc
     (workspace / "my_teachers.py").write_text(example)
     monkeypatch.syspath_prepend(workspace)
     config = yaml.safe_load((workspace / "config.yaml").read_text())
-    config["model"] = {"class_path": "my_teachers.LlamaAndQwen"}
+    config["model"] = {"class_path": "my_teachers.LlamaFromQwenAndLlama"}
     config["trainer"]["max_steps"] = 1
     (workspace / "subclass.yaml").write_text(yaml.safe_dump(config))
     tags = scalars(run("fit", config="subclass.yaml"))

@@ -105,7 +105,7 @@ def test_papers_best_run_is_planned_from_its_configs_alone(plan: Plan, paper: Pa
     assert peak["teacher phi: weights"] == pytest.approx(2 * 3.836e9, rel=1e-3)
     assert usable_bytes(80) == written["usable_bytes"]
     assert re.search(rf"fits: {written['peak_bytes'] / 1e9:.2f} of 84\.61 GB at the peak", printed)
-    shown = re.search(r"^```text\n(1 GPU .*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    shown = re.search(r"^```text\n(1 GPU .*?)^```", (ROOT / "docs/scaling.md").read_text(), re.MULTILINE | re.DOTALL)
     assert shown is not None
     assert shown[1] in printed
     with pytest.raises(UserError, match=r"plan\.json exists and is not overwritten"):
