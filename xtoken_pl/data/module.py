@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -241,7 +242,7 @@ class DistillDataModule(pl.LightningDataModule):
 
     def _check_spans(self, split: str) -> None:
         windows = self.datasets[split]
-        first = list(windows.take(_NUM_CHECKED_WINDOWS))
+        first = list(islice(windows, _NUM_CHECKED_WINDOWS))
         if not first:
             source = cast(TextSource, self.sources[split])
             raise UserError(

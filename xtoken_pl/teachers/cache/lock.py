@@ -39,9 +39,7 @@ def building(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _HAS_NO_LOCKS:
             raise
-        rank_zero_warn(
-            f"{folder} is on a file system without file locks ({error}): make sure nothing else builds there"
-        )
+        rank_zero_warn(f"files in {folder} cannot be locked ({error}): make sure nothing else builds there")
     try:
         yield
     finally:
