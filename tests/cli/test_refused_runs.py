@@ -58,7 +58,7 @@ def test_wrong_input_is_named_before_training(
         (["--model.kd_weight", "0.5"], "exclude each other"),
         (
             ["--model.teachers.split.loss", "xtoken_pl.GOLD", "--model.teachers.split.loss.uld_weight", "0"],
-            "can be negative (GOLD with uld_weight below kl_weight)",
+            "can be negative (GOLD: merge=chain_rule",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

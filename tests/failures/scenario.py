@@ -17,8 +17,8 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_mo
 
 from xtoken_pl.checkpoints import check_whole  # noqa: E402
 
-#: Seconds that an error may take to be said.
-PATIENCE = 60
+#: Seconds after which a command is taken to hang.
+PATIENCE = 300
 
 CONFIG = """
 seed_everything: 1

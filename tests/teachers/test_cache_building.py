@@ -9,25 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from logged import scalars
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
-from xtoken_pl import CanonicalVocabulary
-from xtoken_pl.batch import CachedRows
-from xtoken_pl.batch.quantization import MAX_ERROR, bits_of, dequantize, pack_ids, quantize, unpack_ids
-from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.cli import main
-from xtoken_pl.data import Windower, collate
-from xtoken_pl.models import Head, LoadedModel
 from xtoken_pl.teachers.cache.lock import LOCK_FILE, building
-from xtoken_pl.teachers.cache.manifest import Manifest, TopK
-from xtoken_pl.teachers.cache.shards import Shard, write_shard
-from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
-from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.teachers.cache.manifest import Manifest
 from xtoken_pl.utilities.errors import UserError
 
 CONFIG = """
@@ -245,70 +235,3 @@ def make_overflowing(folder: Path, token: str) -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(token)] = 1e5
     model.save_pretrained(folder)
-
-
-def test_quantized_log_probs_are_as_near_as_stated() -> None:
-    log_probs = np.linspace(-32, 0, 1_000_001, dtype=np.float32)
-    error = (dequantize(bits_of(quantize(log_probs))) - torch.from_numpy(log_probs)).abs().max()
-    assert error <= MAX_ERROR + 2e-6  # of float32 at -32
-    assert MAX_ERROR < 2.5e-4
-    assert dequantize(bits_of(quantize(np.array([0, -32, -40, -np.inf], dtype=np.float32)))).tolist() == [
-        0,
-        -32,
-        -32,
-        -32,
-    ]
-
-
-@pytest.mark.parametrize("num_tokens", [2, 500, 65_536, 65_537, 128_256, 151_669, 262_145, 2**20])
-@pytest.mark.parametrize("k", [1, 7, 64])
-def test_packed_ids_come_back(num_tokens: int, k: int) -> None:
-    ids = np.random.default_rng(0).integers(0, num_tokens, (5, k))
-    ids[0, 0], ids[1, 0] = num_tokens - 1, 0
-    low, high = pack_ids(ids, num_tokens)
-    assert np.array_equal(unpack_ids(low, high), ids)
-    assert np.array_equal(unpack_ids(low[:0], high[:0]), ids[:0])
-    assert high.shape[1] == max(0, (num_tokens - 1).bit_length() - 16) * -(-k // 8)
-
-
-def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRows:
-    """Of a random model with next to no weights."""
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(teacher), hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
-        num_key_value_heads=1,
-    ))  # fmt: skip
-    frozen = FrozenModel(LoadedModel(model, Head.from_model(model, teacher)))
-    return TeacherRows("t", frozen, row_format, 1.0, torch.device("cpu"))
-
-
-@pytest.mark.parametrize(("top_k", "precision"), [(8, 16), ("all", 32)])
-def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, precision: int) -> None:
-    teacher = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
-    window = {"student_ids": [1, 2, 3], "loss_mask": [0, 1, 1], "t/ids": [], "t/spans": []}
-    rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).compute(
-        [window] * 2, ""
-    )
-    assert num_tokens == 4
-    write_shard(tmp_path / "shard", rows, [window_checksum(window, "t")] * 2)
-    cached = CachedRows.from_windows([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
-    assert len(cached) == 0
-    assert cached.dense(slice(0, 0), torch.zeros(len(teacher), dtype=torch.bool), len(teacher)).shape == (
-        0,
-        len(teacher),
-    )
-
-
-def test_a_student_token_takes_at_most_300_bytes(
-    tmp_path: Path, llama3: PreTrainedTokenizerFast, qwen3: PreTrainedTokenizerFast, o200k: PreTrainedTokenizerFast
-) -> None:
-    student = CanonicalVocabulary.from_tokenizer(llama3)
-    for name, tokenizer in (("qwen3", qwen3), ("o200k", o200k)):
-        teacher = CanonicalVocabulary.from_tokenizer(tokenizer)
-        columns = Windower(student, {"t": teacher}, 128)([TEXTS[0][:1500]])
-        windows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["t/ids"]))]
-        row_format = RowFormat(64, 16, len(teacher), int(teacher.exists.sum()))
-        rows, num_tokens = small_rows(teacher, row_format).compute(windows, "")
-        write_shard(tmp_path / name, rows, [0] * len(rows))
-        assert num_tokens == len(collate(windows, ["t"]).student.labels) > 200
-        assert 250 < (tmp_path / name).stat().st_size / num_tokens <= 300, name
-        assert row_format.bytes_per_span == sum(values[0].nbytes for values in rows[0].values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -58,7 +59,7 @@ def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowM
     Raises:
         UserError: If there is none, or the first hundred have no span in common with a teacher.
     """
-    windower, first = maker.windower, list(windows.take(_NUM_CHECKED_WINDOWS))
+    windower, first = maker.windower, list(islice(windows, _NUM_CHECKED_WINDOWS))
     if not first:
         path = maker.source.path
         raise UserError(f"a data set must hold some text, every text of {path!r} is empty; give another file")

@@ -1,0 +1,159 @@
+"""Training from a cache of a teacher gives the losses of training with the teacher, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from cached_teachers import data_of, module_of, set_up, split_teacher
+from lightning.pytorch.plugins import HalfPrecision
+from small_models import splitting_tokenizer
+
+from xtoken_pl import (
+    GOLD,
+    ULD,
+    ConfidenceWeighting,
+    HybridKL,
+    OptimizerRecipe,
+    ProjectionKL,
+    Teacher,
+    TokenKL,
+)
+from xtoken_pl.batch import NO_WINDOW, DistillBatch
+
+
+class Recorder(pl.Callback):
+    """Keeps every number of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        flat = {key: value for key, value in outputs.items() if not isinstance(value, dict)}
+        for key in ("alpha", "teacher_kd", "span_coverage", "unmapped_mass"):
+            flat |= {f"{key}/{name}": value for name, value in outputs[key].items()}
+        self.steps.append({key: float(value) for key, value in flat.items()})
+
+
+def fit(root: Path, teachers: dict[str, Teacher], **options: Any) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Every number of 12 steps, and of the validation after them."""
+    pl.seed_everything(0)
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=12, limit_val_batches=2, num_sanity_val_steps=0, callbacks=[recorder],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = module_of(root, teachers, optimizer=OptimizerRecipe(learning_rate=1e-2), **options)
+    trainer.fit(module, data_of(root))
+    trainer.validate(module, data_of(root), verbose=False)
+    return recorder.steps, {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+def test_training_from_a_cache_of_everything_is_training_with_the_teachers(
+    root: Path, stored: Callable[..., str]
+) -> None:
+    every = {"top_k": "all", "precision": 32}
+    settings: dict[str, tuple[str, Any, float]] = {
+        "token": ("same", TokenKL(), 1.0),
+        "projection": ("split", ProjectionKL(), 1.0),
+        "reverse": ("split", ProjectionKL(divergence="reverse"), 1.0),
+        "hybrid": ("split", HybridKL(), 1.0),
+        "gold": ("split", GOLD(), 1.0),
+        "uld": ("split", ULD(), 1.0),
+        "tempered": ("split", ProjectionKL(), 2.0),
+    }
+    live, cached = (
+        {
+            name: Teacher(
+                model=str(root / folder / model), loss=loss, temperature=temperature, alpha=alpha, cache=cache
+            )
+            for alpha, (name, (model, loss, temperature)) in enumerate(settings.items(), start=1)
+            for cache in [stored(model, temperature, **every) if folder else None]
+        }
+        for folder in ("", "no_weights")
+    )
+    weighting = ConfidenceWeighting("cross_entropy", scope="sequence")
+    steps, validated = fit(root, live, weighting=weighting)
+    cached_steps, cached_validated = fit(root, cached, weighting=weighting)
+    assert len(steps) == 12
+    assert steps[-1]["ce"] < 0.9 * steps[0]["ce"]  # it learned, so that the gradients mattered
+    for step, (expected, found) in enumerate(zip(steps, cached_steps, strict=True)):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7), step
+    assert {f"val/kd/{name}" for name in settings} <= validated.keys()
+    assert cached_validated == pytest.approx(validated, rel=1e-5)
+
+
+def scored(root: Path, teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of every span of a batch of the validation texts, and the student's gradient."""
+    module = module_of(root, {"t": teacher, "split": split_teacher(root)})
+    data = set_up(module, data_of(root), "validate")
+    module.configure_model()
+    batch = next(iter(data.val_dataloader()))
+    loss = module.score(batch).spans["t"].loss
+    loss.sum().backward()
+    gradient = module.student.lm_head.weight.grad
+    assert gradient is not None
+    return loss.detach(), gradient
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_k_stored_tokens_give_the_loss_with_teacher_top_k(
+    root: Path, stored: Callable[..., str], temperature: float
+) -> None:
+    def gives(loss: TokenKL, cache: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        return scored(root, Teacher(model=str(root / "same"), temperature=temperature, loss=loss, cache=cache))
+
+    cache = stored("same", temperature, top_k=20, precision=32)
+    for ours, theirs in zip(gives(TokenKL(), cache), gives(TokenKL(teacher_top_k=20)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    # The loss's own k stays where it is smaller.
+    fewer = gives(TokenKL(teacher_top_k=5), cache), gives(TokenKL(teacher_top_k=5))
+    torch.testing.assert_close(fewer[0][0], fewer[1][0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [20, "all"])
+def test_16_bits_move_the_loss_by_their_rounding_alone(root: Path, stored: Callable[..., str], top_k: Any) -> None:
+    exact, rounded = (
+        scored(root, split_teacher(root, cache=stored(top_k=top_k, precision=precision))) for precision in (32, 16)
+    )
+    # Off by 2.5e-4 at most, a log-probability moves the loss by its probability times 1 + log p/q, below 20 here.
+    assert 0 < (exact[0] - rounded[0]).abs().max() < 20 * 2.5e-4
+    assert (exact[1] - rounded[1]).norm() < 1e-2 * exact[1].norm()
+
+
+def batch_of(root: Path, cache: str | Path) -> DistillBatch:
+    data = set_up(module_of(root, {"t": split_teacher(root, cache=str(cache))}), data_of(root), "validate")
+    return next(iter(data.val_dataloader()))
+
+
+def test_rows_of_a_batch_are_distributions_that_half_precisions_leave_as_they_are(
+    root: Path, stored: Callable[..., str]
+) -> None:
+    batch = batch_of(root, stored(top_k=20))
+    spans, holes = slice(3, 9), torch.zeros(len(splitting_tokenizer()), dtype=torch.bool)
+
+    def rows(batch: DistillBatch) -> torch.Tensor:
+        cached = batch.teachers["t"].cached
+        assert cached is not None
+        return cached.dense(spans, holes, len(holes) - int(holes.sum()))
+
+    torch.testing.assert_close(rows(batch).exp().sum(-1), torch.ones(6))
+    assert torch.equal(rows(HalfPrecision("bf16-true").convert_input(batch)), rows(batch))
+    is_stored = torch.zeros(len(holes), dtype=torch.bool)
+    is_stored[batch.teachers["t"].cached.ids[spans].flatten().long()] = True
+    holes[(~is_stored).nonzero()[:3]] = True
+    assert rows(batch)[:, holes].isneginf().all()
+    torch.testing.assert_close(rows(batch).exp().sum(-1), torch.ones(6))
+
+
+def test_a_process_without_a_window_of_the_last_batch_reads_nothing(root: Path, stored: Callable[..., str]) -> None:
+    data = set_up(module_of(root, {"t": split_teacher(root, cache=stored())}), data_of(root), "validate")
+    loader = data.val_dataloader()
+    blank = loader.collate_fn(loader.dataset.__getitems__([NO_WINDOW]))
+    beside = loader.collate_fn(loader.dataset.__getitems__([NO_WINDOW, 3]))
+    assert len(blank.teachers["t"].cached) == 0
+    assert len(beside.teachers["t"].cached) == len(beside.teachers["t"].spans) > 0
