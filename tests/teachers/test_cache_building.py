@@ -284,7 +284,9 @@ def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRo
 def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, precision: int) -> None:
     teacher = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
     window = {"student_ids": [1, 2, 3], "loss_mask": [0, 1, 1], "t/ids": [], "t/spans": []}
-    rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).of([window] * 2, "")
+    rows, num_tokens = small_rows(teacher, RowFormat(top_k, precision, len(teacher), len(teacher))).compute(
+        [window] * 2, ""
+    )
     assert num_tokens == 4
     write_shard(tmp_path / "shard", rows, [text_checksum(window, "t")] * 2)
     cached = CachedRows.of([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
@@ -304,7 +306,7 @@ def test_a_student_token_takes_at_most_300_bytes(
         columns = Windower(student, {"t": teacher}, 128)([TEXTS[0][:1500]])
         windows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["t/ids"]))]
         row_format = RowFormat(64, 16, len(teacher), int(teacher.exists.sum()))
-        rows, num_tokens = small_rows(teacher, row_format).of(windows, "")
+        rows, num_tokens = small_rows(teacher, row_format).compute(windows, "")
         write_shard(tmp_path / name, rows, [0] * len(rows))
         assert num_tokens == len(collate(windows, ["t"]).student.labels) > 200
         assert 250 < (tmp_path / name).stat().st_size / num_tokens <= 300, name
