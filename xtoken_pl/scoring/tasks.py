@@ -38,7 +38,8 @@ class HiddenRows:
     def states(self, rows: slice) -> Tensor:
         """``[P, H]`` hidden states of some rows as losses read them: detached, in float32 at least."""
         hidden = (self.hidden if self.model_hidden is None else self.model_hidden)[rows].detach()
-        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        # Copied, since autograd keeps no tensor that was made in inference mode.
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32), copy=True)
 
 
 @dataclass(frozen=True)
