@@ -81,7 +81,7 @@ def begin_next_epoch(trainer: pl.Trainer) -> None:
     checkpoints, so that a run that resumes from one of these starts the epoch again from its first batch.
     """
     loop = trainer.fit_loop
-    epochs = cast(Any, loop).epoch_progress.total
+    epochs: Any = loop.epoch_progress.total
     if loop.restarted_mid_epoch and epochs.processed == epochs.started:
         loop.reset_restart_stage()
 
