@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -87,10 +88,9 @@ def test_a_full_disk_is_a_user_error() -> None:
         raise full
 
 
-@pytest.mark.parametrize("error", [MisconfigurationException("no logger"), ModuleNotFoundError("no logger")])
-def test_what_lightning_says_of_a_run_is_a_user_error(error: Exception) -> None:
+def test_what_lightning_says_of_a_setting_is_a_user_error() -> None:
     with pytest.raises(UserError, match="no logger"), lightning_errors():
-        raise error
+        raise MisconfigurationException("no logger")
 
 
 # As real processes ----------------------------------------------------------------------------------------------------
@@ -116,6 +116,23 @@ def in_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
         timeout=240,
         check=False,
     )
+
+
+class Tracker(pl.Callback):
+    """Needs a package that is not there, or a setting that Lightning refuses."""
+
+    def __init__(self, *, misses_package: bool) -> None:
+        raise ModuleNotFoundError("tracker") if misses_package else MisconfigurationException("no tracker")
+
+
+@pytest.mark.parametrize(("misses_package", "reason"), [(True, "not installed: tracker"), (False, "no tracker")])
+def test_a_class_that_cannot_be_made_for_the_users_reasons_is_a_user_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, misses_package: bool, reason: str
+) -> None:
+    monkeypatch.chdir(folder)
+    tracker = ["--trainer.callbacks", f"{__name__}.Tracker", "--trainer.callbacks.misses_package", str(misses_package)]
+    with pytest.raises(UserError, match=reason):
+        main(["fit", "--config", "run.yaml", *tracker])
 
 
 @pytest.mark.slow

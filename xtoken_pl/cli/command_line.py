@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from xtoken_pl.cli.verbs import PROGRAM, VERBS, choose_verb, overview
-from xtoken_pl.utilities.errors import UserError, system_errors
+from xtoken_pl.utilities.errors import UserError, root_cause, system_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,10 +34,3 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, UserError) or not isinstance(cause := root_cause(error), UserError):
             raise
         raise cause from error
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The first exception of a chain of ``raise ... from ...``."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

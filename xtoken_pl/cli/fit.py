@@ -24,7 +24,7 @@ from xtoken_pl.cli.usage import RaisingParser, RefusedError, refusal
 from xtoken_pl.cli.verbs import PROGRAM
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.training.module import MultiTeacherDistillModule
-from xtoken_pl.utilities.errors import UsageError, UserError, out_of_memory
+from xtoken_pl.utilities.errors import UsageError, UserError, out_of_memory, root_cause
 from xtoken_pl.utilities.lightning_internals import has_checkpoint_io
 
 _INTERRUPTED = 130
@@ -70,15 +70,13 @@ class DistillParser(RaisingParser, LightningArgumentParser):
 
 @contextmanager
 def lightning_errors() -> Iterator[None]:
-    """Raises what Lightning says of settings and missing packages, and memory that is used up, as a UserError."""
+    """Raises what Lightning says of settings, and memory that is used up, as a UserError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except ModuleNotFoundError as error:
-        raise UserError(f"a package is not installed: {error}; install it, or remove what needs it") from error
 
 
 class DistillCLI(LightningCLI):
@@ -102,8 +100,15 @@ class DistillCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
-        with lightning_errors():
+        try:
             super().instantiate_classes()
+        except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
+            cause = root_cause(error)  # jsonargparse wraps the error of a class that it instantiates
+            if isinstance(cause, ModuleNotFoundError):
+                raise UserError(f"a package is not installed: {cause}; install it, or remove what needs it") from error
+            if isinstance(cause, MisconfigurationException) and not isinstance(error, UserError):
+                raise UserError(str(cause)) from error
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with our progress bar and checkpoints that are written whole, unless others are given."""

@@ -48,3 +48,10 @@ def out_of_memory(error: BaseException) -> UserError:
         f"out of memory ({reason}); lower data.batch_size or data.sequence_length, set "
         "model.student.activation_checkpointing, or see what fits: python -m xtoken_pl plan"
     )
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first exception of a chain of ``raise ... from ...``."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
