@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 pytest.register_assert_rewrite("loss_tester")
-# Do not collect the conftest.py files of subdirectories as doctest modules: they would all have the same name.
-collect_ignore_glob = ["*/conftest.py"]
+# Do not collect the conftest.py files as doctest modules: they would all have the same name.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 settings.register_profile(
     "ci",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from small_models import packing_tokenizer, write_model
-from xtoken_pl.models.fingerprint import config_fingerprint
 
+from xtoken_pl.checkpoints.fingerprints import config_fingerprint
 from xtoken_pl.models import load_causal_lm
 from xtoken_pl.specs import Student, load_vocabulary
 from xtoken_pl.tokenization import load_tokenizer
