@@ -61,7 +61,7 @@ def test_a_wrong_verb_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> No
     assert all(verb.description in said for verb in VERBS.values())
 
 
-@pytest.mark.parametrize("module", {verb.module for verb in VERBS.values()})
+@pytest.mark.parametrize("module", sorted({verb.module for verb in VERBS.values()}))
 def test_every_verb_has_a_module_that_runs_it(module: str) -> None:
     assert callable(import_module(f"xtoken_pl.cli.{module}").run)
 
