@@ -20,9 +20,10 @@ from xtoken_pl.data.windows import Window, Windower
 from xtoken_pl.inspection.counterparts import Counterparts
 from xtoken_pl.inspection.inspection import Inspection
 from xtoken_pl.inspection.page import page
-from xtoken_pl.inspection.predictions import predict
+from xtoken_pl.inspection.predictions import Predictions, predict
 from xtoken_pl.inspection.terminal import print_inspection
 from xtoken_pl.losses import SpanLoss
+from xtoken_pl.losses.counterparts import counterparts_in_projection
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
@@ -83,13 +84,14 @@ def inspect(
     else:
         matrix = Projection.load(projection)
         matrix.check_belongs_to(student_vocabulary, vocabulary)
-    name = "teacher"
-    columns = Windower(student_vocabulary, {name: vocabulary}, _NO_LIMIT)([content])
+    teachers = {"teacher": vocabulary}
+    columns = Windower(student_vocabulary, teachers, _NO_LIMIT)([content])
     window = {column: values[0] for column, values in columns.items()}
-    result = Inspection.from_window(
-        text_file or "a text", window, student_vocabulary, {name: vocabulary}
-    ).with_counterparts({name: Counterparts.of_projection(matrix, student_vocabulary, vocabulary, window[STUDENT_IDS])})
-    _show(result, html, overwrite=overwrite)
+    rows = Counterparts.from_loss(
+        counterparts_in_projection(matrix, window[STUDENT_IDS]), student_vocabulary, vocabulary
+    )
+    shown = Inspection.from_window(text_file or "a text", window, student_vocabulary, teachers)
+    _show(shown.with_counterparts({"teacher": rows}), html, overwrite=overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,25 +139,19 @@ def inspect_run(
     student, teachers = module.vocabularies()
     data.connect(student, teachers, module.planners(), module.caches)
     window = data.window(options.split, options.window)
-    title = f"{options.split}, window {options.window}"
-    # The checkpoint brings a learned W, too: before it is shown.
-    predictions = _predict(module, window, checkpoint, options) if options.weights else None
-    result = Inspection.from_window(title, window, student, teachers).with_counterparts(
-        {
-            name: Counterparts.of_loss(cast(SpanLoss, loss), student, teachers[name], window[STUDENT_IDS])
-            for name, loss in module.losses.items()
-        }
-    )
-    _show(
-        result if predictions is None else result.with_predictions(predictions),
-        options.html,
-        overwrite=options.overwrite,
-    )
+    shown = Inspection.from_window(f"{options.split}, window {options.window}", window, student, teachers)
+    if options.weights:  # a checkpoint also restores a learned W, which is shown below
+        shown = shown.with_predictions(_predict(module, window, checkpoint, options))
+    counterparts = {
+        name: Counterparts.from_loss(cast(SpanLoss, loss).counterparts(window[STUDENT_IDS]), student, teachers[name])
+        for name, loss in module.losses.items()
+    }
+    _show(shown.with_counterparts(counterparts), options.html, overwrite=options.overwrite)
 
 
 def _predict(
     module: MultiTeacherDistillModule, window: Window, checkpoint: Path | None, options: InspectOptions
-) -> Any:
+) -> dict[str, Predictions]:
     module.configure_model()
     if checkpoint is not None:
         with ExitStack() as stack:

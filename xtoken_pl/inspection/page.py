@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from xtoken_pl.inspection.counterparts import Counterpart, Counterparts
-from xtoken_pl.inspection.inspection import Cell, Inspection, TeacherView
-from xtoken_pl.inspection.predictions import Candidate, SpanPrediction
+from xtoken_pl.inspection.inspection import Cell, Inspection, PredictedSpan, TeacherView
+from xtoken_pl.inspection.predictions import Candidate
 from xtoken_pl.inspection.tokens import Token
 
 # Details of the hovered token appear at the bottom of the window, where they cover no other token.
@@ -33,7 +33,7 @@ white-space:pre}
 .token:hover::after{content:attr(data-about);position:fixed;left:0;right:0;bottom:0;padding:8px 28px;z-index:1;
 background:var(--ink);color:var(--page);white-space:pre-wrap}
 .special{font-style:italic}
-.a{background:var(--a)}.b{background:var(--b)}.masked{background:var(--masked);color:var(--dim)}
+.even{background:var(--a)}.odd{background:var(--b)}.masked{background:var(--masked);color:var(--dim)}
 .gap{background:repeating-linear-gradient(135deg,var(--gap) 0 5px,transparent 5px 8px),var(--card)}
 .key{display:inline-block;border-radius:4px;padding:0 6px;margin-right:4px}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(460px,1fr));gap:12px}
@@ -67,16 +67,13 @@ def page(inspection: Inspection) -> str:
 
 
 def _teacher(name: str, view: TeacherView) -> str:
-    counts = view.statistics
     cells = "".join(_cell(cell, view) + ('<i class="line"></i>' if cell.ends_line else "") for cell in view.cells)
     return "\n".join(
         (
             f"<section><h2>{escape(name)}</h2>",
-            f'<p class="dim">{escape(view.tokenizer)}: {len(view.tokens):,} tokens; {counts.num_spans:,} spans '
-            f"({view.kinds_text}); tokens in no span: {counts.student_gaps:,} of the student, "
-            f"{counts.teacher_gaps:,} of the teacher</p>",
-            '<p><span class="key a">span</span><span class="key b">span</span><span class="key gap">in no span</span>'
-            '<span class="key masked">not learned</span> <span class="dim">top row: student; bottom row: '
+            f'<p class="dim">{escape(view.tokenizer)}: {len(view.tokens):,} tokens; {view.summary}</p>',
+            '<p><span class="key even">span</span><span class="key odd">span</span><span class="key gap">in no span'
+            '</span><span class="key masked">not learned</span> <span class="dim">top row: student; bottom row: '
             "teacher; · is a space, ↵ a line end; hover over a token for its id, bytes and counterparts</span></p>",
             f'<div class="text">{cells}</div>',
             _predictions(name, view),
@@ -87,15 +84,13 @@ def _teacher(name: str, view: TeacherView) -> str:
 
 
 def _cell(cell: Cell, view: TeacherView) -> str:
-    kind = "masked" if not cell.is_learned else "gap" if cell.span is None else "ab"[cell.span % 2]
     rows = {} if view.counterparts is None else view.counterparts.by_id
-    loss = None if view.predictions is None else view.predictions.losses.get(cell.student_start)
-    about = cell.kind if loss is None or cell.span is None else f"{cell.kind}, loss {loss:.4g} nats"
-    sides = (
-        "".join(_token(token, about, rows.get(token.id)) for token in cell.student),
-        "".join(_token(token, about) for token in cell.teacher),
+    about = view.caption(cell)
+    student = "".join(_token(token, about, rows.get(token.id)) for token in cell.student)
+    teacher = "".join(_token(token, about) for token in cell.teacher)
+    return (
+        f'<span class="cell {cell.shade}"><span class="side">{student}</span><span class="side">{teacher}</span></span>'
     )
-    return f'<span class="cell {kind}">' + "".join(f'<span class="side">{side}</span>' for side in sides) + "</span>"
 
 
 def _token(token: Token, about: str, row: Counterpart | None = None) -> str:
@@ -107,27 +102,17 @@ def _token(token: Token, about: str, row: Counterpart | None = None) -> str:
 
 
 def _predictions(name: str, view: TeacherView) -> str:
-    if view.predictions is None or not view.predictions.spans:
-        return ""
-    ours = "student through W" if view.predictions.is_projected else "student"
-    cards = "".join(_card(span, view, name, ours) for span in view.predictions.spans)
-    return f'<h3>Predictions at the start of a span</h3><div class="cards">{cards}</div>'
+    cards = "".join(_card(span, view, name) for span in view.predicted_spans)
+    return cards and f'<h3>Predictions at the start of a span</h3><div class="cards">{cards}</div>'
 
 
-def _card(span: SpanPrediction, view: TeacherView, name: str, ours: str) -> str:
-    assert view.predictions is not None
-    index = view.cell_at(span.student_start)
-    cell, loss = view.cells[index], view.predictions.losses[span.student_start]
-    columns = (
-        _column("teacher", name, span.teacher, cell.teacher[0]),
-        _column("student", ours, span.student, (cell.teacher if view.predictions.is_projected else cell.student)[0]),
-    )
-    text = "".join(token.text for token in cell.student)
+def _card(span: PredictedSpan, view: TeacherView, name: str) -> str:
     return (
-        f'<div class="card"><header><span class="mono"><span class="dim">{escape(view.context(index)[-32:])}</span>'
-        f'<b class="key {"ab"[(cell.span or 0) % 2]}">{escape(text)}</b></span>'
-        f'<span class="dim">{cell.kind}, {loss:.3f} nats</span></header>'
-        f'<div class="columns">{"".join(columns)}</div></div>'
+        f'<div class="card"><header><span class="mono"><span class="dim">{escape(span.before[-32:])}</span>'
+        f'<b class="key {span.cell.shade}">{escape(span.cell.text)}</b></span>'
+        f'<span class="dim">{view.caption(span.cell)}</span></header><div class="columns">'
+        f"{_column('teacher', name, span.teacher, span.teacher_token)}"
+        f"{_column('student', view.student_title, span.student, span.student_token)}</div></div>"
     )
 
 
@@ -146,11 +131,10 @@ def _candidate(candidate: Candidate, is_observed: bool) -> str:
 
 
 def _counterparts(counterparts: Counterparts) -> str:
-    exact = [row for row in counterparts.by_id.values() if row.is_plain]
-    others = [row for row in counterparts.by_id.values() if not row.is_plain]
+    plain = counterparts.plain
     return (
-        f"<h3>{escape(counterparts.name)} for the tokens in the text</h3>{_table(others)}"
-        f"<details><summary>{len(exact):,} more with exactly one teacher token</summary>{_table(exact)}</details>"
+        f"<h3>{escape(counterparts.name)} for the tokens in the text</h3>{_table(counterparts.others)}"
+        f"<details><summary>{len(plain):,} more with exactly one teacher token</summary>{_table(plain)}</details>"
     )
 
 
