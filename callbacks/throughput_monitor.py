@@ -77,7 +77,7 @@ class ThroughputMonitor(Monitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: DistillBatch, batch_idx: int
     ) -> None:
         self._num_tokens += batch.student.attention_mask.sum()
-        if is_logged(trainer, self._step):
+        if is_logged(trainer):
             pl_module.log_dict(self._measure(trainer, pl_module.device))
             self._begin(trainer, pl_module)
 

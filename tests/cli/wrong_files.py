@@ -124,7 +124,7 @@ CASES = [
         *("a stream has none", "'same'", "set data.streaming to false"),
     ),
     case("caches: unknown teacher", "--teacher nobody", "must be one of same", "got 'nobody'", verb="cache"),
-    case("caches: no folder", "--teacher same", "a cache needs a folder", "'same'", "give --output", verb="cache"),
+    case("caches: no folder", "--teacher same", "a cache needs a directory", "'same'", "give --output", verb="cache"),
     case("checkpoints: missing", "--ckpt_path no.ckpt", "must be a checkpoint", "'no.ckpt'", "check the path"),
     case("checkpoints: cut", "--ckpt_path cut.ckpt", "must be whole", "'cut.ckpt' is not", "whole.ckpt"),
     case("checkpoints: random bytes", "--ckpt_path random.ckpt", "must be whole", "500 bytes", "whole.ckpt"),

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
+from xtoken_pl.cli.outputs import check_output, write_output
 from xtoken_pl.cli.usage import run_function
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.files import atomic_path, check_target
 
 #: Page -> chart -> tag -> its curve (steps and values).
 Pages = dict[str, dict[str, dict[str, NDArray[np.float64]]]]
@@ -51,15 +51,11 @@ def dashboard(
         page: custom_scalars (all charts), the title of one page of charts, such as Losses, or images.
         overwrite: Replace a file that exists.
     """
-    if Path(output).suffix.lower() != ".png":
-        raise UserError(f"output must be a .png file, got {output!r}")
-    check_target(Path(output), kind="file", overwrite=overwrite)
+    check_output("output", output, overwrite=overwrite, suffix=".png")
     run = newest_run(Path(logdir))
     print(f"the newest run: {run}")
     figure = draw_images(read_images(run)) if page == "images" else draw_charts(_chosen(read_charts(run), page, run))
-    with atomic_path(output, kind="file", overwrite=overwrite) as part:
-        figure.savefig(part, dpi=_DPI)
-    print(f"written to {output}")
+    write_output(output, lambda part: figure.savefig(part, format="png", dpi=_DPI), overwrite=overwrite)
 
 
 def _chosen(pages: Pages, page: str, run: Path) -> Pages:

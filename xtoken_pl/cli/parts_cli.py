@@ -13,6 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from xtoken_pl.cli.fit import DistillCLI, lightning_errors, run_cli
 from xtoken_pl.cli.preflight import check_positions
 from xtoken_pl.cli.verbs import VERBS
+from xtoken_pl.data import DistillDataModule
+from xtoken_pl.utilities.errors import UserError
 
 #: Takes the module, the data module, the trainer's section of the configuration, and the verb's own options.
 Action = Callable[[Any, Any, dict[str, Any], Any], None]
@@ -64,6 +66,9 @@ class PartsCLI(DistillCLI):
         """Runs the verb; overrides a method of LightningCLI that is not public, which would ask the trainer to."""
         given = self.config[subcommand]
         options = self.options(**{field.name: given[field.name] for field in fields(self.options)})
+        if not isinstance(self.datamodule, DistillDataModule):
+            given_class = type(self.datamodule).__name__
+            raise UserError(f"{subcommand} needs the windows of DistillDataModule, got {given_class}; use the former")
         check_positions(self.model, self.datamodule, asked=getattr(options, "teacher", None))
         with lightning_errors():
             self.action(self.model, self.datamodule, self.trainer_config, options)
