@@ -103,7 +103,7 @@ class NumeralMonitor(pl.Callback):
         outputs: Any,
         batch: DistillBatch,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: Any,
     ) -> None:
         if batch_idx >= self.num_batches:
             return

@@ -43,8 +43,7 @@ class ProjectionMonitor(Monitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         losses = undecided(distill_module(pl_module, self))
         # Selected once, here: in a step it would synchronize with the device.
-        learned = {name: loss.learned_projection for name, loss in losses.items()}
-        self._learned = {name: part for name, part in learned.items() if part is not None}
+        self._learned = {name: part for name, loss in losses.items() if (part := loss.learned_projection) is not None}
         scalars: dict[str, Tensor] = {}
         for name, loss in losses.items():
             part = self._learned.get(name)

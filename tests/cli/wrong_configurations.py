@@ -36,7 +36,7 @@ CASES = [
     case(
         "adapters: random weights",
         "--model.student.adapter.rank 4 --model.student.weights random",
-        *("leaves the weights below it as they are", "weights='random'", "use pretrained weights"),
+        *("an adapter needs pretrained weights", "weights='random'", "use pretrained weights"),
     ),
     case(
         "adapters: no such layers",

@@ -58,8 +58,7 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("shard_windows", self.shard_windows)):
-            if value is not None:
-                check_at_least_one(name, value)
+            check_at_least_one(name, value)
 
 
 def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, options: CacheOptions) -> Manifest:

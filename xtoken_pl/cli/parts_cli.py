@@ -17,7 +17,7 @@ from xtoken_pl.data import DistillDataModule
 from xtoken_pl.utilities.errors import UserError
 
 #: Takes the module, the data module, the trainer's section of the configuration, and the verb's own options.
-Action = Callable[[Any, Any, dict[str, Any], Any], None]
+Action = Callable[[Any, Any, dict[str, Any], Any], object]
 
 
 def run_with_parts(action: Action, options: Any, arguments: list[str]) -> None:

@@ -56,7 +56,7 @@ class Cell:
         """Background of the cell; neighbouring spans alternate between ``even`` and ``odd``."""
         if not self.is_learned:
             return "masked"
-        return "gap" if self.span is None else ("even", "odd")[self.span % 2]  # type: ignore[return-value]
+        return "gap" if self.span is None else ("even", "odd")[self.span % 2]
 
     @property
     def text(self) -> str:

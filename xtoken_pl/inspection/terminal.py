@@ -89,8 +89,8 @@ class _Printer:
             text.append(_BETWEEN if place else "", _DIM).append(token.text, Style(italic=token.is_special))
         if self.has_colors:
             return text
-        before, after = _BRACKETS[cell.shade]
-        return Text(f"{before}{text.plain}{after}")
+        brackets = _BRACKETS[cell.shade]
+        return Text(f"{brackets[0]}{text.plain}{brackets[1]}")
 
     def _counterparts(self, counterparts: Counterparts) -> None:
         num_plain, others = len(counterparts.plain), counterparts.others
