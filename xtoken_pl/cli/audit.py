@@ -33,10 +33,10 @@ def audit(
     """Show what a student can learn from a teacher of another tokenizer, and which loss suits the pair.
 
     Args:
-        student: Folder or hub id of the student's tokenizer.
-        teacher: Folder or hub id of the teacher's tokenizer.
-        projection: A stored W; built where none is given.
-        text: A text file (UTF-8), for the statistics of spans.
+        student: Directory or hub id of the student's tokenizer.
+        teacher: Directory or hub id of the teacher's tokenizer.
+        projection: A file with W; built by default.
+        text: A text file (UTF-8) for the statistics of spans.
         critical: Categories of the student's tokens that must not be lost, '[numerals_2, numerals_3]' by default.
         json_output: A JSON file to write.
         picture: A PNG file to write.
