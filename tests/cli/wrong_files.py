@@ -18,7 +18,7 @@ CASES = [
     case(
         "data: cut parquet", "--data.train.path cut.parquet", "'cut.parquet' could not", "is complete", "Parquet magic"
     ),
-    case("data: other kind", "--data.train.path table.csv", "must be of one kind", "['.csv']", "Name one kind"),
+    case("data: other kind", "--data.train.path table.csv", "must be of one kind", "['.csv']", "Select one kind"),
     case("data: empty folder", "--data.train.path empty_folder", "must hold .txt", "'empty_folder' has none", "check"),
     case("data: no match", "--data.train.path no/*.jsonl", "no file matches 'no/*.jsonl'", "relative paths start at"),
     case("data: other split", "--data.train.split vla", "(split 'vla')", "that the split is train"),
@@ -88,9 +88,15 @@ CASES = [
     case(
         "W: missing", "--model.teachers.split.projection no.st", "written by `python -m xtoken_pl project`", "'no.st'"
     ),
-    case("W: cut", "--model.teachers.split.projection cut_w.safetensors", "'cut_w.safetensors' is no whole", "rebuild"),
     case(
-        "W: another file", "--model.teachers.split.projection student/model.safetensors", "is no projection", "make one"
+        "W: cut", "--model.teachers.split.projection cut_w.safetensors", "'cut_w.safetensors' is truncated", "rebuild"
+    ),
+    case(
+        "W: another file",
+        "--model.teachers.split.projection student/model.safetensors",
+        "file of format",
+        "has format 'pt'",
+        "build one",
     ),
     case(
         "W: another pair",
@@ -121,7 +127,7 @@ CASES = [
     case(
         "caches: other temperature",
         "--model.teachers.same.cache cache --model.teachers.same.temperature 2",
-        *("'cache' of teacher 'same'", "temperature", "Give what it was built with"),
+        *("'cache' of teacher 'same'", "temperature", "Use what it was built with"),
     ),
     case("caches: cut shard", "--model.teachers.same.cache cut_cache", "must have", "but has", "cache` again"),
     case(

@@ -12,7 +12,6 @@ from xtoken_pl.alignment import SpanAligner, SpanStatistics
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
 from xtoken_pl.audit.positions import PositionStatistics
 from xtoken_pl.audit.recommendation import CRITICAL, Recommendation, recommend_loss
-from xtoken_pl.prefix_map import build_prefix_map
 from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -113,7 +112,7 @@ class CoverageAudit:
             },
             recommendation=recommend_loss(student, teacher, critical=critical, strict=strict),
             spans=None if text is None else _span_statistics(student, teacher, text),
-            positions=None if text is None else _position_statistics(student, teacher, text),
+            positions=None if text is None else PositionStatistics.from_text(student, teacher, text),
         )
 
     @property
@@ -150,8 +149,3 @@ def _span_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary,
         raise UserError("the text to audit must not be empty, got none; give another, or leave text out")
     spans = SpanAligner(student.tokenizer, teacher.tokenizer).align(student_ids, teacher_ids)
     return SpanStatistics.from_spans(spans, len(student_ids), len(teacher_ids))
-
-
-def _position_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> PositionStatistics:
-    prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
-    return PositionStatistics.from_text(prefix_map, student, teacher, text)

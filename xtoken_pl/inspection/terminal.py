@@ -111,7 +111,7 @@ class _Printer:
             student = _rows(span.student, span.student_token)
             for left, right in zip_longest(teacher, student, fillvalue=(Text(), Text(), Text())):
                 table.add_row(*left, *right)
-            self.console.print(Padding(table, (0, 0, 1, 2)))
+            self.console.print(Padding(table, (0, 0, 1, 2), expand=False))
 
 
 def _rows(candidates: Sequence[Candidate], observed: Token) -> list[tuple[Text, Text, Text]]:
