@@ -116,7 +116,7 @@ def test_wheel_and_source_distribution_hold_every_file_of_the_package_once(tmp_p
         f"xtoken_pl/{path.relative_to(folder.parent if folder.name == 'callbacks' else folder).as_posix()}"
         for folder in (checkout / "xtoken_pl", checkout / "callbacks")
         for path in folder.rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".html") or path.name == "py.typed"
     )
     with zipfile.ZipFile(wheel) as archive:
         assert sorted(name for name in archive.namelist() if ".dist-info/" not in name) == expected
