@@ -30,24 +30,17 @@ class AlignmentMonitor(Monitor):
       ``train/many_to_many/NAME``: shares of these kinds of spans. All other spans are one to one.
     """
 
-    def __init__(self) -> None:
-        self._step = 0
-
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
         names = list(module.teachers)
         kinds = {f"kinds of spans: {name}": [f"train/{kind}/{name}" for kind in KINDS] for name in names}
         return {"Alignment": {"spans per token": [f"train/spans_per_token/{name}" for name in names], **kinds}}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: DistillBatch, batch_idx: int
     ) -> None:
         names = list(distill_module(pl_module, self).teachers)
-        if not names or not is_logged(trainer, self._step):
+        if not names or not is_logged(trainer):
             return
-        self._step = trainer.global_step
         counts = torch.stack([count_spans(batch.teachers[name].spans) for name in names])  # [M, 4]
         tokens = counts.new_full((len(names), 1), len(batch.student.labels))
         # Sum over all processes before dividing.

@@ -1,4 +1,4 @@
-"""How the dashboard groups what callbacks log: pages of charts, TensorBoard's custom scalars."""
+"""Pages of charts for the scalars that callbacks log: TensorBoard's custom scalars."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.lightning_internals import is_accumulating
 
 #: Page -> chart -> the tags of its curves.
 Charts = dict[str, dict[str, list[str]]]
@@ -21,7 +22,7 @@ PAGES = ("Losses", "Teachers", "Alignment", "W", "Throughput", "Validation")
 
 
 class Monitor(pl.Callback, ABC):
-    """Logs scalars, and says how the dashboard groups them.
+    """Logs scalars, and groups them in charts for the dashboard.
 
     TensorBoard takes one layout, for all callbacks: the first monitor of a trainer writes it when ``fit`` starts, with
     the charts of every callback that has a method ``charts``.
@@ -42,17 +43,14 @@ class Monitor(pl.Callback, ABC):
                 logger.experiment.add_custom_scalars(layout)
 
 
-def is_logged(trainer: pl.Trainer, last: int) -> bool:
-    """Whether the scalars of the batch that has just ended are written, ``last`` being the last step that was.
-
-    Of an accumulated step that is its last batch.
-    """
-    step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and step > last and step % every == 0
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Whether the batch that has just ended completes a step whose scalars are written."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0 and not is_accumulating(trainer)
 
 
 def collect_charts(callbacks: Iterable[pl.Callback], module: MultiTeacherDistillModule) -> Charts:
-    """The charts of all callbacks that have some, by page; what has no curve is left out."""
+    """The charts of all callbacks by page, without charts that have no curve."""
     pages: Charts = {}
     for callback in callbacks:
         if charts := getattr(callback, "charts", None):

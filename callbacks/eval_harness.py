@@ -25,6 +25,7 @@ from xtoken_pl.models.sharding import gathered
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
+from xtoken_pl.utilities.lightning_internals import is_accumulating
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ class EvalHarness(pl.Callback):
                     f"the number of examples of task {name!r} must be >= 0, got {shots}; leave it empty for the default"
                 )
         for option, value in (("every_n_steps", every_n_steps), ("limit", limit), ("batch_size", batch_size)):
-            if value is not None:
-                check_at_least_one(option, value)
+            check_at_least_one(option, value)
         if every_n_steps is None and not at_end:
             raise UserError(
                 "EvalHarness would never run with every_n_steps=None and at_end=False; set one, or remove the callback"
@@ -95,7 +95,7 @@ class EvalHarness(pl.Callback):
         self._loaded: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, list[str]] = {}
         self._lm: Any = None
-        self._step = self._evaluated = -1
+        self._evaluated = -1
 
     # Before training -------------------------------------------------------------------------------------------------
 
@@ -120,15 +120,14 @@ class EvalHarness(pl.Callback):
         """Builds lm-eval's index of tasks, without its built-in tasks (which take seconds) if they are not needed."""
         from lm_eval.tasks import TaskManager
 
-        if self.include_path is not None:
-            if not Path(self.include_path).is_dir():
-                raise UserError(
-                    f"include_path must be a directory with task files of lm-eval, but {self.include_path!r} is not a "
-                    "directory; check the path"
-                )
-            manager = TaskManager(include_path=self.include_path, include_defaults=False)
-            if set(self.tasks) <= set(manager.all_tasks):
-                return manager
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise UserError(
+                f"include_path must be a directory with task files of lm-eval, but {self.include_path!r} is not a "
+                "directory; check the path"
+            )
+        manager = TaskManager(include_path=self.include_path, include_defaults=False)
+        if set(self.tasks) <= set(manager.all_tasks):
+            return manager
         manager = TaskManager(include_path=self.include_path)
         for name in self.tasks:
             if name not in manager.all_tasks:
@@ -141,8 +140,7 @@ class EvalHarness(pl.Callback):
 
     def _load_tasks(self) -> dict[str, dict[str, Any]]:
         """Loads the tasks with their data and few-shot settings, and the groups, in lm-eval's format."""
-        tasks: dict[str, Any] = {}
-        groups: dict[str, Any] = {}
+        loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}}
         for name, shots in self.tasks.items():
             try:
                 found = self._manager.load([name])
@@ -152,7 +150,7 @@ class EvalHarness(pl.Callback):
                     f"installed. Reason: {error}"
                 ) from error
             for part, task in found["tasks"].items():
-                if part in tasks:
+                if part in loaded["tasks"]:
                     raise UserError(
                         f"each task must be named once, but {name!r} contains {part!r} again; leave one out"
                     )
@@ -163,13 +161,13 @@ class EvalHarness(pl.Callback):
                     )
                 own = task.get_config("num_fewshot") or 0
                 task.set_config(key="num_fewshot", value=own if shots is None else shots)
-            tasks |= found["tasks"]
-            groups |= found.get("groups", {})
+            for kind, parts in loaded.items():
+                parts |= found.get(kind, {})
             self._parts[name] = list(found["tasks"])
-        return {"tasks": tasks, "groups": groups}
+        return loaded
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = self._evaluated = trainer.global_step
+        self._evaluated = trainer.global_step
         self._run(trainer, pl_module, limit=1)  # not logged
 
     # Evaluations -----------------------------------------------------------------------------------------------------
@@ -177,9 +175,8 @@ class EvalHarness(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # With gradient accumulation several batches make one step.
-        is_new, self._step = trainer.global_step > self._step, trainer.global_step
-        if is_new and self.every_n_steps is not None and self._step % self.every_n_steps == 0:
+        ends_step = self.every_n_steps is not None and not is_accumulating(trainer)
+        if ends_step and trainer.global_step % self.every_n_steps == 0:  # type: ignore[operator]
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -236,15 +233,8 @@ class EvalHarness(pl.Callback):
             torch.manual_seed(_SEED)
             for task in self._loaded["tasks"].values():
                 task.set_fewshot_seed(seed=_SEED)
-            return dict(
-                evaluate(
-                    lm=self._lm,
-                    task_dict=self._loaded,
-                    limit=limit,
-                    bootstrap_iters=_BOOTSTRAP_DRAWS,
-                    log_samples=False,
-                )
-            )
+            options = {"limit": limit, "bootstrap_iters": _BOOTSTRAP_DRAWS, "log_samples": False}
+            return dict(evaluate(lm=self._lm, task_dict=self._loaded, **options))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._lm = None  # it holds the student

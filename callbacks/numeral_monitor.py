@@ -17,13 +17,13 @@ from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.models.head import logits
 from xtoken_pl.scoring.logit_gradients import LogitGradients, rows_in_spans
 from xtoken_pl.scoring.memory import LogitMemory
-from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 
 # N student rows, K of them, R rows of numerals, V_s vocabulary size
 
+# Categories of tokens with two or more digits, with or without a leading space.
 _MULTI_DIGIT = ("numerals_2", "numerals_3", "numerals_4_or_more")
 
 
@@ -71,13 +71,9 @@ class NumeralMonitor(pl.Callback):
 
     def check_module(self, pl_module: pl.LightningModule) -> None:
         """Checks that the student has numerals to measure. The command line calls this before it reads any data."""
-        self._read(distill_module(pl_module, self).student_vocabulary)
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._read(distill_module(pl_module, self).student_vocabulary)
-
-    def _read(self, vocabulary: CanonicalVocabulary) -> None:
-        self._is_numeral = torch.from_numpy(_is_multi_digit(vocabulary))  # [V_s]
+        vocabulary = distill_module(pl_module, self).student_vocabulary
+        wanted = [CATEGORIES.index(category) for category in _MULTI_DIGIT]
+        self._is_numeral = torch.from_numpy(np.isin(categorize(vocabulary), wanted))  # [V_s]
         if not self._is_numeral.any():
             raise UserError(
                 f"NumeralMonitor needs student tokens of two or more digits, but {vocabulary.name!r} has none (it "
@@ -90,6 +86,9 @@ class NumeralMonitor(pl.Callback):
                 f"preceded_by must be the end of a student token's text, but no token of {vocabulary.name!r} ends with "
                 f"{self.preceded_by!r}; give its last characters only, or leave it out for all numerals"
             )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.check_module(pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         tags = ["count", "accuracy", "probability", "mass", "ce_gradient"]
@@ -104,7 +103,7 @@ class NumeralMonitor(pl.Callback):
         outputs: Any,
         batch: DistillBatch,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: Any,
     ) -> None:
         if batch_idx >= self.num_batches:
             return
@@ -164,8 +163,3 @@ class NumeralMonitor(pl.Callback):
         device = tokens.labels.device
         before = tokens.input_ids.flatten()[tokens.rows]
         return self._is_numeral.to(device)[tokens.labels] & self._may_precede.to(device)[before]
-
-
-def _is_multi_digit(vocabulary: CanonicalVocabulary) -> np.ndarray:
-    """``[V]``, whether a token has two or more digits, with or without a leading space."""
-    return np.isin(categorize(vocabulary), [CATEGORIES.index(category) for category in _MULTI_DIGIT])

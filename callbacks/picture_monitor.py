@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,11 +14,7 @@ from xtoken_pl.callbacks.trackers import log_picture, takes_pictures
 from xtoken_pl.inspection import Inspection, first_sequence, predict
 from xtoken_pl.inspection.pictures import predictions_figure, spans_figure
 from xtoken_pl.losses import SpanLoss
-from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class PictureMonitor(pl.Callback):
@@ -54,13 +50,15 @@ class PictureMonitor(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = distill_module(pl_module, self)
         self._num_validations = 0
-        self._has_drawn_spans = False
         self._is_on = not trainer.fast_dev_run and takes_pictures(trainer)  # type: ignore[attr-defined]
         if not trainer.loggers:
             rank_zero_warn("PictureMonitor draws nothing, since there is no logger for pictures; set trainer.logger")
         if self._is_on and trainer.is_global_zero:
-            for name in module.teachers:
-                log_picture(trainer, f"pictures/audit/{name}", _audit(module, name), trainer.global_step)
+            student, teachers = module.vocabularies()
+            for name, teacher in teachers.items():
+                loss = cast(SpanLoss, module.losses[name])
+                audit = CoverageAudit.from_vocabularies(student, teacher, loss.projection)
+                log_picture(trainer, f"pictures/audit/{name}", figure_of(audit), trainer.global_step)
 
     def on_validation_batch_end(
         self,
@@ -73,9 +71,8 @@ class PictureMonitor(pl.Callback):
     ) -> None:
         if batch_idx or dataloader_idx or trainer.state.fn != "fit":
             return
-        due = self._num_validations % self.every_n_validations == 0
-        self._num_validations += 1
-        if not (self._is_on and due):
+        number, self._num_validations = self._num_validations, self._num_validations + 1
+        if not self._is_on or number % self.every_n_validations:
             return
         module = distill_module(pl_module, self)
         sample = first_sequence(batch)
@@ -84,18 +81,9 @@ class PictureMonitor(pl.Callback):
             predictions = predict(module, sample, num_spans=self.num_spans, top_k=self.top_k)
         if not trainer.is_global_zero:
             return
+        step = trainer.global_step
         inspection = Inspection.from_batch("", sample, *module.vocabularies()).with_predictions(predictions)
         for name in inspection.teachers:
-            if not self._has_drawn_spans:
-                self._log(trainer, f"spans/{name}", spans_figure(inspection, name))
-            self._log(trainer, f"top_tokens/{name}", predictions_figure(inspection, name))
-        self._has_drawn_spans = True
-
-    def _log(self, trainer: pl.Trainer, tag: str, figure: Figure) -> None:
-        log_picture(trainer, f"pictures/{tag}", figure, trainer.global_step)
-
-
-def _audit(module: MultiTeacherDistillModule, name: str) -> Figure:
-    student, teachers = module.vocabularies()
-    loss = cast(SpanLoss, module.losses[name])
-    return figure_of(CoverageAudit.from_vocabularies(student, teachers[name], loss.projection))
+            if number == 0:
+                log_picture(trainer, f"pictures/spans/{name}", spans_figure(inspection, name), step)
+            log_picture(trainer, f"pictures/top_tokens/{name}", predictions_figure(inspection, name), step)

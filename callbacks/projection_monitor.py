@@ -27,7 +27,6 @@ class ProjectionMonitor(Monitor):
     """
 
     def __init__(self) -> None:
-        self._step = 0
         self._learned: dict[str, LearnedProjection] = {}
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
@@ -42,11 +41,9 @@ class ProjectionMonitor(Monitor):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step
         losses = undecided(distill_module(pl_module, self))
         # Selected once, here: in a step it would synchronize with the device.
-        learned = {name: loss.learned_projection for name, loss in losses.items()}
-        self._learned = {name: part for name, part in learned.items() if part is not None}
+        self._learned = {name: part for name, loss in losses.items() if (part := loss.learned_projection) is not None}
         scalars: dict[str, Tensor] = {}
         for name, loss in losses.items():
             part = self._learned.get(name)
@@ -55,11 +52,9 @@ class ProjectionMonitor(Monitor):
             logger.log_metrics({tag: value.item() for tag, value in scalars.items()}, step=trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if not is_logged(trainer, self._step):
-            return
-        self._step = trainer.global_step
-        for name, part in self._learned.items():
-            pl_module.log_dict(measure(name, part))
+        if is_logged(trainer):
+            for name, part in self._learned.items():
+                pl_module.log_dict(measure(name, part))
 
 
 def undecided(module: MultiTeacherDistillModule) -> dict[str, SpanLoss]:

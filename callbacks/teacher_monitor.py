@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
 
 from xtoken_pl.callbacks.charts import Charts, Monitor
 from xtoken_pl.data.validation import validates
@@ -59,22 +57,13 @@ class TeacherMonitor(Monitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         scale = outputs["kd_scale"]
-        scalars: dict[str, Tensor] = {
-            "train/ce": outputs["ce"],
-            "train/kd": outputs["kd"],
-            "train/kd_scale": scale,
+        by_teacher = {
+            "kd": outputs["teacher_kd"],
+            "alpha": outputs["alpha"],
+            "scale": {name: scale * alpha for name, alpha in outputs["alpha"].items()},
+            "span_coverage": outputs["span_coverage"],
+            "unmapped_mass": outputs["unmapped_mass"],
         }
-        for tag, by_teacher in _by_teacher(outputs).items():
-            scalars |= {f"train/{tag}/{name}": value for name, value in by_teacher.items()}
-        scalars |= {f"train/scale/{name}": scale * alpha for name, alpha in outputs["alpha"].items()}
+        scalars = {f"train/{tag}/{name}": value for tag, values in by_teacher.items() for name, value in values.items()}
         pl_module.log("train/loss", outputs["total"], prog_bar=True)
-        pl_module.log_dict(scalars)
-
-
-def _by_teacher(outputs: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    return {
-        "kd": outputs["teacher_kd"],
-        "alpha": outputs["alpha"],
-        "span_coverage": outputs["span_coverage"],
-        "unmapped_mass": outputs["unmapped_mass"],
-    }
+        pl_module.log_dict(scalars | {f"train/{tag}": outputs[tag] for tag in ("ce", "kd", "kd_scale")})

@@ -77,7 +77,7 @@ class ThroughputMonitor(Monitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: DistillBatch, batch_idx: int
     ) -> None:
         self._num_tokens += batch.student.attention_mask.sum()
-        if is_logged(trainer, self._step):
+        if is_logged(trainer):
             pl_module.log_dict(self._measure(trainer, pl_module.device))
             self._begin(trainer, pl_module)
 
@@ -100,13 +100,10 @@ class ThroughputMonitor(Monitor):
             "throughput/peak_memory": peak,
         }
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._leave(trainer)
-
-    def _leave(self, trainer: pl.Trainer) -> None:
         profiler = trainer.profiler  # type: ignore[attr-defined]
         if isinstance(profiler, WaitingClock):
             trainer.profiler = profiler.profiler  # type: ignore[attr-defined]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 _DPI = 100
 _TAKE_PICTURES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
-# Loggers that a warning has named.
-_named: WeakSet[Logger] = WeakSet()
 
 
 class FlatMLFlowLogger(MLFlowLogger):
@@ -32,10 +29,9 @@ class FlatMLFlowLogger(MLFlowLogger):
 
 
 def takes_pictures(trainer: pl.Trainer) -> bool:
-    """Whether any logger of the trainer accepts pictures; warns once about each that does not."""
+    """Whether any logger of the trainer accepts pictures; warns about each that does not."""
     for logger in trainer.loggers:
-        if not isinstance(logger, _TAKE_PICTURES) and logger not in _named:
-            _named.add(logger)
+        if not isinstance(logger, _TAKE_PICTURES):
             rank_zero_warn(
                 f"{type(logger).__name__} does not support pictures; use TensorBoard, W&B or MLflow to see them"
             )
@@ -53,7 +49,7 @@ def log_picture(trainer: pl.Trainer, tag: str, figure: Figure, step: int) -> Non
         figure: The figure.
         step: Training step.
     """
-    if not takes_pictures(trainer) or not trainer.is_global_zero:
+    if not trainer.is_global_zero or not takes_pictures(trainer):
         return
     pixels = _draw(figure)
     for logger in trainer.loggers:

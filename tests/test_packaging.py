@@ -70,7 +70,7 @@ def _distributions() -> Mapping[str, list[str]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["xtoken_pl", "callbacks"], ["adapters", "dashboard", "eval", "quantization", "quickstart", "trackers"]),
+        (["xtoken_pl", "callbacks"], ["adapters", "eval", "quantization", "quickstart", "trackers"]),
         (["experiments"], ["experiments"]),
         (["docs/tooling"], ["docs"]),
         (["benchmarks", "tests"], ["dev"]),
@@ -116,14 +116,17 @@ def test_wheel_and_source_distribution_hold_every_file_of_the_package_once(tmp_p
         f"xtoken_pl/{path.relative_to(folder.parent if folder.name == 'callbacks' else folder).as_posix()}"
         for folder in (checkout / "xtoken_pl", checkout / "callbacks")
         for path in folder.rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".html") or path.name == "py.typed"
     )
     with zipfile.ZipFile(wheel) as archive:
         assert sorted(name for name in archive.namelist() if ".dist-info/" not in name) == expected
     with tarfile.open(source) as archive:
         files = [member.name.partition("/")[2] for member in archive if member.isfile()]
         assert not [member for member in archive if member.issym() or member.islnk()]
-    assert sorted(name for name in files if re.search(r"\.py$|py\.typed$", name) and "tests/" not in name) == expected
+    assert (
+        sorted(name for name in files if re.search(r"\.(py|html)$|py\.typed$", name) and "tests/" not in name)
+        == expected
+    )
     assert import_from_wheel(wheel, tmp_path) == import_module("xtoken_pl").__version__
 
 

@@ -148,6 +148,7 @@ def test_monitors_never_synchronize_with_the_device_in_a_step(
         global_step=0,
         log_every_n_steps=10,
         loggers=[],
+        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
         world_size=1,
         strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
     )

@@ -62,6 +62,7 @@ def test_every_second_is_counted_where_it_belongs(finished: Finished, monkeypatc
         profiler=PassThroughProfiler(),
         global_step=0,
         log_every_n_steps=2,
+        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
         world_size=1,
         sanity_checking=False,
         state=SimpleNamespace(fn="fit"),

@@ -1,4 +1,4 @@
-"""What ``fit`` says at its end."""
+"""The summary that ``fit`` prints at its end."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _rows(output: str) -> dict[str, str]:
     return {"title": lines[0], **{row[1]: row[2] for row in rows if row is not None}}
 
 
-def test_fit_ends_with_what_was_trained_and_a_command_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_ends_with_what_was_trained_and_a_command_that_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--config", "config.yaml"])
     first = _rows(capsys.readouterr().out)
     run = Path("runs/test/version_0")
@@ -85,15 +85,15 @@ def test_fit_ends_with_what_was_trained_and_a_command_that_goes_on(capsys: pytes
     assert first["bits per byte"] == f"{logged[0]:.3f} at step 0, {logged[-1]:.3f} at step 4"
     assert logged[-1] < logged[0]
 
-    command = shlex.split(first["to go on"])
+    command = shlex.split(first["to resume"])
     assert command[:3] == ["python", "-m", "xtoken_pl"]
     main(command[3:])
     second = _rows(capsys.readouterr().out)
     assert second["title"].endswith("from step 4 to step 8")
     # The run's beginning is remembered.
     assert second["bits per byte"].startswith(f"{logged[0]:.3f} at step 0, ")
-    assert second["to go on"].endswith("--ckpt_path last --trainer.max_steps 16")
-    assert second["to go on"].count("--ckpt_path") == second["to go on"].count("--trainer.max_steps") == 1
+    assert second["to resume"].endswith("--ckpt_path last --trainer.max_steps 16")
+    assert second["to resume"].count("--ckpt_path") == second["to resume"].count("--trainer.max_steps") == 1
 
 
 def test_a_run_without_checkpoints_or_validation_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_a_run_without_checkpoints_or_validation_says_so(capsys: pytest.CaptureF
     main(["fit", "--config", "bare.yaml"])
     rows = _rows(capsys.readouterr().out)
     assert rows["bits per byte"].startswith("not validated")
-    assert rows["to go on"].startswith("no checkpoint was written")
+    assert rows["to resume"].startswith("no checkpoint was written")
     assert "last checkpoint" not in rows
 
 
@@ -123,7 +123,7 @@ class StopAtStep(pl.Callback):
             raise KeyboardInterrupt
 
 
-def test_a_run_stopped_by_hand_says_how_to_go_on(
+def test_a_run_stopped_by_hand_says_how_to_resume(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = json.loads(json.dumps(_BASE["trainer"]))
@@ -136,4 +136,4 @@ def test_a_run_stopped_by_hand_says_how_to_go_on(
     assert stopped.value.code == 130
     output = capsys.readouterr().out
     assert "stopped at step 3; the last checkpoint is runs/stopped/version_0/checkpoints/last.ckpt" in output
-    assert "to go on: python -m xtoken_pl fit --config stopped.yaml --ckpt_path last\n" in output
+    assert "to resume: python -m xtoken_pl fit --config stopped.yaml --ckpt_path last\n" in output

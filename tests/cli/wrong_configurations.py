@@ -36,7 +36,7 @@ CASES = [
     case(
         "adapters: random weights",
         "--model.student.adapter.rank 4 --model.student.weights random",
-        *("leaves the weights below it as they are", "weights='random'", "use pretrained weights"),
+        *("an adapter needs pretrained weights", "weights='random'", "use pretrained weights"),
     ),
     case(
         "adapters: no such layers",
@@ -50,7 +50,7 @@ CASES = [
     case("config: unknown verb", "", "the first argument must be a verb", "'fti'", "did you mean fit?", verb="fti"),
     case("config: no file", "--config", "--config must be a YAML file", "got nothing", "write --config FILE"),
     case("config: missing file", "--config no.yaml", "must be a YAML file", "'no.yaml'", "check the path"),
-    case("config: no YAML", "", "extra.yaml' is no YAML", "may have been cut off", config="model: {student: ["),
+    case("config: no YAML", "", "must be YAML", "'extra.yaml' is not", "may be truncated", config="model: {student: ["),
     case("config: no mapping", "", "must be a YAML mapping", "holds list", "give another file", config="[1, 2]"),
     case(
         "config: a teacher given twice",
@@ -212,7 +212,7 @@ CASES = [
         "config: kept configuration",
         "",
         "taken/version_0/config.yaml belongs to another run",
-        "choose another folder",
+        "choose another directory",
         config={"trainer": {"logger": TAKEN}},
     ),
 ]

@@ -15,8 +15,10 @@ CASES = [
         "data: broken line", "--data.train.path broken.jsonl", "'broken.jsonl' could not be read", "row 1", "Check that"
     ),
     case("data: latin-1", "--data.train.path latin.txt", "must be UTF-8", "'latin.txt' is not", "convert it"),
-    case("data: cut parquet", "--data.train.path cut.parquet", "'cut.parquet' could not", "is whole", "Parquet magic"),
-    case("data: other kind", "--data.train.path table.csv", "must be of one kind", "['.csv']", "Name one kind"),
+    case(
+        "data: cut parquet", "--data.train.path cut.parquet", "'cut.parquet' could not", "is complete", "Parquet magic"
+    ),
+    case("data: other kind", "--data.train.path table.csv", "must be of one kind", "['.csv']", "Select one kind"),
     case("data: empty folder", "--data.train.path empty_folder", "must hold .txt", "'empty_folder' has none", "check"),
     case("data: no match", "--data.train.path no/*.jsonl", "no file matches 'no/*.jsonl'", "relative paths start at"),
     case("data: other split", "--data.train.split vla", "(split 'vla')", "that the split is train"),
@@ -42,7 +44,11 @@ CASES = [
         *("at most the number of training batches", "got 100000", "set trainer.check_val_every_n_epoch to null"),
     ),
     case(
-        "tokenizers: missing", "--model.student.model ./no", "must be a folder with a tokenizer.json", "'./no'", "Check"
+        "tokenizers: missing",
+        "--model.student.model ./no",
+        "must be a directory with a tokenizer.json",
+        "'./no'",
+        "Check",
     ),
     case("tokenizers: not in the folder", "--model.student.model no_tokenizer", "'no_tokenizer' has no tokenizer.json"),
     case("tokenizers: cut", "--model.student.model cut_tokenizer", "'cut_tokenizer' could not be loaded", "Check the"),
@@ -82,9 +88,15 @@ CASES = [
     case(
         "W: missing", "--model.teachers.split.projection no.st", "written by `python -m xtoken_pl project`", "'no.st'"
     ),
-    case("W: cut", "--model.teachers.split.projection cut_w.safetensors", "'cut_w.safetensors' is no whole", "rebuild"),
     case(
-        "W: another file", "--model.teachers.split.projection student/model.safetensors", "is no projection", "make one"
+        "W: cut", "--model.teachers.split.projection cut_w.safetensors", "'cut_w.safetensors' is truncated", "rebuild"
+    ),
+    case(
+        "W: another file",
+        "--model.teachers.split.projection student/model.safetensors",
+        "file of format",
+        "has format 'pt'",
+        "build one",
     ),
     case(
         "W: another pair",
@@ -105,7 +117,7 @@ CASES = [
     case(
         "W: gamma", "--student a --teacher b --output c --gamma 2", "gamma must be in (0, 1]", "got 2", verb="project"
     ),
-    case("caches: missing", "--model.teachers.same.cache no", "that `python -m xtoken_pl cache` wrote", "'no' has no"),
+    case("caches: missing", "--model.teachers.same.cache no", "written by `python -m xtoken_pl cache`", "'no' has no"),
     case(
         "caches: of another teacher",
         "--model.teachers.split.cache cache",
@@ -115,16 +127,16 @@ CASES = [
     case(
         "caches: other temperature",
         "--model.teachers.same.cache cache --model.teachers.same.temperature 2",
-        *("'cache' of teacher 'same'", "temperature", "Give what it was built with"),
+        *("'cache' of teacher 'same'", "temperature", "Use what it was built with"),
     ),
-    case("caches: cut shard", "--model.teachers.same.cache cut_cache", "must have", "it has", "cache` again"),
+    case("caches: cut shard", "--model.teachers.same.cache cut_cache", "must have", "but has", "cache` again"),
     case(
         "caches: stream",
         "--model.teachers.same.cache cache --data.streaming true",
         *("a stream has none", "'same'", "set data.streaming to false"),
     ),
     case("caches: unknown teacher", "--teacher nobody", "must be one of same", "got 'nobody'", verb="cache"),
-    case("caches: no folder", "--teacher same", "a cache needs a folder", "'same'", "give --output", verb="cache"),
+    case("caches: no folder", "--teacher same", "a cache needs a directory", "'same'", "give --output", verb="cache"),
     case("checkpoints: missing", "--ckpt_path no.ckpt", "must be a checkpoint", "'no.ckpt'", "check the path"),
     case("checkpoints: cut", "--ckpt_path cut.ckpt", "must be whole", "'cut.ckpt' is not", "whole.ckpt"),
     case("checkpoints: random bytes", "--ckpt_path random.ckpt", "must be whole", "500 bytes", "whole.ckpt"),

@@ -10,6 +10,7 @@ from small_models import packing_tokenizer, splitting_tokenizer, write_model
 from xtoken_pl import MultiTeacherDistillModule, Student, Teacher, build_projection
 from xtoken_pl.data import Windower
 from xtoken_pl.inspection import Counterparts, Inspection
+from xtoken_pl.losses.counterparts import counterparts_in_projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 #: A text with characters that are special in HTML, terminals and matplotlib, or invisible.
@@ -53,5 +54,5 @@ def with_rows_of_w(text: str) -> Inspection:
     student, teachers = vocabularies()
     shown = inspection_of(text)
     matrix = build_projection(student.tokenizer, teachers["split"].tokenizer)
-    ids = [token.id for token in shown.tokens]
-    return shown.with_counterparts({"split": Counterparts.of_projection(matrix, student, teachers["split"], ids)})
+    rows = counterparts_in_projection(matrix, [token.id for token in shown.tokens])
+    return shown.with_counterparts({"split": Counterparts.from_loss(rows, student, teachers["split"])})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from inspected import NASTY, inspection_of, make_module, vocabularies, windows_of, write_models
@@ -12,6 +14,8 @@ from xtoken_pl import GOLD, ULD, BytePrefixKL, ProjectionKL, SpanAligner, TokenK
 from xtoken_pl.data import collate
 from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.inspection import Counterparts, Inspection, first_sequence, predict, visible
+from xtoken_pl.losses import SpanLoss
+from xtoken_pl.losses.counterparts import counterparts_in_projection
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def test_cells_hold_every_token_once_in_order(text: str) -> None:
     view = shown.teachers["split"]
     assert [token for cell in view.cells for token in cell.student] == shown.tokens
     assert [token for cell in view.cells for token in cell.teacher] == view.tokens
-    assert sum(view.kinds.values()) == sum(cell.span is not None for cell in view.cells) == view.statistics.num_spans
+    assert sum(cell.span is not None for cell in view.cells) == view.statistics.num_spans
     for cell in view.cells:
         if cell.span is not None and not cell.student[0].is_special:
             assert b"".join(token.raw for token in cell.student) == b"".join(token.raw for token in cell.teacher)
@@ -124,7 +128,9 @@ def test_counterparts_are_the_rows_of_w() -> None:
     student, teachers = vocabularies()
     matrix = build_projection(student.tokenizer, teachers["split"].tokenizer)
     ids = [*student.encode(["a 19 19 <"])[0], student.roles["pad"]]
-    rows = Counterparts.of_projection(matrix, student, teachers["split"], ids).by_id
+    found = Counterparts.from_loss(counterparts_in_projection(matrix, ids), student, teachers["split"])
+    assert found is not None
+    rows = found.by_id
     assert list(rows) == list(dict.fromkeys(ids))
     dense = matrix.to_teacher(torch.eye(len(student))[list(rows)])
     for row, counterpart in zip(dense, rows.values(), strict=True):
@@ -140,12 +146,13 @@ def test_counterparts_of_a_partition_are_its_pairs(folders: dict[str, str]) -> N
     module = make_module(folders, gold=("split", {"loss": GOLD()}), kl=("same", {"loss": TokenKL()}))
     student, teachers = module.vocabularies()
     ids = student.encode(["a 19"])[0]
-    found = Counterparts.of_loss(module.losses["gold"], student, teachers["gold"], ids)  # type: ignore[arg-type]
+    gold, kl = (cast(SpanLoss, module.losses[name]).counterparts(ids) for name in ("gold", "kl"))
+    found = Counterparts.from_loss(gold, student, teachers["gold"])
     assert found is not None
     kinds = {row.token.raw: row.kind for row in found.by_id.values()}
     assert (kinds[b"a"], kinds[b"19"]) == ("pair", "rest")
     assert found.by_id[ids[0]].entries[0][0].raw == b"a"
-    assert Counterparts.of_loss(module.losses["kl"], student, teachers["kl"], ids) is None  # type: ignore[arg-type]
+    assert Counterparts.from_loss(kl, student, teachers["kl"]) is None
 
 
 def full_probs(folder: str, ids: list[int], temperature: float = 1.0) -> torch.Tensor:
@@ -181,8 +188,8 @@ def test_predictions_are_the_models_distributions(folders: dict[str, str]) -> No
         theirs = full_probs(folders["same" if name == "same" else "split"], list(window[f"{name}/ids"]), temperature)
         kinds = set()
         teacher_place = 0
-        for span in view.predictions.spans:
-            cell = view.cells[view.cell_at(span.student_start)]
+        for span, cell in zip(view.predictions.spans, (shown.cell for shown in view.predicted_spans), strict=True):
+            assert cell.student_start == span.student_start
             kinds.add(cell.kind)
             teacher_place = sum(len(before.teacher) for before in view.cells[: view.cells.index(cell)])
             for row, candidates in (

@@ -141,7 +141,7 @@ def test_damaged_and_foreign_files_are_refused(small: PrefixMap, tmp_path: Path)
     with pytest.raises(ValueError, match="is truncated or damaged"):
         PrefixMap.load(path)
     build_projection(packing_tokenizer(), splitting_tokenizer()).save(tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="must be a prefix map of format"):
+    with pytest.raises(ValueError, match="prefix_map must be a file of format"):
         PrefixMap.load(tmp_path / "w.safetensors")
 
 
@@ -191,8 +191,7 @@ def test_position_statistics_count_the_groups_of_the_reference(
     tokenizers: tuple[Callable[[], PreTrainedTokenizerFast], Callable[[], PreTrainedTokenizerFast]],
 ) -> None:
     pair = Pair.of(*(make() for make in tokenizers))
-    prefix_map = build_prefix_map(pair.student.tokenizer, pair.teacher.tokenizer)
-    found = PositionStatistics.from_text(prefix_map, pair.student, pair.teacher, TEXT)
+    found = PositionStatistics.from_text(pair.student, pair.teacher, TEXT)
     reference = pair.reference()
     ids, teacher_ids = (pair.window[name] for name in ("student_ids", "t/ids"))
     ids, teacher_ids = ids[len(pair.student.prefix_ids) :], teacher_ids[len(pair.teacher.prefix_ids) :]

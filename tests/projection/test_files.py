@@ -153,7 +153,7 @@ def test_a_truncated_file_is_refused(small_pair: Built, tmp_path: Path, kept: fl
 def test_a_safetensors_file_of_another_kind_is_refused(small: Projection, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"lm_head.weight": torch.ones(2, 2)}, path)
-    with pytest.raises(ValueError, match=r"must be a projection of format .*model\.safetensors' has format None"):
+    with pytest.raises(ValueError, match=r"projection must be a file of format .*model\.safetensors' has format None"):
         Projection.load(path)
     small.save(path, overwrite=True)
     save_file(load_file(path), path, metadata={"format": "xtoken_pl.projection.v0"})

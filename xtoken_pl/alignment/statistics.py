@@ -46,6 +46,16 @@ class SpanStatistics:
         )
 
     @property
+    def kinds(self) -> dict[str, int]:
+        """Number of spans of each kind, from ``one-to-one`` to ``many-to-many``."""
+        return {
+            "one-to-one": self.one_to_one,
+            "one-to-many": self.one_to_many,
+            "many-to-one": self.many_to_one,
+            "many-to-many": self.many_to_many,
+        }
+
+    @property
     def num_spans(self) -> int:
         """Spans of all kinds."""
-        return self.one_to_one + self.one_to_many + self.many_to_one + self.many_to_many
+        return sum(self.kinds.values())

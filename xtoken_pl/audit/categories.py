@@ -26,7 +26,7 @@ Category = Literal[
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 _PUNCTUATION = string.punctuation.encode()
-_MOST_DIGITS_COUNTED = 3
+_NUMERALS: tuple[Category, ...] = ("numerals_1", "numerals_2", "numerals_3", "numerals_4_or_more")
 
 
 def categorize(vocabulary: CanonicalVocabulary) -> NDArray[np.int64]:
@@ -51,14 +51,7 @@ def _category(text: bytes) -> Category:
         return "whitespace"
     word = text.removeprefix(b" ")
     if word.isdigit():
-        return _numerals(len(word))
+        return _NUMERALS[min(len(word), len(_NUMERALS)) - 1]
     if word.isalpha():
         return "letters"
     return "mixed" if word.translate(None, _PUNCTUATION) else "punctuation"
-
-
-def _numerals(num_digits: int) -> Category:
-    if num_digits > _MOST_DIGITS_COUNTED:
-        return "numerals_4_or_more"
-    by_digits: tuple[Category, ...] = ("numerals_1", "numerals_2", "numerals_3")
-    return by_digits[num_digits - 1]

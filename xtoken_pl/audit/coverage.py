@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from xtoken_pl.alignment import SpanAligner, SpanStatistics
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
 from xtoken_pl.audit.positions import PositionStatistics
 from xtoken_pl.audit.recommendation import CRITICAL, Recommendation, recommend_loss
-from xtoken_pl.prefix_map import build_prefix_map
 from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -98,17 +96,9 @@ class CoverageAudit:
         strict = VocabularyPartition.strict(student, teacher)
         enlarged = VocabularyPartition.enlarged(student, teacher, projection)
         kinds = categorize(student)
-
-        def counts(ids: Tensor) -> list[int]:
-            found = kinds[ids.numpy()]
-            return np.bincount(found[found >= 0], minlength=len(CATEGORIES)).tolist()
-
-        columns = (
-            np.bincount(kinds[kinds >= 0], minlength=len(CATEGORIES)).tolist(),
-            counts(strict.student_common),
-            counts(enlarged.student_common),
-            counts(projection.weights.sum(dim=1).nonzero().squeeze(1)),
-        )
+        # Categories of all tokens, of those in C (strict, enlarged), and of those that W maps.
+        covered = projection.weights.sum(dim=1).nonzero().squeeze(1)
+        sets = (kinds, *(kinds[ids.numpy()] for ids in (strict.student_common, enlarged.student_common, covered)))
         return cls(
             student=student.name,
             teacher=teacher.name,
@@ -117,23 +107,19 @@ class CoverageAudit:
             strict=strict,
             enlarged=enlarged,
             categories={
-                c: CategoryCoverage(*row) for c, row in zip(CATEGORIES, zip(*columns, strict=True), strict=True)
+                category: CategoryCoverage(*(int(np.sum(found == index)) for found in sets))
+                for index, category in enumerate(CATEGORIES)
             },
             recommendation=recommend_loss(student, teacher, critical=critical, strict=strict),
             spans=None if text is None else _span_statistics(student, teacher, text),
-            positions=None if text is None else _position_statistics(student, teacher, text),
+            positions=None if text is None else PositionStatistics.from_text(student, teacher, text),
         )
 
     @property
     def total(self) -> CategoryCoverage:
         """Coverage of all categories together."""
-        rows = self.categories.values()
-        return CategoryCoverage(
-            count=sum(row.count for row in rows),
-            strict=sum(row.strict for row in rows),
-            enlarged=sum(row.enlarged for row in rows),
-            covered=sum(row.covered for row in rows),
-        )
+        rows = ((row.count, row.strict, row.enlarged, row.covered) for row in self.categories.values())
+        return CategoryCoverage(*map(sum, zip(*rows, strict=True)))
 
     def to_dict(self) -> dict[str, Any]:
         """Converts the audit to plain numbers and names, for JSON."""
@@ -163,8 +149,3 @@ def _span_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary,
         raise UserError("the text to audit must not be empty, got none; give another, or leave text out")
     spans = SpanAligner(student.tokenizer, teacher.tokenizer).align(student_ids, teacher_ids)
     return SpanStatistics.from_spans(spans, len(student_ids), len(teacher_ids))
-
-
-def _position_statistics(student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> PositionStatistics:
-    prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
-    return PositionStatistics.from_text(prefix_map, student, teacher, text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xtoken_pl.data import Windower, collate
+from xtoken_pl.prefix_map import build_prefix_map
 from xtoken_pl.prefix_map.planner import PrefixPlanner
 from xtoken_pl.prefix_map.positions import Positions
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
@@ -31,10 +32,9 @@ class PositionStatistics:
     skipped: int
 
     @classmethod
-    def from_text(
-        cls, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str
-    ) -> PositionStatistics:
+    def from_text(cls, student: CanonicalVocabulary, teacher: CanonicalVocabulary, text: str) -> PositionStatistics:
         """Counts the positions of a whole text, which is not cut into windows."""
+        prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
         longest = max(len(side.prefix_ids) + len(side.encode([text])[0]) + 1 for side in (student, teacher))
         columns = Windower(student, {"teacher": teacher}, longest)([text])
         batch = collate([{name: column[0] for name, column in columns.items()}], ["teacher"])

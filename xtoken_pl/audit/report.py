@@ -47,13 +47,8 @@ def table(audit: CoverageAudit) -> str:
             f"spans of the text: {spans.num_spans:,} ({spans.num_student_tokens:,} student tokens, "
             f"{spans.num_teacher_tokens:,} teacher tokens)"
         )
-        kinds = {
-            "one-to-one": spans.one_to_one,
-            "one-to-many": spans.one_to_many,
-            "many-to-one": spans.many_to_one,
-            "many-to-many": spans.many_to_many,
-        }
-        lines += [f"  {kind:<14}{count:>9,}{count / max(1, spans.num_spans):>8.1%}" for kind, count in kinds.items()]
+        for kind, count in spans.kinds.items():
+            lines.append(f"  {kind:<14}{count:>9,}{count / max(1, spans.num_spans):>8.1%}")
         lines += [f"  {'gaps':<14}{spans.student_gaps:>9,} student tokens, {spans.teacher_gaps:,} teacher tokens", ""]
     if audit.positions is not None:
         described = {

@@ -17,15 +17,17 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: The verb and its options; those of the process by default.
 
     Raises:
-        UserError: If something that the user can fix is wrong. Every other exception is a defect.
+        UserError: If something that the user can fix is wrong. Every other exception is a bug.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["--help"], ["-h"]):
         print(f"usage: {PROGRAM} VERB [options]\n\nDistil language models across tokenizers.\n\n{overview()}")
         return
     verb = VERBS[choose_verb(given)]
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("xtoken_pl").setLevel(logging.INFO)
+    logger = logging.getLogger("xtoken_pl")
+    logger.setLevel(logging.INFO)
+    if not logger.hasHandlers():  # a handler of the root logger would print Lightning's messages a second time
+        logger.addHandler(logging.StreamHandler())
     try:
         with system_errors():
             import_module(f"xtoken_pl.cli.{verb.module}").run(given)

@@ -1,7 +1,7 @@
-"""Several ``--config`` files become one.
+"""Merges several ``--config`` files into one.
 
-jsonargparse lets the second file's ``teachers`` replace the first's as a whole; here dictionaries are merged key by
-key, so that a file may add a teacher, or change one value of it.
+With jsonargparse alone, ``teachers`` of the second file would replace those of the first; here mappings are merged key
+by key, so that a file can add a teacher, or change one of its values.
 """
 
 from __future__ import annotations
@@ -16,49 +16,48 @@ from xtoken_pl.utilities.errors import UserError
 
 
 def config_paths(arguments: list[str]) -> list[str]:
-    """The files given with ``--config``, in order."""
-    return _split(arguments)[0]
+    """Paths given with ``--config``, in order."""
+    # A merged configuration is not a path: the processes of a run are started with one.
+    return [path for path in split_option(arguments, "--config", "-c")[0] if "\n" not in path]
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str], int]:
-    """The files given with ``--config``, the other arguments, and where among them the first file stood."""
-    paths: list[str] = []
+def split_option(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
+    """Values of an option that is written ``NAME VALUE`` or ``NAME=VALUE``, and all other arguments."""
+    values: list[str] = []
     others: list[str] = []
-    position = 0
     rest = iter(arguments)
     for argument in rest:
-        if argument not in ("--config", "-c") and not argument.startswith("--config="):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            values.append(value if equals else next(rest, ""))
+        else:
             others.append(argument)
-            continue
-        position = position if paths else len(others)
-        paths.append(argument.partition("=")[2] if "=" in argument else next(rest, ""))
-    # Content that was merged before is no file: processes of one run are started with it.
-    return [path for path in paths if "\n" not in path], others, position
+    return values, others
 
 
 def merge_config_arguments(arguments: list[str]) -> list[str]:
-    """Replaces two or more ``--config FILE`` by one with the merged content; the later file wins.
+    """Replaces two or more ``--config FILE`` by one with the merged content; later files take precedence.
 
-    A single file is not replaced, but read, so that an error names it.
+    A single file is not replaced, but it is read, so that errors name it.
 
     Raises:
-        UserError: If a file does not exist.
-        UserError: If a file is no YAML mapping.
+        UserError: If a file does not exist, or is not a YAML mapping.
     """
-    paths, others, position = _split(arguments)
-    contents = [read_config(path) for path in paths]
+    contents = [read_config(path) for path in config_paths(arguments)]
     if len(contents) < 2:
         return arguments
-    merged = _settled(reduce(merge, contents))
-    return [*others[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *others[position:]]
+    merged = yaml.safe_dump(_settled(reduce(merge, contents)), sort_keys=False)
+    # Options before the first file are overridden by it.
+    first = next(place for place, argument in enumerate(arguments) if split_option([argument], "--config", "-c")[0])
+    return [*arguments[:first], "--config", merged, *split_option(arguments[first:], "--config", "-c")[1]]
 
 
 def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """``other`` over ``base``: mappings key by key, everything else replaced. Another ``class_path`` starts afresh.
+    """Merges ``other`` into ``base``: mappings key by key; other values, and another ``class_path``, replace the old.
 
-    A key that ends in ``+`` adds to a list, that of an earlier file or of a later one: ``callbacks+: [...]``.
+    A key that ends in ``+`` adds to a list of an earlier or of a later file: ``callbacks+: [...]``.
 
-    A class may be written with ``class_path`` and ``init_args``, or short, as its arguments alone; both mix.
+    A class may be given as ``class_path`` and ``init_args``, or as its arguments alone; the two forms can be merged.
     """
     if _names_a_class(base) != _names_a_class(other):
         base, other = (side if _names_a_class(side) else {"init_args": side} for side in (base, other))
@@ -68,7 +67,7 @@ def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     for key, value in other.items():
         before = merged.get(key)
         if key.endswith("+") and isinstance(value, list):
-            # Without a list to add to, the addition is kept for that of a later file.
+            # Without a list to add to, the addition waits for a later file.
             target = key[:-1] if key[:-1] in merged else key
             merged[target] = [*(merged.get(target) or []), *value]
         elif isinstance(value, list) and f"{key}+" in merged:
@@ -79,7 +78,7 @@ def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settled(mapping: dict[str, Any]) -> dict[str, Any]:
-    """With additions to a list that no file has as that list."""
+    """Turns additions to a list that no file defines into that list."""
     return {
         key[:-1] if key.endswith("+") and isinstance(value, list) else key: (
             _settled(value) if isinstance(value, dict) else value
@@ -93,7 +92,7 @@ def _names_a_class(mapping: dict[str, Any]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML's own loader takes the last without a word."""
+    """Refuses duplicate keys; YAML's own loader silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
@@ -102,39 +101,33 @@ class _Loader(yaml.SafeLoader):
                 continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if key in lines:
-                raise _TwiceError(key, lines[key], line)
+                raise UserError(
+                    f"a key must be given once, but {self.name!r} has {key!r} in lines {lines[key]} and {line}; "
+                    "rename or remove one"
+                )
             lines[key] = line
         return super().construct_mapping(node, deep)
 
 
-class _TwiceError(Exception):
-    """A key, and the lines where it is given."""
-
-
 def read_config(path: str) -> dict[str, Any]:
-    """The content of one configuration file.
+    """Reads a configuration file.
 
     Raises:
-        UserError: If it does not exist.
-        UserError: If it is no YAML mapping, or gives a key twice.
+        UserError: If it does not exist, is not a YAML mapping, or has duplicate keys.
     """
     if not path:
         raise UserError("--config must be a YAML file, got nothing; write --config FILE")
     if not Path(path).is_file():
-        raise UserError(f"--config must be a YAML file, there is none at {path!r}; check the path")
+        raise UserError(f"--config must be a YAML file, but there is none at {path!r}; check the path")
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except _TwiceError as error:
-        key, first, second = error.args
-        raise UserError(
-            f"a key must be given once, {path!r} has {key!r} in lines {first} and {second}; rename or remove one"
-        ) from None
+        with Path(path).open(encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path!r} is no YAML; it may have been cut off, or be another file. Reason: {error}"
+            f"--config must be YAML, but {path!r} is not; it may be truncated, or another file. Reason: {error}"
         ) from error
     if not isinstance(content, dict):
         raise UserError(
-            f"a config file must be a YAML mapping, {path!r} holds {type(content).__name__}; give another file"
+            f"--config must be a YAML mapping, but {path!r} holds {type(content).__name__}; give another file"
         )
     return content

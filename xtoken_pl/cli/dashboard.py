@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
+from xtoken_pl.cli.outputs import check_output, write_output
 from xtoken_pl.cli.usage import run_function
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.files import atomic_path, check_target
 
-#: Page -> chart -> tag -> its curve (steps and values).
+#: Page -> chart -> tag -> curve (steps and values).
 Pages = dict[str, dict[str, dict[str, NDArray[np.float64]]]]
 
 _DPI = 100
@@ -51,15 +51,11 @@ def dashboard(
         page: custom_scalars (all charts), the title of one page of charts, such as Losses, or images.
         overwrite: Replace a file that exists.
     """
-    if Path(output).suffix.lower() != ".png":
-        raise UserError(f"output must be a .png file, got {output!r}")
-    check_target(Path(output), kind="file", overwrite=overwrite)
+    check_output("output", output, overwrite=overwrite, suffix=".png")
     run = newest_run(Path(logdir))
     print(f"the newest run: {run}")
     figure = draw_images(read_images(run)) if page == "images" else draw_charts(_chosen(read_charts(run), page, run))
-    with atomic_path(output, kind="file", overwrite=overwrite) as part:
-        figure.savefig(part, dpi=_DPI)
-    print(f"written to {output}")
+    write_output(output, lambda part: figure.savefig(part, format="png", dpi=_DPI), overwrite=overwrite)
 
 
 def _chosen(pages: Pages, page: str, run: Path) -> Pages:
@@ -79,7 +75,7 @@ def _chosen(pages: Pages, page: str, run: Path) -> Pages:
 
 
 def newest_run(logdir: Path) -> Path:
-    """The directory at or below ``logdir`` whose events were written last.
+    """Finds the directory in ``logdir`` with the newest events.
 
     Raises:
         UserError: If there are none.
@@ -94,7 +90,7 @@ def newest_run(logdir: Path) -> Path:
 
 
 def read_charts(run: Path) -> Pages:
-    """The charts of the run's layout of custom scalars; those without a curve are left out."""
+    """Reads the charts of the run's custom scalars layout, without charts that have no curve."""
     events = _events(run)
     tags: dict[str, Any] = events.Tags()
     if _LAYOUT_TAG not in tags["tensors"]:
@@ -112,7 +108,7 @@ def read_charts(run: Path) -> Pages:
 
 
 def read_images(run: Path) -> dict[str, NDArray[Any]]:
-    """The newest image of each tag, ``[height, width, channels]``.
+    """Reads the newest image of each tag, ``[height, width, channels]``.
 
     Raises:
         UserError: If the run has no images.
@@ -137,7 +133,7 @@ def _events(run: Path) -> EventAccumulator:
 
 
 def draw_charts(pages: Pages) -> Figure:
-    """One tall figure: the pages below each other, four charts in a row."""
+    """Draws all pages in one tall figure, four charts per row."""
     num_rows = [math.ceil(len(charts) / _COLUMNS) for charts in pages.values()]
     heights = [rows * _CHART_INCHES[1] + _TITLE_INCHES for rows in num_rows]
     with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
@@ -165,7 +161,7 @@ def _draw_chart(axes: Axes, title: str, curves: dict[str, NDArray[np.float64]]) 
 
 
 def draw_images(images: dict[str, NDArray[Any]]) -> Figure:
-    """One figure: the images below each other, each in its own size under its tag."""
+    """Draws the images in one figure, one below the other, each in its own size under its tag."""
     title = round(_TITLE_INCHES * _DPI)
     width = max(image.shape[1] for image in images.values())
     height = sum(image.shape[0] + title for image in images.values())

@@ -1,4 +1,4 @@
-"""``python -m xtoken_pl export``: the student of a checkpoint as a Hugging Face folder."""
+"""``python -m xtoken_pl export``: the student of a checkpoint as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def export(
     dtype: DType = "bfloat16",
     overwrite: bool = False,
 ) -> None:
-    """Write the student of a checkpoint, sharded or not, as a Hugging Face folder.
+    """Write the student of a checkpoint, sharded or not, as a Hugging Face directory.
 
     Args:
-        checkpoint: A checkpoint of a run: a file, or the folder of a distributed one.
-        output: The folder to write.
-        student: Where the student's configuration and tokenizer come from, and the weights below an adapter; by
-            default where the run took them.
-        form: Of a student with an adapter: 'merged' writes a plain model, 'adapter' a folder for PEFT.
-        dtype: Of the stored weights; 'auto' leaves them as they are.
-        overwrite: Replace a folder that exists.
+        checkpoint: Checkpoint of a run: a file, or the directory of a distributed one.
+        output: Directory to write.
+        student: Source of the student's configuration and tokenizer, and of the weights below an adapter; that of the
+            run by default.
+        form: For a student with an adapter: 'merged' writes a plain model, 'adapter' a directory for PEFT.
+        dtype: Dtype of the exported weights; 'auto' keeps that of the checkpoint.
+        overwrite: Replace a directory that exists.
     """
     target = Path(output)
     check_target(target, kind="folder", overwrite=overwrite)
@@ -64,36 +64,33 @@ def export(
             if name.startswith(_STUDENT)
         }
         check_form(form, has_adapter=has_adapter)
+        common: dict[str, Any] = {"dtype": dtype, "overwrite": overwrite}
         if has_adapter:
-            write_adapted(target, source, weights, vocabulary.tokenizer, form=form, dtype=dtype, overwrite=overwrite)
-            reader = "AutoModelForCausalLM.from_pretrained" if form == "merged" else "peft.PeftModel.from_pretrained"
-            print(f"written to {output}, to be loaded with {reader}")
-            return
-        common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-        try:
-            generation_config = GenerationConfig.from_pretrained(source.model, revision=source.revision)
-        except OSError:  # it came without one
-            generation_config = None
-        write_student(
-            target,
-            AutoConfig.from_pretrained(source.model, **common),
-            weights,
-            vocabulary.tokenizer,
-            generation_config,
-            dtype=dtype,
-            overwrite=overwrite,
-            trust_remote_code=source.trust_remote_code,
-        )
-    print(f"written to {output}, to be loaded with AutoModelForCausalLM.from_pretrained")
+            write_adapted(target, source, weights, vocabulary.tokenizer, form=form, **common)
+        else:
+            trusted: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+            config = AutoConfig.from_pretrained(source.model, revision=source.revision, **trusted)
+            write_student(
+                target, config, weights, vocabulary.tokenizer, _generation_config(source), **trusted, **common
+            )
+    reader = "peft.PeftModel" if has_adapter and form == "adapter" else "AutoModelForCausalLM"
+    print(f"written to {output}, to be loaded with {reader}.from_pretrained")
+
+
+def _generation_config(source: Student) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(source.model, revision=source.revision)
+    except OSError:  # the student came without one
+        return None
 
 
 def _adapted(source: Student, trained: Mapping[str, Any], checkpoint: str) -> Student:
-    """``source`` with the adapter and the quantization of the run."""
+    """Returns ``source`` with the adapter and the quantization of the run."""
     if not trained:
         if source.adapter is None:
             raise UserError(
-                f"{checkpoint!r} holds an adapter, and does not say of which kind; give the run's student with its "
-                "adapter: --student.adapter.rank and the like"
+                f"{checkpoint!r} holds an adapter without its configuration; give the run's student with its adapter: "
+                "--student.adapter.rank and the other options"
             )
         return source
     adapter = dict(trained["adapter"])
@@ -105,7 +102,7 @@ def _adapted(source: Student, trained: Mapping[str, Any], checkpoint: str) -> St
 def _source(trained: Mapping[str, Any], checkpoint: str) -> Student:
     if not trained:
         raise UserError(
-            f"{checkpoint!r} does not say where its student came from; name the folder or hub id that the run started "
-            "from: --student.model"
+            f"{checkpoint!r} does not say where its student came from; give the directory or hub id that the run "
+            "started from: --student.model"
         )
     return Student(model=trained["model"], revision=trained["revision"])

@@ -46,7 +46,7 @@ def run_cli(command: Callable[..., Any], arguments: list[str], **parser_options:
     merged = merge_config_arguments(arguments)
     from_command_line = arguments == sys.argv[1:]
     if from_command_line:
-        sys.argv[1:] = merged  # Lightning starts the other processes of a run with it
+        sys.argv[1:] = merged  # Lightning starts the other processes of a run with these arguments
     try:
         command(
             MultiTeacherDistillModule,
@@ -70,7 +70,7 @@ class DistillParser(RaisingParser, LightningArgumentParser):
 
 @contextmanager
 def lightning_errors() -> Iterator[None]:
-    """Raises what Lightning says of settings, and memory that is used up, as a UserError."""
+    """Converts Lightning's errors on settings, and errors on exhausted memory, to a UserError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -95,7 +95,7 @@ class DistillCLI(LightningCLI):
         parser.set_defaults(
             {
                 "trainer.gradient_clip_val": 1.0,
-                "trainer.num_sanity_val_steps": -1,  # the validation before the first step: what a run began with
+                "trainer.num_sanity_val_steps": -1,  # a full validation before the first step
             }
         )
 
@@ -111,14 +111,14 @@ class DistillCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with our progress bar and checkpoints that are written whole, unless others are given."""
+        """Creates the trainer, by default with our progress bar and atomically written checkpoints."""
         given = {**(self.config_init[self.subcommand].get("trainer") or {}), **kwargs}
         plugins = _as_list(given.get("plugins"))
         chosen = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
         if not chosen and not has_checkpoint_io(given.get("strategy")):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         if given.get("barebones"):
-            kwargs["num_sanity_val_steps"] = None  # it takes none, not even our default
+            kwargs["num_sanity_val_steps"] = None  # barebones does not allow our default either
         kwargs["callbacks"] = [*_as_list(given.get("callbacks")), self.summary, IntervalCheck()]
         has_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
         if not (has_bar or given.get("enable_progress_bar") is False or given.get("barebones")):
@@ -134,7 +134,7 @@ class DistillCLI(LightningCLI):
             ) from error
 
     def before_fit(self) -> None:
-        """Refuses what callbacks cannot work with, damaged checkpoints and other students', before texts are read."""
+        """Checks the callbacks, the settings and the checkpoint before texts are read."""
         for callback in cast(Any, self.trainer).callbacks:
             if check := getattr(callback, "check_module", None):
                 check(self.model)
@@ -142,27 +142,27 @@ class DistillCLI(LightningCLI):
         self._find_checkpoint()
 
     def before_validate(self) -> None:
-        """Refuses windows that are longer than a model's, and a damaged checkpoint."""
+        """Checks the length of windows and the checkpoint."""
         check_positions(self.model, self.datamodule)
         self._find_checkpoint()
 
     def before_test(self) -> None:
-        """Refuses the same as before validation."""
+        """Checks the same as before validation."""
         self.before_validate()
 
     def after_fit(self) -> None:
-        """Says what was trained, from whom, and where the results are."""
+        """Prints the summary."""
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             text = self.summary.text(self.trainer, cast(MultiTeacherDistillModule, self.model))
             if self.trainer.is_global_zero:
                 print(f"\n{text}")
 
     def _find_checkpoint(self) -> None:
-        """Puts the path of the last checkpoint in place of ``last``; every process finds the same one.
+        """Replaces ``last`` by the path of the last checkpoint, the same one in every process.
 
         Raises:
-            UserError: If there is none: Lightning would start from scratch without a word, or look for it last.
-            UserError: If it is damaged, or of another student.
+            UserError: If there is none (Lightning would silently start from scratch), or it is damaged or of another
+                student.
         """
         settings = self.config_init[self.subcommand]
         if settings.get("ckpt_path") == "last":
@@ -172,13 +172,13 @@ class DistillCLI(LightningCLI):
             verify(path, Run(student=student), cast(Any, self.subcommand))
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing, so that the command line wins over hyperparameters that a checkpoint may hold.
+        """Does nothing, so that the configuration has precedence over the hyperparameters in a checkpoint.
 
-        Overrides a method of LightningCLI that is not public, which would put them over the configuration.
+        Overrides a method of LightningCLI that is not public and would apply the latter.
         """
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The verb alone, since each parser takes a quarter of a second; all three if an option stands before it."""
+        """Returns the verb alone, since each parser takes a quarter of a second; all three if an option comes first."""
         verbs = LightningCLI.subcommands()
         return {name: verbs[name] for name in ("fit", "validate", "test") if self.verb == name or self.verb[0] == "-"}
 
@@ -187,7 +187,7 @@ class DistillCLI(LightningCLI):
             with lightning_errors():
                 super()._run_subcommand(subcommand)
         except SystemExit as error:
-            # Lightning ends the process, with code 1, after it has shut down an interrupted run.
+            # Lightning exits with code 1 after it has shut down an interrupted run.
             if not self.trainer.interrupted:
                 raise
             raise SystemExit(_INTERRUPTED) from error

@@ -26,7 +26,7 @@ class KeepConfig(SaveConfigCallback):
         folder, number = run_folder(trainer), 1
         shares_folder = self.config.get("ckpt_path") is not None or not trainer.loggers
         self._target = folder / self.config_filename
-        # Every process asks before the first one writes, which is behind a broadcast.
+        # Every process checks before the first one writes: a broadcast comes in between.
         while shares_folder and not self.already_saved and self._target.exists():
             number += 1
             self._target = folder / f"{Path(self.config_filename).stem}_{number}.yaml"

@@ -19,8 +19,8 @@ def prefix_map(student: str, teacher: str, output: str, *, overwrite: bool = Fal
     """Compile the prefix map between two tokenizers, which BytePrefixKL reads, and store it.
 
     Args:
-        student: Folder or hub id of the student's tokenizer.
-        teacher: Folder or hub id of the teacher's tokenizer.
+        student: Directory or hub id of the student's tokenizer.
+        teacher: Directory or hub id of the teacher's tokenizer.
         output: The safetensors file to write.
         overwrite: Replace a file that exists.
     """

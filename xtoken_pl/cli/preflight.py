@@ -1,4 +1,4 @@
-"""Refuses settings that would fail late, or change nothing without a word, before texts are read and models loaded."""
+"""Checks settings that would fail late, or have no effect, before texts are read and models are loaded."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import did_you_mean
 
-#: Packages whose callbacks log no ``val/`` tags that are not known here.
+#: Packages whose callbacks log no other ``val/`` tags than those known here.
 _KNOWN_PACKAGES = ("lightning", "xtoken_pl")
-#: What callbacks log beside validation.
+#: Prefixes of the tags that callbacks log in addition to ``val/``.
 _TAGS_OF_CALLBACKS = ("train/", "eval/", "numerals/", "projection/", "throughput/")
 
 
 def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> None:
-    """Checks what a run will train with.
+    """Checks the settings of a training run.
 
     Raises:
-        UserError: For a setting that training cannot use.
+        UserError: If a setting is invalid.
     """
     if trainer.max_steps == 0:
         raise UserError("trainer.max_steps must be >= 1, got 0; give a number, or -1 and trainer.max_epochs")
@@ -58,18 +58,20 @@ class IntervalCheck(Callback):
             raise UserError(
                 f"trainer.val_check_interval must be at most the number of training batches ({num_batches}), got "
                 f"{interval}; lower it, set trainer.check_val_every_n_epoch to null to count batches over all epochs, "
-                "or set trainer.limit_val_batches to 0 to validate never"
+                "or disable validation with trainer.limit_val_batches: 0"
             )
 
 
 def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None = None) -> None:
-    """Checks that every model has as many positions as a window may have tokens.
+    """Checks that every model has at least as many positions as a window has tokens.
 
     Args:
-        asked: A teacher that is run although it has a cache: the one that is made.
+        module: The run's module.
+        data: The run's data module.
+        asked: Teacher that runs although it has a cache, because its cache is being built.
 
     Raises:
-        UserError: If the student or a teacher has fewer.
+        UserError: If the student or a teacher has fewer positions.
     """
     if not (isinstance(module, MultiTeacherDistillModule) and isinstance(data, DistillDataModule)):
         return
@@ -94,7 +96,7 @@ def _num_positions(source: ModelSource) -> int | None:
             source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError, KeyError):
-        return None  # whoever loads the tokenizer or the model says why
+        return None  # loading the tokenizer or the model will report the reason
     config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     # Scaled rotary positions reach further.
@@ -108,23 +110,23 @@ def _check_stream(trainer: pl.Trainer, data: DistillDataModule) -> None:
     ends_with_epochs = isinstance(trainer.limit_train_batches, int) and trainer.max_epochs not in (None, -1)
     if trainer.max_steps == -1 and not ends_with_epochs:
         raise UserError(
-            "a stream has no epochs, and training on it no end but trainer.max_steps, got -1; give a number of steps, "
-            "or set data.streaming to false"
+            "a stream has no epochs, so that trainer.max_steps must be >= 1, got -1; give a number of steps, or set "
+            "data.streaming to false"
         )
     interval = trainer.val_check_interval
     if data.sources["val"] is not None and isinstance(interval, float) and interval != 1.0:
         raise UserError(
-            "trainer.val_check_interval must be a whole number of steps where a stream has no epochs, got "
+            "trainer.val_check_interval must be a whole number of steps for a stream, which has no epochs, got "
             f"{interval}; give a number of steps, or set data.streaming to false"
         )
 
 
 def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: DistillDataModule) -> None:
-    """Lightning looks for a monitored tag when the first checkpoint is due, hours later."""
+    """Checks that monitored tags are logged; Lightning does so only when the first checkpoint is due, hours later."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     unknown = [callback for callback in callbacks if type(callback).__module__.split(".")[0] not in _KNOWN_PACKAGES]
     if type(module) is not MultiTeacherDistillModule or unknown:
-        return  # may log anything
+        return  # these may log any tag
     known = {f"val/{tag}": None for tag, _ in EvaluationMetrics(module.teachers).items()}
     for callback in callbacks:
         tag = getattr(callback, "monitor", None)
@@ -134,7 +136,7 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
         if tag.startswith("val/") and data.sources["val"] is None:
             raise UserError(
                 f"{name} monitors {tag!r}, which needs texts to validate on, and there are none; set data.val.path, or "
-                "monitor something of training, such as 'train/loss'"
+                "monitor a tag of training, such as 'train/loss'"
             )
         others = tag.startswith(_TAGS_OF_CALLBACKS)
         if not others and tag not in known and (near := did_you_mean(tag, known)):

@@ -21,8 +21,8 @@ def project(
     """Build the projection matrix W between two tokenizers and store it.
 
     Args:
-        student: Folder or hub id of the student's tokenizer.
-        teacher: Folder or hub id of the teacher's tokenizer.
+        student: Directory or hub id of the student's tokenizer.
+        teacher: Directory or hub id of the teacher's tokenizer.
         output: The safetensors file to write.
         beta: Weight of the first teacher token that writes a student token.
         gamma: Factor from one teacher token to the next.

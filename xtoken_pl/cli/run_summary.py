@@ -1,18 +1,19 @@
-"""What ``fit`` says when it has ended: what was trained, from whom, and where the results are."""
+"""The summary that ``fit`` prints at its end: what was trained, from which teachers, and where the results are."""
 
 from __future__ import annotations
 
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from xtoken_pl.cli.config_files import split_option
 from xtoken_pl.data.validation import validates
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.run_folder import run_folder
@@ -20,8 +21,7 @@ from xtoken_pl.utilities.run_folder import run_folder
 _BITS_PER_BYTE = "val/bits_per_byte"
 
 
-@dataclass(frozen=True)
-class Validation:
+class Validation(NamedTuple):
     """Bits per byte of the validation texts at one step."""
 
     step: int
@@ -32,24 +32,24 @@ class Validation:
 
 
 class RunSummary(pl.Callback):
-    """Keeps what the summary of a run needs, and writes it.
+    """Collects the results of a run and writes its summary.
 
-    The validation before the first step is the one that Lightning makes as its sanity check, where that runs over all
-    validation batches (``trainer.num_sanity_val_steps: -1``, the command line's default). The loggers get it as the
-    metrics of step 0, so that curves begin where the run did; a run that goes on remembers it.
+    The validation before the first step is Lightning's sanity check, if it covers all validation batches
+    (``trainer.num_sanity_val_steps: -1``, the command line's default). It is logged as the metrics of step 0, so that
+    curves begin at the start of the run, and stored in checkpoints for resumed runs.
 
     Args:
-        arguments: The command line of the run, behind ``python -m xtoken_pl``; for the command to go on.
+        arguments: Arguments of the run after ``python -m xtoken_pl``, for the command that resumes it.
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
         self.arguments = list(arguments)
         self.before: Validation | None = None
         self.after: Validation | None = None
-        self._began: tuple[float, int] = (time.monotonic(), 0)
+        self._start_time, self._first_step = time.monotonic(), 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.before is None else {"before": [self.before.step, self.before.bits_per_byte]}
+        return {} if self.before is None else {"before": list(self.before)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "before" in state_dict:
@@ -68,26 +68,26 @@ class RunSummary(pl.Callback):
                 logger.log_metrics(metrics, step=trainer.global_step)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = (time.monotonic(), trainer.global_step)
+        self._start_time, self._first_step = time.monotonic(), trainer.global_step
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """A run that is stopped by hand says how to go on."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             checkpoint = next((newest for _, newest in _checkpoints(trainer)), None)
-            way_on = (
+            advice = (
                 "no checkpoint was written (ModelCheckpoint with save_last or every_n_train_steps writes some)"
                 if checkpoint is None
-                else f"the last checkpoint is {_short(checkpoint)}; to go on: {self.command_to_go_on(trainer)}"
+                else f"the last checkpoint is {_short(checkpoint)}; to resume: {self.resume_command(trainer)}"
             )
-            print(f"\nstopped at step {trainer.global_step:,}; {way_on}")
+            print(f"\nstopped at step {trainer.global_step:,}; {advice}")
 
     def text(self, trainer: pl.Trainer, module: MultiTeacherDistillModule) -> str:
-        """The summary. Every process has to ask for it, since Lightning broadcasts the log folder."""
-        began, first_step = self._began
-        num_steps = trainer.global_step - first_step
-        title = f"trained {num_steps:,} step{'s' * (num_steps != 1)} in {_duration(time.monotonic() - began)}"
-        if first_step:
-            title += f", from step {first_step:,} to step {trainer.global_step:,}"
+        """Returns the summary. Every process must call it, since Lightning broadcasts the log directory."""
+        num_steps = trainer.global_step - self._first_step
+        title = (
+            f"trained {num_steps:,} step{'s' * (num_steps != 1)} in {_duration(time.monotonic() - self._start_time)}"
+        )
+        if self._first_step:
+            title += f", from step {self._first_step:,} to step {trainer.global_step:,}"
         rows = [*_models(module), ("bits per byte", self._bits_per_byte(trainer)), *self._places(trainer)]
         width = max(len(label) for label, _ in rows)
         return "\n".join([title, *(f"  {label:<{width}}  {text}" for label, text in rows)])
@@ -95,10 +95,9 @@ class RunSummary(pl.Callback):
     def _bits_per_byte(self, trainer: pl.Trainer) -> str:
         if not validates(trainer):
             return "not validated; set data.val.path"
-        before = "not measured before the first step (trainer.num_sanity_val_steps: -1)"
-        before = before if self.before is None else str(self.before)
-        after = "not measured since: no validation was due (trainer.val_check_interval)"
-        return f"{before}, {after if self.after is None else self.after}"
+        before = self.before or "not measured before the first step (trainer.num_sanity_val_steps: -1)"
+        after = self.after or "not measured since: no validation was due (trainer.val_check_interval)"
+        return f"{before}, {after}"
 
     def _places(self, trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
         folder = run_folder(trainer)
@@ -113,25 +112,22 @@ class RunSummary(pl.Callback):
                 yield what, _short(place)
         watch = next((logger.save_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         yield "logs", _short(folder) + ("" if watch is None else f"; to watch: tensorboard --logdir {_short(watch)}")
-        if checkpoints:
-            yield "to go on", self.command_to_go_on(trainer)
-        else:
-            yield "to go on", "no checkpoint was written; start a run from the exported student"
+        without = "no checkpoint was written; start a run from the exported student"
+        yield "to resume", self.resume_command(trainer) if checkpoints else without
 
-    def command_to_go_on(self, trainer: pl.Trainer) -> str:
-        """The run's command with ``--ckpt_path last``, and with twice the steps or epochs where these are used up."""
-        arguments = ["python", "-m", "xtoken_pl", *_without(self.arguments, "--ckpt_path"), "--ckpt_path", "last"]
+    def resume_command(self, trainer: pl.Trainer) -> str:
+        """Returns the run's command with ``--ckpt_path last``, and twice the steps or epochs if these are used up."""
+        options = {"--ckpt_path": "last"}
         if 0 <= trainer.max_steps <= trainer.global_step:
-            arguments = _without(arguments, "--trainer.max_steps")
-            arguments += ["--trainer.max_steps", str(2 * trainer.max_steps)]
+            options["--trainer.max_steps"] = str(2 * trainer.max_steps)
         elif trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
-            arguments = _without(arguments, "--trainer.max_epochs")
-            arguments += ["--trainer.max_epochs", str(2 * trainer.max_epochs)]
-        return shlex.join(arguments)
+            options["--trainer.max_epochs"] = str(2 * trainer.max_epochs)
+        arguments = split_option(self.arguments, *options)[1]
+        return shlex.join(["python", "-m", "xtoken_pl", *arguments, *chain(*options.items())])
 
 
 def _checkpoints(trainer: pl.Trainer) -> Iterator[tuple[ModelCheckpoint, str]]:
-    """Every ModelCheckpoint that has written one, and where its newest is."""
+    """Yields each ModelCheckpoint that has written a file, and the path of its newest one."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and (newest := callback.last_model_path or callback.best_model_path):
             yield callback, newest
@@ -139,9 +135,9 @@ def _checkpoints(trainer: pl.Trainer) -> Iterator[tuple[ModelCheckpoint, str]]:
 
 def _models(module: MultiTeacherDistillModule) -> Iterator[tuple[str, str]]:
     source = module.student_source
-    # transformers knows that quantized weights are packed.
+    # num_parameters takes into account that quantized weights are packed.
     total, learned = module.student.num_parameters(), module.student.num_parameters(only_trainable=True)
-    share = "" if learned == total else f", {learned / 1e6:,.1f} million of them learned"
+    share = "" if learned == total else f", {learned / 1e6:,.1f} million of them trained"
     yield "student", f"{source.model} ({source.weights} weights), {total / 1e6:,.1f} million parameters{share}"
     for name, teacher in module.teachers.items():
         of = teacher.model if teacher.cache is None else f"{teacher.model}, from the cache {teacher.cache}"
@@ -151,19 +147,8 @@ def _models(module: MultiTeacherDistillModule) -> Iterator[tuple[str, str]]:
         yield "teachers", "none: cross-entropy alone"
 
 
-def _without(arguments: list[str], option: str) -> list[str]:
-    kept: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == option:
-            next(rest, None)
-        elif not argument.startswith(f"{option}="):
-            kept.append(argument)
-    return kept
-
-
 def _short(path: str | Path) -> str:
-    """Relative to the working folder where it lies in there."""
+    """Returns the path relative to the working directory if it is inside."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 

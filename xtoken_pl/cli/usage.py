@@ -1,7 +1,7 @@
-"""Shortens what jsonargparse says about arguments that it refuses: the key, the rule, the value and the nearest name.
+"""Shortens jsonargparse's messages on invalid arguments to the key, the rule, the value and the nearest name.
 
-jsonargparse reports every type that a value was tried as, level by level, over a page. The message here consists of
-the keys on the way to the value, the innermost reason, and where the value was set.
+jsonargparse reports every type that it tried for a value, level by level, over a page. The message here consists of
+the key, the innermost reason, and the option or file that set the value.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from importlib import import_module
 from inspect import isabstract
+from itertools import groupby
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser, auto_cli
@@ -23,11 +24,11 @@ from xtoken_pl.utilities.words import did_you_mean, literals, nearest, type_in_w
 
 _UNKNOWN = re.compile(r"(?:^Option '|accept option '|unrecognized arguments: --)([^\s'=]+)")
 _LONGEST_VALUE = 80
-_LEVELS = ("class_path", "init_args", "dict_kwargs")  # keys that the command line may leave out
+_LEVELS = ("class_path", "init_args", "dict_kwargs")  # keys that may be omitted on the command line
 
 
 class RefusedError(ArgumentError):
-    """Arguments that a parser refuses, with the names of the options that it knows."""
+    """Raised for arguments that a parser refuses; holds the names of the parser's options."""
 
     def __init__(self, message: str, options: list[str]) -> None:
         super().__init__(None, message)
@@ -35,7 +36,7 @@ class RefusedError(ArgumentError):
 
 
 class RaisingParser(ArgumentParser):
-    """A parser that raises :class:`RefusedError`, instead of printing a message and ending the process."""
+    """A parser that raises :class:`RefusedError` instead of printing a message and exiting."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise RefusedError(message, list(_options(self))) from ex
@@ -60,9 +61,10 @@ def run_function(function: Callable[..., None], arguments: list[str]) -> None:
 
 
 def refusal(error: RefusedError, arguments: list[str]) -> UsageError:
-    """The error to show for arguments that a parser refused.
+    """Converts a parser's error to the one that is shown.
 
     Args:
+        error: Error of the parser.
         arguments: The verb and its options, as the user gave them.
     """
     message, innermost, known = str(error), error, error.options
@@ -70,8 +72,8 @@ def refusal(error: RefusedError, arguments: list[str]) -> UsageError:
         innermost = innermost.__cause__  # type: ignore[assignment]
         known = getattr(innermost, "options", known)
     reason = str(innermost)
-    keys = [key for dotted in re.findall(r'Parser key "(.+?)"', message) for key in dotted.split(".")]
-    keys = [key for key, before in zip(keys, ["", *keys], strict=False) if key != before]
+    dotted = ".".join(re.findall(r'Parser key "(.+?)"', message))
+    keys = [key for key, _ in groupby(dotted.split("."))] if dotted else []  # each level repeats the one above
     if isinstance(innermost, UserError):
         return UsageError(reason)
     if found := re.search(r"arguments are required: (.+)", reason):
@@ -84,7 +86,7 @@ def refusal(error: RefusedError, arguments: list[str]) -> UsageError:
 
 
 def _unknown(option: str, keys: list[str], known: list[str], arguments: list[str]) -> str:
-    """The message for an option that does not exist."""
+    """Returns the message for an unknown option."""
     first, last = option.partition(".")[0], option.rpartition(".")[2]
     names = {part for name in known for part in (name.partition(".")[0], name.rpartition(".")[2])}
     near = did_you_mean(last if first in names else first, names, "--help lists the options")
@@ -92,25 +94,27 @@ def _unknown(option: str, keys: list[str], known: list[str], arguments: list[str
 
 
 def _missing(names: list[str], keys: list[str], arguments: list[str]) -> str:
-    """The message for options that must be given."""
+    """Returns the message for required options that are missing."""
     verb = arguments[0]
     if not keys:
         in_file = any(name.startswith(f"{verb}.") for name in names)
         names = sorted(name.strip().removeprefix(f"{verb}.") for name in names)
         how = "in a file for --config" if in_file else f"with --{' and --'.join(names)}"
         return f"{verb} needs {' and '.join(names)}, not given; set {'it' if len(names) == 1 else 'them'} {how}"
-    nothing: dict[str, Any] = {}
-    config = reduce(merge, map(read_config, config_paths(arguments)), nothing)
-    for parts, value in _places(config):
-        if _is_at(keys, parts) and isinstance(value, dict):
-            items = {name: item for name, item in value.items() if isinstance(item, dict) and names[0] not in item}
-            place = ".".join([*parts, *list(items)[:1], names[0]])
-            return f"{place} is required, not given; set it in a file for --config, or as an option"
-    return f"{'.'.join([*keys, names[0]])} is required, not given; set it in a file for --config, or as an option"
+    config: dict[str, Any] = reduce(merge, map(read_config, config_paths(arguments)), {})
+    incomplete = (
+        [*parts, item]
+        for parts, value in _places(config)
+        if _is_at(keys, parts) and isinstance(value, dict)
+        for item, settings in value.items()
+        if isinstance(settings, dict) and names[0] not in settings
+    )
+    place = ".".join([*next(incomplete, keys), names[0]])
+    return f"{place} is required, not given; set it in a file for --config, or as an option"
 
 
 def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], arguments: list[str]) -> str:
-    """The message for a value that an option does not take."""
+    """Returns the message for an invalid value."""
     if not keys:
         return reason
     found = re.search(r"(?:Got|Given) value: (.+)", message)
@@ -139,7 +143,7 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
 
 
 def _public_classes() -> dict[str, Any]:
-    """The classes of the package and of its callbacks that can be named in a configuration, by path."""
+    """Returns the package's classes that a configuration can name, by path."""
     return {
         f"{package}.{name}": value
         for package in ("xtoken_pl", "xtoken_pl.callbacks")
@@ -149,11 +153,12 @@ def _public_classes() -> dict[str, Any]:
 
 
 def _place(keys: list[str], value: str | None, arguments: list[str]) -> str:
-    """The option or the key of a file that set a value, as the user wrote it.
+    """Finds the option, or the key and the file, that set a value.
 
     Args:
-        keys: Keys on the way to it; names of a mapping's items may be left out.
-        value: Text of the value, where it is known.
+        keys: Keys from the outermost to the innermost; names of a mapping's items may be missing.
+        value: Text of the value; None if unknown.
+        arguments: The verb and its options.
     """
     for argument, following in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):
         option, equals, given = argument.partition("=")
@@ -168,14 +173,14 @@ def _place(keys: list[str], value: str | None, arguments: list[str]) -> str:
 
 
 def _is_at(keys: list[str], parts: list[str]) -> bool:
-    """Whether a place lies behind all of the keys, in order, and the last one is its end."""
+    """Whether a path contains all of the keys, in order, and ends with the last one."""
     names = [part.removesuffix("+") for part in parts if part not in _LEVELS and not part.isdigit()]
     rest = iter(names)
     return names[-1:] == keys[-1:] and all(key in rest for key in keys)
 
 
 def _places(value: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], Any]]:
-    """Every key of a configuration, with the keys above it, and its value."""
+    """Yields the path of every key of a configuration, and its value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield [*above, str(key)], inner

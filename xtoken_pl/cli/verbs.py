@@ -1,4 +1,4 @@
-"""The verbs of the command line. A new one is a line here, and a file with a function ``run(arguments)``."""
+"""The verbs of the command line. To add one, add a line here and a file with a function ``run(arguments)``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Verb(NamedTuple):
     """A verb of the command line.
 
     Attributes:
-        module: File in this directory that runs it; imported only then.
-        description: What it does, in one line.
+        module: File in this directory that runs the verb; imported only then.
+        description: Description in one line.
     """
 
     module: str
@@ -26,8 +26,8 @@ VERBS = {
     "fit": Verb("fit", "Train a student on the data and teachers of a configuration."),
     "validate": Verb("fit", "Measure a checkpoint on the validation texts."),
     "test": Verb("fit", "Measure a checkpoint on the test texts."),
-    "plan": Verb("plan", "Say how much memory a run needs on each GPU, without loading weights."),
-    "cache": Verb("cache", "Run one teacher over a run's windows once, and store what its loss needs."),
+    "plan": Verb("plan", "Estimate how much memory a run needs on each GPU, without loading weights."),
+    "cache": Verb("cache", "Store the outputs of a teacher that its loss needs, for all windows of a run."),
     "inspect": Verb("inspect", "Show a text or a window of a run's data as the student and its teachers see it."),
     "project": Verb("project", "Build the projection matrix W between two tokenizers."),
     "prefix_map": Verb("prefix_map", "Build the prefix map between two tokenizers, which BytePrefixKL reads."),
@@ -39,13 +39,13 @@ VERBS = {
 
 
 def overview() -> str:
-    """All verbs with a line each."""
+    """Lists all verbs with their descriptions."""
     lines = [f"  {name:<12}{verb.description}" for name, verb in VERBS.items()]
     return "\n".join(["verbs:", *lines, "", f"`{PROGRAM} VERB --help` lists the options of a verb."])
 
 
 def choose_verb(arguments: list[str]) -> str:
-    """The verb of a command line.
+    """Returns the verb of a command line.
 
     Raises:
         UsageError: If the first argument is not a verb.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,21 @@ from xtoken_pl.alignment import Spans, SpanStatistics
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, teacher_columns
 from xtoken_pl.data.windows import Window
 from xtoken_pl.inspection.counterparts import Counterparts
-from xtoken_pl.inspection.predictions import Predictions
+from xtoken_pl.inspection.predictions import Candidate, Predictions
 from xtoken_pl.inspection.tokens import Token, tokens_of
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 CellKind = Literal["one-to-one", "one-to-many", "many-to-one", "many-to-many", "gap", "masked"]
+Shade = Literal["even", "odd", "gap", "masked"]
+
+# By whether the student, and the teacher, has one token.
+_KINDS: dict[tuple[bool, bool], CellKind] = {
+    (True, True): "one-to-one",
+    (True, False): "one-to-many",
+    (False, True): "many-to-one",
+    (False, False): "many-to-many",
+}
+_NUM_CELLS_BEFORE = 8
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,39 @@ class Cell:
     is_learned: bool
 
     @property
+    def shade(self) -> Shade:
+        """Background of the cell; neighbouring spans alternate between ``even`` and ``odd``."""
+        if not self.is_learned:
+            return "masked"
+        return "gap" if self.span is None else ("even", "odd")[self.span % 2]
+
+    @property
+    def text(self) -> str:
+        """Text of the student's tokens."""
+        return "".join(token.text for token in self.student)
+
+    @property
     def ends_line(self) -> bool:
         """Whether a line of the text ends in this cell."""
         return any(b"\n" in token.raw for token in (*self.student, *self.teacher))
+
+
+class PredictedSpan(NamedTuple):
+    """A span with the predictions of its first token.
+
+    Attributes:
+        cell: The span.
+        before: Text before the span.
+        teacher, student: Candidates of each side, most probable first.
+        teacher_token, student_token: The token in the text, among the tokens that each side predicts.
+    """
+
+    cell: Cell
+    before: str
+    teacher: list[Candidate]
+    student: list[Candidate]
+    teacher_token: Token
+    student_token: Token
 
 
 @dataclass(frozen=True)
@@ -67,30 +108,38 @@ class TeacherView:
     predictions: Predictions | None = None
 
     @property
-    def kinds(self) -> dict[str, int]:
-        """Number of spans of each kind."""
+    def summary(self) -> str:
+        """Number of spans by kind, and of tokens in no span."""
         counts = self.statistics
-        return {
-            "one-to-one": counts.one_to_one,
-            "one-to-many": counts.one_to_many,
-            "many-to-one": counts.many_to_one,
-            "many-to-many": counts.many_to_many,
-        }
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.kinds.items() if count) or "none"
+        gaps = f"{counts.student_gaps:,} of the student, {counts.teacher_gaps:,} of the teacher"
+        return f"{counts.num_spans:,} spans ({kinds}); tokens in no span: {gaps}"
+
+    def caption(self, cell: Cell) -> str:
+        """Kind of a cell, and the loss of a span if it is known."""
+        losses = {} if self.predictions is None or cell.span is None else self.predictions.losses
+        loss = losses.get(cell.student_start)
+        return cell.kind if loss is None else f"{cell.kind}, loss {loss:.4g} nats"
 
     @property
-    def kinds_text(self) -> str:
-        """Text such as ``12 one-to-one, 3 one-to-many``; ``none`` without spans."""
-        return ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items() if count) or "none"
+    def student_title(self) -> str:
+        """Heading of the student's predictions."""
+        return "student through W" if self.predictions is not None and self.predictions.is_projected else "student"
 
-    def cell_at(self, student_start: int) -> int:
-        """Index of the span cell that starts at a student token."""
-        return next(
-            i for i, cell in enumerate(self.cells) if cell.span is not None and cell.student_start == student_start
-        )
-
-    def context(self, index: int, num_cells: int = 8) -> str:
-        """Text of up to ``num_cells`` cells before cell ``index``."""
-        return "".join(token.text for cell in self.cells[max(0, index - num_cells) : index] for token in cell.student)
+    @property
+    def predicted_spans(self) -> list[PredictedSpan]:
+        """The spans chosen for display, with their predictions; empty without weights."""
+        if self.predictions is None:
+            return []
+        places = {cell.student_start: place for place, cell in enumerate(self.cells) if cell.span is not None}
+        shown = []
+        for span in self.predictions.spans:
+            place = places[span.student_start]
+            cell = self.cells[place]
+            before = "".join(other.text for other in self.cells[max(0, place - _NUM_CELLS_BEFORE) : place])
+            compared = cell.teacher if self.predictions.is_projected else cell.student
+            shown.append(PredictedSpan(cell, before, span.teacher, span.student, cell.teacher[0], compared[0]))
+        return shown
 
 
 @dataclass(frozen=True)
@@ -172,6 +221,20 @@ class Inspection:
         return replace(self, teachers=views)
 
 
+def break_lines(cells: Iterable[Cell], width_of: Callable[[Cell], float], limit: float) -> list[list[Cell]]:
+    """Breaks cells into lines, at ``limit`` and where a line of the text ends."""
+    lines: list[list[Cell]] = []
+    used = math.inf
+    for cell in cells:
+        width = width_of(cell)
+        if used + width > limit:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(cell)
+        used = math.inf if cell.ends_line else used + width
+    return lines
+
+
 def _cells(
     tokens: list[Token], learned: NDArray[np.bool_], teacher_tokens: list[Token], spans: NDArray[np.int64]
 ) -> list[Cell]:
@@ -179,13 +242,10 @@ def _cells(
     before, teacher_before = 0, 0
 
     def add(start: int, end: int, teacher_start: int, teacher_end: int, span: int | None) -> None:
-        one, teacher_one = end - start == 1, teacher_end - teacher_start == 1
         is_learned = bool(learned[start:end].any()) if end > start else True
         kind: CellKind = "gap" if is_learned else "masked"
         if span is not None:
-            kind = ("one-to-one" if teacher_one else "one-to-many") if one else "many-to-many"
-            if teacher_one and not one:
-                kind = "many-to-one"
+            kind = _KINDS[end - start == 1, teacher_end - teacher_start == 1]
         cells.append(Cell(kind, tokens[start:end], teacher_tokens[teacher_start:teacher_end], start, span, is_learned))
 
     ends = (len(tokens), len(tokens), len(teacher_tokens), len(teacher_tokens))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from xtoken_pl.inspection.inspection import Cell, Inspection, TeacherView
+from xtoken_pl.inspection.inspection import Cell, Inspection, Shade, break_lines
 from xtoken_pl.inspection.predictions import Candidate
+from xtoken_pl.inspection.tokens import Token
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,8 @@ _FONT, _POINTS = "DejaVu Sans Mono", 9
 _CHAR_INCHES, _ROW_INCHES = 0.08, 0.19
 _LINE_CHARS, _MAX_LINES = 120, 16
 _LINE_ROWS = 2.6  # two rows of text and the space between two lines
-_SPAN_COLORS, _GAP_COLOR, _MASKED_COLOR = ("#cfe3f8", "#fde8b3"), "#f8c9c4", "#eceff2"
+_CELL_GAP = 0.4  # characters between two cells
+_COLORS: dict[Shade, str] = {"even": "#cfe3f8", "odd": "#fde8b3", "gap": "#f8c9c4", "masked": "#eceff2"}
 _TEACHER_COLOR, _STUDENT_COLOR = "#e07b39", "#3b82c4"
 _INK, _DIM = "#1c2430", "#667180"
 
@@ -47,8 +49,7 @@ def spans_figure(inspection: Inspection, name: str) -> Figure:
     from matplotlib.figure import Figure  # only pictures need it
 
     view = inspection.teachers[name]
-    lines = _lines(view.cells)
-    shown = lines[:_MAX_LINES]
+    shown = break_lines(view.cells, lambda cell: _cell_width(cell) + _CELL_GAP, _LINE_CHARS)[:_MAX_LINES]
     height = _LINE_ROWS * len(shown) + 0.4  # in rows of text
     width_inches, height_inches = (_LINE_CHARS + 2) * _CHAR_INCHES, height * _ROW_INCHES + 0.75
     figure = Figure(figsize=(width_inches, height_inches))
@@ -56,37 +57,19 @@ def spans_figure(inspection: Inspection, name: str) -> Figure:
     axes.set(xlim=(-1, _LINE_CHARS + 1), ylim=(height, 0))
     axes.axis("off")
     _draw_cells(axes, shown)
-    counts = view.statistics
     figure.text(0.01, 1 - 0.24 / height_inches, f"student above, {name} below", fontsize=11, color=_INK, weight="bold")
     num_shown = sum(map(len, shown))
     cut = f"; the first {num_shown:,} of {len(view.cells):,} cells" if num_shown < len(view.cells) else ""
-    gaps = f"{counts.student_gaps:,} and {counts.teacher_gaps:,}"
-    about = f"{counts.num_spans:,} spans ({view.kinds_text}); tokens in no span: {gaps}{cut}"
-    figure.text(0.01, 1 - 0.5 / height_inches, about, fontsize=9, color=_DIM)
+    figure.text(0.01, 1 - 0.5 / height_inches, view.summary + cut, fontsize=9, color=_DIM)
     return figure
 
 
-def _lines(cells: Sequence[Cell]) -> list[list[Cell]]:
-    lines: list[list[Cell]] = [[]]
-    used = 0.0
-    for cell in cells:
-        width = _cell_width(cell) + 0.4
-        if lines[-1] and used + width > _LINE_CHARS:
-            lines.append([])
-            used = 0.0
-        lines[-1].append(cell)
-        used += width
-        if cell.ends_line:
-            used = float("inf")
-    return [line for line in lines if line]
-
-
 def _cell_width(cell: Cell) -> float:
-    return max(sum(len(text) + 0.4 for text in _texts(cell, side)) for side in (0, 1))
+    return max(sum(len(text) + 0.4 for text in _texts(tokens)) for tokens in (cell.student, cell.teacher))
 
 
-def _texts(cell: Cell, side: int) -> list[str]:
-    return [drawable(token.text) for token in (cell.teacher if side else cell.student)]
+def _texts(tokens: Sequence[Token]) -> list[str]:
+    return [drawable(token.text) for token in tokens]
 
 
 def _draw_cells(axes: Axes, lines: Sequence[Sequence[Cell]]) -> None:
@@ -99,13 +82,13 @@ def _draw_cells(axes: Axes, lines: Sequence[Sequence[Cell]]) -> None:
     for row, line in enumerate(lines):
         left, top = 0.0, _LINE_ROWS * row + 0.2
         for cell in line:
-            width, color = _cell_width(cell), _cell_color(cell)
-            for side in (0, 1):
+            width = _cell_width(cell)
+            for side, tokens in enumerate((cell.student, cell.teacher)):
                 upper, lower = top + 1.13 * side, top + 1.13 * side + 1.07  # with a white gap between them
                 boxes.append([(left, upper), (left + width, upper), (left + width, lower), (left, lower)])
-                colors.append(color)
+                colors.append(_COLORS[cell.shade])
                 column = left
-                for place, text in enumerate(_texts(cell, side)):
+                for place, text in enumerate(_texts(tokens)):
                     if place:
                         borders.append([(column, upper + 0.12), (column, lower - 0.12)])
                     axes.text(
@@ -118,15 +101,9 @@ def _draw_cells(axes: Axes, lines: Sequence[Sequence[Cell]]) -> None:
                         color=_INK if cell.is_learned else _DIM,
                     )
                     column += len(text) + 0.4
-            left += width + 0.4
+            left += width + _CELL_GAP
     axes.add_collection(PolyCollection(boxes, facecolors=colors, linewidths=0), autolim=False)
     axes.add_collection(LineCollection(borders, colors=_DIM, linewidths=0.6), autolim=False)
-
-
-def _cell_color(cell: Cell) -> str:
-    if not cell.is_learned:
-        return _MASKED_COLOR
-    return _GAP_COLOR if cell.span is None else _SPAN_COLORS[cell.span % 2]
 
 
 def _literal(text: str) -> str:
@@ -145,31 +122,23 @@ def predictions_figure(inspection: Inspection, name: str) -> Figure:
     from matplotlib.figure import Figure  # only pictures need it
 
     view = inspection.teachers[name]
-    assert view.predictions is not None
-    spans = view.predictions.spans
+    spans = view.predicted_spans
     height = 1.25 * max(1, len(spans)) + 0.75
     figure = Figure(figsize=(10, height))
     figure.text(
         0.02, 1 - 0.28 / height, f"predictions of {name} and the student", fontsize=11, weight="bold", color=_INK
     )
-    ours = "student through W" if view.predictions.is_projected else "student"
-    for x, title, color in ((0.2, name, _TEACHER_COLOR), (0.7, ours, _STUDENT_COLOR)):
+    for x, title, color in ((0.2, name, _TEACHER_COLOR), (0.7, view.student_title, _STUDENT_COLOR)):
         figure.text(x, 1 - 0.55 / height, title, fontsize=10, color=color, weight="bold")
     for row, span in enumerate(spans):
-        index = view.cell_at(span.student_start)
-        cell = view.cells[index]
         top = height - 0.75 - 1.25 * row
-        loss = view.predictions.losses[span.student_start]
-        before, text = drawable(view.context(index))[-44:], drawable("".join(token.text for token in cell.student))
-        figure.text(
-            0.02, (top - 0.12) / height, _literal(f"{before} ▸{text}◂"), family=_FONT, fontsize=9, color=_INK, va="top"
-        )
-        figure.text(
-            0.98, (top - 0.12) / height, f"{cell.kind}, {loss:.3f} nats", fontsize=9, color=_DIM, ha="right", va="top"
-        )
+        y = (top - 0.12) / height
+        text = _literal(f"{drawable(span.before)[-44:]} ▸{drawable(span.cell.text)}◂")
+        figure.text(0.02, y, text, family=_FONT, fontsize=9, color=_INK, va="top")
+        figure.text(0.98, y, view.caption(span.cell), fontsize=9, color=_DIM, ha="right", va="top")
         sides = (
-            (0.2, span.teacher, span.student, cell.teacher[0].raw, _TEACHER_COLOR),
-            (0.7, span.student, span.teacher, _observed(view, cell), _STUDENT_COLOR),
+            (0.2, span.teacher, span.student, span.teacher_token, _TEACHER_COLOR),
+            (0.7, span.student, span.teacher, span.student_token, _STUDENT_COLOR),
         )
         for x, candidates, others, observed, color in sides:
             axes = figure.add_axes((x, (top - 1.15) / height, 0.26, 0.8 / height))
@@ -177,13 +146,8 @@ def predictions_figure(inspection: Inspection, name: str) -> Figure:
     return figure
 
 
-def _observed(view: TeacherView, cell: Cell) -> bytes:
-    assert view.predictions is not None
-    return (cell.teacher if view.predictions.is_projected else cell.student)[0].raw
-
-
 def _draw_candidates(
-    axes: Axes, candidates: Sequence[Candidate], shared: set[bytes], observed: bytes, color: str
+    axes: Axes, candidates: Sequence[Candidate], shared: set[bytes], observed: Token, color: str
 ) -> None:
     shares = [candidate.probability for candidate in candidates]
     bars = axes.barh(range(len(candidates)), shares, color=color, height=0.72)
@@ -193,7 +157,7 @@ def _draw_candidates(
     axes.spines[:].set_visible(False)
     axes.spines["left"].set(visible=True, color="#c9d1d9")
     for candidate, bar, label in zip(candidates, bars, axes.get_yticklabels(), strict=True):
-        is_observed = candidate.token.raw == observed
+        is_observed = candidate.token == observed
         label.set(family=_FONT, fontsize=8, color=_INK, weight="bold" if is_observed else "normal")
         bar.set_alpha(1.0 if candidate.token.raw in shared else 0.4)
         axes.text(

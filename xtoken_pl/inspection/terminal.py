@@ -5,30 +5,37 @@ Without colours (NO_COLOR, or no terminal) brackets mark the spans instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import zip_longest
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
+from rich.padding import Padding
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
-from xtoken_pl.inspection.inspection import Cell, Inspection, TeacherView
+from xtoken_pl.inspection.counterparts import Counterparts
+from xtoken_pl.inspection.inspection import Cell, Inspection, Shade, TeacherView, break_lines
 from xtoken_pl.inspection.predictions import Candidate
 from xtoken_pl.inspection.tokens import Token
 
-_COLORS = (Style(color="color(16)", bgcolor="color(153)"), Style(color="color(16)", bgcolor="color(222)"))
-_GAP = Style(color="color(16)", bgcolor="color(210)")
-_MASKED = Style(color="color(244)")
-_DIM = Style(dim=True)
+_STYLES: dict[Shade, Style] = {
+    "even": Style(color="color(16)", bgcolor="color(153)"),
+    "odd": Style(color="color(16)", bgcolor="color(222)"),
+    "gap": Style(color="color(16)", bgcolor="color(210)"),
+    "masked": Style(color="color(244)"),
+}
+_BRACKETS: dict[Shade, str] = {"even": "[]", "odd": "[]", "gap": "{}", "masked": "()"}
+_DIM, _BOLD = Style(dim=True), Style(bold=True)
 _BETWEEN = "│"  # separates the tokens of a span
 _BAR_WIDTH = 12
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
     """Prints the alignment with each teacher, the rows of W that are not exact, and the predictions."""
-    console = console or Console(highlight=False)
-    printer = _Printer(console)
-    printer.line(Text(inspection.title, Style(bold=True)))
+    printer = _Printer(console or Console(highlight=False))
+    printer.line(Text(inspection.title, _BOLD))
     printer.line(Text(f"student {inspection.tokenizer}: {len(inspection.tokens):,} tokens"))
     for name, view in inspection.teachers.items():
         printer.line(Text())
@@ -37,130 +44,83 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
 
 class _Printer:
     def __init__(self, console: Console) -> None:
-        self.console = console
         self.has_colors = console.is_terminal and console.color_system is not None and not console.no_color
+        if not self.has_colors:  # no bold or dim text either
+            console = Console(file=console.file, width=console.width, color_system=None, highlight=False)
+        self.console = console
 
     def line(self, text: Text) -> None:
-        self.console.print(text if self.has_colors else text.plain, soft_wrap=True, markup=False, emoji=False)
+        self.console.print(text, soft_wrap=True)
 
     def teacher(self, name: str, view: TeacherView) -> None:
-        self.line(Text(f"{name}: {view.tokenizer}, {len(view.tokens):,} tokens", Style(bold=True)))
-        gaps = f"{view.statistics.student_gaps:,} and {view.statistics.teacher_gaps:,}"
-        self.line(Text(f"{view.statistics.num_spans:,} spans ({view.kinds_text}); tokens in no span: {gaps}"))
+        self.line(Text(f"{name}: {view.tokenizer}, {len(view.tokens):,} tokens", _BOLD))
+        self.line(Text(view.summary))
         self.line(self._legend())
-        labels = ["student", name]
-        gutter = max(map(cell_len, labels)) + 2
-        for cells in self._lines(view.cells, self.console.width - gutter):
-            for side, label in enumerate(labels):
-                row = Text.assemble((_pad(label, gutter), _DIM))
-                for cell in cells:
-                    row.append_text(self._padded(cell, side))
-                    row.append(" ")
+        gutter = max(cell_len("student"), cell_len(name)) + 2
+        for cells in break_lines(view.cells, lambda cell: self._width(cell) + 1, self.console.width - gutter):
+            student = [(cell, self._side(cell, cell.student)) for cell in cells]
+            teacher = [(cell, self._side(cell, cell.teacher)) for cell in cells]
+            for label, texts in (("student", student), (name, teacher)):
+                row = Text.assemble((set_cell_size(label, gutter), _DIM))
+                for cell, text in texts:
+                    text.pad_right(self._width(cell) - text.cell_len)
+                    row.append_text(text).append(" ")
                 row.rstrip()
                 self.line(row)
             self.line(Text())
-        self._counterparts(view)
+        if view.counterparts is not None:
+            self._counterparts(view.counterparts)
         self._predictions(name, view)
 
     def _legend(self) -> Text:
+        signs = "· is a space, ↵ the end of a line"
         if not self.has_colors:
-            return Text(
-                f"[token{_BETWEEN}token of a span] {{in no span}} (not learned); · is a space, ↵ the end of a line"
-            )
-        legend = Text.assemble((" span ", _COLORS[0]), (" span ", _COLORS[1]), " ", (" in no span ", _GAP), " ")
-        return legend.append(" not learned ", _MASKED).append("  · is a space, ↵ the end of a line", _DIM)
-
-    # Cells ---------------------------------------------------------------------------------------------------------
-
-    def _lines(self, cells: Iterable[Cell], width: int) -> Iterable[list[Cell]]:
-        line: list[Cell] = []
-        used = 0
-        for cell in cells:
-            needed = self._width(cell) + 1
-            if line and used + needed > width:
-                yield line
-                line, used = [], 0
-            line.append(cell)
-            used += needed
-            if cell.ends_line:
-                yield line
-                line, used = [], 0
-        if line:
-            yield line
-
-    def _padded(self, cell: Cell, side: int) -> Text:
-        text = self._side(cell, side)
-        text.append(" " * (self._width(cell) - cell_len(text.plain)), self._style(cell) if self.has_colors else "")
-        return text
+            return Text(f"[token{_BETWEEN}token of a span] {{in no span}} (not learned); {signs}")
+        labels: dict[Shade, str] = {"even": " span ", "odd": " span ", "gap": " in no span ", "masked": " not learned "}
+        parts = [(label, _STYLES[shade]) for shade, label in labels.items()]
+        return Text.assemble(*parts, (f"  {signs}", _DIM))
 
     def _width(self, cell: Cell) -> int:
-        return max(cell_len(self._side(cell, side).plain) for side in (0, 1))
+        return max(self._side(cell, tokens).cell_len for tokens in (cell.student, cell.teacher))
 
-    def _side(self, cell: Cell, side: int) -> Text:
-        style, tokens = self._style(cell), (cell.teacher if side else cell.student)
-        texts = [Text(token.text, style + Style(italic=token.is_special)) for token in tokens]
+    def _side(self, cell: Cell, tokens: Sequence[Token]) -> Text:
+        text = Text(style=_STYLES[cell.shade])
+        for place, token in enumerate(tokens):
+            text.append(_BETWEEN if place else "", _DIM).append(token.text, Style(italic=token.is_special))
         if self.has_colors:
-            return Text(_BETWEEN, style + _DIM).join(texts)
-        brackets = "()" if not cell.is_learned else "{}" if cell.span is None else "[]"
-        return Text(brackets[0] + _BETWEEN.join(text.plain for text in texts) + brackets[1])
+            return text
+        brackets = _BRACKETS[cell.shade]
+        return Text(f"{brackets[0]}{text.plain}{brackets[1]}")
 
-    def _style(self, cell: Cell) -> Style:
-        if not cell.is_learned:
-            return _MASKED
-        return _GAP if cell.span is None else _COLORS[cell.span % 2]
-
-    # Rows of W, predictions ----------------------------------------------------------------------------------------
-
-    def _counterparts(self, view: TeacherView) -> None:
-        if view.counterparts is None:
-            return
-        rows = view.counterparts.by_id.values()
-        others = [row for row in rows if not row.is_plain]
-        num_plain = len(rows) - len(others)
-        self.line(Text(f"{view.counterparts.name}: {num_plain:,} of {len(rows):,} have exactly one teacher token"))
+    def _counterparts(self, counterparts: Counterparts) -> None:
+        num_plain, others = len(counterparts.plain), counterparts.others
+        num_rows = num_plain + len(others)
+        self.line(Text(f"{counterparts.name}: {num_plain:,} of {num_rows:,} have exactly one teacher token"))
         width = max((cell_len(row.token.text) for row in others), default=0)
         for row in others:
-            self.line(Text.assemble("  ", _pad(row.token.text, width), (" → ", _DIM), str(row)))
+            self.line(Text.assemble("  ", set_cell_size(row.token.text, width), (" → ", _DIM), str(row)))
         self.line(Text())
 
     def _predictions(self, name: str, view: TeacherView) -> None:
-        if view.predictions is None:
-            return
-        ours = "student through W" if view.predictions.is_projected else "student"
-        for span in view.predictions.spans:
-            index = view.cell_at(span.student_start)
-            cell, loss = view.cells[index], view.predictions.losses[span.student_start]
-            self.line(
-                Text.assemble(
-                    (view.context(index)[-40:], _DIM), self._side(cell, 0), f"  {cell.kind}, loss {loss:.3f} nats"
-                )
-            )
-            columns = [[(name, None), *_entries(span.teacher)], [(ours, None), *_entries(span.student)]]
-            widths = [max(cell_len(text) for text, _ in column) for column in columns]
-            for row in range(max(map(len, columns))):
-                line = Text("  ")
-                for column, width, tokens in zip(columns, widths, (cell.teacher, cell.student), strict=True):
-                    entry = column[row] if row < len(column) else ("", None)
-                    line.append_text(_entry(entry, width, tokens))
-                line.rstrip()
-                self.line(line)
-            self.line(Text())
+        for span in view.predicted_spans:
+            text = self._side(span.cell, span.cell.student)
+            self.line(Text.assemble((span.before[-40:], _DIM), text, f"  {view.caption(span.cell)}"))
+            table = Table.grid(padding=(0, 1))
+            table.add_row(Text(name, _DIM), "", "", Text(view.student_title, _DIM))
+            teacher = _rows(span.teacher, span.teacher_token)
+            student = _rows(span.student, span.student_token)
+            for left, right in zip_longest(teacher, student, fillvalue=(Text(), Text(), Text())):
+                table.add_row(*left, *right)
+            self.console.print(Padding(table, (0, 0, 1, 2), expand=False))
 
 
-def _entries(candidates: Sequence[Candidate]) -> list[tuple[str, float | None]]:
-    return [(candidate.token.text, candidate.probability) for candidate in candidates]
-
-
-def _entry(entry: tuple[str, float | None], width: int, tokens: Sequence[Token]) -> Text:
-    text, probability = entry
-    if probability is None:
-        return Text.assemble((_pad(text, width + _BAR_WIDTH + 11), _DIM))
-    is_observed = bool(tokens) and text == tokens[0].text
-    bar = "█" * round(probability * _BAR_WIDTH)
-    return Text.assemble(
-        (_pad(text, width), Style(bold=is_observed)), f" {probability:>6.1%} ", (_pad(bar, _BAR_WIDTH + 3), "color(32)")
-    )
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - cell_len(text))
+def _rows(candidates: Sequence[Candidate], observed: Token) -> list[tuple[Text, Text, Text]]:
+    """Text, probability and bar of each candidate; the token in the text is bold."""
+    return [
+        (
+            Text(candidate.token.text, Style(bold=candidate.token == observed)),
+            Text(f"{candidate.probability:>6.1%}"),
+            Text(set_cell_size("█" * round(candidate.probability * _BAR_WIDTH), _BAR_WIDTH), "color(32)"),
+        )
+        for candidate in candidates
+    ]

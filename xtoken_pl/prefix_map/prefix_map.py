@@ -249,7 +249,6 @@ class PrefixMap:
             file_format=_FORMAT,
             names=(*_ARRAYS, *(f"trie.{item}" for item in _TRIE_ARRAYS)),
             setting="prefix_map",
-            kind="prefix map",
             verb="prefix_map",
         )
         arrays = {name: array.astype(np.int64) for name, array in stored.items()}

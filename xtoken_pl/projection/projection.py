@@ -176,7 +176,6 @@ class Projection:
             file_format=_FORMAT,
             names=("indices", "weights", "is_exact"),
             setting="projection",
-            kind="projection",
             verb="project",
         )
         return cls(

@@ -19,8 +19,8 @@ def check_choice(name: str, value: Any, choices: Any) -> Any:
     return value
 
 
-def check_at_least_one(name: str, value: int, hint: str | None = None) -> int:
-    """Returns ``value`` if it is >= 1.
+def check_at_least_one(name: str, value: int | None, hint: str | None = None) -> None:
+    """Checks that ``value`` is >= 1, or None if the argument is optional.
 
     Args:
         name: Name of the argument, for the message.
@@ -30,9 +30,8 @@ def check_at_least_one(name: str, value: int, hint: str | None = None) -> int:
     Raises:
         UserError: If it is not.
     """
-    if value < 1:
+    if value is not None and value < 1:
         raise UserError(f"{name} must be >= 1, got {value}{'' if hint is None else f'; {hint}'}")
-    return value
 
 
 def check_not_negative(name: str, value: float, hint: str) -> float:

@@ -48,7 +48,6 @@ def read_safetensors(
     file_format: str,
     names: Collection[str],
     setting: str,
-    kind: str,
     verb: str,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Reads the header and the tensors of a file written by one of the package's commands.
@@ -59,7 +58,6 @@ def read_safetensors(
         file_format: Required value of ``format`` in the header.
         names: Names of the required tensors.
         setting: Name of the setting that gave the path, for messages.
-        kind: Noun for the content of the file, for messages.
         verb: Command that writes such files, for messages.
 
     Raises:
@@ -79,7 +77,7 @@ def read_safetensors(
         ) from error
     if header.get("format") != file_format or not set(names) <= tensors.keys():
         raise UserError(
-            f"{setting} must be a {kind} of format {file_format!r}, but {name!r} has format {header.get('format')!r}; "
+            f"{setting} must be a file of format {file_format!r}, but {name!r} has format {header.get('format')!r}; "
             f"build one with `python -m xtoken_pl {verb}`"
         )
     return header, tensors

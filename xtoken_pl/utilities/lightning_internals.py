@@ -13,9 +13,9 @@ import lightning.pytorch as pl
 
 
 def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
-    """The trainer that a module is attached to, or None.
+    """Returns the trainer that a module is attached to, or None.
 
-    The public attribute ``trainer`` raises where there is none, and the module is used without a trainer, too.
+    The public attribute ``trainer`` raises if there is none, but the module can be used without a trainer.
     """
     return module._trainer
 
@@ -23,7 +23,7 @@ def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
 def is_accumulating(trainer: pl.Trainer) -> bool:
     """Whether gradients of the current batch are accumulated, so that no optimizer step follows it.
 
-    Lightning decides it by counters that no public attribute gives.
+    Lightning decides this by counters that have no public attribute.
     """
     return trainer.fit_loop._should_accumulate()
 

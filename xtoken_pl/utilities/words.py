@@ -20,7 +20,7 @@ _LONGEST_REASON = 200
 
 
 def type_in_words(types: str) -> str:
-    """What a value of a type, or of one of several, must be: ``a whole number or null``.
+    """Describes the values of one or several types: ``a whole number or null``.
 
     Args:
         types: The type as Python writes it: ``<class 'int'>, typing.Literal['a', 'b'], dict[str, float]``.
@@ -34,7 +34,7 @@ def type_in_words(types: str) -> str:
 
 
 def literals(types: str) -> list[str]:
-    """The words that a type's literals allow, the type as Python writes it."""
+    """Lists the values of the ``Literal`` types in a type as Python writes it."""
     inside = ", ".join(re.findall(r"Literal\[(.*?)\]", types))
     return list(dict.fromkeys(word.strip("'\" ") for word in inside.split(","))) if inside else []
 
