@@ -107,7 +107,7 @@ def test_one_flipped_bit_is_named_with_the_newest_whole_checkpoint(tmp_path: Pat
 def test_a_truncated_file_is_named(tmp_path: Path, share: float) -> None:
     path = save(tmp_path / "a.ckpt", 1)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"a.ckpt' is not: .* no whole zip .*no other whole checkpoint beside it"):
+    with pytest.raises(ValueError, match=r"a.ckpt' is not: .* not a complete zip .*there is no whole one beside it"):
         AtomicCheckpointIO().load_checkpoint(path)
 
 

@@ -275,7 +275,7 @@ def test_half_precision_keeps_w_and_the_sums_of_metrics_exact(make: MakeModule) 
     assert module.student.dtype == torch.bfloat16
     for plan in (loss.product.forward_plan, loss.product.backward_plan):
         assert plan.first_weights.dtype == plan.rest_weights.dtype == torch.float32
-    assert metric.total_nats.dtype == torch.float64
+    assert metric.total.dtype == torch.float64
     assert torch.isfinite(step_of(module, batch_for(module))["loss"])
 
 

@@ -18,14 +18,14 @@ from xtoken_pl.utilities.errors import UserError
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, a linear warm-up and a cosine to zero. Gradient clipping is the Trainer's.
+    """AdamW with a linear warm-up and a cosine decay to zero. The Trainer clips gradients.
 
     Attributes:
-        learning_rate: Peak, > 0.
-        weight_decay: On matrices; biases, normalization weights and learned projections are not decayed.
-        warmup_fraction: Share of all steps, in [0, 1).
-        betas: Of Adam.
-        projection_learning_rate: Peak for the weights of learned projections, > 0; the same warm-up and cosine.
+        learning_rate: Peak learning rate, > 0.
+        weight_decay: Weight decay of matrices, >= 0; biases, normalization weights and learned projections have none.
+        warmup_fraction: Share of the warm-up in all steps, in [0, 1).
+        betas: Coefficients of Adam.
+        projection_learning_rate: Peak learning rate of learned projections, > 0, with the same warm-up and decay.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699: 5e-5, 0.1, 5%; 1e-2 for W.
@@ -49,12 +49,12 @@ class OptimizerRecipe:
     def build(
         self, parameters: Iterable[nn.Parameter], num_steps: float, projections: Iterable[nn.Parameter] = ()
     ) -> tuple[AdamW, LambdaLR]:
-        """The optimizer, and the scheduler that is stepped once per optimizer step.
+        """Builds the optimizer and the scheduler, which is stepped once per optimizer step.
 
         Args:
-            parameters: All that may be trained.
-            num_steps: Of the optimizer, in the whole run.
-            projections: Those of ``parameters`` that are weights of a learned W.
+            parameters: Parameters of the module; frozen ones are left out.
+            num_steps: Number of optimizer steps of the whole run.
+            projections: The ``parameters`` that are weights of a learned W.
 
         Raises:
             UserError: If the number of steps is unknown.
@@ -76,11 +76,11 @@ class OptimizerRecipe:
     def apply_to_restored(
         self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR, projections: Iterable[nn.Parameter] = ()
     ) -> None:
-        """Puts this recipe's values back after a checkpoint has restored the ones of the run before.
+        """Applies this recipe's values after a checkpoint has restored those of the previous run.
 
         Args:
-            optimizer, scheduler: Of :meth:`build`.
-            projections: As given there.
+            optimizer, scheduler: Result of :meth:`build`.
+            projections: Argument of :meth:`build`.
         """
         known = {id(parameter) for parameter in projections}
         factors = [schedule(scheduler.last_epoch) for schedule in scheduler.lr_lambdas]
@@ -90,7 +90,7 @@ class OptimizerRecipe:
             group.update(initial_lr=rate, lr=rate * factor, weight_decay=decay, betas=self.betas)
 
     def _rate_and_decay(self, parameter: nn.Parameter, projections: set[int]) -> tuple[float, float]:
-        """Of the group that ``parameter`` is in: learned projections, matrices, or the student's other parameters."""
+        """Peak learning rate and weight decay of the group of ``parameter``."""
         if id(parameter) in projections:
             return self.projection_learning_rate, 0.0
         return self.learning_rate, self.weight_decay if parameter.ndim >= 2 else 0.0
