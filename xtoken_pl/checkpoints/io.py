@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,19 +57,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         _sync_folder(target.parent)
 
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Callable[..., Any] | None = lambda storage, _: storage,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Reads a checkpoint.
 
         Raises:
             UserError: If it is damaged; names the newest undamaged one beside it.
         """
         check_whole(path)
-        return super().load_checkpoint(path, map_location, weights_only)
+        return super().load_checkpoint(path, *arguments, **options)
 
 
 @dataclass(frozen=True)

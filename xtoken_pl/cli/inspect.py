@@ -134,8 +134,8 @@ def inspect_run(
         raise UserError(f"a window is one of DistillDataModule, got {type(data).__name__}")
     _check_html(options.html, overwrite=options.overwrite)
     checkpoint = None if options.ckpt_path is None else _existing(options.ckpt_path)
+    module.connect(data)
     student, teachers = module.vocabularies()
-    data.connect(student, teachers, module.planners(), module.caches)
     window = data.window(options.split, options.window)
     title = f"{options.split}, window {options.window}"
     # The checkpoint brings a learned W, too: before it is shown.

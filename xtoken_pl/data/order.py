@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
 from xtoken_pl.batch import NO_WINDOW
@@ -76,15 +75,13 @@ class GlobalBatchSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         position = self.position() if self.position is not None else Position(self.epoch, 0)
-        order = self._order(position.epoch)[position.num_batches * self.global_batch_size :]
+        order = np.arange(self.num_windows)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, position.epoch)).permutation(self.num_windows)
+        order = order[position.num_batches * self.global_batch_size :]
         yield from order[self.rank :: self.num_replicas].tolist()
         if 0 < len(order) % self.global_batch_size <= self.rank:
             yield NO_WINDOW
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(self.num_windows)
-        return np.random.default_rng((self.seed, epoch)).permutation(self.num_windows)
 
 
 class OrderedLoader(DataLoader[Any]):

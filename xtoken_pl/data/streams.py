@@ -97,9 +97,8 @@ class BlockStream(TorchIterableDataset[Window]):
 
     def _share(self) -> tuple[int, int]:
         worker = get_worker_info()
-        if worker is None:
-            return self.rank, self.num_processes
-        return self.rank * worker.num_workers + worker.id, self.num_processes * worker.num_workers
+        num_workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        return self.rank * num_workers + number, self.num_processes * num_workers
 
     def _read(self, texts: IterableDataset) -> Iterator[list[Window]]:
         """Yields the windows of the texts, ``documents_per_call`` texts at a time."""

@@ -9,18 +9,14 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from xtoken_pl.audit import LossName, recommend_loss
+from xtoken_pl.audit import recommend_loss
 from xtoken_pl.losses import HybridKL, ProjectionKL, SpanLoss, TokenKL
 from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.specs import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
-_RECOMMENDED: dict[LossName, type[SpanLoss]] = {
-    "TokenKL": TokenKL,
-    "ProjectionKL": ProjectionKL,
-    "HybridKL": HybridKL,
-}
+_RECOMMENDED: dict[str, type[SpanLoss]] = {kind.__name__: kind for kind in (TokenKL, ProjectionKL, HybridKL)}
 
 
 def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empty: bool) -> dict[str, Teacher]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -65,10 +64,8 @@ class OptimizerRecipe:
         known = {id(parameter) for parameter in of_projections}
         trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
         members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2], of_projections]
-        groups: list[dict[str, Any]] = []
-        for chosen in filter(None, members):  # a distributed checkpoint would lose the options of an empty group
-            rate, decay = self._rate_and_decay(chosen[0], known)
-            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+        # A distributed checkpoint would lose the options of an empty group.
+        groups = [{"params": chosen, **self._options(chosen[0], known)} for chosen in members if chosen]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
         num_warmup = round(num_steps * self.warmup_fraction)
         return optimizer, LambdaLR(optimizer, partial(_rate_factor, num_warmup=num_warmup, num_steps=int(num_steps)))
@@ -83,17 +80,16 @@ class OptimizerRecipe:
             projections: Argument of :meth:`build`.
         """
         known = {id(parameter) for parameter in projections}
-        factors = [schedule(scheduler.last_epoch) for schedule in scheduler.lr_lambdas]
-        values = [self._rate_and_decay(group["params"][0], known) for group in optimizer.param_groups]
-        scheduler.base_lrs = [rate for rate, _ in values]
-        for group, (rate, decay), factor in zip(optimizer.param_groups, values, factors, strict=True):
-            group.update(initial_lr=rate, lr=rate * factor, weight_decay=decay, betas=self.betas)
+        for place, group in enumerate(optimizer.param_groups):
+            group |= {"betas": self.betas, **self._options(group["params"][0], known)}
+            scheduler.base_lrs[place] = group["initial_lr"] = group["lr"]
+            group["lr"] *= scheduler.lr_lambdas[place](scheduler.last_epoch)
 
-    def _rate_and_decay(self, parameter: nn.Parameter, projections: set[int]) -> tuple[float, float]:
+    def _options(self, parameter: nn.Parameter, projections: set[int]) -> dict[str, float]:
         """Peak learning rate and weight decay of the group of ``parameter``."""
         if id(parameter) in projections:
-            return self.projection_learning_rate, 0.0
-        return self.learning_rate, self.weight_decay if parameter.ndim >= 2 else 0.0
+            return {"lr": self.projection_learning_rate, "weight_decay": 0.0}
+        return {"lr": self.learning_rate, "weight_decay": self.weight_decay if parameter.ndim >= 2 else 0.0}
 
 
 def _rate_factor(step: int, *, num_warmup: int, num_steps: int) -> float:

@@ -14,15 +14,9 @@ from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from xtoken_pl.checkpoints import (
-    Run,
-    RunIdentity,
-    RunState,
-    Stage,
-    describe_student,
-    drop_unused_projections,
-    verify,
-)
+from xtoken_pl.checkpoints import Run, Stage, verify
+from xtoken_pl.checkpoints.identity import RunIdentity, describe_student
+from xtoken_pl.checkpoints.run_state import RunState, drop_unused_projections
 from xtoken_pl.training.finite import FiniteWatch
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.parts import DistillParts
@@ -146,4 +140,5 @@ class ResumableModule(DistillParts):
                 "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: if their "
                 "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
             )
-        self._run_state.restore(self.trainer)
+        trainer = self.trainer
+        self._run_state.restore(rank=trainer.global_rank, num_processes=trainer.world_size, step=trainer.global_step)
