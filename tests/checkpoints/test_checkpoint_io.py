@@ -99,7 +99,7 @@ def test_one_flipped_bit_is_named_with_the_newest_whole_checkpoint(tmp_path: Pat
     second = save(tmp_path / "b.ckpt", 2)
     flip_a_bit(save(tmp_path / "c.ckpt", 3))
     assert torch.load(tmp_path / "c.ckpt", weights_only=True)["state_dict"]["w"][0] != 3  # torch does not notice
-    with pytest.raises(ValueError, match=f"c.ckpt' is not: the checksum .* is wrong; go on .* step 2: .*'{second}'"):
+    with pytest.raises(ValueError, match=f"c.ckpt' is not: the checksum .* is wrong; resume .* step 2: .*'{second}'"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "c.ckpt")
 
 
