@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_refused_before_texts_are_read(
     damaged = checkpoint_of(whole, 3).with_name("damaged-step=99.ckpt")
     damaged.write_bytes(checkpoint_of(whole, 3).read_bytes()[:-5000])
     try:
-        with pytest.raises(ValueError, match=r"must be whole .*damaged-step=99\.ckpt' is not.* --ckpt_path .*step=14"):
+        with pytest.raises(ValueError, match=r"must be whole, .*damaged-step=99\.ckpt' is not.* --ckpt_path .*step=14"):
             resume(99)
     finally:
         damaged.unlink()

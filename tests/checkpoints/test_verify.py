@@ -120,7 +120,7 @@ def test_settings_that_may_change_are_logged(caplog: pytest.LogCaptureFixture) -
 
 def test_a_checkpoint_of_another_program_is_used_with_a_warning() -> None:
     content = {key: value for key, value in content_of(EARLIER).items() if key != "xtoken_pl"}
-    with pytest.warns(UserWarning, match="does not say who its teachers were"):
+    with pytest.warns(UserWarning, match="does not name its teachers"):
         verify(content, run_of(EARLIER), "fit")
 
 
