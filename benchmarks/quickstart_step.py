@@ -52,7 +52,7 @@ class TwoModels(pl.Callback):
         self.alone.append(time.perf_counter() - middle)
 
     def _two_models(self, module: Any, batch: Any) -> None:
-        ((name, loaded),) = module._loaded_teachers.items()
+        ((name, loaded),) = module.loaded_teachers.items()
         tokens = batch.teachers[name].tokens
         with torch.no_grad():
             loaded.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)

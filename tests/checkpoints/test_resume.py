@@ -16,7 +16,7 @@ from logged import train_scalars
 from resumed_runs import write_workspace
 from small_models import packing_tokenizer, write_model
 
-from xtoken_pl.checkpoints.run_state import gather_random_states, restore_random_states
+from xtoken_pl.checkpoints.run_state import RunState, gather_random_states
 from xtoken_pl.cli import main
 
 Run = Callable[..., Path]
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_refused_before_texts_are_read(
     damaged = checkpoint_of(whole, 3).with_name("damaged-step=99.ckpt")
     damaged.write_bytes(checkpoint_of(whole, 3).read_bytes()[:-5000])
     try:
-        with pytest.raises(ValueError, match=r"must be whole .*damaged-step=99\.ckpt' is not.* --ckpt_path .*step=14"):
+        with pytest.raises(ValueError, match=r"must be whole, .*damaged-step=99\.ckpt' is not.* --ckpt_path .*step=14"):
             resume(99)
     finally:
         damaged.unlink()
@@ -129,11 +129,17 @@ def draw() -> list[Any]:
     return [random.random(), float(np.random.rand()), float(torch.rand(()))]
 
 
-def test_random_states_go_on_where_they_were(tmp_path: Path) -> None:
+def restore(states: list[Any], **process: int) -> None:
+    state = RunState()
+    state.load({"xtoken_pl": {"random_states": states}})
+    state.restore(**process)
+
+
+def test_random_states_continue_where_they_were(tmp_path: Path) -> None:
     torch.save(gather_random_states(), tmp_path / "states.pt")
     expected = [draw(), draw()]
     states = torch.load(tmp_path / "states.pt", weights_only=True)
-    restore_random_states(states, rank=0, num_processes=1, step=5)
+    restore(states, rank=0, num_processes=1, step=5)
     assert [draw(), draw()] == expected
 
 
@@ -144,7 +150,7 @@ def test_states_of_another_number_of_processes_are_seeded_anew_with_a_warning() 
         with pytest.warns(
             UserWarning, match="random states of 2 processes, and 3 resume from it: they are seeded anew"
         ):
-            restore_random_states(states, rank=rank, num_processes=3, step=5)
+            restore(states, rank=rank, num_processes=3, step=5)
         drawn.append(draw())
     assert drawn[0] != drawn[1]
 
@@ -178,7 +184,7 @@ def refused(workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 
 def test_another_set_of_teachers_is_refused_by_name(refused: Callable[..., str]) -> None:
-    assert "written with teacher 'same', not among ours" in refused(lambda teachers: teachers.pop("same"))
+    assert "written with teacher 'same', unlike this run" in refused(lambda teachers: teachers.pop("same"))
     third = {"model": "same", "loss": "xtoken_pl.TokenKL"}
     assert "written without teacher 'third'" in refused(lambda teachers: teachers.update(third=third))
 

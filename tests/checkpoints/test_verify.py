@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from xtoken_pl.checkpoints import Run, RunIdentity, Stage, verify
+from xtoken_pl.checkpoints import Run, Stage, verify
+from xtoken_pl.checkpoints.identity import RunIdentity
 
 EARLIER: dict[str, Any] = {
     "pytorch-lightning_version": "2.6.6",
@@ -86,7 +87,7 @@ CHANGES = {
     "adapter": (change(*STUDENT, "adapter", to={"rank": 4}), "holds an adapter of a student, and this run trains all"),
     "weights": (change("state_dict", "student.q.lora_A.x", to=None), "holds an adapter of a student, and this run"),
     "learned": (change("state_dict", to=PROJECTION), "a learned projection of teacher 't', which this run does not"),
-    "missing": (change(*TEACHERS, to={"u": {}}), "written with teacher 'u', not among ours"),
+    "missing": (change(*TEACHERS, to={"u": {}}), "written with teacher 'u', unlike this run"),
     "added": (change(*TEACHERS, to={}), "written without teacher 't'"),
     "teacher": (change(*TEACHERS, "t", "weights", to="sha256:2"), "teacher 't' has another weights than in"),
     "projection": (change(*TEACHERS, "t", "projection", to="p"), "teacher 't' has another projection than in"),
@@ -119,7 +120,7 @@ def test_settings_that_may_change_are_logged(caplog: pytest.LogCaptureFixture) -
 
 def test_a_checkpoint_of_another_program_is_used_with_a_warning() -> None:
     content = {key: value for key, value in content_of(EARLIER).items() if key != "xtoken_pl"}
-    with pytest.warns(UserWarning, match="does not say who its teachers were"):
+    with pytest.warns(UserWarning, match="does not name its teachers"):
         verify(content, run_of(EARLIER), "fit")
 
 

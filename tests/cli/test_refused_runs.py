@@ -38,7 +38,7 @@ def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, confi
         (["--config", "missing.yaml"], "there is none at 'missing.yaml'"),
         (
             ["--ckpt_path", "last", "--trainer.logger.init_args.name", "new"],
-            "to go on from, and there is none in runs/new/*/checkpoints",
+            "to resume from, and there is none in runs/new/*/checkpoints",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

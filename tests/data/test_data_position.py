@@ -25,7 +25,8 @@ from xtoken_pl import (
 from xtoken_pl.batch import NO_WINDOW, DistillBatch
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO
 from xtoken_pl.data import collate
-from xtoken_pl.data.order import GlobalBatchSampler, PaddedWindows, Position
+from xtoken_pl.data.order import GlobalBatchSampler, Position
+from xtoken_pl.data.stored_windows import StoredWindows
 from xtoken_pl.utilities.lightning_internals import close_finished_epoch
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
@@ -284,7 +285,7 @@ def test_loaders_draw_nothing_from_the_global_generator(path: str) -> None:
 def test_a_process_without_a_window_in_the_last_batch_gets_nothing_to_learn(path: str, tmp_path: Path) -> None:
     data = data_module(path)
     data.setup("fit")
-    windows = PaddedWindows(data.datasets["train"], list(TEACHERS))
+    windows = StoredWindows(data.datasets["train"], list(TEACHERS), {})
     batch = collate(windows.__getitems__([NO_WINDOW]), list(TEACHERS))
     assert batch.student.labels.numel() == 0
     assert len(batch.teachers["split"].spans) == 0

@@ -15,8 +15,8 @@ from torch import Tensor
 from xtoken_pl import DistillDataModule, TextSource
 from xtoken_pl.batch import NO_WINDOW
 from xtoken_pl.data import collate
-from xtoken_pl.data.order import PaddedWindows
 from xtoken_pl.data.packing import Packer, Packing
+from xtoken_pl.data.stored_windows import StoredWindows
 
 # Packing -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ def test_packing_is_part_of_the_runs_identity(tmp_path: Path) -> None:
 
 def test_a_process_without_a_window_of_a_batch_gets_an_empty_document(tmp_path: Path) -> None:
     data = data_of(tmp_path, packing="separate")
-    windows = PaddedWindows(cast(Any, data.datasets["train"]), ["split"])
+    windows = StoredWindows(cast(Any, data.datasets["train"]), ["split"], {})
     batch = collate([windows[NO_WINDOW], windows[0]], ["split"])
     assert cast(Tensor, batch.student.position_ids)[0, :3].tolist() == [0, 0, 1]
     assert len(collate([windows[NO_WINDOW]], ["split"]).student.labels) == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from xtoken_pl.data.worker_errors import CarryingCollate, CarryingDataset, carrying_iterator, raise_carried
+from xtoken_pl.data.worker_errors import CarryingCollate, carrying_iterator, raise_carried
 from xtoken_pl.utilities.errors import UserError
 
 MESSAGE = "rank must be >= 1, got 0; leave it out"
@@ -24,13 +24,15 @@ class Windows(torch.utils.data.Dataset[int]):
     def __len__(self) -> int:
         return 6
 
-    def __getitem__(self, index: int) -> int:
-        if index == 3:
-            raise self.error
-        return index
-
     def __getitems__(self, indices: list[int]) -> list[int]:
-        return [self[index] for index in indices]
+        return list(self._read(indices))
+
+    @carrying_iterator
+    def _read(self, indices: list[int]) -> Iterator[int]:
+        for index in indices:
+            if index == 3:
+                raise self.error
+            yield index
 
 
 class Stream(IterableDataset[int]):
@@ -53,7 +55,7 @@ def loader(windows: Any, num_workers: int, collate: Any = list) -> Iterator[Any]
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("source", ["windows", "stream"])
 def test_batches_before_the_error_arrive_and_then_the_error(source: str, num_workers: int) -> None:
-    windows = Stream() if source == "stream" else CarryingDataset(Windows(UserError(MESSAGE)))
+    windows = Stream() if source == "stream" else Windows(UserError(MESSAGE))
     batches = loader(windows, num_workers)
     assert next(batches) == [0, 1]
     with pytest.raises(UserError) as raised:
@@ -64,10 +66,10 @@ def test_batches_before_the_error_arrive_and_then_the_error(source: str, num_wor
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_while_a_batch_is_put_together_arrives(num_workers: int) -> None:
     with pytest.raises(UserError) as raised:
-        next(loader(CarryingDataset(Windows(UserError(MESSAGE))), num_workers, failing_collate))
+        next(loader(Windows(UserError(MESSAGE)), num_workers, failing_collate))
     assert str(raised.value) == MESSAGE
 
 
 def test_a_defect_in_a_worker_keeps_its_traceback() -> None:
     with pytest.raises(KeyError, match="Original Traceback"):
-        list(loader(CarryingDataset(Windows(KeyError("key"))), 1))
+        list(loader(Windows(KeyError("key")), 1))

@@ -49,6 +49,13 @@ def test_a_plain_trainer_needs_no_call(root: Path) -> None:
     assert metrics["val/bits_per_byte"] > 0
 
 
+def test_the_test_stage_connects_the_data_module_too(root: Path) -> None:
+    module, data = module_of(root, "split"), data_of(root, test=TextSource(path=str(root / "texts.jsonl")))
+    (metrics,) = trainer().test(module, data, verbose=False)
+    assert metrics["test/bits_per_byte"] > 0
+    assert data.windower.student is module.student_vocabulary
+
+
 @pytest.mark.parametrize(("packing", "expected"), [("none", False), ("joined", False), ("separate", True)])
 def test_the_module_is_told_whether_packed_documents_stay_apart(root: Path, packing: Any, expected: bool) -> None:
     module = module_of(root, "split")

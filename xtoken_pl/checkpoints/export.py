@@ -1,4 +1,4 @@
-"""A student as a plain Hugging Face folder, and an adapter as one of PEFT's."""
+"""Writes a student as a Hugging Face model directory, or its adapter as a PEFT one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from xtoken_pl.models.adapters import merge_adapter, save_adapter
 from xtoken_pl.specs import DType, Student
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
-_STUDENT = "student."
-
-#: Of a student with an adapter: ``merged`` into the weights below it, a plain model; or the ``adapter`` alone.
+#: Form in which a student with an adapter is written: ``merged`` into a plain model, or the ``adapter`` alone.
 Form = Literal["merged", "adapter"]
 
 
@@ -39,21 +32,22 @@ def write_student(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Writes weights (safetensors), configuration, generation configuration and tokenizer; whole or not at all.
+    """Writes weights (safetensors), configuration, generation configuration and tokenizer, whole or not at all.
 
     Tied embeddings are stored once.
 
     Args:
-        target: The folder.
-        config: Of the model.
-        weights: The model's ``state_dict``, whole.
-        generation_config: As the student came with it; None lets transformers derive one.
-        dtype: Of the stored weights; ``auto`` leaves them as they are.
-        overwrite: Replace a folder that exists.
-        trust_remote_code: Run code that came with the model.
+        target: Directory to write.
+        config: Configuration of the model.
+        weights: Complete ``state_dict`` of the model.
+        tokenizer: Tokenizer of the model.
+        generation_config: Generation configuration of the student; None lets transformers derive one.
+        dtype: Data type of the stored weights; ``auto`` does not convert them.
+        overwrite: Whether to overwrite an existing directory.
+        trust_remote_code: Whether to run code that comes with the model.
 
     Raises:
-        UserError: If the folder exists and ``overwrite`` is False.
+        UserError: If the directory exists and ``overwrite`` is False.
     """
     weights = _converted(weights, dtype)
     with torch.device("meta"):
@@ -77,18 +71,19 @@ def write_adapted(
     dtype: DType = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Writes a student that was trained by an adapter; whole or not at all.
+    """Writes a student that was trained with an adapter, whole or not at all.
 
     Args:
-        target: The folder.
-        source: The student; merged, its weights are loaded again.
-        weights: Those of the adapter, whole.
-        form: What to write.
-        dtype: Of the stored weights; ``auto`` keeps that of the student, or of the adapter alone.
-        overwrite: Replace a folder that exists.
+        target: Directory to write.
+        source: Specification of the student; ``merged`` loads its weights again.
+        weights: Complete weights of the adapter.
+        tokenizer: Tokenizer of the student.
+        form: Whether to merge the adapter.
+        dtype: Data type of the stored weights; ``auto`` does not convert them.
+        overwrite: Whether to overwrite an existing directory.
 
     Raises:
-        UserError: If the folder exists and ``overwrite`` is False.
+        UserError: If the directory exists and ``overwrite`` is False.
         UserError: If the weights below the adapter cannot be loaded.
     """
     if form == "adapter":
@@ -110,7 +105,7 @@ def write_adapted(
 
 
 def check_form(form: Form, *, has_adapter: bool) -> None:
-    """Refuses to write an adapter where there is none.
+    """Checks that a student that is to be written as an adapter has one.
 
     Raises:
         UserError: If ``form`` is ``adapter`` for a student whose weights were all trained.
@@ -128,7 +123,7 @@ def _converted(weights: dict[str, Tensor], dtype: DType) -> dict[str, Tensor]:
 
 
 def read_checkpoint(checkpoint: Path, stack: ExitStack) -> dict[str, Any]:
-    """The content of a checkpoint, sharded or not; tensors are mapped, not read, and stay until the stack is closed."""
+    """Reads a checkpoint, sharded or not; its tensors are memory-mapped and valid until the stack is closed."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": True}
     if not checkpoint.is_dir():
         return torch.load(checkpoint, **options)

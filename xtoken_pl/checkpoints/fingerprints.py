@@ -1,4 +1,4 @@
-"""Fingerprints of files, models and windows: what checkpoints and caches store to recognize what they belong to.
+"""Fingerprints of files, models and windows, which checkpoints and caches store to recognize what they belong to.
 
 They stand together because a stored fingerprint fixes how it is computed, and here because this is the lowest room that
 all their users (checkpoints, the data module, caches, the command line) can import and that knows models and windows.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,9 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
 def training_windows_fingerprint(windows: Dataset, maker_fingerprint: str) -> str:
     """Hash of how windows were made and of the student's tokens in 64 of them; stored in checkpoints."""
     digest = hashlib.sha256(f"{maker_fingerprint} {len(windows)}".encode())
-    for index in sorted(
-        {(len(windows) - 1) * place // (_NUM_IN_CHECKPOINT - 1) for place in range(_NUM_IN_CHECKPOINT)}
-    ):
+    for index in _spread(len(windows) - 1, _NUM_IN_CHECKPOINT):
         digest.update(np.asarray(windows[index][STUDENT_IDS], dtype=np.int64).tobytes())
     return digest.hexdigest()[:16]
 
@@ -123,11 +120,15 @@ def _config_file(source: ModelSource) -> Path:
         ) from error
 
 
+def _spread(last: int, num: int) -> list[int]:
+    """Returns at most ``num`` integers from 0 to ``last``, spread evenly."""
+    return sorted({last * place // (num - 1) for place in range(num)})
+
+
 def _add_samples(digest: hashlib._Hash, path: Path) -> None:
     size = path.stat().st_size
     digest.update(f"{path.name} {size} ".encode())
-    last = max(0, size - _PIECE_BYTES)
     with path.open("rb") as file:
-        for offset in sorted({last * place // (_NUM_PIECES - 1) for place in range(_NUM_PIECES)}):
-            file.seek(offset, os.SEEK_SET)
+        for offset in _spread(max(0, size - _PIECE_BYTES), _NUM_PIECES):
+            file.seek(offset)
             digest.update(file.read(_PIECE_BYTES))

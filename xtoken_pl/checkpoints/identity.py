@@ -1,9 +1,9 @@
-"""What a checkpoint says of the run that wrote it: its student, its teachers and its settings."""
+"""Description of a run in its checkpoints: student, teachers and settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 #: Key of a checkpoint under which a run stores its identity and random states.
 RUN_KEY = "xtoken_pl"
 
-#: What a checkpoint says of the training data: values by setting, in the user's words.
+#: Description of the training data in a checkpoint: values by setting, in words for messages.
 DataIdentity = dict[str, int | str]
 
 #: Settings of a teacher that may change when training resumes.
@@ -27,9 +27,9 @@ class RunIdentity:
 
     Attributes:
         student: See :func:`describe_student`.
-        teachers: By name: ``model``, ``revision``, the fingerprints ``weights``, ``tokenizer`` and ``projection`` (of
-            the file of W; None if W is built), and whether W is ``learned``.
-        settings: By name; a changed setting is logged when training resumes.
+        teachers: Teachers by name, each with ``model``, ``revision``, the fingerprints ``weights``, ``tokenizer`` and
+            ``projection`` (that of the file of W; None if W is built), and whether W is ``learned``.
+        settings: Settings by name; a changed setting is logged when training resumes.
     """
 
     student: dict[str, Any]
@@ -47,11 +47,11 @@ class RunIdentity:
         *,
         weights_of_caches: Mapping[str, str],
     ) -> RunIdentity:
-        """Reads samples of the teachers' weights; see :func:`xtoken_pl.checkpoints.fingerprints.model_fingerprint`.
+        """Describes a run. Reads samples of the teachers' weights, see :mod:`xtoken_pl.checkpoints.fingerprints`.
 
         Args:
-            student, student_vocabulary: The student that the run starts from.
-            teachers, vocabularies: The teachers and their vocabularies, by name.
+            student, student_vocabulary: Student at the start of the run, and its vocabulary.
+            teachers, vocabularies: Teachers and their vocabularies, by name.
             settings: Settings that may change, by name.
             weights_of_caches: Weight fingerprints of the cached teachers, whose weights need not be available.
         """
@@ -71,13 +71,9 @@ class RunIdentity:
             changeable["dropout of the adapter"] = student.adapter.dropout
         return cls(describe_student(student, student_vocabulary), described, changeable)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The form in which a checkpoint stores it."""
-        return asdict(self)
-
 
 def describe_student(student: Student, vocabulary: CanonicalVocabulary) -> dict[str, Any]:
-    """``model``, ``revision`` and the fingerprint ``tokenizer`` of a student, and its ``adapter`` if it has one."""
+    """Returns a student's ``model``, ``revision``, fingerprint ``tokenizer`` and, if it has one, ``adapter``."""
     described: dict[str, Any] = {
         "model": student.model,
         "revision": student.revision,
@@ -96,7 +92,7 @@ def describe_student(student: Student, vocabulary: CanonicalVocabulary) -> dict[
 
 
 def stored_identity(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The identity of the run that wrote a checkpoint (:meth:`RunIdentity.to_dict`); None if it has none."""
+    """Returns the :class:`RunIdentity` of a checkpoint, as a mapping; None if the checkpoint has none."""
     state = checkpoint.get(RUN_KEY)
     return None if state is None else state["identity"]
 

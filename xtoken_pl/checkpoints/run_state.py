@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,18 +24,18 @@ RandomState = dict[str, Any]
 
 
 class RunState:
-    """The identity of a run in its checkpoints, and the random states of all its processes."""
+    """Saves the identity of a run and the random states of its processes in checkpoints, and restores the latter."""
 
     def __init__(self) -> None:
         self._random_states: list[RandomState] = []
 
     def save(self, checkpoint: dict[str, Any], identity: RunIdentity, module: pl.LightningModule) -> None:
-        """Adds the state to a checkpoint, whose layout it makes independent of the number of processes.
+        """Adds the state to a checkpoint, and makes the layout independent of the number of processes.
 
-        All processes have to call it.
+        Every process has to call this method.
         """
         trainer = module.trainer
-        checkpoint[RUN_KEY] = {"identity": identity.to_dict(), "random_states": gather_random_states()}
+        checkpoint[RUN_KEY] = {"identity": asdict(identity), "random_states": gather_random_states()}
         if trainer.accumulate_grad_batches > 1 and is_accumulating(trainer):
             rank_zero_warn(
                 f"a checkpoint is saved within the {trainer.accumulate_grad_batches} batches of an optimizer step: a "
@@ -42,30 +43,40 @@ class RunState:
                 "accumulate_grad_batches"
             )
         share_tied_weights(checkpoint["state_dict"], module)
-        # Optimizers are left out where only weights are stored, and by all processes but the first one.
+        # There are no optimizer states if only weights are saved, and on all processes but the first one.
         for state, optimizer in zip(checkpoint.get("optimizer_states", []), trainer.optimizers, strict=False):
             if state:
                 number_by_module(state, optimizer, module)
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the state from the checkpoint that training resumes from, which has been verified."""
+        """Reads the state from the checkpoint that training resumes from, which has been verified."""
         close_finished_epoch(checkpoint)
         self._random_states = checkpoint.get(RUN_KEY, {}).get("random_states", [])
 
-    def restore(self, trainer: pl.Trainer) -> None:
-        """Restores the random states; to be called when nothing more is drawn before the first batch."""
-        if self._random_states:
-            restore_random_states(
-                self._random_states,
-                rank=trainer.global_rank,
-                num_processes=trainer.world_size,
-                step=trainer.global_step,
+    def restore(self, *, rank: int, num_processes: int, step: int) -> None:
+        """Restores the random states of this process; called when nothing more is drawn before the first batch.
+
+        The states of another number of processes cannot be used: each process is then seeded from the run's seed, the
+        step and its rank, with a warning.
+        """
+        states, self._random_states = self._random_states, []
+        if len(states) == num_processes:
+            _set_random_state(states[rank])
+        elif states:
+            rank_zero_warn(
+                f"the checkpoint holds the random states of {len(states)} processes, and {num_processes} resume from "
+                "it: they are seeded anew, so that random draws of training (dropout) differ from those of an "
+                "uninterrupted run"
             )
-        self._random_states = []
+            sequence = np.random.SeedSequence((int(os.environ.get("PL_GLOBAL_SEED", 0)), step, rank))
+            seed = int(sequence.generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
 
 
 def drop_unused_projections(state: dict[str, Any], module: nn.Module) -> None:
-    """Removes learned projections that ``module`` has no use for from a ``state_dict``, with a warning."""
+    """Removes learned projections that ``module`` does not use from a ``state_dict``, with a warning."""
     if not (unused := sorted(stored_projections(state) - learned_projections(module).keys())):
         return
     teachers = ", ".join(repr(name.split(".")[1]) for name in unused)
@@ -75,10 +86,11 @@ def drop_unused_projections(state: dict[str, Any], module: nn.Module) -> None:
 
 
 def share_tied_weights(state: dict[str, Any], module: nn.Module) -> None:
-    """Makes the entries of a ``state_dict`` that are one parameter one tensor, so that it is stored once.
+    """Makes entries of a ``state_dict`` that belong to the same parameter share one tensor, which is stored once.
 
     Args:
         state: ``state_dict`` of ``module``; gathering a sharded one copies tied weights.
+        module: Module of the ``state_dict``.
     """
     first: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -87,14 +99,16 @@ def share_tied_weights(state: dict[str, Any], module: nn.Module) -> None:
 
 
 def number_by_module(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> None:
-    """Numbers the parameters of an optimizer's state by their place in ``module.parameters()``.
+    """Numbers the parameters of an optimizer's state by their order in ``module.parameters()``.
 
-    A sharded run numbers them so, and reads them so; torch numbers them by the optimizer's groups, and goes by their
-    order alone when it reads. With the same numbers either reads what the other wrote.
+    A sharded run writes and reads these numbers. torch writes numbers by the optimizer's groups, and reads by their
+    order alone. With the numbers of the module, each kind of run reads the checkpoints of the other.
 
     Args:
-        state: ``state_dict`` of the optimizer, numbered by groups, or by the module already. In a distributed
-            checkpoint it goes by names, and stays as it is.
+        state: ``state_dict`` of the optimizer, numbered by groups, or by the module already. That of a distributed
+            checkpoint is keyed by names, and not changed.
+        optimizer: Optimizer of the state.
+        module: Module whose parameters are numbered.
     """
     if any(isinstance(number, str) for number in state["state"]):
         return
@@ -109,27 +123,8 @@ def number_by_module(state: dict[str, Any], optimizer: Optimizer, module: nn.Mod
 
 
 def gather_random_states() -> list[RandomState]:
-    """The states of Python, numpy, torch and the GPU of every process; all processes have to call it."""
+    """Gathers the states of Python, numpy, torch and the GPU from every process; each of them has to call it."""
     return gather(_random_state())
-
-
-def restore_random_states(states: list[RandomState], *, rank: int, num_processes: int, step: int) -> None:
-    """Restores this process's random states.
-
-    States of another number of processes cannot be continued: each process is then seeded from the run's seed, the
-    step and its rank, with a warning.
-    """
-    if len(states) == num_processes:
-        _set_random_state(states[rank])
-        return
-    rank_zero_warn(
-        f"the checkpoint holds the random states of {len(states)} processes, and {num_processes} resume from it: they "
-        "are seeded anew, so that random draws of training (dropout) differ from those of an uninterrupted run"
-    )
-    seed = np.random.SeedSequence((int(os.environ.get("PL_GLOBAL_SEED", 0)), step, rank)).generate_state(1)[0]
-    random.seed(int(seed))
-    np.random.seed(seed)
-    torch.manual_seed(int(seed))
 
 
 def _random_state() -> RandomState:
@@ -148,6 +143,8 @@ def _set_random_state(state: RandomState) -> None:
     np.random.set_state(numpy_state)
     torch.set_rng_state(state["torch"].cpu())
     if ("cuda" in state) != torch.cuda.is_available():
-        rank_zero_warn("the checkpoint and this run are not both on GPUs: random draws on the device are not continued")
+        rank_zero_warn(
+            "the checkpoint and this run are not both on GPUs: the random state of the device is not restored"
+        )
     elif "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu())

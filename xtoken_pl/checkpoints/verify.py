@@ -1,4 +1,4 @@
-"""Everything that a checkpoint must agree with before it is used: :func:`verify`, readable from top to bottom."""
+"""All checks of a checkpoint before it is used: :func:`verify`, readable from top to bottom."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from xtoken_pl.utilities.words import reason_of
 
 Stage = Literal["fit", "validate", "test", "predict", "export"]
 
-#: Key under which :func:`verify` is given the state of the data module.
+#: Key of the data module's state in the argument of :func:`verify`.
 DATA_KEY = "data"
 
-#: Checkpoints that Lightning finds by these names.
+#: Names for which Lightning finds the checkpoint.
 _NAMED = ("best", "hpc", "registry")
 _SUPPORT = ".support"
 _NEW_RUN = "start a new run from its exported student"
@@ -31,7 +31,7 @@ _SAME_INPUT = f"give what the run that wrote it was given, or {_NEW_RUN}"
 
 @dataclass(frozen=True)
 class Run:
-    """The run that reads a checkpoint, as far as the caller knows it; a part that is None is not compared.
+    """The known parts of the run that reads a checkpoint; a part that is None is not compared.
 
     Attributes:
         paths: Checkpoint path of every process, in the order of ranks.
@@ -52,16 +52,17 @@ def verify(checkpoint: str | Path | Mapping[str, Any] | None, run: Run, stage: S
     """Refuses a checkpoint that does not belong to a run.
 
     It is called as soon as a part of the run is known: by the command line before texts are read, by the module when
-    its processes have met and when it loads its weights, by the data module when it loads its state, and by ``export``.
+    its processes are connected and when it loads its weights, by the data module when it loads its state, and by
+    ``export``.
 
     Args:
-        checkpoint: Path or content of the checkpoint; None where only the paths of processes are compared. The
-            content may be a part: the state of the data module, under ``data``, is compared on its own.
-        run: The parts of the run that are known.
+        checkpoint: Path or content of the checkpoint; None to compare only the paths of processes. The content may be
+            incomplete: the state of the data module, under ``data``, is compared on its own.
+        run: Known parts of the run.
         stage: ``fit`` resumes training; ``validate``, ``test`` and ``predict`` use the student; ``export`` writes it.
 
     Raises:
-        UserError: With the first thing that differs, and the ways out.
+        UserError: With the first difference, and the ways out.
     """
     resumes = stage == "fit"
 
@@ -91,7 +92,7 @@ def verify(checkpoint: str | Path | Mapping[str, Any] | None, run: Run, stage: S
     # To resume, the teachers are the same; other settings may change, and are logged.
     if resumes and run.identity is not None:
         if saved is None:
-            rank_zero_warn("the checkpoint does not say who its teachers were: whether they are ours is not checked")
+            rank_zero_warn("the checkpoint does not name its teachers: they are not compared with those of this run")
         else:
             _check_teachers(saved["teachers"], run.identity.teachers)
             _log_changes(saved["settings"], run.identity.settings)
@@ -108,13 +109,12 @@ def _check_one_path(paths: Sequence[str | None]) -> None:
     if len(set(paths)) > 1:
         found = ", ".join(f"{path} (process {rank})" for rank, path in enumerate(paths))
         raise UserError(
-            f"all processes must use the same checkpoint, and they found {found}; give its path, which must be "
-            "readable by all of them"
+            f"all processes must use the same checkpoint, but they found {found}; give a path that all of them can read"
         )
 
 
 def _read(path: Path, stage: Stage) -> Mapping[str, Any] | None:
-    """The content without tensors; None for ``export``, which reads all of it later."""
+    """Reads a checkpoint without tensors; returns None for ``export``, which reads all of it later."""
     if not path.exists():
         raise UserError(
             f"the path must be a checkpoint, and there is no checkpoint at {str(path)!r}; check the path"
@@ -190,12 +190,12 @@ def _check_projections(state: Mapping[str, Any], module: nn.Module, *, resumes: 
 
 
 def learned_projections(module: nn.Module) -> dict[str, LearnedProjection]:
-    """The learned projections of a module, by the prefix of their weights."""
+    """Returns the learned projections of a module, by the prefix of their weights."""
     return {name: part for name, part in module.named_modules() if isinstance(part, LearnedProjection)}
 
 
 def stored_projections(state: Mapping[str, Any]) -> set[str]:
-    """The prefixes of the learned projections in a ``state_dict``."""
+    """Returns the prefixes of the learned projections in a ``state_dict``."""
     return {key.removesuffix(_SUPPORT) for key in state if key.endswith(_SUPPORT)}
 
 
@@ -224,14 +224,16 @@ def _held(*, has_adapter: bool) -> str:
 def _check_teachers(
     saved: Mapping[str, Mapping[str, str | None]], ours: Mapping[str, Mapping[str, str | None]]
 ) -> None:
-    if missing := sorted(saved.keys() - ours.keys()):
-        raise UserError(f"the checkpoint was written with teacher {_names(missing)}, not among ours; {_SAME_INPUT}")
-    if added := sorted(ours.keys() - saved.keys()):
-        raise UserError(f"the checkpoint was written without teacher {_names(added)}; {_SAME_INPUT}")
+    for names, how in ((saved.keys() - ours.keys(), "with"), (ours.keys() - saved.keys(), "without")):
+        if names:
+            raise UserError(
+                f"the checkpoint was written {how} teacher {', '.join(map(repr, sorted(names)))}, unlike this run; "
+                f"{_SAME_INPUT}"
+            )
     for name, teacher in ours.items():
         before = saved[name]
         if before["learned"] != teacher["learned"]:
-            where = "in the checkpoint" if before["learned"] == "yes" else "here"
+            where = "in the checkpoint" if before["learned"] == "yes" else "in this run"
             raise UserError(f"the projection of teacher {name!r} is learned {where} only; {_SAME_INPUT}")
         for part in ("weights", "tokenizer", "projection"):
             if before[part] != teacher[part]:
@@ -250,7 +252,7 @@ def _log_changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 def _check_data(saved: DataIdentity, ours: DataIdentity) -> None:
     changed = [
         f"{name} ({saved.get(name, 'nothing')} in the checkpoint, {ours.get(name, 'nothing')} here)"
-        for name in [*saved, *(name for name in ours if name not in saved)]
+        for name in saved | ours
         if saved.get(name) != ours.get(name)
     ]
     if changed:
@@ -268,7 +270,3 @@ def _described(teacher: Mapping[str, str | None], part: str) -> str:
 def _teachers_of(prefixes: list[str]) -> str:
     """``losses.NAME.learned`` -> teacher 'NAME'."""
     return ", ".join(f"teacher {prefix.split('.')[1]!r}" for prefix in prefixes)
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(map(repr, names))

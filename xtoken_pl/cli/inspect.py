@@ -133,10 +133,12 @@ def inspect_run(
     module: MultiTeacherDistillModule, data: DistillDataModule, _: Mapping[str, Any], options: InspectOptions
 ) -> None:
     """Shows a window of a run's data."""
+    if not isinstance(data, DistillDataModule):
+        raise UserError(f"a window is one of DistillDataModule, got {type(data).__name__}")
     check_output("html", options.html, overwrite=options.overwrite)
     verify(options.ckpt_path, Run(), "validate")
+    module.connect(data)
     student, teachers = module.vocabularies()
-    data.connect(student, teachers, module.planners(), module.caches)
     window = data.window(options.split, options.window)
     shown = Inspection.from_window(f"{options.split}, window {options.window}", window, student, teachers)
     if options.weights:  # a checkpoint also restores a learned W, which is shown below

@@ -99,7 +99,11 @@ class ChatRenderer:
         """
         cut = [list(self._parts(conversation)) for conversation in conversations]
         texts = [part for parts in cut for part in parts if part.special is None]
-        encoded = {True: iter(self._encode_first(texts)), False: iter(self._encode_inside(texts))}
+        first = self.vocabulary.encode([part.text for part in texts if part.is_first])
+        with self.vocabulary.mid_text_backend() as backend:
+            inside = [part.text for part in texts if not part.is_first]
+            others = [encoding.ids for encoding in backend.encode_batch_fast(inside, add_special_tokens=False)]
+        encoded = {True: iter(first), False: iter(others)}
         return [
             self._put_together(len(conversation.turns), parts, encoded)
             for conversation, parts in zip(conversations, cut, strict=True)
@@ -199,14 +203,6 @@ class ChatRenderer:
             return False
         ids = self.vocabulary.tokenizer(next(iter(self._special_ids)) + "a", add_special_tokens=False)["input_ids"]
         return b"".join(self.vocabulary.token_bytes[token_id] for token_id in ids).startswith(b" ")
-
-    def _encode_first(self, parts: Sequence[_Part]) -> list[list[int]]:
-        return self.vocabulary.encode([part.text for part in parts if part.is_first])
-
-    def _encode_inside(self, parts: Sequence[_Part]) -> list[list[int]]:
-        with self.vocabulary.mid_text_backend() as backend:
-            texts = [part.text for part in parts if not part.is_first]
-            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _put_together(
         self, num_turns: int, parts: Sequence[_Part], encoded: dict[bool, Iterator[list[int]]]

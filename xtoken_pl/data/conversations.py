@@ -67,16 +67,11 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
             documents.append(_conversation(_messages(row[0], source.messages_field, where), [], where))
         else:
             prompt, completion = (
-                _prompt_messages(said, role, column, where)
+                [(role, said.strip())] if isinstance(said, str) else _messages(said, column, where)
                 for said, role, column in zip(row, ("user", "assistant"), source.columns, strict=True)
             )
             documents.append(_conversation(completion, prompt, where))
     return documents
-
-
-def _prompt_messages(said: Any, role: str, column: str, where: str) -> list[tuple[str, str]]:
-    """Messages of a prompt or completion; a string is a single message."""
-    return [(role, said.strip())] if isinstance(said, str) else _messages(said, column, where)
 
 
 def _conversation(messages: list[tuple[str, str]], context: list[tuple[str, str]], where: str) -> Conversation:

@@ -12,6 +12,9 @@ from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.data.sources import TextSource
 from xtoken_pl.data.windows import Windower
 
+#: Number of documents that are tokenized, and packed, at a time.
+DOCUMENTS_PER_CALL = 100
+
 
 class WindowMaker:
     """Makes windows from the rows of one source: reads documents, cuts them, and packs short windows.

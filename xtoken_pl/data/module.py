@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from datasets import Dataset, IterableDataset
 from lightning.pytorch.trainer.states import TrainerFn
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Planner
 from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
-from xtoken_pl.data.cached_windows import CachedWindows, SpanStore, StoredSpans
+from xtoken_pl.data.collate import collate
 from xtoken_pl.data.identity import describe_data
-from xtoken_pl.data.loaders import Loaders
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.order import OrderedLoader, PaddedWindows, Position
+from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, Position
 from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.sources import TextSource, load_source
+from xtoken_pl.data.stored_windows import SpanStore, StoredSpans, StoredWindows
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
-from xtoken_pl.data.tokenized import DOCUMENTS_PER_CALL, check_windows, stored_stream, stored_windows, streamed_windows
+from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream
 from xtoken_pl.data.windows import Window, Windower
+from xtoken_pl.data.worker_errors import CarryingCollate
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
@@ -33,29 +37,29 @@ from xtoken_pl.utilities.processes import gather
 class DistillDataModule(pl.LightningDataModule):
     """Texts or conversations as batches for a student and its teachers.
 
-    The tokenizers are handed over by :meth:`connect`, so that they are named once; with a Trainer the module that is
-    trained calls it. Tokenization and alignment are done once and cached by `datasets`, except when streaming.
+    :meth:`connect` passes the tokenizers, so that they are configured once; under a Trainer the module being trained
+    calls it. Tokenization and alignment are done once and cached by `datasets`, except when streaming.
 
     Args:
         train: Texts to learn from.
         val: Texts to validate on.
         test: Texts to test on.
-        sequence_length: Most tokens of a window, on the student's and on every teacher's side.
-        batch_size: Windows of a batch, on each process.
-        streaming: Read, tokenize and align ``train`` while training, without a copy on disk; of the other splits, which
-            are read whole, a run makes a temporary one. Training then has no epochs: set ``trainer.max_steps``, and
+        sequence_length: Maximum number of tokens of a window, for the student and for every teacher.
+        batch_size: Number of windows of a batch on each process.
+        streaming: Read, tokenize and align ``train`` while training, without a copy on disk; the other splits are read
+            whole, into a temporary copy. Training then has no epochs: set ``trainer.max_steps``, and
             ``trainer.val_check_interval`` to a number of steps.
-        shuffle_buffer: Windows to shuffle among when streaming: they are read, and shuffled, in blocks of so many.
-        num_workers: Loader processes.
-        num_proc: Processes that tokenize and align; None for this one.
-        packing: Whether short windows are put together into full ones, those of a hundred documents at a time.
-            ``joined``: what a model reads of a document depends on those before it in the window, and eos stands
-            between; ``separate``: attention does not cross documents, and the loss is that of documents by themselves.
-        seed: Of the order of the windows; None for that of ``seed_everything``. With the epoch it decides the order,
-            whatever the number of processes and workers.
+        shuffle_buffer: Number of windows that are read and shuffled together when streaming.
+        num_workers: Number of loader workers.
+        num_proc: Number of processes that tokenize and align; None for the process of the run.
+        packing: How short windows are packed into full ones, a hundred documents at a time. ``none`` does not pack;
+            ``joined``: documents attend to the documents before them in the window, and eos separates them;
+            ``separate``: attention does not cross documents, and the loss is that of each document by itself.
+        seed: Seed of the order of the windows; None for that of ``seed_everything``. Together with the epoch it
+            determines the order, for any number of processes and workers.
 
-    A run that resumes from a checkpoint continues after the windows that were learned. The checkpoint stores what must
-    stay the same for that: the windows, the global batch size (processes times ``batch_size``) and the seed.
+    A run that resumes from a checkpoint continues after the windows that it was trained on. The checkpoint stores what
+    must stay the same for that: the windows, the global batch size (processes times ``batch_size``) and the seed.
     """
 
     def __init__(
@@ -74,13 +78,10 @@ class DistillDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("sequence_length", sequence_length),
-            ("shuffle_buffer", shuffle_buffer),
-            ("num_proc", 1 if num_proc is None else num_proc),
-        ):
-            check_at_least_one(name, value)
+        check_at_least_one("batch_size", batch_size)
+        check_at_least_one("sequence_length", sequence_length)
+        check_at_least_one("shuffle_buffer", shuffle_buffer)
+        check_at_least_one("num_proc", 1 if num_proc is None else num_proc)
         if num_workers < 0:
             raise UserError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
         self.sources = {"train": train, "val": val, "test": test}
@@ -103,7 +104,7 @@ class DistillDataModule(pl.LightningDataModule):
 
     @property
     def order_seed(self) -> int:
-        """The seed of the order of the windows."""
+        """Seed of the order of the windows."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def connect(
@@ -162,18 +163,16 @@ class DistillDataModule(pl.LightningDataModule):
                 self._windows(split)
 
     def setup(self, stage: str) -> None:
-        """Makes the windows that a stage needs: ``fit``, ``validate`` or ``test``."""
+        """Makes the windows for a stage: ``fit``, ``validate`` or ``test``."""
         for split in self._wanted(stage):
             if split not in self.datasets:
                 windows = self.datasets[split] = self._windows(split)
                 check_windows(windows, split, self._maker(split))
-                caches = self._caches.items()
-                self._cached[split] = {
-                    name: cache.split(split, windows, self.sequence_length) for name, cache in caches
-                }
+                length = self.sequence_length
+                self._cached[split] = {name: c.split(split, windows, length) for name, c in self._caches.items()}
 
     def window(self, split: str, index: int) -> Window:
-        """One window of ``train``, ``val`` or ``test``, with what caches store of its spans; needs no Trainer.
+        """Returns one window of ``train``, ``val`` or ``test`` with its cached spans; needs no Trainer.
 
         Raises:
             UserError: If the split has no texts, or there is no such window.
@@ -183,21 +182,17 @@ class DistillDataModule(pl.LightningDataModule):
             raise UserError(f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another")
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
         windows = self.datasets[split]
-        if isinstance(windows, Dataset):
-            if 0 <= index < len(windows):
-                padded = PaddedWindows(windows, list(self.windower.teachers))
-                return CachedWindows(padded, self._cached.get(split, {}))[index]
-            how_many = f"{len(windows):,}"
-        else:
-            if index >= 0 and (found := list(windows.skip(index).take(1))):
-                return found[0]
-            how_many = "a stream of"
+        how_many = f"{len(windows):,}" if isinstance(windows, Dataset) else "a stream of"
+        if isinstance(windows, Dataset) and 0 <= index < len(windows):
+            return self._stored(split)[index]
+        if isinstance(windows, IterableDataset) and index >= 0 and (found := list(windows.skip(index).take(1))):
+            return found[0]
         raise UserError(
             f"window must be one of {how_many} windows of {split}, counted from 0, got {index}; choose one of them"
         )
 
     def teardown(self, stage: str) -> None:
-        """Ends the workers of a stream; where it stands is kept."""
+        """Ends the workers of a stream, but keeps its position."""
         if self._stream is not None:
             self._stream.close()
 
@@ -209,21 +204,18 @@ class DistillDataModule(pl.LightningDataModule):
         return [split for split in splits if self.sources[split] is not None]
 
     def _windows(self, split: str) -> Dataset | IterableDataset:
-        maker = self._maker(split)  # before the texts: what does not fit is refused here
-        texts = load_source(maker.source, streaming=self.streaming)
-        if isinstance(texts, Dataset):
-            return stored_windows(texts, maker, self.num_proc)
-        windows = streamed_windows(texts, maker)
-        if split == "train":
+        maker = self._maker(split)  # before the texts, since it refuses a configuration that does not fit
+        windows = make_windows(load_source(maker.source, streaming=self.streaming), maker, self.num_proc)
+        if isinstance(windows, Dataset) or split == "train":
             return windows
-        # Processes validate together, and have to know how many batches there are: these are stored, for this run.
+        # Processes validate together, and must know the number of batches, so these windows are stored for this run.
         self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="xtoken_pl_")
         return stored_stream(windows, self._scratch.name)
 
-    # Where a run stands ----------------------------------------------------------------------------------------------
+    # Position of a run -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint; of a stored data set the progress that Lightning keeps says the rest."""
+        """State for the checkpoint. The position in stored windows is part of the progress that Lightning saves."""
         if "train" not in self.datasets:
             return {}
         state: dict[str, Any] = {"identity": self._identity()}
@@ -232,7 +224,7 @@ class DistillDataModule(pl.LightningDataModule):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses to resume where the data are not those of the checkpoint."""
+        """Refuses to resume if the data differ from those of the checkpoint."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         verify({DATA_KEY: state_dict}, Run(data=self._identity()), "fit")
@@ -241,40 +233,40 @@ class DistillDataModule(pl.LightningDataModule):
             discard_train_loader(self.trainer)
 
     def _identity(self) -> DataIdentity:
-        windows, maker = self.datasets["train"], self._maker("train")
-        return describe_data(windows, maker, self._loaders(), seed=self.order_seed, shuffle_buffer=self.shuffle_buffer)
+        return describe_data(
+            self.datasets["train"],
+            self._maker("train"),
+            seed=self.order_seed,
+            batch_size=self.batch_size,
+            num_processes=self._processes["num_processes"],
+            num_workers=self.num_workers,
+            shuffle_buffer=self.shuffle_buffer,
+        )
 
     def _position(self) -> Position:
-        """Where the run stands; asked when the first batch of an epoch, or of a resumed run, is."""
+        """Position of the run; called for the first batch of an epoch, or of a resumed run."""
         assert self.trainer is not None
-        # Not the epoch that Lightning gives to samplers: it counts one more where a run of a number of steps resumes
-        # at the end of an epoch.
+        # Not the epoch that Lightning gives to samplers: it is one too high if a run with a number of steps resumes at
+        # the end of an epoch.
         return Position(self.trainer.current_epoch, num_batches_begun(self.trainer))
 
     def _num_done(self) -> int:
-        """Batches that are done since training began."""
+        """Number of batches trained since training began."""
         return 0 if self.trainer is None else num_batches_trained(self.trainer)
 
     # Loaders ---------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> OrderedLoader | StreamLoader:
-        windows = self.datasets["train"]
-        if isinstance(windows, Dataset):
+        if isinstance(self.datasets["train"], Dataset):
             position = None if self.trainer is None else self._position
             return self._stored_loader("train", seed=self.order_seed, position=position)
-        maker, loaders = self._maker("train"), self._loaders()
-        stream = BlockStream(
-            load_source(maker.source, streaming=True),
-            maker,
-            block_size=self.shuffle_buffer,
-            documents_per_call=DOCUMENTS_PER_CALL,
-            seed=self.order_seed,
-            num_processes=loaders.num_processes,
-            rank=loaders.rank,
-        )
-        so_far = None if self._stream is None else self._stream.state()  # made anew every so many epochs
+        maker = self._maker("train")
+        texts = load_source(maker.source, streaming=True)
+        stream = BlockStream(texts, maker, block_size=self.shuffle_buffer, seed=self.order_seed, **self._processes)
+        loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
+        so_far = None if self._stream is None else self._stream.state()  # a loader may be replaced during a run
         begin, self._begin = self._begin or (self._num_done(), so_far), None
-        self._stream = StreamLoader(loaders.of_stream(stream), self._num_done, begin)
+        self._stream = StreamLoader(loader, self._num_done, begin)
         return self._stream
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
@@ -284,17 +276,25 @@ class DistillDataModule(pl.LightningDataModule):
         return self._stored_loader("test")
 
     def _stored_loader(self, split: str, **order: Any) -> OrderedLoader:
-        windows = cast(Dataset, self.datasets[split])
-        return self._loaders().of_windows(windows, self._cached.get(split, {}), **order)
+        windows = self._stored(split)
+        sampler = GlobalBatchSampler(len(windows), self.batch_size, **self._processes, **order)
+        return OrderedLoader(windows, sampler=sampler, **self._loader_options())
 
-    def _loaders(self) -> Loaders:
+    def _stored(self, split: str) -> StoredWindows:
+        windows = cast(Dataset, self.datasets[split])
+        return StoredWindows(windows, list(self.windower.teachers), self._cached.get(split, {}))
+
+    def _loader_options(self) -> dict[str, Any]:
+        teachers = list(self.windower.teachers)
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "collate_fn": CarryingCollate(partial(collate, teachers=teachers, planners=self._planners)),
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        }
+
+    @property
+    def _processes(self) -> dict[str, Any]:
+        """Number of processes that train together, and the rank of this one."""
         shared = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
-        return Loaders(
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            teachers=list(self.windower.teachers),
-            planners=self._planners,
-            num_processes=shared.get("num_replicas", 1),
-            rank=shared.get("rank", 0),
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+        return {"num_processes": shared.get("num_replicas", 1), "rank": shared.get("rank", 0)}

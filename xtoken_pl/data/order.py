@@ -1,25 +1,22 @@
-"""In which order windows are read: a function of the seed and the epoch, whatever the processes and workers."""
+"""Order in which windows are read: a function of the seed and the epoch, for any number of processes and workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
-from torch.utils.data import Dataset as TorchDataset
 
-from xtoken_pl.batch import LOSS_MASK, NO_WINDOW, STUDENT_IDS, starts_column, teacher_columns
+from xtoken_pl.batch import NO_WINDOW
 from xtoken_pl.data.worker_errors import raise_carried
 
 # N windows, W processes, b windows of a batch on each of them, W b windows of a global batch
 
 
 class Position(NamedTuple):
-    """Where a run stands: batches of an epoch that are done."""
+    """Position of a run: its epoch, and the number of batches of that epoch that are done."""
 
     epoch: int
     num_batches: int
@@ -40,8 +37,9 @@ class GlobalBatchSampler(DistributedSampler[int]):
         batch_size: b.
         num_processes: W.
         rank: r, in [0, W).
-        seed: With the epoch it decides the order; None for that of the data set.
-        position: Tells where a run stands when an iteration begins; None for the start of the epoch of ``set_epoch``.
+        seed: Seed of the order, together with the epoch; None for the order of the data set.
+        position: Returns the position of the run when an iteration begins; None for the start of the epoch given to
+            ``set_epoch``.
     """
 
     def __init__(
@@ -67,69 +65,42 @@ class GlobalBatchSampler(DistributedSampler[int]):
 
     @property
     def global_batch_size(self) -> int:
-        """W b, windows."""
+        """Number of windows of a global batch, W b."""
         return self.num_replicas * self.batch_size
 
     def __len__(self) -> int:
-        """Windows of this process in a whole epoch, wherever an iteration begins."""
+        """Number of windows of this process in a whole epoch, wherever an iteration begins."""
         whole, rest = divmod(self.num_windows, self.global_batch_size)
         return whole * self.batch_size + (max(1, len(range(self.rank, rest, self.num_replicas))) if rest else 0)
 
     def __iter__(self) -> Iterator[int]:
         position = self.position() if self.position is not None else Position(self.epoch, 0)
-        order = self._order(position.epoch)[position.num_batches * self.global_batch_size :]
-        mine = order[self.rank :: self.num_replicas].tolist()
-        yield from mine
-        rest = len(order) % self.global_batch_size
-        if 0 < rest <= self.rank:
+        order = np.arange(self.num_windows)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, position.epoch)).permutation(self.num_windows)
+        order = order[position.num_batches * self.global_batch_size :]
+        yield from order[self.rank :: self.num_replicas].tolist()
+        if 0 < len(order) % self.global_batch_size <= self.rank:
             yield NO_WINDOW
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(self.num_windows)
-        return np.random.default_rng((self.seed, epoch)).permutation(self.num_windows)
-
-
-class PaddedWindows(TorchDataset[dict[str, Any]]):
-    """Stored windows, and one without anything to learn at :data:`NO_WINDOW`."""
-
-    def __init__(self, windows: Dataset, teachers: Sequence[str]) -> None:
-        self.windows = windows
-        self.blank: dict[str, Any] = {STUDENT_IDS: [0], LOSS_MASK: [0]}
-        for ids, spans in map(teacher_columns, teachers):
-            self.blank |= {ids: [0], spans: []}
-        starts = map(starts_column, ("", *teachers))
-        self.blank |= {column: [0] for column in starts if column in windows.column_names}
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.blank if index == NO_WINDOW else self.windows[index]
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """The rows of a batch, read at once."""
-        stored = [index for index in indices if index != NO_WINDOW]
-        rows = iter(self.windows.__getitems__(stored) if stored else [])
-        return [self.blank if index == NO_WINDOW else next(rows) for index in indices]
 
 
 class OrderedLoader(DataLoader[Any]):
-    """A loader whose iteration begins when its first batch is asked for.
+    """DataLoader whose iteration begins when its first batch is requested.
 
-    Lightning makes the iterator before it has read the progress from a checkpoint; workers would start to fetch the
-    first batches of the first epoch. Its generator is its own: an iteration draws nothing from torch's global one.
+    Lightning creates the iterator before it has read the progress from a checkpoint; workers would start to fetch the
+    first batches of the first epoch. It has its own generator: an iteration draws nothing from torch's global one.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"generator": torch.Generator(), **options})
+    def __init__(self, windows: Any, *, num_workers: int, **options: Any) -> None:
+        own: dict[str, Any] = {"generator": torch.Generator(), "persistent_workers": num_workers > 0}
+        super().__init__(windows, num_workers=num_workers, **own, **options)
 
     def __iter__(self) -> Any:
         yield from raise_carried(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the sampler asks where the run stands. Without it Lightning warns that a run cannot go on."""
+        """Returns nothing, since the sampler asks for the position; without this method Lightning warns on resume."""
         return {}
 
     def load_state_dict(self, _: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Loads nothing."""

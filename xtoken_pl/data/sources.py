@@ -162,19 +162,16 @@ def _local_files(path: str) -> list[str] | None:
         return [path]
     if local.is_dir():
         files = sorted(str(file) for file in local.rglob("*") if _ending(file) in _BUILDERS)
-        if not files:
-            raise UserError(f"a directory of texts must hold {_endings()} files, but {path!r} has none; check the path")
-        return files
-    if glob.has_magic(path):
-        files = sorted(glob.glob(path, recursive=True))
-        if not files:
-            raise UserError(f"no file matches {path!r}; check the path (relative paths start at the working directory)")
-        return files
-    if _ending(local) in _BUILDERS or local.is_absolute() or path.startswith("."):
-        raise UserError(
-            f"there is no file or directory {path!r}; check the path (relative paths start at the working directory)"
-        )
-    return None
+        problem = f"a directory of texts must hold {_endings()} files, but {path!r} has none"
+    elif glob.has_magic(path):
+        files, problem = sorted(glob.glob(path, recursive=True)), f"no file matches {path!r}"
+    elif _ending(local) in _BUILDERS or local.is_absolute() or path.startswith("."):
+        files, problem = [], f"there is no file or directory {path!r}"
+    else:
+        return None
+    if not files:
+        raise UserError(f"{problem}; check the path (relative paths start at the working directory)")
+    return files
 
 
 def _builder_of(files: list[str], path: str) -> tuple[str, dict[str, str]]:

@@ -1,9 +1,10 @@
-"""A stream of windows to train on, which goes on from any batch."""
+"""A stream of training windows, which can be resumed at any batch."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,62 +14,54 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from xtoken_pl.data.maker import WindowMaker
+from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.windows import Window
 from xtoken_pl.data.worker_errors import carrying_iterator, raise_carried
 from xtoken_pl.utilities.errors import UserError
 
-#: Of a stream or a loader, of types that torch.load takes with ``weights_only``.
+#: Position of a stream or a loader; its types are accepted by torch.load with ``weights_only``.
 State = dict[str, Any]
+_BEGINNING: State = {"epoch": 0, "block": 0, "num_emitted": 0, "texts": None}
 
 
+@dataclass(eq=False, repr=False)
 class BlockStream(TorchIterableDataset[Window]):
     """Reads texts again and again, and shuffles their windows block by block.
 
-    Each worker of each process reads texts of its own. It collects at least ``block_size`` windows, emits them in an
-    order that follows from the seed, the epoch and the number of the block, and goes on with the next block. Where it
-    stands is thus told by the place in the texts where the block begins and the number of windows emitted; to go on,
-    one block is read again. There is no end, so that processes whose shares differ in size stop together.
+    Each worker of each process reads its own share of the texts. It collects at least ``block_size`` windows, emits
+    them in an order that depends on the seed, the epoch and the number of the block, and continues with the next block.
+    Its position is therefore the place in the texts where the block begins and the number of windows emitted; on
+    resume, one block is read again. The stream never ends, so that processes whose shares differ in size stop together.
 
-    Args:
-        texts: The stream.
-        maker: Makes windows of texts.
-        block_size: Windows to shuffle among, at the least.
-        documents_per_call: Texts that are tokenized at once.
-        seed: Of the shuffling.
-        num_processes: That train together.
-        rank: Of this process.
+    Attributes:
+        texts: Stream of texts.
+        maker: Makes windows from texts.
+        block_size: Minimum number of windows of a block.
+        documents_per_call: Number of texts that are tokenized at once.
+        seed: Seed of the shuffling.
+        num_processes: Number of processes that train together.
+        rank: Rank of this process.
 
     Raises:
         UserError: While reading, if this share of the texts has no window.
     """
 
-    def __init__(
-        self,
-        texts: IterableDataset,
-        maker: WindowMaker,
-        *,
-        block_size: int,
-        documents_per_call: int,
-        seed: int,
-        num_processes: int = 1,
-        rank: int = 0,
-    ) -> None:
-        self.texts = texts
-        self.maker = maker
-        self.block_size = block_size
-        self.documents_per_call = documents_per_call
-        self.seed = seed
-        self.num_processes = num_processes
-        self.rank = rank
-        self._state: State = {"epoch": 0, "block": 0, "num_emitted": 0, "texts": None}
+    texts: IterableDataset
+    maker: WindowMaker
+    _: KW_ONLY
+    block_size: int
+    documents_per_call: int = DOCUMENTS_PER_CALL
+    seed: int
+    num_processes: int = 1
+    rank: int = 0
+    _state: State = field(init=False, default_factory=_BEGINNING.copy)
 
     def state_dict(self) -> State:
-        """Where the stream stands."""
+        """Returns the position of the stream."""
         return dict(self._state)
 
     def load_state_dict(self, state: State) -> None:
-        """Makes the next iteration begin there."""
+        """Makes the next iteration begin at a position."""
         self._state = dict(state)
 
     @carrying_iterator
@@ -90,7 +83,7 @@ class BlockStream(TorchIterableDataset[Window]):
                     num_emitted += 1
                     self._state = {"epoch": epoch, "block": block, "num_emitted": num_emitted, "texts": current.begin}
                     yield current.take(place)
-                    # The next block grows as this one is used up: all workers would read, and training wait, at once.
+                    # The next block grows as this one is used up: else all workers would read, and training wait.
                     following.grow(read, self.block_size * num_emitted // len(order))
                 following.grow(read, self.block_size)
                 current, block, num_emitted = following, block + 1, 0
@@ -104,12 +97,11 @@ class BlockStream(TorchIterableDataset[Window]):
 
     def _share(self) -> tuple[int, int]:
         worker = get_worker_info()
-        if worker is None:
-            return self.rank, self.num_processes
-        return self.rank * worker.num_workers + worker.id, self.num_processes * worker.num_workers
+        num_workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        return self.rank * num_workers + number, self.num_processes * num_workers
 
     def _read(self, texts: IterableDataset) -> Iterator[list[Window]]:
-        """The windows of some texts, and of the next ones."""
+        """Yields the windows of the texts, ``documents_per_call`` texts at a time."""
         for documents in texts.iter(batch_size=self.documents_per_call):
             columns = self.maker(*(documents[column] for column in self.maker.columns))
             arrays = [[np.asarray(value, dtype=np.int32) for value in values] for values in columns.values()]
@@ -117,33 +109,33 @@ class BlockStream(TorchIterableDataset[Window]):
 
 
 class _Block:
-    """Windows to shuffle among, and the place in the texts where they begin."""
+    """Windows that are shuffled together, and the place in the texts where they begin."""
 
     def __init__(self, begin: State | None) -> None:
         self.begin = begin
         self.windows: list[Window | None] = []
 
     def grow(self, read: Iterator[list[Window]], size: int) -> None:
-        """Reads until there are so many windows, or no text is left."""
+        """Reads until there are ``size`` windows, or no text is left."""
         while len(self.windows) < size and (more := next(read, None)) is not None:
             self.windows += more
 
     def take(self, place: int) -> Window:
-        """A window, which is not needed again."""
+        """Removes and returns a window."""
         window, self.windows[place] = self.windows[place], None
         assert window is not None
         return window
 
 
 class StreamLoader:
-    """Batches of a stream, and where it stood behind each of the latest of them.
+    """Loader of a stream, which stores the position of the stream after each of the latest batches.
 
-    Lightning fetches one batch ahead: what counts is the batch that was trained last.
+    Lightning fetches one batch ahead: the position of a run is the one after the batch that was trained last.
 
     Args:
-        loader: Of the stream.
-        num_done: Tells how many batches are done since training began.
-        begin: Where to begin: batches done, and the state behind them, None for the beginning of the stream.
+        loader: Loader of the stream.
+        num_done: Returns the number of batches trained since training began.
+        begin: Number of batches trained, and the position to begin at; None for the beginning of the stream.
     """
 
     def __init__(
@@ -161,8 +153,8 @@ class StreamLoader:
 
     def _read(self) -> Generator[Any, None, None]:
         assert self.loader is not None
-        # An epoch of a limited number of batches leaves one behind that was fetched ahead.
-        count, state = self._stand() if self._states else self._begin
+        # An epoch with a limited number of batches leaves a batch that was fetched ahead.
+        count, state = self._position() if self._states else self._begin
         self._states.append((count, state))
         if state is not None:
             self.loader.load_state_dict(state)
@@ -172,22 +164,19 @@ class StreamLoader:
             yield batch
 
     def close(self) -> None:
-        """Ends the workers, at once: those of a loader that waits for the garbage collector take seconds each."""
+        """Ends the workers at once; left to the garbage collector, each would take seconds."""
         if self._batches is not None:
             self._batches.close()
         self._batches = self.loader = None
 
     def state(self) -> State | None:
-        """Where the stream stands behind the batches that are done; None before the first."""
-        return self._stand()[1]
+        """Returns the position after the batches that were trained; None before the first."""
+        return self._position()[1]
 
-    def _stand(self) -> tuple[int, State | None]:
+    def _position(self) -> tuple[int, State | None]:
         num_done = self.num_done()
         if num_done == self._begin[0]:
             return self._begin
-        for stand in reversed(self._states):
-            if stand[0] == num_done:
-                return stand
-        raise AssertionError(
-            f"{num_done} batches are done, and states are kept of {[count for count, _ in self._states]}"
-        )
+        stored = dict(self._states)
+        assert num_done in stored, f"{num_done} batches were trained, but positions are stored for {list(stored)}"
+        return num_done, stored[num_done]

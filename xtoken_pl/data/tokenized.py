@@ -1,4 +1,4 @@
-"""From texts to windows: tokenized, aligned, and cached by `datasets`."""
+"""Converts texts to windows: tokenized, aligned, and cached by `datasets`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,35 @@ from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.data.collate import collate
-from xtoken_pl.data.maker import WindowMaker
+from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.windows import Window
 from xtoken_pl.utilities.errors import UserError
 
-#: Documents that are tokenized, and packed, at a time.
-DOCUMENTS_PER_CALL = 100
 _NUM_CHECKED_WINDOWS = 100
 
 
-def stored_windows(texts: Dataset, maker: WindowMaker, num_proc: int | None) -> Dataset:
-    """The windows of texts, read from the cache of `datasets` if they were made before.
+def make_windows(
+    texts: Dataset | IterableDataset, maker: WindowMaker, num_proc: int | None
+) -> Dataset | IterableDataset:
+    """Converts texts to windows: a stream's as they are read, others at once, with the cache of `datasets`.
 
     Args:
         texts: Texts or conversations.
-        maker: Makes windows of them.
-        num_proc: Processes that tokenize and align; with packing they decide which documents are put together.
+        maker: Maker of the windows.
+        num_proc: Number of processes that tokenize and align; with packing, it affects which documents share a window.
     """
+    options: dict[str, Any] = {
+        "function": maker,
+        "batched": True,
+        "batch_size": DOCUMENTS_PER_CALL,
+        "input_columns": maker.columns,
+        "remove_columns": texts.column_names or list(next(iter(texts))),
+    }
+    if isinstance(texts, IterableDataset):
+        return texts.map(**options)
     grouping = [] if maker.packing == "none" else [num_proc]
     windows = texts.map(
-        **_options(texts, maker),
+        **options,
         num_proc=num_proc,
         desc=f"tokenize and align {maker.source.path}",
         new_fingerprint=Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping]),
@@ -38,13 +47,8 @@ def stored_windows(texts: Dataset, maker: WindowMaker, num_proc: int | None) -> 
     return windows.with_format("numpy")
 
 
-def streamed_windows(texts: IterableDataset, maker: WindowMaker) -> IterableDataset:
-    """The windows of a stream of texts, made as they are read."""
-    return texts.map(**_options(texts, maker))
-
-
 def stored_stream(windows: IterableDataset, folder: str) -> Dataset:
-    """All windows of a stream, written to a folder."""
+    """Writes all windows of a stream to a directory, and opens them."""
     return Dataset.from_generator(_each, gen_kwargs={"windows": windows}, cache_dir=folder).with_format("numpy")
 
 
@@ -57,7 +61,7 @@ def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowM
         maker: Maker of the windows.
 
     Raises:
-        UserError: If there is none, or the first hundred have no span in common with a teacher.
+        UserError: If there are no windows, or the first hundred have no span in common with a teacher.
     """
     windower, first = maker.windower, list(islice(windows, _NUM_CHECKED_WINDOWS))
     if not first:
@@ -72,16 +76,6 @@ def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowM
                 f"Raise sequence_length (now {windower.sequence_length}), or check that both tokenizers write this "
                 "text unchanged"
             )
-
-
-def _options(texts: Dataset | IterableDataset, maker: WindowMaker) -> dict[str, Any]:
-    return {
-        "function": maker,
-        "batched": True,
-        "batch_size": DOCUMENTS_PER_CALL,
-        "input_columns": maker.columns,
-        "remove_columns": texts.column_names or list(next(iter(texts))),
-    }
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:

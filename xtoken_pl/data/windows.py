@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Increased when the same text would give other windows, so that cached ones are rebuilt.
 _VERSION = 1
-#: The same for conversations.
+# Increased when the same conversation would give other windows.
 _CHAT_VERSION = 1
 
 #: A window by column: token ids, loss mask and spans.
@@ -132,11 +132,8 @@ class Windower:
         chats = [document for document in documents if isinstance(document, Conversation)]
         assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
         tokenized = [*self._texts(texts), *self._conversations(chats, learn_turn_end=learn_turn_end)]
-        num_overlong = num_unlearned = 0
-        for document in tokenized:
-            overlong, unlearned = self._add_windows(columns, document)
-            num_overlong += overlong
-            num_unlearned += unlearned
+        counts = [self._add_windows(columns, document) for document in tokenized]
+        num_overlong, num_unlearned = np.sum([(0, 0), *counts], axis=0)
         if num_overlong:
             logger.warning(
                 "%d stretches of text without a common token boundary are longer than sequence_length=%d; "
@@ -190,9 +187,9 @@ class Windower:
 
     def _add_windows(self, columns: dict[str, list[Any]], document: _Tokenized) -> tuple[int, int]:
         """Adds the windows of a document; returns the numbers of overlong stretches and of dropped windows."""
-        ids, spans = document.ids, document.spans
+        ids, prefixes, spans = document.ids, document.prefixes, document.spans
         bounds = common_bounds(len(ids[""]), [(spans[name], len(ids[name])) for name in self.teachers])
-        limits = [self.sequence_length - len(document.prefixes[name]) for name in self.sides]
+        limits = [self.sequence_length - len(prefixes[name]) for name in self.sides]
         num_overlong = num_unlearned = 0
         for start, end in greedy_segments(bounds, limits):
             low, high = bounds[start], bounds[end]
@@ -205,28 +202,17 @@ class Windower:
                 if not document.learned[first:last].any():
                     num_unlearned += 1
                     continue
-                columns[STUDENT_IDS].append([*document.prefixes[""], *ids[""][first:last].tolist()])
-                mask = [0] * len(document.prefixes[""]) + document.learned[first:last].astype(int).tolist()
+                columns[STUDENT_IDS].append([*prefixes[""], *ids[""][first:last].tolist()])
+                mask = [0] * len(prefixes[""]) + document.learned[first:last].astype(int).tolist()
                 columns[LOSS_MASK].append(mask)
                 for column, name in enumerate(self.teachers, start=1):
                     bound = (0, 0) if is_overlong else (low[column], high[column])
+                    ids_column, spans_column = teacher_columns(name)
+                    columns[ids_column].append([*prefixes[name], *ids[name][slice(*bound)].tolist()])
                     inside = _slice(spans[name], first, first if is_overlong else last)
-                    self._add_teacher(columns, name, document, bound, inside - (first, first, bound[0], bound[0]))
+                    shift = (len(prefixes[""]) - first, len(prefixes[name]) - bound[0])
+                    columns[spans_column].append((inside + np.repeat(shift, 2)).ravel())
         return num_overlong, num_unlearned
-
-    def _add_teacher(
-        self,
-        columns: dict[str, list[Any]],
-        name: str,
-        document: _Tokenized,
-        bound: tuple[int, int],
-        spans: NDArray[np.int64],
-    ) -> None:
-        ids_column, spans_column = teacher_columns(name)
-        prefix = document.prefixes[name]
-        columns[ids_column].append([*prefix, *document.ids[name][slice(*bound)].tolist()])
-        student_shift, teacher_shift = len(document.prefixes[""]), len(prefix)
-        columns[spans_column].append((spans + (student_shift, student_shift, teacher_shift, teacher_shift)).ravel())
 
 
 def common_bounds(num_student: int, aligned: Sequence[tuple[Spans, int]]) -> NDArray[np.int64]:

@@ -1,13 +1,6 @@
 """Causal language models, split into hidden states and head."""
 
-from xtoken_pl.models.causal_lm import LoadedModel, check_head, hidden_states, load_causal_lm, load_model
+from xtoken_pl.models.causal_lm import LoadedModel, hidden_states, load_causal_lm, load_model
 from xtoken_pl.models.head import Head
 
-__all__ = [
-    "Head",
-    "LoadedModel",
-    "check_head",
-    "hidden_states",
-    "load_causal_lm",
-    "load_model",
-]
+__all__ = ["Head", "LoadedModel", "hidden_states", "load_causal_lm", "load_model"]

@@ -50,7 +50,16 @@ def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
             "the student's adapter needs PEFT, which is not installed; install it (pip install 'xtoken_pl[adapters]'), "
             "or leave the adapter out"
         )
-    model.add_adapter(_peft_config(adapter, _targets(model, adapter)))
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=_targets(model, adapter),
+        task_type="CAUSAL_LM",
+    )
+    model.add_adapter(config)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
@@ -107,18 +116,6 @@ def merge_adapter(source: Student, weights: dict[str, Tensor]) -> PreTrainedMode
     return cast(PreTrainedModel, merged)
 
 
-def _peft_config(adapter: LoRA, targets: list[str]) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-
-
 def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
     """Full names of the layers that ``adapter`` wraps."""
     head = model.get_output_embeddings()
@@ -128,11 +125,9 @@ def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
     if given == ALL_LINEAR:
         return [name for name in modules if is_linear[name]]
     found: dict[str, None] = {}
-    for target in [given] if isinstance(given, str) else given:
-        if isinstance(given, str):
-            matching = [name for name in modules if re.fullmatch(target, name)]
-        else:
-            matching = [name for name in modules if f".{name}".endswith(f".{target}")]
+    patterns = {given: given} if isinstance(given, str) else {part: rf"(.*\.)?{re.escape(part)}" for part in given}
+    for target, pattern in patterns.items():
+        matching = [name for name in modules if re.fullmatch(pattern, name)]
         unfit = [name for name in matching if not is_linear[name]]
         if unfit or not matching:
             reason = f"{unfit[0]!r} is {_kind(modules[unfit[0]], head)}" if unfit else "there is no layer of that name"

@@ -43,27 +43,22 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
     Raises:
         UserError: If the model cannot be loaded, or it is to be quantized and bitsandbytes is not installed.
     """
-    common: dict[str, Any] = {
-        "revision": source.revision,
-        "trust_remote_code": source.trust_remote_code,
-        "dtype": source.dtype if source.dtype == "auto" else getattr(torch, source.dtype),
-    }
+    hub: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    options: dict[str, Any] = {"dtype": source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)}
     if source.attn_implementation is not None:
-        common["attn_implementation"] = source.attn_implementation
+        options["attn_implementation"] = source.attn_implementation
     if isinstance(source, Student | Teacher) and source.quantization is not None:
         check_quantization(source.quantization, role=role)
-        common |= _quantized(source.quantization, common["dtype"], device)
+        options |= _quantized(source.quantization, options["dtype"], device)
     try:
         if isinstance(source, Student) and source.weights == "random":
-            config = AutoConfig.from_pretrained(
-                source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
-            )
-            if common["dtype"] == "auto":
-                common["dtype"] = config.dtype or torch.float32
-            common.pop("revision")
-            model = AutoModelForCausalLM.from_config(config, **common)
+            config = AutoConfig.from_pretrained(source.model, **hub)
+            if options["dtype"] == "auto":
+                options["dtype"] = config.dtype or torch.float32
+            options["trust_remote_code"] = source.trust_remote_code
+            model = AutoModelForCausalLM.from_config(config, **options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(source.model, **common)
+            model = AutoModelForCausalLM.from_pretrained(source.model, **hub, **options)
     except SafetensorError as error:
         raise UserError(
             f"the weights of the {role} must be whole, but those of {source.model!r} cannot be read ({error}); copy "
@@ -184,9 +179,16 @@ def states_of_body(
     return cast(Tensor, output.last_hidden_state).view(*shape, -1)
 
 
+def _random_ids(head: Head, num_rows: int) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    shape = (num_rows, _NUM_CHECKED_TOKENS)
+    ids = torch.randint(head.vocabulary_size, shape, generator=generator, device="cpu")
+    return ids.to(head.layer.weight.device)
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
-    """Checks that the head applied to the hidden states gives the model's own logits on a short input.
+    """Checks on a short input that the head applied to the hidden states gives the model's own logits.
 
     Some architectures transform their logits after the head (soft-capping, a logit scale); blockwise evaluation would
     compute wrong logits for them. The states are scaled so that the logits are large: a soft cap hardly changes small
@@ -195,14 +197,8 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
     Raises:
         UserError: If they differ; the message gives the largest difference.
     """
-    device = head.layer.weight.device
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    input_ids = torch.randint(head.vocabulary_size, (1, _NUM_CHECKED_TOKENS), generator=generator, device="cpu").to(
-        device
-    )
+    input_ids = _random_ids(head, 1)
     mask = torch.ones_like(input_ids)
-    was_training = model.training
-    model.eval()
     hidden = hidden_states(model, input_ids, mask)[0]
     factor = _LARGE_LOGIT / head.layer(hidden).abs().max().clamp_min(torch.finfo(hidden.dtype).tiny)
     hook = head.layer.register_forward_pre_hook(lambda _, arguments: (arguments[0] * factor,))
@@ -210,14 +206,9 @@ def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
         own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0, :, : head.vocabulary_size]
     finally:
         hook.remove()
-        model.train(was_training)
-    ours = head.log_probs(hidden * factor)
-    own = own.to(ours.dtype)
-    if head.holes is not None:
-        own = own.masked_fill(head.holes.to(device), -torch.inf)
-        ours = ours.masked_fill(head.holes.to(device), 0.0)
-    expected = own.log_softmax(-1).masked_fill(own.isneginf(), 0.0)
-    difference = (expected - ours).abs().max().item()
+    ours, expected = head.log_probs(hidden * factor), head.normalize(own)
+    both_zero = expected.isneginf() & ours.isneginf()  # probabilities of ids that no token has
+    difference = (expected - ours).masked_fill(both_zero, 0.0).abs().max().item()
     if math.isnan(difference):
         raise UserError(
             f"a model's logits must not be NaN, but on a short input those of the {role} ({type(model).__name__}) are; "
@@ -240,16 +231,11 @@ def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
     Raises:
         UserError: If they differ, so that documents affect later ones; the message gives the largest difference.
     """
-    device = head.layer.weight.device
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    shape = (2, _NUM_CHECKED_TOKENS)
-    input_ids = torch.randint(head.vocabulary_size, shape, generator=generator, device="cpu").to(device)
-    places = [(row, start, end) for row, cut in enumerate((5, 3)) for start, end in ((0, cut), (cut, shape[1]))]
+    input_ids = _random_ids(head, 2)
     position_ids = torch.empty_like(input_ids)
+    places = [(0, 0, 5), (0, 5, _NUM_CHECKED_TOKENS), (1, 0, 3), (1, 3, _NUM_CHECKED_TOKENS)]  # row, start, end
     for row, start, end in places:
-        position_ids[row, start:end] = torch.arange(end - start, device=device)
-    was_training = model.training
-    model.eval()
+        position_ids[row, start:end] = torch.arange(end - start)
     ways_out = "set data.packing to joined or none"
     try:
         packed = hidden_states(model, input_ids, torch.ones_like(input_ids), position_ids)
@@ -262,8 +248,6 @@ def check_separation(model: PreTrainedModel, head: Head, *, role: str) -> None:
             f"with data.packing=separate a model must take position_ids, and the {role} ({type(model).__name__}) does "
             f"not; {ways_out}. Reason: {error}"
         ) from error
-    finally:
-        model.train(was_training)
     difference = ((packed - apart).abs().max() / apart.abs().max()).item()
     bound = _TOLERANCE[model.dtype]
     if not difference <= bound:

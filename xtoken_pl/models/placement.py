@@ -48,7 +48,7 @@ def place_student(
             "shards it; use strategy ddp, or leave quantization out"
         )
     starts_at_random = source.weights == "random" or source.adapter is not None
-    if mesh is not None and starts_at_random and not _is_seeded():
+    if mesh is not None and starts_at_random and "PL_GLOBAL_SEED" not in os.environ:
         raise UserError(
             "a sharded student with random weights or with an adapter needs a seed that all processes share, got none; "
             "set seed_everything to a number"
@@ -65,7 +65,3 @@ def place_student(
         shard(loaded.model, mesh)
     loaded.model.train()
     return loaded
-
-
-def _is_seeded() -> bool:
-    return "PL_GLOBAL_SEED" in os.environ

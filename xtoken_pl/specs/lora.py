@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 
 #: Value of ``target_modules`` for every linear layer except the head.
@@ -41,11 +42,8 @@ class LoRA:
 
     def __post_init__(self) -> None:
         for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"{name} of an adapter must be >= 1, got {getattr(self, name)}; to train all weights, leave the "
-                    "student's adapter out"
-                )
+            way_out = "to train all weights, leave the student's adapter out"
+            check_at_least_one(f"{name} of an adapter", getattr(self, name), way_out)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout of an adapter must be in [0, 1), got {self.dropout}; 0 disables it")
         if not self.target_modules:

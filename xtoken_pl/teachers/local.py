@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -41,20 +41,20 @@ class FrozenModel:
     @torch.no_grad()
     def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
         """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`."""
-        with self.around():
-            return self._run(input_ids, attention_mask, position_ids)
+        with self.around(), self._on_device(input_ids.device):
+            hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
+            return hidden, self.head if self._on_host is None else self.head.fixed()
 
-    def _run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Head]:
-        if self._on_host is None:
-            if not is_sharded(self.model) and self.model.device != input_ids.device:
-                self.model.to(input_ids.device)
-            return hidden_states(self.model, input_ids, attention_mask, position_ids), self.head
-        for weight, host in self._on_host:
-            weight.data = host.to(input_ids.device, copy=True, non_blocking=True)
+    @contextmanager
+    def _on_device(self, device: torch.device) -> Iterator[None]:
+        if self._on_host is None and not is_sharded(self.model) and self.model.device != device:
+            self.model.to(device)
+        for weight, host in self._on_host or ():
+            weight.data = host.to(device, copy=True, non_blocking=True)
         try:
-            return hidden_states(self.model, input_ids, attention_mask, position_ids), self.head.fixed()
+            yield
         finally:
-            for weight, host in self._on_host:
+            for weight, host in self._on_host or ():
                 weight.data = host
 
     def release(self) -> None:

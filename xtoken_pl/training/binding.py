@@ -1,43 +1,38 @@
-"""From a teacher's specification to a loss that is bound to its pair of vocabularies."""
+"""Binds the loss of a teacher's specification to its pair of vocabularies."""
 
 from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from xtoken_pl.audit import LossName, recommend_loss
+from xtoken_pl.audit import recommend_loss
 from xtoken_pl.losses import HybridKL, ProjectionKL, SpanLoss, TokenKL
 from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.specs import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
-_RECOMMENDED: dict[LossName, type[SpanLoss]] = {
-    "TokenKL": TokenKL,
-    "ProjectionKL": ProjectionKL,
-    "HybridKL": HybridKL,
-}
+_RECOMMENDED: dict[str, type[SpanLoss]] = {kind.__name__: kind for kind in (TokenKL, ProjectionKL, HybridKL)}
 
 
 def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empty: bool) -> dict[str, Teacher]:
-    """What ``configure_teachers`` returned, checked.
+    """Checks the result of ``configure_teachers``.
 
     Args:
-        result: Of ``configure_teachers``.
-        given: The teachers that the module was given.
-        may_be_empty: Whether to go on without a teacher.
+        result: Result of ``configure_teachers``.
+        given: Teachers that the module was given.
+        may_be_empty: Whether training without a teacher is allowed.
 
     Raises:
-        UserError: If it is no dict of teachers.
-        UserError: If there is none, a name cannot be a tag, or teachers that were given are left out.
+        UserError: If the result is not a dict of teachers.
+        UserError: If there is no teacher, a name cannot be a tag, or teachers that were given are left out.
     """
     if not isinstance(result, dict) or not all(isinstance(teacher, Teacher) for teacher in result.values()):
-        kinds = result if not isinstance(result, dict) else {name: type(item).__name__ for name, item in result.items()}
+        kinds = {name: type(item).__name__ for name, item in result.items()} if isinstance(result, dict) else result
         raise UserError(f"configure_teachers must return a dict such as {{'qwen': Teacher(model=...)}}, got {kinds!r}")
     for name in result:
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)) or hasattr(nn.ModuleDict(), name):
@@ -59,26 +54,21 @@ def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empt
     return dict(result)
 
 
-@dataclass(frozen=True)
-class BoundLoss:
-    """A loss that is bound to its pair of vocabularies, and why it is this one."""
-
-    loss: SpanLoss
-    reason: str
-
-
 def bind_loss(
     name: str, teacher: Teacher, student_vocabulary: CanonicalVocabulary, teacher_vocabulary: CanonicalVocabulary
-) -> BoundLoss:
-    """A copy of the teacher's loss, bound; ``auto`` is resolved, and W built or loaded where it is needed.
+) -> tuple[SpanLoss, str]:
+    """Binds a copy of the teacher's loss, and says why it is this loss.
 
-    What was chosen and built is logged.
+    Resolves ``auto``, and builds or loads W if the loss needs it; both are logged.
 
     Args:
-        name: The teacher's, for the log.
+        name: Name of the teacher, for the log.
+        teacher: Specification of the teacher.
+        student_vocabulary: Vocabulary of the student.
+        teacher_vocabulary: Vocabulary of the teacher.
 
     Raises:
-        UserError: If the loss does not fit the vocabularies, W belongs to others, or an option has no use.
+        UserError: If the loss does not fit the vocabularies, W belongs to others, or an option has no effect.
     """
     if isinstance(teacher.loss, SpanLoss):
         loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given
@@ -94,7 +84,7 @@ def bind_loss(
     if teacher.learn_projection:
         loss.learn_projection()
     rank_zero_info(f"teacher {name!r}: {type(loss).__name__}({loss.extra_repr()})")
-    return BoundLoss(loss, reason)
+    return loss, reason
 
 
 def _projection(teacher: Teacher, student: CanonicalVocabulary, other: CanonicalVocabulary) -> Projection:

@@ -15,49 +15,14 @@ from xtoken_pl.scoring.tasks import RowScores
 from xtoken_pl.utilities.precision import keep_dtype
 
 
-class _Sums(Metric):
-    """Sums over batches and processes, in double precision whatever the module's."""
+class _Ratio(Metric):
+    """Sum of values over their count, over batches and processes; NaN before the first update.
+
+    The sums are in double precision, whatever the dtype of the module.
+    """
 
     full_state_update = False
     is_differentiable = False
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        return super()._apply(keep_dtype(fn), exclude_state)
-
-
-class BitsPerByte(_Sums):
-    r"""Negative log-likelihood of a text in bits, per byte of the text.
-
-    .. math:: \frac{\sum_i -\log p(x_i | x_{<i})}{\ln 2 \cdot \text{bytes}}
-
-    Unlike perplexity per token it is comparable between models of different tokenizers. Tokens without bytes (eos)
-    are left out by the caller.
-
-    Shape:
-        nats: any; num_bytes: the same; the result is a scalar, NaN before the first update.
-    """
-
-    higher_is_better = False
-
-    total_nats: Tensor
-    total_bytes: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total_nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("total_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, nats: Tensor, num_bytes: Tensor) -> None:
-        """Adds tokens: their negative log-likelihoods in nats, and their lengths in bytes."""
-        self.total_nats += nats.sum().to(self.total_nats.dtype)
-        self.total_bytes += num_bytes.sum()
-
-    def compute(self) -> Tensor:
-        return (self.total_nats / (math.log(2) * self.total_bytes)).float()
-
-
-class CountedMean(_Sums):
-    """Sum over count of all values seen, over all batches and processes; NaN before the first value."""
 
     total: Tensor
     count: Tensor
@@ -67,13 +32,40 @@ class CountedMean(_Sums):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        return super()._apply(keep_dtype(fn), exclude_state)
+
+
+class BitsPerByte(_Ratio):
+    r"""Negative log-likelihood of a text in bits, per byte of the text.
+
+    .. math:: \frac{\sum_i -\log p(x_i | x_{<i})}{\ln 2 \cdot \text{bytes}}
+
+    Unlike perplexity per token it is comparable between models of different tokenizers. The caller leaves out tokens
+    without bytes (eos).
+
+    Shape:
+        nats: any; num_bytes: the same; the result is a scalar, NaN before the first update.
+    """
+
+    higher_is_better = False
+
+    def update(self, nats: Tensor, num_bytes: Tensor) -> None:
+        """Adds tokens: their negative log-likelihoods in nats, and their lengths in bytes."""
+        self.total += nats.sum().to(self.total.dtype) / math.log(2)
+        self.count += num_bytes.sum()
+
+
+class CountedMean(_Ratio):
+    """Mean of all values, over all batches and processes; NaN before the first value."""
+
     def update(self, values: Tensor) -> None:
         """Adds values of any shape."""
         self.total += values.sum().to(self.total.dtype)
         self.count += values.numel()
-
-    def compute(self) -> Tensor:
-        return (self.total / self.count).float()
 
 
 class TopOneAgreement(CountedMean):
@@ -83,10 +75,10 @@ class TopOneAgreement(CountedMean):
 
 
 class EvaluationMetrics(ModuleDict):
-    """What validation and test log: by tag, ``bits_per_byte``, ``ce``, ``kd/NAME``, ``top1_agreement/NAME``.
+    """Metrics of validation and test by tag: ``bits_per_byte``, ``ce``, ``kd/NAME``, ``top1_agreement/NAME``.
 
     Args:
-        teachers: Their names.
+        teachers: Names of the teachers.
     """
 
     def __init__(self, teachers: Iterable[str]) -> None:
@@ -99,7 +91,8 @@ class EvaluationMetrics(ModuleDict):
         """Adds a batch.
 
         Args:
-            num_bytes: ``[N]`` of the token that each student row predicts.
+            scores: Scores of the batch.
+            num_bytes: ``[N]``, length in bytes of the token that each student row predicts.
         """
         values = {"ce": scores.token_nats}
         for name, spans in scores.spans.items():

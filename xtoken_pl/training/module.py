@@ -26,9 +26,9 @@ from xtoken_pl.training.totals import StepTotals
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
-from xtoken_pl.weighting import Weighting, span_alphas, teacher_scores
+from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
 
-#: Gives the factor of L_KD from the batch's mean L_CE and L_KD over all processes (both detached scalars).
+#: Returns the factor of L_KD, given the batch's mean L_CE and L_KD over all processes (both detached scalars).
 KDScale = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -38,26 +38,26 @@ class MultiTeacherDistillModule(ResumableModule):
     .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
               L_{KD} = \sum_m \alpha_m \frac{1}{|K_m|} \sum_{k \in K_m} L_m^{(k)}
 
-    with the spans :math:`K_m` that the student and teacher m share. The factor s is ``kd_weight``, or what
-    :class:`xtoken_pl.callbacks.DynamicLossScaling` puts into :attr:`kd_scale`. Means are taken over all processes, so
-    that the gradient does not depend on how a batch is spread.
+    with the spans :math:`K_m` that the student and teacher m share. The factor s is ``kd_weight``, or set by
+    :class:`xtoken_pl.callbacks.DynamicLossScaling` through :attr:`kd_scale`. Means are taken over all processes, so
+    that the gradient does not depend on how a batch is distributed.
 
-    Tokenizers and projections are made in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
+    Losses and projections are built in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
     override :meth:`configure_teachers` to fix a set of teachers in code.
 
     A checkpoint holds weights and no specifications, so that ``load_from_checkpoint(path, student=..., teachers=...)``
     takes the arguments of this class again.
 
     Args:
-        student: The model that learns.
-        teachers: By name: the name is the tag in the logs and the handle on the command line
-            (``--model.teachers.NAME.alpha 0.8``).
+        student: Specification of the student.
+        teachers: Specifications of the teachers by name, which is their tag in the logs and their key on the command
+            line (``--model.teachers.NAME.alpha 0.8``).
         weighting: Weights between teachers; static by default.
-        optimizer: AdamW, warm-up, cosine.
+        optimizer: Optimizer and learning rate schedule; AdamW with warm-up and cosine decay by default.
         ce_weight: Fixed weight of the cross-entropy.
-        kd_weight: Fixed weight of the distillation loss.
-        logits_memory: GB for logits and what the losses derive from them. Where it is plenty, the second pass over
-            the heads' products is saved; the results are the same.
+        kd_weight: Fixed weight of the distillation loss; at 0 no teacher is needed.
+        logits_memory: Memory in GB for logits and for what the losses compute from them. If all of a batch fits, the
+            second pass over the products of the heads is avoided; the results are the same.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699
@@ -80,14 +80,17 @@ class MultiTeacherDistillModule(ResumableModule):
             raise UserError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
         if not logits_memory > 0:
             raise UserError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
-        super().__init__(student, teachers, weighting, optimizer, ce_weight=ce_weight, kd_weight=kd_weight)
+        super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
+        self.optimizer_recipe = optimizer or OptimizerRecipe()
+        self.ce_weight = ce_weight
+        self.kd_weight = kd_weight
         self.logit_memory = LogitMemory(logits_memory * 1e9)
         self.kd_scale: KDScale = self.fixed_kd_scale
 
     # One step ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: DistillBatch, batch_idx: int) -> STEP_OUTPUT:
-        """The loss for the backward pass, and detached scalars for the log.
+        """Computes the loss for the backward pass, and detached scalars for the log.
 
         Returns:
             ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``, means over all processes; and by teacher ``alpha``,
@@ -101,15 +104,10 @@ class MultiTeacherDistillModule(ResumableModule):
         views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
-        totals = StepTotals.of(scores, alpha, span_alpha, batch, self._sum_over_processes)
+        totals = StepTotals.from_scores(scores, alpha, span_alpha, batch, self._sum_over_processes)
         scale = self.kd_scale(totals.ce, totals.total_kd)
-        self._finite.note(
-            self.global_step,
-            {
-                "student's cross-entropy": totals.ce,
-                **{f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()},
-            },
-        )
+        teacher_losses = {f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()}
+        self._finite.note(self.global_step, {"student's cross-entropy": totals.ce, **teacher_losses})
 
         loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
@@ -128,31 +126,31 @@ class MultiTeacherDistillModule(ResumableModule):
         }
 
     def score(self, batch: DistillBatch) -> RowScores:
-        """Cross-entropy of every kept token, and each teacher's loss of every span."""
-        batch = batch.planned(self.planners())  # where the data module did not
+        """Computes the cross-entropy of every kept token, and each teacher's loss of every span."""
+        batch = batch.planned(self.planners())  # unless the data module did
         student = self.student_rows(batch.student)
         tasks = {name: self.teacher_task(name, batch.teachers[name]) for name in self.teachers}
         return evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
 
     def student_rows(self, tokens: TokenBatch) -> HiddenRows:
-        """The student's pass over its sequences, up to its head."""
+        """Runs the student over its sequences, up to its head."""
         hidden = hidden_states(self.student, tokens.input_ids, tokens.attention_mask, tokens.position_ids)
         return _rows(hidden, self.student_head, tokens)
 
     def teacher_rows(self, name: str, tokens: TokenBatch) -> HiddenRows:
-        """A teacher's pass over its sequences, without a gradient."""
-        model = self._loaded_teachers[name]
+        """Runs a teacher over its sequences, without a gradient."""
+        model = self.loaded_teachers[name]
         return _rows(*model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids), tokens)
 
     def teacher_task(self, name: str, view: TeacherBatch) -> TeacherTask:
-        """What is computed for a teacher, from its pass or from its cache."""
+        """Returns the task of a teacher, with rows from its forward pass or from its cache."""
         teacher, loss = self.teachers[name], cast(SpanLoss, self.losses[name])
         rows = self.teacher_rows(name, view.tokens) if teacher.cache is None else self.caches[name].rows(view)
         confidence = self.weighting.row_confidence if self.training else None
         return TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
 
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
-        """Without a callback the distillation loss keeps its fixed weight."""
+        """Returns ``kd_weight``, the factor of the distillation loss without a callback."""
         return torch.full_like(kd, self.kd_weight)
 
     @property
@@ -165,10 +163,10 @@ class MultiTeacherDistillModule(ResumableModule):
         return values if trainer is None else cast(Tensor, trainer.strategy.reduce(values, reduce_op="sum"))
 
     def on_after_backward(self) -> None:
-        """Frees what the losses needed of the teachers; adds up the gradients that no strategy adds up."""
+        """Frees gathered weights of the teachers; averages the gradients that no strategy averages."""
         self._release_teachers()
         if self.device_mesh is not None:
-            # Sharding averages the gradients of what it shards: the student's.
+            # Sharding averages the gradients of the student alone.
             for parameter in self.losses.parameters():
                 if parameter.grad is not None:
                     parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")
@@ -180,7 +178,7 @@ class MultiTeacherDistillModule(ResumableModule):
         self._evaluate(batch, "val", self.validation_metrics)
 
     def test_step(self, batch: DistillBatch, batch_idx: int) -> None:
-        """Logs the same as validation, under ``test/``."""
+        """Logs the metrics of validation under ``test/``."""
         self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: DistillBatch, stage: str, metrics: EvaluationMetrics) -> None:
@@ -190,15 +188,15 @@ class MultiTeacherDistillModule(ResumableModule):
         self.release_models()
 
     def release_models(self) -> None:
-        """Frees what passes of the models have left gathered; to be called where no backward pass follows."""
+        """Frees the weights that forward passes have left gathered; called if no backward pass follows."""
         release(self.student)
         self._release_teachers()
 
     def _release_teachers(self) -> None:
-        for teacher in self._loaded_teachers.values():
+        for teacher in self.loaded_teachers.values():
             teacher.release()
 
 
 def _rows(hidden: Tensor, head: Head, tokens: TokenBatch) -> HiddenRows:
-    """Those of ``[B, T, H]`` hidden states that predict the tokens of interest."""
+    """Selects the rows of ``[B, T, H]`` hidden states that predict the tokens of interest."""
     return HiddenRows(hidden.flatten(0, 1).index_select(0, tokens.rows), tokens.labels, head)

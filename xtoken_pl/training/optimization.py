@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +17,14 @@ from xtoken_pl.utilities.errors import UserError
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, a linear warm-up and a cosine to zero. Gradient clipping is the Trainer's.
+    """AdamW with a linear warm-up and a cosine decay to zero. The Trainer clips gradients.
 
     Attributes:
-        learning_rate: Peak, > 0.
-        weight_decay: On matrices; biases, normalization weights and learned projections are not decayed.
-        warmup_fraction: Share of all steps, in [0, 1).
-        betas: Of Adam.
-        projection_learning_rate: Peak for the weights of learned projections, > 0; the same warm-up and cosine.
+        learning_rate: Peak learning rate, > 0.
+        weight_decay: Weight decay of matrices, >= 0; biases, normalization weights and learned projections have none.
+        warmup_fraction: Share of the warm-up in all steps, in [0, 1).
+        betas: Coefficients of Adam.
+        projection_learning_rate: Peak learning rate of learned projections, > 0, with the same warm-up and decay.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699: 5e-5, 0.1, 5%; 1e-2 for W.
@@ -49,12 +48,12 @@ class OptimizerRecipe:
     def build(
         self, parameters: Iterable[nn.Parameter], num_steps: float, projections: Iterable[nn.Parameter] = ()
     ) -> tuple[AdamW, LambdaLR]:
-        """The optimizer, and the scheduler that is stepped once per optimizer step.
+        """Builds the optimizer and the scheduler, which is stepped once per optimizer step.
 
         Args:
-            parameters: All that may be trained.
-            num_steps: Of the optimizer, in the whole run.
-            projections: Those of ``parameters`` that are weights of a learned W.
+            parameters: Parameters of the module; frozen ones are left out.
+            num_steps: Number of optimizer steps of the whole run.
+            projections: The ``parameters`` that are weights of a learned W.
 
         Raises:
             UserError: If the number of steps is unknown.
@@ -65,10 +64,8 @@ class OptimizerRecipe:
         known = {id(parameter) for parameter in of_projections}
         trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
         members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2], of_projections]
-        groups: list[dict[str, Any]] = []
-        for chosen in filter(None, members):  # a distributed checkpoint would lose the options of an empty group
-            rate, decay = self._rate_and_decay(chosen[0], known)
-            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+        # A distributed checkpoint would lose the options of an empty group.
+        groups = [{"params": chosen, **self._options(chosen[0], known)} for chosen in members if chosen]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
         num_warmup = round(num_steps * self.warmup_fraction)
         return optimizer, LambdaLR(optimizer, partial(_rate_factor, num_warmup=num_warmup, num_steps=int(num_steps)))
@@ -76,24 +73,23 @@ class OptimizerRecipe:
     def apply_to_restored(
         self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR, projections: Iterable[nn.Parameter] = ()
     ) -> None:
-        """Puts this recipe's values back after a checkpoint has restored the ones of the run before.
+        """Applies this recipe's values after a checkpoint has restored those of the previous run.
 
         Args:
-            optimizer, scheduler: Of :meth:`build`.
-            projections: As given there.
+            optimizer, scheduler: Result of :meth:`build`.
+            projections: Argument of :meth:`build`.
         """
         known = {id(parameter) for parameter in projections}
-        factors = [schedule(scheduler.last_epoch) for schedule in scheduler.lr_lambdas]
-        values = [self._rate_and_decay(group["params"][0], known) for group in optimizer.param_groups]
-        scheduler.base_lrs = [rate for rate, _ in values]
-        for group, (rate, decay), factor in zip(optimizer.param_groups, values, factors, strict=True):
-            group.update(initial_lr=rate, lr=rate * factor, weight_decay=decay, betas=self.betas)
+        for place, group in enumerate(optimizer.param_groups):
+            group |= {"betas": self.betas, **self._options(group["params"][0], known)}
+            scheduler.base_lrs[place] = group["initial_lr"] = group["lr"]
+            group["lr"] *= scheduler.lr_lambdas[place](scheduler.last_epoch)
 
-    def _rate_and_decay(self, parameter: nn.Parameter, projections: set[int]) -> tuple[float, float]:
-        """Of the group that ``parameter`` is in: learned projections, matrices, or the student's other parameters."""
+    def _options(self, parameter: nn.Parameter, projections: set[int]) -> dict[str, float]:
+        """Peak learning rate and weight decay of the group of ``parameter``."""
         if id(parameter) in projections:
-            return self.projection_learning_rate, 0.0
-        return self.learning_rate, self.weight_decay if parameter.ndim >= 2 else 0.0
+            return {"lr": self.projection_learning_rate, "weight_decay": 0.0}
+        return {"lr": self.learning_rate, "weight_decay": self.weight_decay if parameter.ndim >= 2 else 0.0}
 
 
 def _rate_factor(step: int, *, num_warmup: int, num_steps: int) -> float:

@@ -1,4 +1,4 @@
-"""What a run is made of: teachers, vocabularies, losses, models."""
+"""Parts of a run: teachers, vocabularies, losses, models."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class DistillParts(pl.LightningModule):
     """The parts of :class:`xtoken_pl.MultiTeacherDistillModule`, which trains with them.
 
     Args:
-        student: The model that learns.
-        teachers: By name.
+        student: Specification of the student.
+        teachers: Specifications of the teachers, by name.
         weighting: Weights between teachers.
-        needs_teachers: Whether anything is learned from them.
+        needs_teachers: Whether the student learns from teachers.
     """
 
     student: PreTrainedModel
@@ -49,23 +49,24 @@ class DistillParts(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.student_source = student
-        # A checkpoint of an adapter lacks the frozen weights; what must be in it is compared when it is loaded.
+        # A checkpoint of an adapter lacks the frozen weights; `verify` checks the others when it is loaded.
         self.strict_loading = student.adapter is None
         self._given_teachers = teachers
         self._needs_teachers = needs_teachers
         self.weighting = weighting
         self.losses = nn.ModuleDict()
-        #: By teacher, why its loss is this one.
+        #: Reason for the choice of each loss, by teacher.
         self.loss_reasons: dict[str, str] = {}
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
-        self._loaded_teachers: dict[str, FrozenModel] = {}
+        #: Models of the teachers that have no cache.
+        self.loaded_teachers: dict[str, FrozenModel] = {}
         #: Whether models must keep packed documents apart; set by :meth:`connect`, or by the user of other data.
         self.separates_documents = False
 
     # What to subclass --------------------------------------------------------------------------------------------
 
     def configure_teachers(self) -> dict[str, Teacher]:
-        """The teachers by name. Override it to fix them in code; by default those given to ``__init__``."""
+        """Returns the teachers by name. Override it to fix them in code; by default those given to ``__init__``."""
         return self._given_teachers or {}
 
     # Set-up: tokenizers, W, weights -------------------------------------------------------------------------------
@@ -84,23 +85,18 @@ class DistillParts(pl.LightningModule):
         return teachers
 
     @property
-    def loaded_teachers(self) -> dict[str, FrozenModel]:
-        """The models of the teachers that have no cache."""
-        return self._loaded_teachers
-
-    @property
     def alphas(self) -> dict[str, float]:
         """The static alpha of every teacher."""
         return {name: teacher.alpha for name, teacher in self.teachers.items()}
 
     @cached_property
     def student_vocabulary(self) -> CanonicalVocabulary:
-        """Of the student's tokenizer."""
+        """Vocabulary of the student's tokenizer."""
         return load_vocabulary(self.student_source)
 
     @cached_property
     def teacher_vocabularies(self) -> dict[str, CanonicalVocabulary]:
-        """Of each teacher's tokenizer."""
+        """Vocabulary of each teacher's tokenizer."""
         return {name: load_vocabulary(teacher) for name, teacher in self.teachers.items()}
 
     @cached_property
@@ -114,19 +110,19 @@ class DistillParts(pl.LightningModule):
         return self.student_vocabulary, self.teacher_vocabularies
 
     def planners(self) -> dict[str, Planner]:
-        """Planners of the losses that read a batch's tokens first, by teacher; the loaders' workers call them."""
+        """Batch planners of the losses that define one, by teacher name; the loaders' workers call them."""
         losses = cast(Mapping[str, SpanLoss], self.losses)
         return {name: planner for name, loss in losses.items() if (planner := loss.planner) is not None}
 
     def configure_callbacks(self) -> Sequence[pl.Callback] | pl.Callback:
-        """Connects the data module; the only hook of a module that Lightning calls before those of the data module."""
+        """Connects the data module. This is the only hook of a module that runs before those of the data module."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, DistillDataModule):
             self.connect(data)
         return super().configure_callbacks()
 
     def connect(self, data: DistillDataModule) -> None:
-        """Hands a data module all it needs of this module, and takes what the models need to know of the data.
+        """Passes tokenizers, planners and caches to a data module, and sets :attr:`separates_documents` from it.
 
         Losses are bound first, so that a configuration that does not fit is refused before texts are tokenized.
         """
@@ -146,25 +142,25 @@ class DistillParts(pl.LightningModule):
         check_adapter(self.student_source)
         caches = self.caches  # first, since W may take a while
         for name, teacher in self.teachers.items():
-            bound = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
-            self.losses[name], self.loss_reasons[name] = bound.loss, bound.reason
+            loss, reason = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
+            self.losses[name], self.loss_reasons[name] = loss, reason
             if name in caches:
-                caches[name].restrict(cast(SpanLoss, self.losses[name]))
+                caches[name].restrict(loss)
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
         self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
         self.validation_metrics = EvaluationMetrics(self.teachers)
         self.test_metrics = EvaluationMetrics(self.teachers)
 
     def learned_projections(self) -> dict[str, Projection]:
-        """W as it stands, of every teacher whose W is learned."""
-        return {name: learned.to_projection() for name, learned in self._learned_projections().items()}
+        """Returns the current W of every teacher whose W is learned."""
+        return {name: learned.to_projection() for name, learned in self._learned_projections()}
 
-    def _learned_projections(self) -> dict[str, LearnedProjection]:
+    def _learned_projections(self) -> list[tuple[str, LearnedProjection]]:
         parts = [(name, part) for name, loss in self.losses.items() for part in loss.modules()]
-        return {name: part for name, part in parts if isinstance(part, LearnedProjection)}
+        return [(name, part) for name, part in parts if isinstance(part, LearnedProjection)]
 
     def _projection_parameters(self) -> list[nn.Parameter]:
-        return [parameter for learned in self._learned_projections().values() for parameter in learned.parameters()]
+        return [parameter for _, learned in self._learned_projections() for parameter in learned.parameters()]
 
     def configure_model(self) -> None:
         """Loads the weights and checks every model; does nothing the second time."""
@@ -176,7 +172,7 @@ class DistillParts(pl.LightningModule):
         device = "cpu" if trainer is None else trainer.strategy.root_device
         separates = self.separates_documents
         student = place_student(self.student_source, self.student_vocabulary, mesh, device, separates=separates)
-        self._loaded_teachers = {
+        self.loaded_teachers = {
             name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device, separates=separates)
             for name, teacher in self.teachers.items()
             if teacher.cache is None

@@ -1,4 +1,4 @@
-"""Optimizer and checkpoints of the module: what it stores, and how training resumes exactly."""
+"""Optimizer and checkpoints of the module: their content, and how training resumes exactly."""
 
 from __future__ import annotations
 
@@ -14,49 +14,32 @@ from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from xtoken_pl.checkpoints import (
-    Run,
-    RunIdentity,
-    RunState,
-    Stage,
-    describe_student,
-    drop_unused_projections,
-    verify,
-)
-from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.checkpoints import Run, Stage, verify
+from xtoken_pl.checkpoints.identity import RunIdentity, describe_student
+from xtoken_pl.checkpoints.run_state import RunState, drop_unused_projections
 from xtoken_pl.training.finite import FiniteWatch
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.parts import DistillParts
 from xtoken_pl.utilities.lightning_internals import attached_trainer, begin_next_epoch
-from xtoken_pl.weighting import StaticWeighting, Weighting
 
 
 class ResumableModule(DistillParts):
     """The hooks of :class:`xtoken_pl.MultiTeacherDistillModule` around its step: optimizer and checkpoints.
 
-    Args:
-        student: Student model.
-        teachers: Teachers by name.
-        weighting: Weights between teachers; static by default.
-        optimizer: Optimizer and learning rate schedule.
+    The arguments are those of :class:`xtoken_pl.training.parts.DistillParts`.
+
+    Attributes:
+        optimizer_recipe: Optimizer and learning rate schedule.
         ce_weight: Weight of the cross-entropy.
-        kd_weight: Weight of the distillation loss; at 0 no teacher is needed.
+        kd_weight: Weight of the distillation loss.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        teachers: dict[str, Teacher] | None,
-        weighting: Weighting | None,
-        optimizer: OptimizerRecipe | None,
-        *,
-        ce_weight: float,
-        kd_weight: float,
-    ) -> None:
-        super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
-        self.optimizer_recipe = optimizer or OptimizerRecipe()
-        self.ce_weight = ce_weight
-        self.kd_weight = kd_weight
+    optimizer_recipe: OptimizerRecipe
+    ce_weight: float
+    kd_weight: float
+
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
         self._finite = FiniteWatch()
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
         self._run_state = RunState()
@@ -70,7 +53,7 @@ class ResumableModule(DistillParts):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Watches the student's gradient; where a scaler searches its scale, some steps overflow, and are left out."""
+        """Watches the student's gradient, unless a gradient scaler skips the steps that overflow."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
             norm = get_total_norm(gradients)
@@ -83,7 +66,7 @@ class ResumableModule(DistillParts):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the student's gradient; parameters of losses take no part, neither in the norm nor in the clipping."""
+        """Clips the student's gradient; parameters of losses are neither in its norm nor clipped."""
         held = [(parameter, parameter.grad) for parameter in self.losses.parameters()]
         for parameter, _ in held:
             parameter.grad = None
@@ -117,19 +100,19 @@ class ResumableModule(DistillParts):
         """Loads the weights and checks every head; does nothing the second time."""
         super().configure_model()
         if self._stage == TrainerFn.FITTING:
-            _ = self.run_identity  # of the weights that were loaded, whatever happens to their files later
+            _ = self.run_identity  # computed now, while the files are those that were loaded
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a run needs to resume exactly, in one layout for any number of processes."""
+        """Adds the state from which a run resumes exactly, in one layout for any number of processes."""
         self._finite.check()
         self._run_state.save(checkpoint, self.run_identity, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that does not belong to this run, and takes the state from which training resumes."""
+        """Refuses a checkpoint that does not belong to this run, and reads the state from which training resumes."""
         resumes = self._stage == TrainerFn.FITTING
         identity = self.run_identity if resumes else None
         student = identity.student if identity else describe_student(self.student_source, self.student_vocabulary)
-        # Without a trainer the weights have to fit exactly, too.
+        # Without a trainer, too, the weights must fit exactly.
         stage = cast(Stage, TrainerFn.FITTING if self._stage is None else self._stage)
         verify(checkpoint, Run(student=student, module=self, identity=identity), stage)
         if "state_dict" in checkpoint:  # a sharded run has loaded it by now
@@ -144,17 +127,18 @@ class ResumableModule(DistillParts):
         return None if trainer is None else (trainer.state.fn or TrainerFn.VALIDATING)
 
     def on_train_end(self) -> None:
-        """Looks at the last step, too, before anything is exported."""
+        """Checks the last step before anything is exported."""
         self._finite.check()
 
     def on_train_start(self) -> None:
-        """On resume a checkpoint brings back the old learning rate, and the values given now win; random states."""
+        """On resume, applies this run's optimizer settings over the restored ones, and restores random states."""
         begin_next_epoch(self.trainer)
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
             self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
         if self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
-                "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: where their "
+                "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: if their "
                 "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
             )
-        self._run_state.restore(self.trainer)
+        trainer = self.trainer
+        self._run_state.restore(rank=trainer.global_rank, num_processes=trainer.world_size, step=trainer.global_step)

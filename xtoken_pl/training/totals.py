@@ -1,4 +1,4 @@
-"""Sums and counts of a step over all processes; the division happens once, by the count over all."""
+"""Sums and counts of a step over all processes, which are divided once, by the count over all processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class StepTotals:
 
     Attributes:
         token_nats: Sum of the cross-entropy of all kept tokens.
-        num_tokens: Their number.
-        span_nats: By teacher, the sum of its losses.
-        weighted_nats: The same, each span's loss times its alpha.
-        num_spans: By teacher, the number of its spans.
-        unmapped_mass: By teacher, the sum over spans of the student's unmapped mass.
-        num_covered_tokens: By teacher, the student tokens in spans.
-        row_alpha: By teacher, the sum of its alphas over all student rows.
-        num_weighted_rows: Student rows where any teacher has an alpha.
+        num_tokens: Number of kept tokens.
+        span_nats: Sum of the losses of all spans, by teacher.
+        weighted_nats: Sum of the losses of all spans times their alphas, by teacher.
+        num_spans: Number of spans, by teacher.
+        unmapped_mass: Sum over spans of the student's unmapped mass, by teacher.
+        num_covered_tokens: Number of student tokens in spans, by teacher.
+        row_alpha: Sum of the alphas over all student rows, by teacher.
+        num_weighted_rows: Number of student rows where any teacher has an alpha.
     """
 
     token_nats: Tensor
@@ -41,7 +41,7 @@ class StepTotals:
     num_weighted_rows: Tensor
 
     @classmethod
-    def of(
+    def from_scores(
         cls,
         scores: RowScores,
         alpha: Mapping[str, Tensor],
@@ -49,11 +49,13 @@ class StepTotals:
         batch: DistillBatch,
         reduce: Callable[[Tensor], Tensor],
     ) -> StepTotals:
-        """Sums a step.
+        """Sums the scores of a step.
 
         Args:
-            alpha: By teacher, a scalar or ``[N]``, the weight at each student row.
-            span_alpha: By teacher, a scalar or ``[S]``, the weight of each span.
+            scores: Scores of this process.
+            alpha: Weight at each student row by teacher, a scalar or ``[N]``.
+            span_alpha: Weight of each span by teacher, a scalar or ``[S]``.
+            batch: Batch of this process.
             reduce: Sums a vector over processes.
         """
         nats = scores.token_nats.detach()
@@ -79,13 +81,12 @@ class StepTotals:
     @property
     def kd(self) -> dict[str, Tensor]:
         """Mean loss per span of each teacher, nats."""
-        return {name: nats / self.num_spans[name].clamp_min(1) for name, nats in self.span_nats.items()}
+        return self._per_span(self.span_nats)
 
     @property
     def total_kd(self) -> Tensor:
         r"""The distillation loss :math:`\sum_m (1/|K_m|) \sum_k \alpha_m^{(k)} L_m^{(k)}`, nats."""
-        means = [nats / self.num_spans[name].clamp_min(1) for name, nats in self.weighted_nats.items()]
-        return torch.stack(means).sum() if means else torch.zeros_like(self.token_nats)
+        return sum(self._per_span(self.weighted_nats).values(), torch.zeros_like(self.token_nats))
 
     @property
     def mean_alpha(self) -> dict[str, Tensor]:
@@ -95,7 +96,10 @@ class StepTotals:
     @property
     def mean_unmapped_mass(self) -> dict[str, Tensor]:
         """The student's unmapped mass, averaged over spans."""
-        return {name: mass / self.num_spans[name].clamp_min(1) for name, mass in self.unmapped_mass.items()}
+        return self._per_span(self.unmapped_mass)
+
+    def _per_span(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value / self.num_spans[name].clamp_min(1) for name, value in sums.items()}
 
     @property
     def span_coverage(self) -> dict[str, Tensor]:

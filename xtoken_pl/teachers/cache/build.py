@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,11 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path)
 
 
+@dataclass(frozen=True)
 class CacheBuilder:
     """Writes the missing shards of a cache.
 
-    Args:
+    Attributes:
         folder: Cache directory.
         manifest: Manifest from :func:`open_manifest`.
         name: Name of the teacher in the windows.
@@ -88,38 +90,32 @@ class CacheBuilder:
         batch_size: Number of windows per forward pass.
     """
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, name: str, windows: Mapping[str, Dataset], batch_size: int
-    ) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._name = name
-        self._windows = windows
-        self._batch_size = batch_size
+    folder: Path
+    manifest: Manifest
+    name: str
+    windows: Mapping[str, Dataset]
+    batch_size: int
 
     def missing(self) -> dict[str, list[int]]:
         """Returns the numbers of missing or damaged shards, by split."""
-        return {split: list(self._missing(split)) for split in self._windows}
+        return {split: list(self._missing(split)) for split in self.windows}
 
     def _missing(self, split: str) -> Iterator[int]:
-        finished = {entry.file: entry for entry in self.manifest.shards.get(split, [])}
-        numbers = tqdm(
-            range(self.manifest.num_shards(split)), desc=f"verify {split}", unit="shard", disable=not finished
-        )
-        for number in numbers:
+        finished = {entry.file: entry.sha256 for entry in self.manifest.shards.get(split, [])}
+        numbers = range(self.manifest.num_shards(split))
+        for number in tqdm(numbers, desc=f"verify {split}", unit="shard", disable=not finished):
             path = self._path(split, number)
-            entry = finished.get(path.name)
-            if entry is None:
-                yield number
-            elif not path.is_file() or _sha256(path) != entry.sha256:
+            if path.name in finished and path.is_file() and _sha256(path) == finished[path.name]:
+                continue
+            if path.name in finished:
                 print(f"{path} is {'damaged' if path.is_file() else 'missing'}: it will be rebuilt")
-                yield number
+            yield number
 
     def build(self, missing: Mapping[str, Sequence[int]], teacher: TeacherRows) -> None:
         """Writes the missing shards, and updates the manifest after each."""
         for split, numbers in missing.items():
             total = sum(len(self._places(split, number)) for number in numbers)
-            with tqdm(total=total, desc=f"{self._name}: {split}", unit="window", disable=not total) as bar:
+            with tqdm(total=total, desc=f"{self.name}: {split}", unit="window", disable=not total) as bar:
                 for number in numbers:
                     self._write(split, number, teacher, bar)
 
@@ -128,12 +124,12 @@ class CacheBuilder:
         rows: list[SpanArrays] = []
         checksums: list[int] = []
         num_tokens = 0
-        for start in range(0, len(places), self._batch_size):
-            batch = places[start : start + self._batch_size]
-            windows = [self._windows[split][place] for place in batch]
+        for start in range(0, len(places), self.batch_size):
+            batch = places[start : start + self.batch_size]
+            windows = [self.windows[split][place] for place in batch]
             encoded, learned = teacher.compute(windows, f"windows {batch[0]} to {batch[-1]} of {split}")
             rows += encoded
-            checksums += [window_checksum(window, self._name) for window in windows]
+            checksums += [window_checksum(window, self.name) for window in windows]
             num_tokens += learned
             bar.update(len(windows))
         path = self._path(split, number)
@@ -146,7 +142,7 @@ class CacheBuilder:
 
     def _places(self, split: str, number: int) -> range:
         size = self.manifest.identity.shard_windows
-        return range(number * size, min((number + 1) * size, len(self._windows[split])))
+        return range(number * size, min((number + 1) * size, len(self.windows[split])))
 
     def _path(self, split: str, number: int) -> Path:
         return self.folder / f"{split}-{number:06d}.safetensors"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from datasets import Dataset
@@ -127,11 +127,7 @@ class TeacherCache:
 
     def _check_weights(self, teacher: Teacher) -> None:
         built_with, found = self.identity.model_fingerprint, _fingerprint_or_none(model_fingerprint, teacher)
-        if (
-            found is not None
-            and _has_weights(teacher)
-            and _fingerprint_source(found) == _fingerprint_source(built_with)
-        ):
+        if found is not None and _has_weights(teacher) and _source(found) == _source(built_with):
             if found != built_with:
                 self._refuse(
                     f"was built with weights ({built_with[:15]}) that differ from those of {teacher.model!r} "
@@ -151,7 +147,7 @@ class TeacherCache:
             f"{teacher.revision!r})"
         )
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise UserError(
             f"the cache {str(self.folder)!r} of teacher {self.name!r} {reason}. Use what it was built with, build "
             "another cache with `python -m xtoken_pl cache`, or leave `cache` out"
@@ -186,10 +182,8 @@ class TeacherCache:
         Raises:
             UserError: If the cache lacks the split, or was built from other windows.
         """
-        stored = self.identity.splits.get(name)
-        if stored is None:
+        if (stored := self.identity.splits.get(name)) is None:
             self._refuse(f"has no {name!r} split (it has {', '.join(self.identity.splits)})")
-        assert stored is not None
         if sequence_length != self.identity.sequence_length:
             self._refuse(
                 f"was built with sequence_length {self.identity.sequence_length}, but the run has {sequence_length}"
@@ -216,7 +210,6 @@ class CachedSplit:
         self._teacher = teacher
         self._paths = [folder / entry.file for entry in shards]
         self._first = [0, *accumulate(entry.num_windows for entry in shards)]
-        self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def read(self, index: int, window: Mapping[str, Any]) -> SpanArrays:
         """Returns the cached spans of window ``index``, verified against the window.
@@ -229,16 +222,12 @@ class CachedSplit:
         number = bisect_right(self._first, index) - 1
         return self._shard(number).read(index - self._first[number], window, self._teacher)
 
-    def _shard(self, number: int) -> Shard:
-        if number not in self._open:
-            self._open[number] = Shard(self._paths[number])
-        self._open.move_to_end(number)
-        if len(self._open) > _MAX_OPEN_SHARDS:
-            self._open.popitem(last=False)
-        return self._open[number]
+    @cached_property
+    def _shard(self) -> Callable[[int], Shard]:
+        return lru_cache(_MAX_OPEN_SHARDS)(lambda number: Shard(self._paths[number]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # every process opens its own files
+        return {key: value for key, value in self.__dict__.items() if key != "_shard"}  # every process opens files
 
 
 _OTHER_WINDOWS = (
@@ -246,7 +235,7 @@ _OTHER_WINDOWS = (
 )
 
 
-def _fingerprint_source(fingerprint: str) -> str:
+def _source(fingerprint: str) -> str:
     """Source of a fingerprint: a commit of the hub, or files."""
     return fingerprint.partition(":")[0]
 

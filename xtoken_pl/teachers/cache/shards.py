@@ -30,7 +30,7 @@ _ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
 def write_shard(path: Path, windows: Sequence[SpanArrays], text_checksums: Sequence[int]) -> None:
     """Writes a shard atomically; equal content gives equal bytes."""
     tensors = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
-    ends = np.cumsum([_num_spans(window) for window in windows], dtype=np.int64)
+    ends = np.cumsum([len(window["log_span"]) for window in windows], dtype=np.int64)
     checksums = map(_checksum, windows, [0, *ends[:-1]], ends, text_checksums)
     tensors[_ENDS] = ends
     tensors[_TEXT] = np.array(text_checksums, dtype=np.uint32)
@@ -90,10 +90,6 @@ class Shard:
 
 
 _WAY_OUT = "run `python -m xtoken_pl cache` again with the same settings to rebuild damaged shards"
-
-
-def _num_spans(window: SpanArrays) -> int:
-    return len(window["log_span"])
 
 
 def _checksum(window: Mapping[str, NDArray], start: int, end: int, text: int) -> int:

@@ -81,10 +81,11 @@ class RowFormat:
         return values if self.precision == 32 else quantize(values)
 
 
+@dataclass(frozen=True)
 class TeacherRows:
     """Computes and encodes a teacher's rows.
 
-    Args:
+    Attributes:
         name: Name of the teacher in the windows.
         model: Model of the teacher.
         row_format: Storage format of the rows.
@@ -92,14 +93,11 @@ class TeacherRows:
         device: Device of the forward passes.
     """
 
-    def __init__(
-        self, name: str, model: FrozenModel, row_format: RowFormat, temperature: float, device: torch.device
-    ) -> None:
-        self._name = name
-        self._model = model
-        self._format = row_format
-        self._temperature = temperature
-        self._device = device
+    name: str
+    model: FrozenModel
+    row_format: RowFormat
+    temperature: float
+    device: torch.device
 
     @torch.no_grad()
     def compute(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
@@ -112,20 +110,20 @@ class TeacherRows:
         Raises:
             UserError: If the teacher's log-probabilities are NaN or infinite.
         """
-        batch = collate(windows, [self._name])
-        view = batch.teachers[self._name].to(self._device)
+        batch = collate(windows, [self.name])
+        view = batch.teachers[self.name].to(self.device)
         tokens = view.tokens
-        hidden, head = self._model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        hidden, head = self.model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
         arrays, is_finite = self._arrays(hidden.flatten(0, 1).index_select(0, tokens.rows), head, view)
         if not is_finite:
             raise UserError(
-                f"log-probabilities must be finite, but those of teacher {self._name!r} are not in {place}. Either its "
+                f"log-probabilities must be finite, but those of teacher {self.name!r} are not in {place}. Either its "
                 "dtype overflows (use bfloat16 or float32 instead of float16), or its weights are damaged: check "
                 "them. Finished shards are kept; this one is not written"
             )
         # Rows index the padded student sequences, window by window.
         sequence = batch.student.rows // batch.student.input_ids.shape[1]
-        of_span = sequence[batch.teachers[self._name].spans.student_first].numpy()
+        of_span = sequence[batch.teachers[self.name].spans.student_first].numpy()
         edges = np.searchsorted(of_span, np.arange(len(windows) + 1))
         split = [{name: values[start:end] for name, values in arrays.items()} for start, end in pairwise(edges)]
         return split, len(batch.student.labels)
@@ -141,12 +139,12 @@ class TeacherRows:
         tempered, plain, highest = [], [], []
         for rows in (slice(start, start + size) for start in range(0, max(1, len(hidden)), size)):
             block, labels = logits(hidden[rows], *parameters), view.tokens.labels[rows]
-            log_probs = head.normalize(block, self._temperature)  # [P, V_t]
+            log_probs = head.normalize(block, self.temperature)  # [P, V_t]
             stored = log_probs[is_first[rows]]
-            parts.append(self._format.encode(stored))
+            parts.append(self.row_format.encode(stored))
             highest.append(stored.amax(-1))  # the others may be -inf: ids without a token
             tempered.append(_of_labels(log_probs, labels))
-            plain.append(tempered[-1] if self._temperature == 1.0 else _of_labels(head.normalize(block), labels))
+            plain.append(tempered[-1] if self.temperature == 1.0 else _of_labels(head.normalize(block), labels))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         continuation = _sum(torch.cat(tempered).masked_fill(is_first, 0.0), spans)
         span = _sum(torch.cat(plain), spans)
