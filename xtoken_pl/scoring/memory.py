@@ -31,8 +31,8 @@ _OTHERS = _Limits(block_share=0.75, block_rows=2**16, piece_bytes=2**27)
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """How rows are cut so that their logits fit into a budget.
+class BlockSizes:
+    """Numbers of rows whose logits, and what losses derive from them, fit into a memory budget.
 
     The heads are multiplied with a *block* of rows, as large as fits, since a large product is efficient. Losses
     see a *piece* of it at a time, since they need many tensors of its size. Where the budget has room left, what the
@@ -49,7 +49,7 @@ class MemoryPlan:
     kept_rows: int
 
     @classmethod
-    def of(
+    def from_budget(
         cls,
         budget: float,
         num_rows: int,
@@ -59,7 +59,7 @@ class MemoryPlan:
         kind: str,
         known_sizes: Sequence[int] = (),
         hidden_sizes: Sequence[int] = (),
-    ) -> MemoryPlan:
+    ) -> BlockSizes:
         """Divides ``budget`` bytes among blocks, pieces, and what is kept.
 
         Args:
