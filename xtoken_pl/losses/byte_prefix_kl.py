@@ -128,5 +128,5 @@ class BytePrefixKL(SpanLoss):
         """1 where the most probable tokens of both sides belong to the same group."""
         if self.training:
             return None
-        ours = self.mass.student_column[block.student.first_rows().argmax(-1)]
+        ours = self.mass.of_student.column[block.student.first_rows().argmax(-1)]
         return (ours == self.mass.teacher_column[block.teacher.first_rows().argmax(-1)]).float()

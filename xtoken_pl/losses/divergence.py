@@ -20,6 +20,7 @@ def generalized_divergence(
     divergence: Divergence = "forward",
     teacher_mass: Tensor | float | None = None,
     student_mass: Tensor | float | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
     r"""Divergence between :math:`\hat p_T = c_T p_T` and :math:`\hat p_S = c_S p_S`, whose sums may differ from 1.
 
@@ -36,11 +37,13 @@ def generalized_divergence(
     Args:
         divergence: ``forward`` is KL(teacher || student).
         teacher_mass, student_mass: M; the sums of the columns where they are not given.
+        top_k: Columns of the teacher that are compared one by one; see :func:`keep_top_k`.
 
     Shape:
         teacher_log_probs, student_log_probs: ``[S, V]``, finite (see :func:`finite`); teacher_log_c, student_log_c,
         masses: ``[S]``; returns ``[S]``, nats.
     """
+    teacher_log_probs, student_log_probs = keep_top_k(teacher_log_probs, student_log_probs, top_k)
     if divergence == "jensen_shannon":
         teacher = teacher_log_probs + teacher_log_c[:, None]
         student = student_log_probs + student_log_c[:, None]
@@ -93,7 +96,7 @@ def keep_top_k(teacher_log_probs: Tensor, student_log_probs: Tensor, top_k: int 
 
 
 def finite(log_probs: Tensor) -> Tensor:
-    """For ids that do not exist (-inf): 0 log 0 = 0, and so is its gradient."""
+    """Raises -inf, of ids that do not exist, to the lowest finite number: then 0 log 0 and its gradient are 0."""
     return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
 
@@ -106,5 +109,5 @@ def log_clamped(probs: Tensor) -> Tensor:
 
 
 def smallest_prob(dtype: torch.dtype) -> float:
-    """What a probability that underflows counts as."""
+    """Value that stands for a probability that underflows."""
     return torch.finfo(dtype).tiny * 2**24

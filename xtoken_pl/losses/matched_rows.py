@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.losses.divergence import Divergence
 from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
@@ -78,7 +79,25 @@ class MatchedRowLoss(SpanLoss):
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
         """Scores the log-probabilities averaged over each span, renormalized over the whole vocabularies."""
-        student = block.student.mean_rows(block.student.log_probs).log_softmax(-1)
-        teacher = block.teacher.mean_rows(block.teacher.log_probs).log_softmax(-1)
+        student, teacher = (side.mean_rows(side.log_probs).log_softmax(-1) for side in (block.student, block.teacher))
         no_continuation = teacher.new_zeros(len(teacher))
         return self.score_rows(student, teacher, no_continuation, no_continuation)
+
+
+class DivergenceLoss(MatchedRowLoss):
+    """A loss of matched rows that compares tokens by a divergence.
+
+    Args:
+        merge: How a span of several tokens becomes one row.
+        divergence: Divergence of the two sides; ``forward`` is KL(teacher || student).
+        teacher_top_k: Teacher tokens kept in each row; see :class:`MatchedRowLoss`.
+    """
+
+    def __init__(
+        self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward", teacher_top_k: int | None = None
+    ) -> None:
+        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
+        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, divergence={self.divergence}"

@@ -27,9 +27,9 @@ def evaluate_rows(
 
     Args:
         student: All student rows.
-        teachers: By name.
-        cuts: Where the rows may be cut; the results do not depend on where they are.
-        memory: For logits and what losses derive from them; see :class:`xtoken_pl.scoring.memory.BlockSizes`.
+        teachers: Tasks by teacher name.
+        cuts: Places at which the rows may be cut; the results do not depend on them.
+        memory: Memory for logits and what losses derive from them; see :class:`xtoken_pl.scoring.memory.BlockSizes`.
 
     Returns:
         Vectors, so that weights and scales are applied, and gradients stopped, outside.

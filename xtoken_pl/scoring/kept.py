@@ -1,4 +1,4 @@
-"""What the first pass keeps of a block for the second one."""
+"""Gradients of a block that the first pass keeps for the second."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 
 @dataclass
 class KeptGradients:
-    """The gradients of a block's losses, each for a weight of one, in memory that is lent.
+    """Gradients of a block's losses, each for a weight of one, in lent memory.
 
     Attributes:
         probs: ``[P, V_s]`` the student's probabilities, for the cross-entropy.
-        units: By teacher, ``[P, V_s]`` the gradient of the student's logits.
-        hidden_units: By teacher whose loss reads hidden states, the gradient of the student's, ``[P, H]`` in pieces.
+        units: ``[P, V_s]`` gradient of the student's logits, by teacher.
+        hidden_units: Gradient of the student's hidden states in pieces, ``[P, H]`` together, by teacher whose loss
+            reads hidden states.
     """
 
     probs: Tensor
@@ -46,7 +47,14 @@ class KeptGradients:
         token_nats: Tensor,
         span_weights: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor | float]:
-        """The block's gradients for the weights of all rows and spans; overwrites :attr:`probs`.
+        """Weights and adds the block's gradients; overwrites :attr:`probs`.
+
+        Args:
+            block: The block.
+            student: All student rows.
+            teachers: Tasks by teacher.
+            token_nats: ``[N]`` weight of each row's cross-entropy.
+            span_weights: ``[S]`` weight of each span's loss, by teacher.
 
         Returns:
             ``[P, V_s]`` of the logits, and ``[P, H]`` of the hidden states that losses read, or 0.
