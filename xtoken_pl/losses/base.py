@@ -56,9 +56,7 @@ class SideRows:
 
     def first_rows(self) -> Tensor:
         """``[S, V]``: the distribution at the start of each span."""
-        if self.only_first_rows:
-            return self.log_probs
-        return self.log_probs.index_select(0, self.first)
+        return self.log_probs if self.only_first_rows else self.log_probs.index_select(0, self.first)
 
     def first_hidden(self) -> Tensor:
         """``[S, H]``: the hidden states at the start of each span."""

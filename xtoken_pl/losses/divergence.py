@@ -49,27 +49,14 @@ def generalized_divergence(
         student = student_log_probs + student_log_c[:, None]
         log_middle = torch.logaddexp(teacher, student) - math.log(2)
         return 0.5 * (teacher.exp() * (teacher - log_middle) + student.exp() * (student - log_middle)).sum(-1)
-    if divergence == "reverse":
-        # The same with the sides exchanged.
-        return generalized_divergence(
-            student_log_probs,
-            teacher_log_probs,
-            student_log_c,
-            teacher_log_c,
-            teacher_mass=student_mass,
-            student_mass=teacher_mass,
-        )
-    teacher_probs = teacher_log_probs.exp()
-    column_mass = teacher_probs.sum(-1)
-    if teacher_mass is None:
-        teacher_mass = column_mass
-    if student_mass is None:
-        student_mass = student_log_probs.exp().sum(-1)
-    cross = (teacher_probs * (teacher_log_probs - student_log_probs)).sum(-1)
-    return (
-        teacher_log_c.exp() * (cross + column_mass * (teacher_log_c - student_log_c) - teacher_mass)
-        + student_log_c.exp() * student_mass
-    )
+    sides = [(teacher_log_probs, teacher_log_c, teacher_mass), (student_log_probs, student_log_c, student_mass)]
+    (log_p, log_c, mass), (log_q, other_log_c, other_mass) = sides if divergence == "forward" else reversed(sides)
+    p = log_p.exp()
+    column_mass = p.sum(-1)
+    mass = column_mass if mass is None else mass
+    other_mass = log_q.exp().sum(-1) if other_mass is None else other_mass
+    cross = (p * (log_p - log_q)).sum(-1)
+    return log_c.exp() * (cross + column_mass * (log_c - other_log_c) - mass) + other_log_c.exp() * other_mass
 
 
 def keep_top_k(teacher_log_probs: Tensor, student_log_probs: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -98,6 +98,11 @@ class DivergenceLoss(MatchedRowLoss):
     ) -> None:
         super().__init__(merge=merge, teacher_top_k=teacher_top_k)
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the divergence: its form, and the number of teacher tokens compared one by one."""
+        return {"divergence": self.divergence, "top_k": self.teacher_top_k}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, divergence={self.divergence}"

@@ -154,8 +154,7 @@ class PartitionedLoss(DivergenceLoss):
             teacher_log_probs.index_select(1, self.teacher_common),
             student_log_c,
             teacher_log_c,
-            divergence=self.divergence,
-            top_k=self.teacher_top_k,
+            **self.options,
         )
         if self.uld_weight:
             student_hat = student_rest * student_log_c.exp()[:, None]

@@ -141,14 +141,7 @@ class ProjectionKL(DivergenceLoss):
     ) -> SpanScores:
         projected = self.project(student_log_probs.exp())
         reached = teacher_log_probs.index_select(1, self.reached)
-        loss = projection_kl(
-            projected,
-            reached,
-            student_log_c,
-            teacher_log_c,
-            divergence=self.divergence,
-            top_k=self.teacher_top_k,
-        )
+        loss = projection_kl(projected, reached, student_log_c, teacher_log_c, **self.options)
         return self._scores(loss, projected, teacher_log_probs)
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
@@ -158,14 +151,7 @@ class ProjectionKL(DivergenceLoss):
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
         teacher = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
         no_continuation = teacher.new_zeros(len(teacher))
-        loss = generalized_divergence(
-            teacher,
-            student,
-            no_continuation,
-            no_continuation,
-            divergence=self.divergence,
-            top_k=self.teacher_top_k,
-        )
+        loss = generalized_divergence(teacher, student, no_continuation, no_continuation, **self.options)
         return self._scores(loss, projected, teacher_log_probs)
 
     def _scores(self, loss: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:

@@ -66,12 +66,5 @@ class TokenKL(DivergenceLoss):
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
-        loss = token_kl(
-            student_log_probs,
-            teacher_log_probs,
-            student_log_c,
-            teacher_log_c,
-            divergence=self.divergence,
-            top_k=self.teacher_top_k,
-        )
+        loss = token_kl(student_log_probs, teacher_log_probs, student_log_c, teacher_log_c, **self.options)
         return SpanScores(loss, torch.zeros_like(teacher_log_c), self.agreement(student_log_probs, teacher_log_probs))

@@ -102,11 +102,8 @@ def cached_bytes(teacher: Teacher, teacher_size: int) -> int:
 
 def head_copy_bytes(run: Run, skeleton: Skeleton) -> int:
     """A head in the type of its product, ``V H itemsize``, where that is not the weights' own."""
-    head = skeleton.head
-    if run.autocast in (None, head.dtype):
-        return 0
-    assert run.autocast is not None
-    return head.numel() * run.autocast.itemsize
+    head, autocast = skeleton.head, run.autocast
+    return 0 if autocast is None or autocast == head.dtype else head.numel() * autocast.itemsize
 
 
 def gathered_bytes(skeleton: Skeleton) -> int:

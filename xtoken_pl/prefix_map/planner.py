@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,8 +76,7 @@ class PrefixPlanner:
         return row, first, place - end[first]
 
 
-@dataclass
-class _Branches:
+class _Branches(NamedTuple):
     """Branches, ranges of neighbouring members, sorted by position and first member: ``[G]`` each."""
 
     level: Ints
@@ -105,21 +104,18 @@ class _Walk:
         self.token = teacher_labels[first]  # [R]
         self.is_inside = consumed > 0
         trie = self.map.trie
-        root = self._roots()
-        root[~continues[first]] = -1
-        self.root = root
-        active = np.flatnonzero(root >= 0)
-        node, teacher = root[active], first[active] + 1
-        found: list[tuple[Ints, ...]] = [(active[:0],) * 5]
+        self.root = np.where(continues[first], self._roots(), -1)  # [R]
+        active = np.flatnonzero(self.root >= 0)
+        node, teacher = self.root[active], first[active] + 1
+        found: list[tuple[NDArray[Any], ...]] = [(active[:0],) * 4 + (active[:0] > 0,)]
         while len(active):
             child = trie.child(node, teacher_labels[teacher])
             descends = (child >= 0) & trie.continues[child] & continues[teacher]
-            found.append((active, node, teacher, child, descends.astype(np.int64)))
+            found.append((active, node, teacher, child, descends))
             active, node, teacher = active[descends], child[descends], teacher[descends] + 1
         levels = [np.concatenate(column) for column in zip(*found, strict=True)]
         by_position = np.argsort(levels[0], kind="stable")
-        self.position, self.node, self.teacher, self.child, descends = (column[by_position] for column in levels)
-        self.descends = descends.astype(bool)
+        self.position, self.node, self.teacher, self.child, self.descends = (column[by_position] for column in levels)
 
     def _roots(self) -> Ints:
         """``[R]`` node of the observed teacher token, or of its rest; -1 if there is nothing to divide."""
@@ -183,14 +179,15 @@ class _Walk:
         divided = self.descends[level] & (child == self.child[level])
         level, child = level[~divided], child[~divided]
         token = np.where(child == self.child[level], -1, trie.symbol[child])
+        ended = self.node[ends]
         branches = _Branches(
             level=np.concatenate((levels[ends], level)),
-            token=np.concatenate((np.full(int(ends.sum()), -1), token)),
-            start=np.concatenate((trie.start[self.node[ends]], trie.start[child])),
-            length=np.concatenate((trie.num_equal[self.node[ends]], trie.end[child] - trie.start[child])),
+            token=np.concatenate((np.full(len(ended), -1), token)),
+            start=np.concatenate((trie.start[ended], trie.start[child])),
+            length=np.concatenate((trie.num_equal[ended], trie.end[child] - trie.start[child])),
         )
         order = np.lexsort((branches.start, self.position[branches.level]))
-        return _Branches(*(getattr(branches, item.name)[order] for item in fields(_Branches)))
+        return _Branches(*(column[order] for column in branches))
 
     def _target(self, tokens: Ints, branches: _Branches) -> tuple[Ints, Ints]:
         """``[L]`` branch that contains each student token, or else its column; -1 for none."""

@@ -97,7 +97,9 @@ class TeacherTask:
         if isinstance(self.rows, KnownRows):
             # A cache only knows the log-probability; weightings that need more are rejected at set-up.
             return self.rows.cached.span_log_prob(spans)
-        return side.sum_by_span(self.confidence(_untempered(side.log_probs, self.temperature), side.labels))
+        # The distribution at temperature 1, whatever the loss compares.
+        log_probs = side.log_probs if self.temperature == 1.0 else (side.log_probs * self.temperature).log_softmax(-1)
+        return side.sum_by_span(self.confidence(log_probs, side.labels))
 
 
 def _known_side(rows: KnownRows, spans: slice) -> SideRows:
@@ -110,11 +112,6 @@ def _known_side(rows: KnownRows, spans: slice) -> SideRows:
 def local_spans(span: Tensor, spans: slice) -> Tensor:
     """Span of each row, counted from the piece's first span; the number of spans for a row in no span."""
     return (span - spans.start).clamp(max=spans.stop - spans.start)
-
-
-def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
-    """The teacher's distribution at temperature 1, from that at the temperature of its loss."""
-    return log_probs if temperature == 1.0 else (log_probs * temperature).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -136,8 +133,7 @@ class RowScores:
         """Allocates scores of a batch, of the same types as ``part``, to be filled by :meth:`write`."""
 
         def room(scores: SpanScores, num: int) -> SpanScores:
-            agreement = None if scores.agreement is None else scores.agreement.new_empty(num)
-            return SpanScores(scores.loss.new_empty(num), scores.unmapped_mass.new_empty(num), agreement)
+            return SpanScores._make(None if values is None else values.new_empty(num) for values in scores)
 
         return cls(
             part.token_nats.new_empty(num_rows),
