@@ -104,7 +104,11 @@ class _Walk:
         self.token = teacher_labels[first]  # [R]
         self.is_inside = consumed > 0
         trie = self.map.trie
-        self.root = np.where(continues[first], self._roots(), -1)  # [R]
+        # The byte at which a position lies; clamped for tokens without bytes, which no position is inside.
+        byte = np.minimum(self.map.offsets[self.token] + consumed, len(self.map.longest) - 1)
+        root = np.where(self.is_inside, self.map.node_of_rest[byte], self.map.node_of_token[self.token])
+        self.root = np.where(continues[first], root, -1)  # [R] -1 if there is nothing to divide
+        self.extending = np.where(self.is_inside[:, None], self.map.extending[byte], 0)  # [R, 2]
         active = np.flatnonzero(self.root >= 0)
         node, teacher = self.root[active], first[active] + 1
         found: list[tuple[NDArray[Any], ...]] = [(active[:0],) * 4 + (active[:0] > 0,)]
@@ -117,13 +121,6 @@ class _Walk:
         by_position = np.argsort(levels[0], kind="stable")
         self.position, self.node, self.teacher, self.child, self.descends = (column[by_position] for column in levels)
 
-    def _roots(self) -> Ints:
-        """``[R]`` node of the observed teacher token, or of its rest; -1 if there is nothing to divide."""
-        inside = self.map.offsets[self.token] + self.consumed
-        # Clamped for tokens without bytes, which have no rest.
-        rest = self.map.node_of_rest[np.minimum(inside, len(self.map.node_of_rest) - 1)]
-        return np.where(self.is_inside, rest, self.map.node_of_token[self.token])
-
     def positions(self, num_rows: int) -> Positions:
         """Builds the tables of the positions, for a batch of ``num_rows`` student rows."""
         branches = self._branches()
@@ -134,7 +131,7 @@ class _Walk:
         last_branch[self.descends] = last_column[self.descends] = -1
         is_refined = self.root >= 0
         observed_column = np.where(is_refined, -1, self._column(self.observed, self.is_inside))
-        low, high = self._ranges()
+        low, high = np.ascontiguousarray(self.extending.T)
         heir_position, heir_place, heir_token = self._inherited()
         columns = {
             "row": self.row,
@@ -205,11 +202,6 @@ class _Walk:
         keys = self.position[branches.level] * num_members + branches.start
         found = np.searchsorted(keys, position * num_members + place, side="right") - 1
         return np.where(place >= 0, found, -1)
-
-    def _ranges(self) -> tuple[Ints, Ints]:
-        flat = np.minimum(self.map.offsets[self.token] + self.consumed, len(self.map.extending) - 1)
-        extending = np.where(self.is_inside[:, None], self.map.extending[flat], 0)
-        return extending[:, 0].copy(), extending[:, 1].copy()
 
     def _inherited(self) -> tuple[Ints, Ints, Ints]:
         """``[X]`` position, place of the receiving member, and teacher token of all inherited mass."""
