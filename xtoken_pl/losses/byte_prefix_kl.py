@@ -65,7 +65,7 @@ class BytePrefixKL(SpanLoss):
     and never prefers a token for being spelled shorter.
 
     Args:
-        prefix_map: A file of ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
+        prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
 
     References:
         [0] The loss is ours. Related: byte-prefix marginalization (BPM), https://arxiv.org/abs/2607.22334; likelihood
@@ -108,7 +108,7 @@ class BytePrefixKL(SpanLoss):
         return self._planner.plan
 
     def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
-        """Columns, their sums, members, order and offsets of both sides: ``8 * 8 (V_s + V_t)``."""
+        """Upper bound for columns, their sums, members, order and offsets of both sides: ``8 * 8 (V_s + V_t)``."""
         return 8 * torch.int64.itemsize * (student_size + teacher_size)
 
     def forward(self, block: SpanBlock) -> SpanScores:

@@ -23,9 +23,9 @@ class MatchedRowLoss(SpanLoss):
     Args:
         merge: How a span of several tokens becomes one row. ``chain_rule``: the first token's distribution and the
             probability c of the observed continuation, so that the row's entry for the observed token is the
-            probability of the whole span's text. ``mean``: what other implementations do, the rows averaged.
-        teacher_top_k: Of the tokens that a term compares, the teacher's k most probable ones are kept in each row, and
-            all others become one bucket; nothing is renormalized. None, the default, is exact.
+            probability of the whole span's text. ``mean``: the rows are averaged, as in other implementations.
+        teacher_top_k: Number of tokens that a term compares one by one, the teacher's most probable ones in each row;
+            all others become one bucket, and nothing is renormalized. None, the default, is exact.
 
     Raises:
         UserError: If ``teacher_top_k`` is below 1.
