@@ -138,7 +138,7 @@ class NumeralMonitor(pl.Callback):
         tasks = {name: module.teacher_task(name, batch.teachers[name]) for name in module.teachers}
         row_logits = logits(student.hidden[rows], *student.head.parameters())  # [K, V_s]
         memory = LogitMemory(module.logit_memory.budget)  # training's own is sized for its batches
-        at = LogitGradients.at(rows, row_logits, student, batch.cuts, memory)
+        at = LogitGradients(rows, row_logits, student, batch.cuts, memory)
         is_numeral = self._is_numeral.to(rows.device)
         of_label = batch.student.labels[is_wanted, None]  # [R, 1]
         inside = is_wanted[rows]  # [K]

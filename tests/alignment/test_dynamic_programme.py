@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Span, spans_by_dynamic_programme
 
-from xtoken_pl.alignment import SpanAligner, align_stretch
+from xtoken_pl.alignment import SpanAligner
+from xtoken_pl.alignment.dynamic_programme import align_stretch
 
 SMALL_TOKENS = st.lists(st.sampled_from([b"a", b"b", b"aa", b"ab", b"ba", b"aab", b"abab", b"c"]), max_size=9)
 

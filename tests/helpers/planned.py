@@ -13,7 +13,7 @@ from xtoken_pl import (
     Student,
     Teacher,
 )
-from xtoken_pl.plan import Run
+from xtoken_pl.plan.run import Run
 
 
 def write_models(folder: Path) -> Path:

@@ -110,9 +110,9 @@ def plain_group_kl(log_probs: Tensor, *groups: Groups) -> Tensor:
     for part in groups:
         probs = log_probs[part.row].exp()
         mass, ours = part.column_mass, probs
-        if part.column is not None:
+        if part.sums is not None:
             none = torch.zeros(len(probs), mass.shape[1] + 1, dtype=probs.dtype)
-            ours = none.index_add(1, part.column, probs)[:, :-1]
+            ours = none.index_add(1, part.sums.column, probs)[:, :-1]
         branches = torch.zeros_like(part.branch_mass).index_add(0, part.member_branch, probs.flatten()[part.member])
         total = mass.sum(-1).index_add(0, part.branch_position, part.branch_mass)
         of_branch = part.branch_mass / total[part.branch_position]

@@ -66,7 +66,7 @@ def test_masses_are_the_probabilities_counted_over_all_texts(
 def listed(pair: Pair, groups: Groups, place: int) -> list[tuple[float, list[int]]]:
     """The groups of a position: mass and student tokens."""
     size = len(pair.student)
-    column = torch.arange(size) if groups.column is None else groups.column
+    column = torch.arange(size) if groups.sums is None else groups.sums.column
     inside = torch.nonzero(groups.branch_position[groups.member_branch] == place).flatten()
     members = (groups.member[inside] - place * size).tolist()
     found: list[tuple[float, list[int]]] = []
@@ -94,6 +94,6 @@ def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(
             if not text:
                 continue
             begins = [v for v, other in enumerate(pair.teacher.token_bytes) if other.startswith(text)]
-            mass = boundary.column_mass[place, pair.loss.mass.student_column[s]].item()
+            mass = boundary.column_mass[place, pair.loss.mass.of_student.column[s]].item()
             expected = teacher[row].exp()[begins].sum().item()
             assert mass == pytest.approx(expected, abs=1e-12)

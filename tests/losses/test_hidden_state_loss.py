@@ -196,7 +196,7 @@ def test_losses_without_hidden_states_keep_none() -> None:
     (kept, *_) = node.evaluation.kept.values()
     assert kept.units.keys() == {"log_probs", "surprise", "cosine"}
     assert kept.hidden_units.keys() == {"surprise", "cosine"}
-    assert all(unit.shape[1] == H_S for unit in kept.hidden_units.values())
+    assert all(piece.shape[1] == H_S for unit in kept.hidden_units.values() for piece in unit)
 
 
 def test_half_precision_is_shown_in_single() -> None:
@@ -227,7 +227,7 @@ def test_gradients_in_the_logits_leave_the_hidden_states_as_they_are() -> None:
     cuts = RowCuts.from_spans(len(problem.labels), {"surprise": problem.spans})
     student = HiddenRows(problem.hidden.detach(), problem.labels, Head(problem.head, V_S, None))
     logits = (problem.hidden @ problem.head.weight.t()).detach()
-    at = LogitGradients.at(torch.arange(len(logits)), logits, student, cuts, LogitMemory(BUDGETS[2]))
+    at = LogitGradients(torch.arange(len(logits)), logits, student, cuts, LogitMemory(BUDGETS[2]))
     found = at.of_teacher("surprise", problem.tasks(losses, 1.0)["surprise"])
     leaf = logits.clone().requires_grad_()
     spans = problem.spans

@@ -11,7 +11,7 @@ from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, block_o
 from torch import Tensor
 
 from xtoken_pl import GOLD, ULD, HybridKL, MatchedRowLoss, Projection, ProjectionKL
-from xtoken_pl.losses import PartitionedLoss
+from xtoken_pl.losses.partitioned import PartitionedLoss
 
 
 def test_mass_on_zero_rows_is_reported_as_unmapped() -> None:

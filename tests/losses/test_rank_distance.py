@@ -11,8 +11,7 @@ from fake_vocabularies import V_S, V_T, bound
 from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, block_of, random_rows
 
 from xtoken_pl import ULD
-from xtoken_pl.losses import rank_distance
-from xtoken_pl.losses.uld import sort_rows, sort_values
+from xtoken_pl.losses.uld import rank_distance, sort_rows, sort_values
 
 
 @pytest.mark.parametrize(("num_student", "num_teacher"), [(3, 8), (8, 3), (5, 5), (0, 4), (4, 0)])

@@ -12,7 +12,8 @@ from loss_cases import CASES, DIVERGENCES, MERGES, LossCase, slow_partitioned
 from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, block_of, random_labels, random_rows
 
 from xtoken_pl import GOLD, ULD, HybridKL, MatchedRowLoss, ProjectionKL, TokenKL
-from xtoken_pl.losses import Divergence, Merge, PartitionedLoss
+from xtoken_pl.losses import Divergence, Merge
+from xtoken_pl.losses.partitioned import PartitionedLoss
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if issubclass(case.kind, MatchedRowLoss)], ids=str)

@@ -12,7 +12,9 @@ from loss_cases import CASES, DIVERGENCES, LossCase
 from span_rows import random_rows
 
 from xtoken_pl import MatchedRowLoss
-from xtoken_pl.losses import Divergence, rank_distance, token_kl
+from xtoken_pl.losses import Divergence
+from xtoken_pl.losses.token_kl import token_kl
+from xtoken_pl.losses.uld import rank_distance
 
 every_matched_loss = pytest.mark.parametrize(
     "case", [case for case in CASES if issubclass(case.kind, MatchedRowLoss)], ids=str

@@ -8,7 +8,8 @@ import pytest
 from planned import run_of, write_models
 
 from xtoken_pl import Student
-from xtoken_pl.plan import MemoryPlan, single_changes, way_to_fit
+from xtoken_pl.plan.advice import single_changes, way_to_fit
+from xtoken_pl.plan.moments import MemoryPlan
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from xtoken_pl import MultiTeacherDistillModule, Student, Teacher, TokenKL
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models import hidden_states
 from xtoken_pl.models.causal_lm import load_causal_lm
-from xtoken_pl.plan import MemoryPlan, Run
+from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.replay import replay
+from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
 
 

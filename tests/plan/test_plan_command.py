@@ -14,8 +14,8 @@ from planned import write_models
 
 from xtoken_pl import Student
 from xtoken_pl.cli import main
-from xtoken_pl.plan import usable_bytes
 from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.plan.terms import usable_bytes
 from xtoken_pl.utilities.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ from xtoken_pl import (
     Weighting,
 )
 from xtoken_pl.data import TextSource
-from xtoken_pl.plan import Run
 from xtoken_pl.plan.replay import replay
+from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
 
 

@@ -15,7 +15,7 @@ from xtoken_pl.batch import RowCuts, SpanBatch
 from xtoken_pl.models import Head
 from xtoken_pl.models.head import logits
 from xtoken_pl.scoring.blockwise import evaluate_rows
-from xtoken_pl.scoring.memory import LogitMemory, MemoryPlan
+from xtoken_pl.scoring.memory import BlockSizes, LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 
 
@@ -133,20 +133,20 @@ def test_a_step_after_validation_uses_the_same_memory() -> None:
 def test_a_plan_spends_no_more_than_its_budget(
     budget: float, kind: str, num_rows: int, teachers: tuple[int, ...]
 ) -> None:
-    plan = MemoryPlan.of(budget, num_rows, 128_256, teachers, torch.float32, kind)
+    plan = BlockSizes.from_budget(budget, num_rows, 128_256, teachers, torch.float32, kind)
     block = 4 * min(plan.block_rows, num_rows) * (128_256 + sum(teachers))
     kept = 4 * min(plan.kept_rows, num_rows) * 128_256 * (1 + len(teachers))
     assert 1 <= plan.piece_rows <= plan.block_rows
     if plan.block_rows > 1:
         assert block + kept <= budget
-    more = MemoryPlan.of(2 * budget, num_rows, 128_256, teachers, torch.float32, kind)
+    more = BlockSizes.from_budget(2 * budget, num_rows, 128_256, teachers, torch.float32, kind)
     assert more.block_rows >= plan.block_rows
 
 
 def test_half_a_gigabyte_keeps_nothing_of_a_long_sequence_and_two_keep_a_short_one() -> None:
     sizes: Any = (128_256, [151_669], torch.float32, "cpu")
-    assert MemoryPlan.of(0.5e9, 512, *sizes).kept_rows < 256
-    assert MemoryPlan.of(1.8e9, 512, *sizes).kept_rows >= 512
+    assert BlockSizes.from_budget(0.5e9, 512, *sizes).kept_rows < 256
+    assert BlockSizes.from_budget(1.8e9, 512, *sizes).kept_rows >= 512
 
 
 def test_what_is_lent_stays_within_the_budget_where_the_teacher_has_more_tokens() -> None:

@@ -26,7 +26,7 @@ from xtoken_pl import (
 )
 from xtoken_pl.batch import teacher_columns
 from xtoken_pl.data import collate
-from xtoken_pl.losses import PartitionedLoss
+from xtoken_pl.losses.partitioned import PartitionedLoss
 
 
 @pytest.mark.parametrize(

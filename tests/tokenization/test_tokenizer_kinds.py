@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl.tokenization import CanonicalVocabulary, InexactTokenizerError, load_tokenizer, read_components
+from xtoken_pl.tokenization import CanonicalVocabulary, InexactTokenizerError, load_tokenizer
+from xtoken_pl.tokenization.components import read_components
 
 
 def fast(model: models.Model, decoder: decoders.Decoder | None, **names: str) -> PreTrainedTokenizerFast:

@@ -72,18 +72,14 @@ class SpanAligner:
         if is_rewritten.any():
             pieces = [spans[~is_rewritten]]
             for start, end, other_start, other_end in spans[is_rewritten]:
-                found = align_stretch(
-                    _tokens(student, student_ends, start, end), _tokens(teacher, teacher_ends, other_start, other_end)
-                )
-                pieces.append(found + (start, start, other_start, other_start))
+                ours = _tokens(student, student_ends, start, end)
+                theirs = _tokens(teacher, teacher_ends, other_start, other_end)
+                pieces.append(align_stretch(ours, theirs) + (start, start, other_start, other_start))
             spans = np.concatenate(pieces)
             spans = spans[np.argsort(spans[:, 0], kind="stable")]
-        return Spans(
-            student_start=student_index[spans[:, 0]],
-            student_end=student_index[spans[:, 1] - 1] + 1,
-            teacher_start=teacher_index[spans[:, 2]],
-            teacher_end=teacher_index[spans[:, 3] - 1] + 1,
-        )
+        first, end, other_first, other_end = spans.T
+        student_range = student_index[first], student_index[end - 1] + 1
+        return Spans(*student_range, teacher_index[other_first], teacher_index[other_end - 1] + 1)
 
 
 def _stream(

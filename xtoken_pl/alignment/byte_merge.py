@@ -55,17 +55,16 @@ def anchors(
     teacher_bounds = np.concatenate(([0], teacher_ends))
     is_teacher_bound = np.zeros(int(teacher_bounds[-1]) + 1, dtype=bool)
     is_teacher_bound[teacher_bounds] = True
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    for start, other_start, length in runs:
+    parts: list[tuple[NDArray[np.int64], ...]] = []
+    for run, (start, other_start, length) in enumerate(runs):
         low, high = np.searchsorted(student_bounds, (start, start + length + 1))
         shifted = student_bounds[low:high] - start + other_start
         is_shared = is_teacher_bound[shifted]
         student_index = np.flatnonzero(is_shared) + low
-        parts.append((student_index, np.searchsorted(teacher_bounds, shifted[is_shared])))
-    run_index = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    student_index = np.concatenate([part[0] for part in parts])
-    teacher_index = np.concatenate([part[1] for part in parts])
-    return student_index, teacher_index, run_index
+        teacher_index = np.searchsorted(teacher_bounds, shifted[is_shared])
+        parts.append((student_index, teacher_index, np.full(len(student_index), run)))
+    student_anchor, teacher_anchor, run_index = map(np.concatenate, zip(*parts, strict=True))
+    return student_anchor, teacher_anchor, run_index
 
 
 def _num_agreeing(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> int:

@@ -46,14 +46,10 @@ class CachedRows(Movable):
     def from_windows(cls, windows: Sequence[SpanArrays]) -> CachedRows:
         """Concatenates the spans of several windows."""
         joined = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
-        ids = None
-        if "ids_low" in joined:
-            ids = torch.from_numpy(unpack_ids(joined["ids_low"], joined["ids_high"]))
+        ids = torch.from_numpy(unpack_ids(joined["ids_low"], joined["ids_high"])) if "ids_low" in joined else None
         log_tail = bits_of(joined["log_tail"]) if "log_tail" in joined else None
-        log_probs, log_continuation, log_span = (
-            bits_of(joined[name]) for name in ("log_probs", "log_continuation", "log_span")
-        )
-        return cls(log_probs, ids, log_tail, log_continuation, log_span)
+        log_continuation, log_span = bits_of(joined["log_continuation"]), bits_of(joined["log_span"])
+        return cls(bits_of(joined["log_probs"]), ids, log_tail, log_continuation, log_span)
 
     def __len__(self) -> int:
         return len(self.log_span)

@@ -37,8 +37,7 @@ class DistillBatch(Movable):
         plans = {name: planners[name](self.student, self.teachers[name]) for name in wanted}
         teachers = {name: replace(view, plan=plans.get(name, view.plan)) for name, view in self.teachers.items()}
         known = {name: view.plan for name, view in teachers.items() if view.plan is not None}
-        cuts = RowCuts.from_spans(
-            len(self.student.labels), {name: view.spans for name, view in teachers.items()}, known
-        )
+        spans = {name: view.spans for name, view in teachers.items()}
+        cuts = RowCuts.from_spans(len(self.student.labels), spans, known)
         # Plans are made on the host.
         return replace(self, teachers=teachers, cuts=cuts).to(self.student.labels.device)

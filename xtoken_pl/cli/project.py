@@ -35,5 +35,5 @@ def project(
     counts = projection.counts
     print(f"W [{projection.num_student:,}, {projection.num_teacher:,}] of {student} -> {teacher}")
     for label, count in (("exact", counts.exact), ("multi-token", counts.multi_token), ("zero", counts.zero)):
-        print(f"  {label:<12}{count:>9,} rows  {count / counts.total:7.2%}")
+        print(f"  {label:<12}{count:>9,} rows  {count / projection.num_student:7.2%}")
     print(f"written to {output}")

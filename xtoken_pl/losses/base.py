@@ -56,9 +56,7 @@ class SideRows:
 
     def first_rows(self) -> Tensor:
         """``[S, V]``: the distribution at the start of each span."""
-        if self.only_first_rows:
-            return self.log_probs
-        return self.log_probs.index_select(0, self.first)
+        return self.log_probs if self.only_first_rows else self.log_probs.index_select(0, self.first)
 
     def first_hidden(self) -> Tensor:
         """``[S, H]``: the hidden states at the start of each span."""
@@ -93,8 +91,8 @@ class SpanBlock:
     """All rows of some consecutive spans, of both sides.
 
     Attributes:
-        student, teacher: The rows.
-        plan: Of these rows, where the loss makes one; it reads no others.
+        student, teacher: Rows of each side.
+        plan: Plan of these rows, if the loss has a :attr:`SpanLoss.planner`; it refers to no others.
     """
 
     student: SideRows
@@ -103,7 +101,7 @@ class SpanBlock:
 
 
 class SpanScores(NamedTuple):
-    """What a loss says of each span.
+    """The scores of some spans under one loss.
 
     Attributes:
         loss: ``[S]`` nats.
@@ -121,7 +119,7 @@ _OTHER_LOSS = "choose another loss (ProjectionKL, HybridKL)"
 
 
 def projection_bytes(student_size: int, teacher_size: int, *, learned: bool = False) -> int:
-    """Upper bound of what a loss holds to project by W.
+    """Upper bound of the bytes that a loss holds to project by W.
 
     The places of W's ``E <= 4 V_s`` entries for the product and its gradient,
     ``2 (40 E + 4 E) + 20 (V_s + V_t) + 8 V_t``; learned, also W, its support and its entries: ``80 V_s + 16 E``.
@@ -151,7 +149,7 @@ class SpanLoss(nn.Module, ABC):
     projection: Projection | None = None
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
-        """Takes what the loss needs of the two vocabularies. Called once, before training."""
+        """Prepares the loss for two vocabularies. Called once, before training."""
 
     @property
     def can_be_negative(self) -> bool:
@@ -164,7 +162,7 @@ class SpanLoss(nn.Module, ABC):
 
     @property
     def planner(self) -> Planner | None:
-        """What finds out about a batch from its tokens alone, before there are logits; None where there is nothing.
+        """Function that makes the plan of a batch from its tokens alone, before there are logits; None for no plan.
 
         It is called where batches are made, in the processes of the data loader, so that it must be picklable and
         should hold no tensor of the loss. Its plan may read teacher rows behind a span: blocks are then cut where no
@@ -179,7 +177,7 @@ class SpanLoss(nn.Module, ABC):
         The score of a span must depend on that span's rows alone: its weight is known, and applied, only later.
         """
 
-    # What commands and callbacks ask of a loss; the defaults suit any loss.
+    # Questions of commands and callbacks; the defaults suit any loss.
 
     @property
     def learned_projection(self) -> LearnedProjection | None:
@@ -230,7 +228,7 @@ class SpanLoss(nn.Module, ABC):
         All other tokens of a cached row share its remaining mass evenly.
 
         Returns:
-            What was changed, for the log; None, the default, for nothing.
+            Description of the change for the log; None, the default, for no change.
         """
         return None
 

@@ -65,7 +65,7 @@ class BytePrefixKL(SpanLoss):
     and never prefers a token for being spelled shorter.
 
     Args:
-        prefix_map: A file of ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
+        prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
 
     References:
         [0] The loss is ours. Related: byte-prefix marginalization (BPM), https://arxiv.org/abs/2607.22334; likelihood
@@ -108,7 +108,7 @@ class BytePrefixKL(SpanLoss):
         return self._planner.plan
 
     def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
-        """Columns, their sums, members, order and offsets of both sides: ``8 * 8 (V_s + V_t)``."""
+        """Upper bound for columns, their sums, members, order and offsets of both sides: ``8 * 8 (V_s + V_t)``."""
         return 8 * torch.int64.itemsize * (student_size + teacher_size)
 
     def forward(self, block: SpanBlock) -> SpanScores:
@@ -128,5 +128,5 @@ class BytePrefixKL(SpanLoss):
         """1 where the most probable tokens of both sides belong to the same group."""
         if self.training:
             return None
-        ours = self.mass.student_column[block.student.first_rows().argmax(-1)]
+        ours = self.mass.of_student.column[block.student.first_rows().argmax(-1)]
         return (ours == self.mass.teacher_column[block.teacher.first_rows().argmax(-1)]).float()

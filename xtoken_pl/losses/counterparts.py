@@ -33,8 +33,8 @@ class LossCounterparts:
     """The counterparts of some student tokens.
 
     Attributes:
-        name: What they are, as a heading: ``rows of W``, ``pairs in C``.
-        by_id: By student token, in the order that was asked for.
+        name: Heading of a table of them: ``rows of W``, ``pairs in C``.
+        by_id: Counterparts by student token, in the order of the request.
     """
 
     name: str
@@ -57,7 +57,8 @@ def counterparts_in_pairs(teacher_token: Tensor, student_ids: Iterable[int]) -> 
     """The pairs of some student tokens.
 
     Args:
-        teacher_token: ``[V_s]`` the teacher's token of each student token, -1 for none.
+        teacher_token: ``[V_s]`` teacher token of each student token, -1 for none.
+        student_ids: Student tokens.
     """
     pairs: dict[int, TokenCounterparts] = {}
     for token_id in dict.fromkeys(student_ids):

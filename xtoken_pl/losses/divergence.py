@@ -20,6 +20,7 @@ def generalized_divergence(
     divergence: Divergence = "forward",
     teacher_mass: Tensor | float | None = None,
     student_mass: Tensor | float | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
     r"""Divergence between :math:`\hat p_T = c_T p_T` and :math:`\hat p_S = c_S p_S`, whose sums may differ from 1.
 
@@ -36,37 +37,26 @@ def generalized_divergence(
     Args:
         divergence: ``forward`` is KL(teacher || student).
         teacher_mass, student_mass: M; the sums of the columns where they are not given.
+        top_k: Columns of the teacher that are compared one by one; see :func:`keep_top_k`.
 
     Shape:
         teacher_log_probs, student_log_probs: ``[S, V]``, finite (see :func:`finite`); teacher_log_c, student_log_c,
         masses: ``[S]``; returns ``[S]``, nats.
     """
+    teacher_log_probs, student_log_probs = keep_top_k(teacher_log_probs, student_log_probs, top_k)
     if divergence == "jensen_shannon":
         teacher = teacher_log_probs + teacher_log_c[:, None]
         student = student_log_probs + student_log_c[:, None]
         log_middle = torch.logaddexp(teacher, student) - math.log(2)
         return 0.5 * (teacher.exp() * (teacher - log_middle) + student.exp() * (student - log_middle)).sum(-1)
-    if divergence == "reverse":
-        # The same with the sides exchanged.
-        return generalized_divergence(
-            student_log_probs,
-            teacher_log_probs,
-            student_log_c,
-            teacher_log_c,
-            teacher_mass=student_mass,
-            student_mass=teacher_mass,
-        )
-    teacher_probs = teacher_log_probs.exp()
-    column_mass = teacher_probs.sum(-1)
-    if teacher_mass is None:
-        teacher_mass = column_mass
-    if student_mass is None:
-        student_mass = student_log_probs.exp().sum(-1)
-    cross = (teacher_probs * (teacher_log_probs - student_log_probs)).sum(-1)
-    return (
-        teacher_log_c.exp() * (cross + column_mass * (teacher_log_c - student_log_c) - teacher_mass)
-        + student_log_c.exp() * student_mass
-    )
+    sides = [(teacher_log_probs, teacher_log_c, teacher_mass), (student_log_probs, student_log_c, student_mass)]
+    (log_p, log_c, mass), (log_q, other_log_c, other_mass) = sides if divergence == "forward" else reversed(sides)
+    p = log_p.exp()
+    column_mass = p.sum(-1)
+    mass = column_mass if mass is None else mass
+    other_mass = log_q.exp().sum(-1) if other_mass is None else other_mass
+    cross = (p * (log_p - log_q)).sum(-1)
+    return log_c.exp() * (cross + column_mass * (log_c - other_log_c) - mass) + other_log_c.exp() * other_mass
 
 
 def keep_top_k(teacher_log_probs: Tensor, student_log_probs: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
@@ -93,7 +83,7 @@ def keep_top_k(teacher_log_probs: Tensor, student_log_probs: Tensor, top_k: int 
 
 
 def finite(log_probs: Tensor) -> Tensor:
-    """For ids that do not exist (-inf): 0 log 0 = 0, and so is its gradient."""
+    """Raises -inf, of ids that do not exist, to the lowest finite number: then 0 log 0 and its gradient are 0."""
     return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
 
@@ -106,5 +96,5 @@ def log_clamped(probs: Tensor) -> Tensor:
 
 
 def smallest_prob(dtype: torch.dtype) -> float:
-    """What a probability that underflows counts as."""
+    """Value that stands for a probability that underflows."""
     return torch.finfo(dtype).tiny * 2**24

@@ -21,6 +21,7 @@ class ColumnSums(nn.Module):
         column: ``[V]`` the column of each token, -1 for none; every column has a token.
     """
 
+    column: Tensor  # [V] columns, C for none
     first: Tensor  # [C] tokens
     others: Tensor  # [V'] tokens
     column_of_other: Tensor  # [V']
@@ -31,7 +32,9 @@ class ColumnSums(nn.Module):
         tokens = tokens[column[tokens].argsort(stable=True)]
         is_first = column[tokens] != torch.cat((column.new_full((1,), -1), column[tokens[:-1]]))
         others = tokens[~is_first]
-        for name, tensor in (("first", tokens[is_first]), ("others", others), ("column_of_other", column[others])):
+        buffers = {"first": tokens[is_first], "others": others, "column_of_other": column[others]}
+        buffers["column"] = torch.where(column < 0, int(is_first.sum()), column)
+        for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -48,8 +51,7 @@ class Groups:
     Attributes:
         row: ``[R]`` increasing.
         column_mass: ``[R, C]``.
-        sums: From tokens to columns; None where they are the same.
-        column: ``[V]`` the column of each token, C for none; None where they are the same.
+        sums: Sums from tokens to columns; None if every token is a column.
         branch_mass: ``[G]``.
         branch_position: ``[G]`` places in ``row``.
         member_branch, member: ``[M]`` the branch, and the place ``r * V + token`` in the rows ``[R, V]``.
@@ -58,15 +60,10 @@ class Groups:
     row: Tensor
     column_mass: Tensor
     sums: ColumnSums | None
-    column: Tensor | None
     branch_mass: Tensor
     branch_position: Tensor
     member_branch: Tensor
     member: Tensor
-
-    def to_dtype(self, dtype: torch.dtype) -> Groups:
-        """With masses of this type."""
-        return replace(self, column_mass=self.column_mass.to(dtype), branch_mass=self.branch_mass.to(dtype))
 
 
 def group_kl(student_log_probs: Tensor, *groups: Groups) -> Tensor:
@@ -89,7 +86,10 @@ class _GroupKL(torch.autograd.Function):
     def forward(ctx: Any, log_probs: Tensor, groups: tuple[Groups, ...]) -> Tensor:
         loss = log_probs.new_zeros(len(log_probs))
         smallest = smallest_prob(log_probs.dtype)
-        groups = tuple(part.to_dtype(log_probs.dtype) for part in groups)
+        groups = tuple(
+            replace(part, column_mass=part.column_mass.to(log_probs), branch_mass=part.branch_mass.to(log_probs))
+            for part in groups
+        )
         saved: list[Tensor] = []
         for part in groups:
             probs = _select(log_probs, part.row).exp()  # [R, V]
@@ -116,11 +116,11 @@ class _GroupKL(torch.autograd.Function):
         parts = [saved[place : place + 4] for place in range(0, len(saved), 4)]
         results = []
         for part, (probs, column_ratio, branch_ratio, scale) in zip(ctx.groups, parts, strict=True):
-            if part.column is None:
+            if part.sums is None:
                 ratio = column_ratio.clone()
             else:
                 none = column_ratio.new_zeros(len(column_ratio), 1)
-                ratio = torch.cat((column_ratio, none), dim=1).index_select(1, part.column)  # [R, V]
+                ratio = torch.cat((column_ratio, none), dim=1).index_select(1, part.sums.column)  # [R, V]
             ratio.view(-1)[part.member] = branch_ratio[part.member_branch]
             results.append(ratio.mul_(probs).mul_((-grad[part.row] * scale)[:, None]))
         whole = [result for result in results if len(result) == ctx.shape[0]]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.losses.divergence import Divergence
 from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
@@ -22,9 +23,9 @@ class MatchedRowLoss(SpanLoss):
     Args:
         merge: How a span of several tokens becomes one row. ``chain_rule``: the first token's distribution and the
             probability c of the observed continuation, so that the row's entry for the observed token is the
-            probability of the whole span's text. ``mean``: what other implementations do, the rows averaged.
-        teacher_top_k: Of the tokens that a term compares, the teacher's k most probable ones are kept in each row, and
-            all others become one bucket; nothing is renormalized. None, the default, is exact.
+            probability of the whole span's text. ``mean``: the rows are averaged, as in other implementations.
+        teacher_top_k: Number of tokens that a term compares one by one, the teacher's most probable ones in each row;
+            all others become one bucket, and nothing is renormalized. None, the default, is exact.
 
     Raises:
         UserError: If ``teacher_top_k`` is below 1.
@@ -78,7 +79,30 @@ class MatchedRowLoss(SpanLoss):
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
         """Scores the log-probabilities averaged over each span, renormalized over the whole vocabularies."""
-        student = block.student.mean_rows(block.student.log_probs).log_softmax(-1)
-        teacher = block.teacher.mean_rows(block.teacher.log_probs).log_softmax(-1)
+        student, teacher = (side.mean_rows(side.log_probs).log_softmax(-1) for side in (block.student, block.teacher))
         no_continuation = teacher.new_zeros(len(teacher))
         return self.score_rows(student, teacher, no_continuation, no_continuation)
+
+
+class DivergenceLoss(MatchedRowLoss):
+    """A loss of matched rows that compares tokens by a divergence.
+
+    Args:
+        merge: How a span of several tokens becomes one row.
+        divergence: Divergence of the two sides; ``forward`` is KL(teacher || student).
+        teacher_top_k: Teacher tokens kept in each row; see :class:`MatchedRowLoss`.
+    """
+
+    def __init__(
+        self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward", teacher_top_k: int | None = None
+    ) -> None:
+        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
+        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the divergence: its form, and the number of teacher tokens compared one by one."""
+        return {"divergence": self.divergence, "top_k": self.teacher_top_k}
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, divergence={self.divergence}"

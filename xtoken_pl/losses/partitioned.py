@@ -1,4 +1,4 @@
-"""What GOLD and H-KL share: a divergence on the common tokens, a rank distance on the rest."""
+"""Base of GOLD and H-KL: a divergence on the common tokens, a rank distance on the rest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from xtoken_pl.losses.base import SpanScores
 from xtoken_pl.losses.counterparts import LossCounterparts, counterparts_in_pairs
-from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k
-from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence
+from xtoken_pl.losses.matched_rows import DivergenceLoss, Merge
 from xtoken_pl.losses.uld import rank_distance
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.checks import check_choice, check_not_negative
+from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 
 # S spans, C common pairs, U_s/U_t tokens of the rest (student/teacher)
@@ -48,19 +48,19 @@ def common_divergence(
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, GOLD's common term and Proposition 1.
     """
-    teacher, student = keep_top_k(teacher_common, student_common, top_k)
     return generalized_divergence(
-        teacher,
-        student,
+        teacher_common,
+        student_common,
         teacher_log_c,
         student_log_c,
         divergence=divergence,
         teacher_mass=1.0,
         student_mass=1.0,
+        top_k=top_k,
     )
 
 
-class PartitionedLoss(MatchedRowLoss):
+class PartitionedLoss(DivergenceLoss):
     r"""Base of the losses that divide both vocabularies into common pairs C and the rest U.
 
     .. math:: \lambda_{KL} D_C(\hat p_T \| \hat p_S)
@@ -73,7 +73,7 @@ class PartitionedLoss(MatchedRowLoss):
         kl_weight: :math:`\lambda_{KL} \ge 0`.
         uld_weight: :math:`\lambda_{ULD} \ge 0`. Below ``kl_weight`` the loss can be negative.
         merge: How a span of several tokens becomes one row.
-        divergence: Of the common tokens; forward is KL(teacher || student).
+        divergence: Divergence of the common tokens; ``forward`` is KL(teacher || student).
         teacher_top_k: Teacher tokens kept in each row, of C and of the rest; see
             :class:`xtoken_pl.losses.MatchedRowLoss`.
 
@@ -81,7 +81,7 @@ class PartitionedLoss(MatchedRowLoss):
         UserError: If a weight is negative, or both are zero; when bound, if no token is common.
     """
 
-    #: What to try where nothing is common.
+    #: Way out that is named if no token is common.
     way_out: ClassVar[str]
 
     student_common: Tensor  # [C]
@@ -99,19 +99,18 @@ class PartitionedLoss(MatchedRowLoss):
         divergence: Divergence = "forward",
         teacher_top_k: int | None = None,
     ) -> None:
-        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
+        super().__init__(merge=merge, divergence=divergence, teacher_top_k=teacher_top_k)
         self.kl_weight = check_not_negative("kl_weight", kl_weight, "0 leaves the common term out")
         self.uld_weight = check_not_negative("uld_weight", uld_weight, "0 leaves the rank term out")
         if kl_weight == uld_weight == 0:
             raise UserError("kl_weight or uld_weight must be > 0, got 0 and 0: the loss would be zero everywhere")
-        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self._partition: VocabularyPartition | None = None
 
     @abstractmethod
     def partition(
         self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None
     ) -> VocabularyPartition:
-        """Which tokens are common."""
+        """Pairs the tokens of both vocabularies; called by :meth:`bind`."""
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Builds the partition.
@@ -142,8 +141,7 @@ class PartitionedLoss(MatchedRowLoss):
         return torch.int64.itemsize * (2 * student_size + teacher_size)
 
     def extra_repr(self) -> str:
-        weights = f"kl_weight={self.kl_weight:g}, uld_weight={self.uld_weight:g}"
-        described = f"{super().extra_repr()}, divergence={self.divergence}, {weights}"
+        described = f"{super().extra_repr()}, kl_weight={self.kl_weight:g}, uld_weight={self.uld_weight:g}"
         return described if self._partition is None else f"{described}, {self._partition}"
 
     def score_rows(
@@ -156,8 +154,7 @@ class PartitionedLoss(MatchedRowLoss):
             teacher_log_probs.index_select(1, self.teacher_common),
             student_log_c,
             teacher_log_c,
-            divergence=self.divergence,
-            top_k=self.teacher_top_k,
+            **self.options,
         )
         if self.uld_weight:
             student_hat = student_rest * student_log_c.exp()[:, None]

@@ -16,13 +16,12 @@ _LEAST_NATS = -1e4
 
 
 class PrefixMass(nn.Module):
-    """What the teacher's rows say of groups of student tokens; rules in :class:`xtoken_pl.BytePrefixKL`.
+    """Masses that the teacher's rows give to groups of student tokens; see :class:`xtoken_pl.BytePrefixKL`.
 
     Args:
-        prefix_map: Of the pair.
+        prefix_map: Prefix map of the pair.
     """
 
-    student_column: Tensor  # [V_s] the boundary column of each student token, C for none
     teacher_column: Tensor  # [V_t] the column of a teacher token's mass, -1 for none
     members: Tensor  # [M] student tokens
     order: Tensor  # teacher tokens that have bytes, sorted by them
@@ -31,14 +30,12 @@ class PrefixMass(nn.Module):
 
     def __init__(self, prefix_map: PrefixMap) -> None:
         super().__init__()
-        student_column = torch.from_numpy(prefix_map.column(prefix_map.lead))
         teacher_column = torch.from_numpy(prefix_map.column(prefix_map.group))
         self.num_student = prefix_map.num_student
-        self.of_student = ColumnSums(student_column)
+        self.of_student = ColumnSums(torch.from_numpy(prefix_map.column(prefix_map.lead)))
         self.of_teacher = ColumnSums(teacher_column)
         buffers = {
             "teacher_column": teacher_column,
-            "student_column": torch.where(student_column < 0, len(self.of_student.first), student_column),
             "members": torch.from_numpy(prefix_map.members),
             "order": torch.from_numpy(prefix_map.order),
             "offsets": torch.from_numpy(prefix_map.offsets),
@@ -61,15 +58,7 @@ class PrefixMass(nn.Module):
         branch_mass = column_mass.new_zeros(positions.count("branches"))
         branch_mass.index_add_(0, positions.heir_branch, inherited)
         self._follow_path(positions, teacher, column_mass, branch_mass)
-        return Groups(
-            row=positions.row,
-            column_mass=column_mass,
-            sums=self.of_student,
-            column=self.student_column,
-            branch_mass=branch_mass,
-            branch_position=positions.level_position[positions.branch_level],
-            **self._members(positions),
-        )
+        return Groups(positions.row, column_mass, self.of_student, branch_mass, *self._members(positions))
 
     def inside_tokens(self, positions: Positions, teacher: SideRows) -> Groups:
         """Columns are student tokens; what cannot follow the bytes that are there already has no mass."""
@@ -82,26 +71,18 @@ class PrefixMass(nn.Module):
         flat = column_mass.view(-1)
         flat.index_add_(0, position * self.num_student + heir.clamp_min(0), mass)
         # Branches take what their members have.
-        members = self._members(positions)
+        branch_position, member_branch, member = self._members(positions)
         branch_mass = column_mass.new_zeros(positions.count("branches"))
-        branch_mass.index_add_(0, members["member_branch"], flat[members["member"]])
-        flat[members["member"]] = 0.0
+        branch_mass.index_add_(0, member_branch, flat[member])
+        flat[member] = 0.0
         self._follow_path(positions, teacher, column_mass, branch_mass)
-        return Groups(
-            row=positions.row,
-            column_mass=column_mass,
-            sums=None,
-            column=None,
-            branch_mass=branch_mass,
-            branch_position=positions.level_position[positions.branch_level],
-            **members,
-        )
+        return Groups(positions.row, column_mass, None, branch_mass, branch_position, member_branch, member)
 
-    def _members(self, positions: Positions) -> dict[str, Tensor]:
-        """``[M]`` each: the branches of all members, and their places in the rows ``[R, V_s]``."""
+    def _members(self, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """``[G]`` position of each branch; ``[M]`` branch of each member, and its place in the rows ``[R, V_s]``."""
         branch, place = _expand(positions.branch_start, positions.branch_length, positions.count("members"))
-        position = positions.level_position[positions.branch_level[branch]]
-        return {"member_branch": branch, "member": position * self.num_student + self.members[place]}
+        branch_position = positions.level_position[positions.branch_level]
+        return branch_position, branch, branch_position[branch] * self.num_student + self.members[place]
 
     @staticmethod
     def _follow_path(positions: Positions, teacher: SideRows, column_mass: Tensor, branch_mass: Tensor) -> None:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from xtoken_pl.losses.base import SpanBlock, SpanScores
 from xtoken_pl.losses.counterparts import LossCounterparts, counterparts_in_projection
-from xtoken_pl.losses.divergence import Divergence, generalized_divergence, keep_top_k, log_clamped
-from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence, log_clamped
+from xtoken_pl.losses.matched_rows import DivergenceLoss, Merge
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.precision import keep_dtype
 
@@ -38,9 +37,9 @@ def projection_kl(
     by a constant.
 
     Args:
-        projected_probs: :math:`W^\top p_S` of the tokens that W reaches.
-        teacher_log_probs: The teacher's of the same tokens, not renormalized.
-        top_k: See :func:`xtoken_pl.losses.divergence.keep_top_k`.
+        projected_probs: Projected probabilities :math:`W^\top p_S` of the tokens that W reaches.
+        teacher_log_probs: The teacher's log-probabilities of the same tokens, not renormalized.
+        top_k: Teacher tokens that are compared one by one; see :func:`xtoken_pl.losses.divergence.keep_top_k`.
 
     Shape:
         projected_probs, teacher_log_probs: ``[S, R]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
@@ -48,19 +47,18 @@ def projection_kl(
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, P-KL. The generalized KL and the support are ours.
     """
-    student_mass = projected_probs.sum(-1)
-    teacher, student = keep_top_k(teacher_log_probs, log_clamped(projected_probs), top_k)
     return generalized_divergence(
-        teacher,
-        student,
+        teacher_log_probs,
+        log_clamped(projected_probs),
         teacher_log_c,
         student_log_c,
         divergence=divergence,
-        student_mass=student_mass,
+        student_mass=projected_probs.sum(-1),
+        top_k=top_k,
     )
 
 
-class ProjectionKL(MatchedRowLoss):
+class ProjectionKL(DivergenceLoss):
     r"""P-KL, :math:`D(\hat p_T \| W^\top \hat p_S)` over the teacher's vocabulary; see :func:`projection_kl`.
 
     With ``merge="mean"`` the teacher's log-probabilities and the student's projected probabilities are averaged over
@@ -68,7 +66,7 @@ class ProjectionKL(MatchedRowLoss):
 
     Args:
         merge: How a span of several tokens becomes one row.
-        divergence: Forward is KL(teacher || student).
+        divergence: Divergence of the two sides; ``forward`` is KL(teacher || student).
         teacher_top_k: Teacher tokens kept in each row; see :class:`xtoken_pl.losses.MatchedRowLoss`.
     """
 
@@ -82,8 +80,7 @@ class ProjectionKL(MatchedRowLoss):
     def __init__(
         self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward", teacher_top_k: int | None = None
     ) -> None:
-        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
-        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
+        super().__init__(merge=merge, divergence=divergence, teacher_top_k=teacher_top_k)
         #: W with weights that are learned, or None.
         self.learned: LearnedProjection | None = None
         #: W at the start, or None before :meth:`bind`.
@@ -124,13 +121,12 @@ class ProjectionKL(MatchedRowLoss):
         return counterparts_in_projection(self.projection, student_ids)
 
     def extra_repr(self) -> str:
-        described = f"{super().extra_repr()}, divergence={self.divergence}"
         if self.initial_projection is None:
-            return described
+            return super().extra_repr()
         counts = self.initial_projection.counts
         return (
-            f"{described}, W: {counts.exact:,} exact, {counts.multi_token:,} multi-token, {counts.zero:,} zero rows, "
-            f"{len(self.reached):,} teacher tokens reached"
+            f"{super().extra_repr()}, W: {counts.exact:,} exact, {counts.multi_token:,} multi-token, "
+            f"{counts.zero:,} zero rows, {len(self.reached):,} teacher tokens reached"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -145,14 +141,7 @@ class ProjectionKL(MatchedRowLoss):
     ) -> SpanScores:
         projected = self.project(student_log_probs.exp())
         reached = teacher_log_probs.index_select(1, self.reached)
-        loss = projection_kl(
-            projected,
-            reached,
-            student_log_c,
-            teacher_log_c,
-            divergence=self.divergence,
-            top_k=self.teacher_top_k,
-        )
+        loss = projection_kl(projected, reached, student_log_c, teacher_log_c, **self.options)
         return self._scores(loss, projected, teacher_log_probs)
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
@@ -161,9 +150,8 @@ class ProjectionKL(MatchedRowLoss):
         student = log_clamped(projected) - log_clamped(projected.sum(-1, keepdim=True))
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
         teacher = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
-        teacher, student = keep_top_k(teacher, student, self.teacher_top_k)
         no_continuation = teacher.new_zeros(len(teacher))
-        loss = generalized_divergence(teacher, student, no_continuation, no_continuation, divergence=self.divergence)
+        loss = generalized_divergence(teacher, student, no_continuation, no_continuation, **self.options)
         return self._scores(loss, projected, teacher_log_probs)
 
     def _scores(self, loss: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.losses.base import SpanScores
-from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, keep_top_k
-from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
+from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence
+from xtoken_pl.losses.matched_rows import DivergenceLoss
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -34,24 +33,18 @@ def token_kl(
     Shape:
         student_log_probs, teacher_log_probs: ``[S, V]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
     """
-    teacher, student = keep_top_k(finite(teacher_log_probs), finite(student_log_probs), top_k)
-    return generalized_divergence(teacher, student, teacher_log_c, student_log_c, divergence=divergence)
+    teacher, student = finite(teacher_log_probs), finite(student_log_probs)
+    return generalized_divergence(teacher, student, teacher_log_c, student_log_c, divergence=divergence, top_k=top_k)
 
 
-class TokenKL(MatchedRowLoss):
+class TokenKL(DivergenceLoss):
     """KL(teacher || student) for the same tokenizer; see :func:`token_kl`.
 
     Args:
         merge: How a span of several tokens becomes one row; without effect where both sides cut the text alike.
-        divergence: Forward is KL(teacher || student).
+        divergence: Divergence of the two sides; ``forward`` is KL(teacher || student).
         teacher_top_k: Teacher tokens kept in each row; see :class:`xtoken_pl.losses.MatchedRowLoss`.
     """
-
-    def __init__(
-        self, *, merge: Merge = "chain_rule", divergence: Divergence = "forward", teacher_top_k: int | None = None
-    ) -> None:
-        super().__init__(merge=merge, teacher_top_k=teacher_top_k)
-        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
         """Checks that both sides share their token ids.
@@ -67,21 +60,11 @@ class TokenKL(MatchedRowLoss):
             )
 
     def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
-        """Nothing: 0."""
+        """Returns 0: the loss holds nothing."""
         return 0
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, divergence={self.divergence}"
 
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
-        loss = token_kl(
-            student_log_probs,
-            teacher_log_probs,
-            student_log_c,
-            teacher_log_c,
-            divergence=self.divergence,
-            top_k=self.teacher_top_k,
-        )
+        loss = token_kl(student_log_probs, teacher_log_probs, student_log_c, teacher_log_c, **self.options)
         return SpanScores(loss, torch.zeros_like(teacher_log_c), self.agreement(student_log_probs, teacher_log_probs))

@@ -114,9 +114,9 @@ def _possible_for_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price
         yield f"{setting}.cpu_offload: true", changed(cpu_offload=True), Price.NOTHING
     if teacher.quantization is None:
         without = " (and cpu_offload: false)" if teacher.cpu_offload else ""
-        eight, four = (changed(quantization=bits, cpu_offload=False) for bits in ("8bit", "4bit"))
-        yield f"{setting}.quantization: 8bit{without}", eight, Price.OTHER_RESULTS
-        yield f"{setting}.quantization: 4bit{without}", four, Price.OTHER_RESULTS
+        for bits in ("8bit", "4bit"):
+            quantized = changed(quantization=bits, cpu_offload=False)
+            yield f"{setting}.quantization: {bits}{without}", quantized, Price.OTHER_RESULTS
     if name in run.cacheable:
         text = f"{setting}.cache: a directory written by `python -m xtoken_pl cache --teacher {name}`"
         yield text, changed(cache="planned"), Price.OTHER_RESULTS

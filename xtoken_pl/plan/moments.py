@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-
-import torch
+from dataclasses import dataclass
 
 from xtoken_pl.plan import terms
-from xtoken_pl.plan.replay import Footprint, Held, replay
+from xtoken_pl.plan.replay import Held, replay
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton, vocabulary_size
 
@@ -44,7 +41,7 @@ class MemoryPlan:
     run: Run
     student: Skeleton
     teachers: Mapping[str, Skeleton]  # teachers whose model is loaded
-    moments: list[Moment] = field(default_factory=list)
+    moments: list[Moment]
 
     @classmethod
     def from_run(cls, run: Run) -> MemoryPlan:
@@ -56,9 +53,7 @@ class MemoryPlan:
         student = Skeleton.from_source(run.student, role="student", dtype=run.converted)
         live = {name: teacher for name, teacher in run.teachers.items() if teacher.cache is None}
         teachers = {name: Skeleton.from_source(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
-        plan = cls(run, student, teachers)
-        plan.moments.extend(_Step(plan).moments())
-        return plan
+        return cls(run, student, teachers, _Step(run, student, teachers).moments())
 
     @property
     def peak(self) -> Moment:
@@ -66,35 +61,26 @@ class MemoryPlan:
         return max(self.moments, key=lambda moment: moment.total)
 
 
-@lru_cache(maxsize=64)
-def _replayed(
-    skeleton: Skeleton, batch_size: int, length: int, autocast: torch.dtype | None, trains: bool, checkpointing: bool
-) -> Footprint:
-    return replay(
-        skeleton, batch_size, length, autocast=autocast, trains=trains, activation_checkpointing=checkpointing
-    )
-
-
 class _Step:
     """Computes the moments of one step, each with the terms that are alive."""
 
-    def __init__(self, plan: MemoryPlan) -> None:
-        self.run, self.student, self.teachers = plan.run, plan.student, plan.teachers
+    def __init__(self, run: Run, student: Skeleton, teachers: Mapping[str, Skeleton]) -> None:
+        self.run, self.student, self.teachers = run, student, teachers
         self.is_sharded = self.run.spread == "sharded"
         self.shards = self.run.data_parallel_size if self.is_sharded else 1
+        shape, autocast = (self.run.batch_size, self.run.sequence_length), self.run.autocast
         checkpointing = self.run.student.activation_checkpointing
-        self.student_pass = self._replay(self.student, trains=True, checkpointing=checkpointing)
-        self.teacher_passes = {name: self._replay(skeleton) for name, skeleton in self.teachers.items()}
+        self.student_pass = replay(
+            self.student, *shape, autocast=autocast, trains=True, activation_checkpointing=checkpointing
+        )
+        self.teacher_passes = {
+            name: replay(skeleton, *shape, autocast=autocast, trains=False) for name, skeleton in self.teachers.items()
+        }
         self.always = self._always()
 
     def moments(self) -> list[Moment]:
         return [
-            self._moment(
-                "student's forward pass",
-                self._gathered(),
-                self._dequantized(),
-                _student_terms(self.student_pass.forward),
-            ),
+            self._moment("student's forward pass", self._running_student(self.student_pass.forward)),
             *(self._teacher_pass(name) for name in self.teachers),
             self._moment("loss blocks", self._idle_student(self.student_pass.in_step), self._block_terms()),
             self._block_gradients(),
@@ -139,9 +125,7 @@ class _Step:
         reduced = {"gradients being reduced across GPUs": terms.reduced_bytes(self.student)} if self.is_sharded else {}
         return self._moment(
             "student's backward pass",
-            self._gathered(),
-            self._dequantized(),
-            _student_terms(self.student_pass.backward),
+            self._running_student(self.student_pass.backward),
             self._teacher_states(self.teachers),
             head,
             reduced,
@@ -183,11 +167,11 @@ class _Step:
         """Whether a teacher's weights are sharded; quantized weights are not."""
         return self.is_sharded and self.run.teachers[name].quantization is None
 
-    def _gathered(self) -> dict[str, int]:
-        return {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
-
-    def _dequantized(self) -> dict[str, int]:
-        return {"student: one dequantized layer": terms.dequantized_bytes(self.run.student, self.student)}
+    def _running_student(self, held: Held) -> dict[str, int]:
+        """The student during a pass; layers are gathered if it is sharded, and dequantized if it is quantized."""
+        gathered = {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
+        dequantized = terms.dequantized_bytes(self.run.student, self.student)
+        return {**gathered, "student: one dequantized layer": dequantized, **_student_terms(held)}
 
     def _head_gradient(self) -> int:
         return 0 if self.student.has_adapter else self.student.head.nbytes
@@ -218,10 +202,6 @@ class _Step:
         lost = int(terms.FRAGMENTATION * sum(allocated.values()))
         outside = terms.CUDA_BYTES + (terms.NCCL_BYTES if self.run.num_gpus > 1 else 0)
         return Moment(name, {**allocated, "allowance: fragmentation (5%)": lost, "allowance: CUDA and NCCL": outside})
-
-    def _replay(self, skeleton: Skeleton, *, trains: bool = False, checkpointing: bool = False) -> Footprint:
-        run = self.run
-        return _replayed(skeleton, run.batch_size, run.sequence_length, run.autocast, trains, checkpointing)
 
 
 def _student_terms(held: Held) -> dict[str, int]:

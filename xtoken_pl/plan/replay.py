@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Footprint:
     backward: Held
 
 
+@lru_cache(maxsize=64)
 def replay(
     skeleton: Skeleton,
     batch_size: int,
@@ -64,7 +66,7 @@ def replay(
     trains: bool,
     activation_checkpointing: bool = False,
 ) -> Footprint:
-    """Replays a model's forward pass and, if it is trained, its backward pass, and counts the bytes alive.
+    """Replays a model's forward pass and, if it is trained, its backward pass, and counts the bytes alive; cached.
 
     Nothing is computed: the operations are those of training (with attention masks, as for batches with padding), but
     the tensors only have shapes. Kernels and their workspaces are those of the CPU.

@@ -138,13 +138,11 @@ def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int |
     """Returns how the student is distributed, and over how many GPUs if it is sharded."""
     name, options = _name_and_options(strategy)
     if name == "ModelParallelStrategy":
-        if options.get("tensor_parallel_size", "auto") not in (1, "auto") or (
-            options.get("tensor_parallel_size", "auto") == "auto" and num_gpus > num_nodes
-        ):
+        tensor_parallel = options.get("tensor_parallel_size", "auto")
+        if tensor_parallel != 1 and (tensor_parallel != "auto" or num_gpus > num_nodes):
             raise UserError(
                 "the models are sharded over data-parallel GPUs only: tensor_parallel_size must be 1, got "
-                f"{options.get('tensor_parallel_size', 'auto')!r}; set it to 1, and data_parallel_size to the number "
-                "of GPUs"
+                f"{tensor_parallel!r}; set it to 1, and data_parallel_size to the number of GPUs"
             )
         size = options.get("data_parallel_size", "auto")
         return "sharded", num_nodes if size == "auto" else int(size)

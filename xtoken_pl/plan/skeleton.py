@@ -82,11 +82,6 @@ class Skeleton:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
-    def parameter_bytes(self) -> int:
-        r"""Size of the parameters, :math:`\sum_p |p| \cdot \text{itemsize}(p)`; tied parameters count once."""
-        return _bytes(self.model)
-
-    @property
     def trained(self) -> list[nn.Parameter]:
         """Trained parameters: all, or those of the adapter."""
         return self._trained_in(self.model)
@@ -98,8 +93,8 @@ class Skeleton:
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the parameters and buffers."""
-        return self.parameter_bytes + sum(buffer.nbytes for buffer in self.model.buffers())
+        r"""Size :math:`\sum_p |p| \cdot \text{itemsize}(p)` of parameters and buffers; tied parameters count once."""
+        return _bytes(self.model) + sum(buffer.nbytes for buffer in self.model.buffers())
 
     @property
     def head(self) -> Tensor:
@@ -167,9 +162,8 @@ def _build(
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trusted)
     options: dict[str, object] = {"dtype": converted or given or config.dtype or torch.float32}
     options["trust_remote_code"] = trusted
-    if attention is not None:
-        is_flash = "flash" in attention  # works without the FlashAttention library
-        options["attn_implementation"] = _FLASH if is_flash else attention
+    if attention is not None:  # "flash" works without the FlashAttention library
+        options["attn_implementation"] = _FLASH if "flash" in attention else attention
     AttentionInterface.register(_FLASH, _flash)
     mode = FakeTensorMode()
     if adapter is None:

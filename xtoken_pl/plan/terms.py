@@ -20,14 +20,14 @@ _PLACES = 4
 #: A block of weights that shares one scale under 4-bit quantization (bitsandbytes' default).
 _BLOCK = 64
 
-#: Of a CUDA context with the kernels of torch and cuBLAS on an H100: about 0.5 GB, and cuBLAS's 32 MB workspace.
+#: CUDA context with the kernels of torch and cuBLAS on an H100: about 0.5 GB, and cuBLAS's 32 MB workspace.
 CUDA_BYTES = 600_000_000
-#: Of NCCL's channels and buffers, where several GPUs talk to each other.
+#: NCCL's channels and buffers, if there are several GPUs.
 NCCL_BYTES = 1_000_000_000
-#: Of what torch allocates is lost between blocks. A guess from out-of-memory messages ("reserved by PyTorch but
-#: unallocated"), less with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+#: Share of the allocated memory that is lost between blocks. A guess from out-of-memory messages ("reserved by PyTorch
+#: but unallocated"), less with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 FRAGMENTATION = 0.05
-#: Of the GB that a GPU is sold with, in GiB, CUDA gives so much: torch reports a capacity of 79.1 to 79.25 GiB on 80
+#: Usable share of a GPU's nominal memory in GiB: torch reports a capacity of 79.1 to 79.25 GiB on 80
 #: GB H100 and A100, of 39.4 to 39.56 GiB on a 40 GB A100, of 23.64 to 23.69 GiB on 24 GB cards ("GPU 0 has a total
 #: capacity of ..." in its out-of-memory messages).
 USABLE_SHARE = 0.985
@@ -64,14 +64,14 @@ def weight_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
 
 
 def dequantized_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
-    """The largest linear layer's weight in the type of its product, which a quantized layer makes while it runs."""
+    """Weight of the largest linear layer in the dtype of its product, which a quantized layer computes when it runs."""
     if source.quantization is None:
         return 0
     return max((layer.weight.nbytes for layer in skeleton.linear_layers), default=0)
 
 
 def loss_bytes(teacher: Teacher, student_size: int, teacher_size: int) -> int:
-    """Upper bound of what a loss holds of the two vocabularies: tokenizers are not read.
+    """Upper bound of the bytes that a loss holds for two vocabularies, without reading the tokenizers.
 
     :meth:`xtoken_pl.SpanLoss.state_bytes`; for ``auto`` that of ProjectionKL, the most that it may choose.
     """
@@ -80,12 +80,12 @@ def loss_bytes(teacher: Teacher, student_size: int, teacher_size: int) -> int:
 
 
 def learned_projection_bytes(teacher: Teacher, student_size: int) -> int:
-    """The weights that are learned of W, at most ``4 * 4 V_s``."""
+    """Learned weights of W, at most ``4 * 4 V_s``."""
     return _FLOAT * _PLACES * student_size if teacher.learn_projection else 0
 
 
 def cached_bytes(teacher: Teacher, teacher_size: int) -> int:
-    """Of a span of a cached teacher, of which there is one a token at most.
+    """Bytes of one span of a cached teacher; a window has at most one span per token.
 
     ``k (b + 4) + 12`` for k stored tokens of b bytes and their ids, ``V_t b + 8`` where all are stored; k = 64 and
     b = 2 where the cache is still to be built.
@@ -101,16 +101,13 @@ def cached_bytes(teacher: Teacher, teacher_size: int) -> int:
 
 
 def head_copy_bytes(run: Run, skeleton: Skeleton) -> int:
-    """A head in the type of its product, ``V H itemsize``, where that is not the weights' own."""
-    head = skeleton.head
-    if run.autocast in (None, head.dtype):
-        return 0
-    assert run.autocast is not None
-    return head.numel() * run.autocast.itemsize
+    """Copy of a head in autocast's dtype, ``V H itemsize``; 0 if the weights have it already."""
+    head, autocast = skeleton.head, run.autocast
+    return 0 if autocast is None or autocast == head.dtype else head.numel() * autocast.itemsize
 
 
 def gathered_bytes(skeleton: Skeleton) -> int:
-    """Of sharded weights, what is whole at a time: two layers (one runs, the next is fetched) and the rest.
+    """Sharded weights that are whole at the same time: two layers (one runs, the next is fetched) and the rest.
 
     The rest (embedding, last normalization, head) stays whole until the backward pass has ended.
     """
@@ -118,5 +115,5 @@ def gathered_bytes(skeleton: Skeleton) -> int:
 
 
 def reduced_bytes(skeleton: Skeleton) -> int:
-    """Gradients that wait for their reduction: of a layer or of the rest, whole, and once more to be sent."""
+    """Gradients being reduced, of a layer or of the rest: the whole gradients, and a copy that is sent."""
     return 2 * skeleton.largest_trained_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,8 +76,7 @@ class PrefixPlanner:
         return row, first, place - end[first]
 
 
-@dataclass
-class _Branches:
+class _Branches(NamedTuple):
     """Branches, ranges of neighbouring members, sorted by position and first member: ``[G]`` each."""
 
     level: Ints
@@ -105,28 +104,22 @@ class _Walk:
         self.token = teacher_labels[first]  # [R]
         self.is_inside = consumed > 0
         trie = self.map.trie
-        root = self._roots()
-        root[~continues[first]] = -1
-        self.root = root
-        active = np.flatnonzero(root >= 0)
-        node, teacher = root[active], first[active] + 1
-        found: list[tuple[Ints, ...]] = [(active[:0],) * 5]
+        # The byte at which a position lies; clamped for tokens without bytes, which no position is inside.
+        byte = np.minimum(self.map.offsets[self.token] + consumed, len(self.map.longest) - 1)
+        root = np.where(self.is_inside, self.map.node_of_rest[byte], self.map.node_of_token[self.token])
+        self.root = np.where(continues[first], root, -1)  # [R] -1 if there is nothing to divide
+        self.extending = np.where(self.is_inside[:, None], self.map.extending[byte], 0)  # [R, 2]
+        active = np.flatnonzero(self.root >= 0)
+        node, teacher = self.root[active], first[active] + 1
+        found: list[tuple[NDArray[Any], ...]] = [(active[:0],) * 4 + (active[:0] > 0,)]
         while len(active):
             child = trie.child(node, teacher_labels[teacher])
             descends = (child >= 0) & trie.continues[child] & continues[teacher]
-            found.append((active, node, teacher, child, descends.astype(np.int64)))
+            found.append((active, node, teacher, child, descends))
             active, node, teacher = active[descends], child[descends], teacher[descends] + 1
         levels = [np.concatenate(column) for column in zip(*found, strict=True)]
         by_position = np.argsort(levels[0], kind="stable")
-        self.position, self.node, self.teacher, self.child, descends = (column[by_position] for column in levels)
-        self.descends = descends.astype(bool)
-
-    def _roots(self) -> Ints:
-        """``[R]`` node of the observed teacher token, or of its rest; -1 if there is nothing to divide."""
-        inside = self.map.offsets[self.token] + self.consumed
-        # Clamped for tokens without bytes, which have no rest.
-        rest = self.map.node_of_rest[np.minimum(inside, len(self.map.node_of_rest) - 1)]
-        return np.where(self.is_inside, rest, self.map.node_of_token[self.token])
+        self.position, self.node, self.teacher, self.child, self.descends = (column[by_position] for column in levels)
 
     def positions(self, num_rows: int) -> Positions:
         """Builds the tables of the positions, for a batch of ``num_rows`` student rows."""
@@ -138,7 +131,7 @@ class _Walk:
         last_branch[self.descends] = last_column[self.descends] = -1
         is_refined = self.root >= 0
         observed_column = np.where(is_refined, -1, self._column(self.observed, self.is_inside))
-        low, high = self._ranges()
+        low, high = np.ascontiguousarray(self.extending.T)
         heir_position, heir_place, heir_token = self._inherited()
         columns = {
             "row": self.row,
@@ -183,14 +176,15 @@ class _Walk:
         divided = self.descends[level] & (child == self.child[level])
         level, child = level[~divided], child[~divided]
         token = np.where(child == self.child[level], -1, trie.symbol[child])
+        ended = self.node[ends]
         branches = _Branches(
             level=np.concatenate((levels[ends], level)),
-            token=np.concatenate((np.full(int(ends.sum()), -1), token)),
-            start=np.concatenate((trie.start[self.node[ends]], trie.start[child])),
-            length=np.concatenate((trie.num_equal[self.node[ends]], trie.end[child] - trie.start[child])),
+            token=np.concatenate((np.full(len(ended), -1), token)),
+            start=np.concatenate((trie.start[ended], trie.start[child])),
+            length=np.concatenate((trie.num_equal[ended], trie.end[child] - trie.start[child])),
         )
         order = np.lexsort((branches.start, self.position[branches.level]))
-        return _Branches(*(getattr(branches, item.name)[order] for item in fields(_Branches)))
+        return _Branches(*(column[order] for column in branches))
 
     def _target(self, tokens: Ints, branches: _Branches) -> tuple[Ints, Ints]:
         """``[L]`` branch that contains each student token, or else its column; -1 for none."""
@@ -208,11 +202,6 @@ class _Walk:
         keys = self.position[branches.level] * num_members + branches.start
         found = np.searchsorted(keys, position * num_members + place, side="right") - 1
         return np.where(place >= 0, found, -1)
-
-    def _ranges(self) -> tuple[Ints, Ints]:
-        flat = np.minimum(self.map.offsets[self.token] + self.consumed, len(self.map.extending) - 1)
-        extending = np.where(self.is_inside[:, None], self.map.extending[flat], 0)
-        return extending[:, 0].copy(), extending[:, 1].copy()
 
     def _inherited(self) -> tuple[Ints, Ints, Ints]:
         """``[X]`` position, place of the receiving member, and teacher token of all inherited mass."""

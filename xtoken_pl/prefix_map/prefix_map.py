@@ -69,39 +69,31 @@ class PrefixMap:
     teacher_fingerprint: str
 
     def __post_init__(self) -> None:
-        num_bytes, num_nodes = len(self.longest), len(self.trie)
-        lengths = {
-            "offsets": (len(self.offsets), self.num_teacher + 1),
-            "extending": (len(self.extending), num_bytes),
-            "node_of_rest": (len(self.node_of_rest), num_bytes),
-            "fallback": (len(self.fallback), num_nodes),
-            "members": (len(self.members), int(self.trie.end[0])),
-            "the trie": (sum(map(len, self.trie.arrays().values())), num_nodes * len(self.trie.arrays())),
-            "the last offset": (int(self.offsets[-1]), num_bytes),
+        num_bytes, num_nodes, num_members = len(self.longest), len(self.trie), int(self.trie.end[0])
+        # The length of each array, and the exclusive upper bound of its entries.
+        arrays = {
+            "lead": (self.lead, self.num_student, self.num_teacher),
+            "offsets": (self.offsets, self.num_teacher + 1, num_bytes + 1),
+            "longest": (self.longest, num_bytes, self.num_student),
+            "order": (self.order, len(self.order), self.num_teacher),
+            "extending": (self.extending, num_bytes, len(self.order) + 1),
+            "members": (self.members, num_members, self.num_student),
+            "node_of_token": (self.node_of_token, self.num_teacher, num_nodes),
+            "node_of_rest": (self.node_of_rest, num_bytes, num_nodes),
+            "fallback": (self.fallback, num_nodes, self.num_student),
         }
-        limits = {
-            "lead": (self.lead, self.num_teacher),
-            "longest": (self.longest, self.num_student),
-            "order": (self.order, self.num_teacher),
-            "extending": (self.extending, len(self.order) + 1),
-            "members": (self.members, self.num_student),
-            "node_of_token": (self.node_of_token, num_nodes),
-            "node_of_rest": (self.node_of_rest, num_nodes),
-            "fallback": (self.fallback, self.num_student),
-            "offsets": (self.offsets, num_bytes + 1),
-            "trie.start": (self.trie.start, len(self.members) + 1),
-            "trie.end": (self.trie.end, len(self.members) + 1),
-            "trie.parent": (self.trie.parent, num_nodes),
-            "trie.symbol": (self.trie.symbol, self.trie.num_symbols),
-        }
-        for name, (got, wanted) in lengths.items():
-            if got != wanted:
-                raise UserError(f"{name} of a prefix map must be {wanted}, got {got}; {_REBUILD}")
-        for name, (array, limit) in limits.items():
+        limits = {"parent": num_nodes, "symbol": self.trie.num_symbols}
+        for name, array in self.trie.arrays().items():
+            arrays[f"trie.{name}"] = (array, num_nodes, limits.get(name, num_members + 1))
+        for name, (array, length, limit) in arrays.items():
+            if len(array) != length:
+                raise UserError(f"the length of {name} of a prefix map must be {length}, got {len(array)}; {_REBUILD}")
             if array.size and (array.min() < -1 or array.max() >= limit):
                 raise UserError(
                     f"{name} of a prefix map must be in [-1, {limit}), got {array.min()} to {array.max()}; {_REBUILD}"
                 )
+        if self.offsets[-1] != num_bytes:
+            raise UserError(f"the last offset of a prefix map must be {num_bytes}, got {self.offsets[-1]}; {_REBUILD}")
 
     @property
     def num_student(self) -> int:

@@ -3,12 +3,11 @@
 from xtoken_pl.projection.build import ProjectionParameters, build_projection
 from xtoken_pl.projection.learned import LearnedProjection
 from xtoken_pl.projection.partition import VocabularyPartition
-from xtoken_pl.projection.projection import Projection, ProjectionCounts
+from xtoken_pl.projection.projection import Projection
 
 __all__ = [
     "LearnedProjection",
     "Projection",
-    "ProjectionCounts",
     "ProjectionParameters",
     "VocabularyPartition",
     "build_projection",

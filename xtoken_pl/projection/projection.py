@@ -32,10 +32,6 @@ class ProjectionCounts:
     multi_token: int
     zero: int
 
-    @property
-    def total(self) -> int:
-        return self.exact + self.multi_token + self.zero
-
 
 @dataclass(frozen=True)
 class Projection:

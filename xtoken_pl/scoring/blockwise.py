@@ -27,23 +27,18 @@ def evaluate_rows(
 
     Args:
         student: All student rows.
-        teachers: By name.
-        cuts: Where the rows may be cut; the results do not depend on where they are.
-        memory: For logits and what losses derive from them; see :class:`MemoryPlan`.
+        teachers: Tasks by teacher name.
+        cuts: Places at which the rows may be cut; the results do not depend on them.
+        memory: Memory for logits and what losses derive from them; see :class:`xtoken_pl.scoring.memory.BlockSizes`.
 
     Returns:
         Vectors, so that weights and scales are applied, and gradients stopped, outside.
     """
-    layer = student.head.layer
-    # Several teachers may share a loss.
-    parameters = list(dict.fromkeys(p for task in teachers.values() for p in task.loss.parameters() if p.requires_grad))
-    inputs = [student.hidden, layer.weight, getattr(layer, "bias", None), *parameters]
-    is_differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    evaluation = Evaluation.of(student, teachers, cuts, memory, parameters, keeps=is_differentiable)
-    if not is_differentiable:
+    evaluation = Evaluation(student, teachers, cuts, memory)
+    if not evaluation.is_differentiable:
         return evaluation.score()
     results: list[RowScores] = []
-    token_nats, *losses = _Differentiable.apply(evaluation, results, *inputs)
+    token_nats, *losses = _Differentiable.apply(evaluation, results, *evaluation.inputs)
     (scores,) = results
     spans = zip(scores.spans.items(), losses, strict=True)
     return RowScores(token_nats, {name: s._replace(loss=loss) for (name, s), loss in spans}, scores.confidence)

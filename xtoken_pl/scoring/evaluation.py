@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,8 @@ from xtoken_pl.batch import Block, RowCuts
 from xtoken_pl.losses.base import SideRows, SpanScores
 from xtoken_pl.models.head import accumulate_product, logits
 from xtoken_pl.scoring.kept import KeptGradients, subtract_at
-from xtoken_pl.scoring.memory import LogitMemory, MemoryPlan
-from xtoken_pl.scoring.pieces import PieceScorer
+from xtoken_pl.scoring.memory import BlockSizes, LogitMemory
+from xtoken_pl.scoring.pieces import StudentLeaves
 from xtoken_pl.scoring.tasks import HiddenRows, KnownRows, RowScores, TeacherTask
 
 # N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
@@ -23,58 +22,52 @@ from xtoken_pl.scoring.tasks import HiddenRows, KnownRows, RowScores, TeacherTas
 _Heads = Mapping[str, tuple[Tensor, Tensor | None]]
 
 
-@dataclass
 class Evaluation:
-    """One batch: the first pass scores it, the second gives the gradients."""
+    """One batch: the first pass scores it, the second computes the gradients."""
 
-    sides: Mapping[str, HiddenRows]  # what has logits, by teacher; "" is the student
-    teachers: Mapping[str, TeacherTask]
-    capacities: Mapping[str, int]  # by side, rows of its largest block
-    blocks: Sequence[Block]
-    parameters: Sequence[nn.Parameter]  # of the losses
-    keeps: bool  # whether a second pass follows
-    num_kept: int  # so many of the first blocks are kept
-    dtypes: Mapping[str, torch.dtype]  # of the heads' products, by side
-    kept: dict[int, KeptGradients]  # by block
-    still_there: dict[int, dict[str, Tensor]]  # by block, the memory of each side's logits
-    memory: LogitMemory
-
-    @classmethod
-    def of(
-        cls,
-        student: HiddenRows,
-        teachers: Mapping[str, TeacherTask],
-        cuts: RowCuts,
-        memory: LogitMemory,
-        parameters: Sequence[nn.Parameter],
-        *,
-        keeps: bool,
-    ) -> Evaluation:
+    def __init__(
+        self, student: HiddenRows, teachers: Mapping[str, TeacherTask], cuts: RowCuts, memory: LogitMemory
+    ) -> None:
+        self.student, self.teachers, self.memory = student, teachers, memory
+        layer = student.head.layer
+        # Several teachers may share a loss.
+        losses = nn.ModuleList(task.loss for task in teachers.values())
+        self.parameters = [parameter for parameter in losses.parameters() if parameter.requires_grad]
+        #: Differentiable inputs: hidden states, the head's weight and bias, and parameters of the losses.
+        self.inputs: list[Tensor | None] = [
+            student.hidden,
+            layer.weight,
+            getattr(layer, "bias", None),
+            *self.parameters,
+        ]
+        self.is_differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in self.inputs)
+        heads = {name: task.rows for name, task in teachers.items() if isinstance(task.rows, HiddenRows)}
+        #: Rows that have logits, by teacher; "" is the student.
+        self.sides: dict[str, HiddenRows] = {"": student, **heads}
         kind = student.hidden.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        heads = {name: task.rows for name, task in teachers.items() if isinstance(task.rows, HiddenRows)}
-        known_sizes = [len(task.rows.holes) for task in teachers.values() if isinstance(task.rows, KnownRows)]
-        sides = {"": student, **heads}
-        dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in sides.items()}
-        loss_dtype = torch.promote_types(dtypes[""], torch.float32)
-        sizes = [rows.head.vocabulary_size for rows in sides.values()]
-        num_rows = max(len(side.labels) for side in sides.values())
-        hidden_sizes = [student.hidden.shape[1] for task in teachers.values() if task.loss.needs_hidden_states]
-        plan = MemoryPlan.of(memory.budget, num_rows, sizes[0], sizes[1:], loss_dtype, kind, known_sizes, hidden_sizes)
-        # Without any row an empty block keeps the zero loss connected to the parameters.
-        blocks = cuts.blocks(plan.block_rows, plan.piece_rows) or [Block.empty(teachers)]
-        capacities = {name: max(block.num_rows(name) for block in blocks) for name in sides}
+        #: Precision of the heads' products, by side.
+        self.dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in self.sides.items()}
+        self.loss_dtype = torch.promote_types(self.dtypes[""], torch.float32)
+        sizes = BlockSizes.from_budget(
+            memory.budget,
+            num_rows=max(len(side.labels) for side in self.sides.values()),
+            student_size=student.head.vocabulary_size,
+            teacher_sizes=[rows.head.vocabulary_size for rows in heads.values()],
+            dtype=self.loss_dtype,
+            kind=kind,
+            known_sizes=[len(task.rows.holes) for task in teachers.values() if isinstance(task.rows, KnownRows)],
+            hidden_sizes=[student.hidden.shape[1] for task in teachers.values() if task.loss.needs_hidden_states],
+        )
+        # Without any row, an empty block connects the zero loss to the parameters.
+        self.blocks = cuts.blocks(sizes.block_rows, sizes.piece_rows) or [Block.empty(teachers)]
+        #: Rows of the largest block, by side.
+        self.capacities = {name: max(block.num_rows(name) for block in self.blocks) for name in self.sides}
         # The gradient of a loss's own parameters is no sum over rows: their blocks are computed again.
-        num_kept = plan.kept_rows // max(1, capacities[""]) if keeps and not parameters else 0
-        return cls(sides, teachers, capacities, blocks, parameters, keeps, num_kept, dtypes, {}, {}, memory)
-
-    @property
-    def student(self) -> HiddenRows:
-        return self.sides[""]
-
-    @property
-    def scorer(self) -> PieceScorer:
-        return PieceScorer(self.student, self.teachers)
+        keeps = self.is_differentiable and not self.parameters
+        self.num_kept = sizes.kept_rows // max(1, self.capacities[""]) if keeps else 0  # first blocks
+        self.kept: dict[int, KeptGradients] = {}  # by block
+        self.still_there: dict[int, dict[str, Tensor]] = {}  # by block, the memory of each side's logits
 
     # The first pass ------------------------------------------------------------------------------------------------
 
@@ -88,9 +81,11 @@ class Evaluation:
             for index, block in enumerate(self.blocks):
                 kept = None
                 if index < self.num_kept:
-                    kept = self.kept[index] = self._room_to_keep()
+                    room = self.capacities[""]
+                    kept = KeptGradients.allocate(self.student, self.teachers, room, self.loss_dtype, self.memory)
+                    self.kept[index] = kept
                 # The second pass begins with the last block, whose logits are still there.
-                stays = self.keeps and kept is None and block is self.blocks[-1]
+                stays = self.is_differentiable and kept is None and block is self.blocks[-1]
                 with self._logits(index, heads, stays=stays) as rows:
                     for piece in block.pieces:
                         part = self._score_piece(block, piece, rows, kept)
@@ -112,18 +107,15 @@ class Evaluation:
         confidence: dict[str, Tensor] = {}
         for name, task in self.teachers.items():
             teacher = self._teacher_side(name, block, piece, rows)
-            if kept is None:
-                leaves = self.scorer.leaves(piece, log_probs, [name])
-                spans[name] = self.scorer.score(name, piece, leaves, teacher)
-            else:
-                with torch.enable_grad():
-                    leaves = self.scorer.leaves(piece, log_probs, [name])
-                    scores = self.scorer.score(name, piece, leaves, teacher)
-                    (gradient, of_hidden), _ = leaves.gradients(scores.loss.sum())
-                kept.units[name][inside] = self._through_softmax(gradient, kept.probs[inside])
-                if of_hidden is not None:
-                    kept.hidden_units[name][inside] = of_hidden
-                spans[name] = scores._replace(loss=scores.loss.detach())
+            with torch.set_grad_enabled(kept is not None):
+                leaves = StudentLeaves.from_piece(self.student, piece, log_probs, [task])
+                scores = leaves.score(name, task, piece, teacher)
+                if kept is not None:
+                    gradient, of_hidden, _ = leaves.gradients(scores.loss.sum())
+                    kept.units[name][inside] = self._through_softmax(gradient, kept.probs[inside])
+                    if of_hidden is not None:
+                        kept.hidden_units.setdefault(name, []).append(of_hidden)
+            spans[name] = scores._replace(loss=scores.loss.detach())
             if (of_spans := task.span_confidence(piece.spans[name], teacher)) is not None:
                 confidence[name] = of_spans
         return RowScores(token_nats, spans, confidence)
@@ -140,16 +132,14 @@ class Evaluation:
             token_nats, losses: Those of the results of :meth:`score`.
             wanted: Which gradients are needed.
         """
-        layer, size = self.student.head.layer, self.student.head.vocabulary_size
-        inputs = [self.student.hidden, layer.weight, getattr(layer, "bias", None), *self.parameters]
+        size = self.student.head.vocabulary_size
         grads = [
-            torch.empty_like(x) if want and x is not None else None for x, want in zip(inputs, wanted, strict=True)
+            torch.empty_like(x) if want and x is not None else None for x, want in zip(self.inputs, wanted, strict=True)
         ]
         hidden, weight, bias, *of_parameters = grads
-        for grad in (weight, bias):
-            if grad is not None:
-                grad[size:].zero_()
-        for grad in of_parameters:
+        if weight is not None:
+            weight[size:].zero_()
+        for grad in (bias, *of_parameters):
             if grad is not None:
                 grad.zero_()
         span_weights = dict(zip(self.teachers, losses, strict=True))
@@ -158,24 +148,18 @@ class Evaluation:
             heads = self._heads([""] if nothing_again else self.sides)
             last = len(self.blocks) - 1
             for index, block in reversed(list(enumerate(self.blocks))):
-                with self._gradients_of(index, heads, token_nats, span_weights, of_parameters) as (
-                    logit_grad,
-                    of_losses,
-                ):
-                    head_weight, _ = heads[""]
-                    logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
-                    if hidden is not None:
-                        of_rows = logit_grad @ head_weight  # [P, H]
-                        of_rows = of_rows if of_losses is None else of_rows + of_losses
-                        hidden[block.student_rows] = of_rows.to(hidden.dtype)
-                    if weight is not None:
-                        rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
-                        accumulate_product(weight[:size], logit_grad, rows, is_first=index == last)
-                    if bias is not None:
-                        bias[:size] = logit_grad.sum(0) + (0 if index == last else bias[:size])
+                logit_grad, of_losses = self._gradients_of(index, heads, token_nats, span_weights, of_parameters)
+                head_weight, _ = heads[""]
+                logit_grad = logit_grad.to(head_weight.dtype)  # [P, V_s]
+                if hidden is not None:
+                    hidden[block.student_rows] = (logit_grad @ head_weight + of_losses).to(hidden.dtype)  # [P, H]
+                if weight is not None:
+                    rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
+                    accumulate_product(weight[:size], logit_grad, rows, is_first=index == last)
+                if bias is not None:
+                    bias[:size] += logit_grad.sum(0)
         return tuple(grads)
 
-    @contextmanager
     def _gradients_of(
         self,
         index: int,
@@ -183,48 +167,40 @@ class Evaluation:
         token_nats: Tensor,
         span_weights: Mapping[str, Tensor],
         of_parameters: Sequence[Tensor | None],
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """A block's ``[P, V_s]`` of its logits, and ``[P, H]`` of the hidden states that losses read, or None.
+    ) -> tuple[Tensor, Tensor | float]:
+        """The gradients of a block, from what was kept of it or from its logits.
 
-        From what was kept of the block, or from its logits.
+        Adds to the gradients of the losses' parameters.
+
+        Returns:
+            ``[P, V_s]`` of the logits, in memory that the next block overwrites, and ``[P, H]`` of the hidden states
+            that losses read, or 0.
         """
         block, kept = self.blocks[index], self.kept.pop(index, None)
         if kept is not None:
-            yield kept.combine(block, self.student, self.teachers, token_nats, span_weights)
             kept.give_back(self.memory)
-            return
-        with self._logits(index, heads) as rows:
-            yield self._recompute(block, rows, token_nats, span_weights, of_parameters)
-
-    def _recompute(
-        self,
-        block: Block,
-        rows: Mapping[str, Tensor],
-        token_nats: Tensor,
-        span_weights: Mapping[str, Tensor],
-        of_parameters: Sequence[Tensor | None],
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same, from logits (still there, or computed again); adds to the gradients of the losses' parameters."""
+            return kept.combine(block, self.student, self.teachers, token_nats, span_weights)
         of_hidden: list[Tensor] = []
-        for piece in block.pieces:
-            inside = _inside(piece.student_rows, block.student_rows)
-            log_probs = self.student.head.normalize(rows[""][inside])
-            with torch.enable_grad():
-                leaves = self.scorer.leaves(piece, log_probs, self.teachers)
-                total = log_probs.new_zeros(())
-                for name in self.teachers:
-                    scores = self.scorer.score(name, piece, leaves, self._teacher_side(name, block, piece, rows))
-                    total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
-                (grad, of_states), others = leaves.gradients(total, self.parameters)
-            for sum_, other in zip(of_parameters, others, strict=True):
-                if sum_ is not None:
-                    sum_ += other
-            if of_states is not None:
-                of_hidden.append(of_states)
-            weight = token_nats[piece.student_rows, None].to(grad.dtype)
-            subtract_at(grad, self.student.labels[piece.student_rows], weight)
-            rows[""][inside] = self._through_softmax(grad, log_probs.exp())
-        return rows[""], torch.cat(of_hidden) if of_hidden else None
+        with self._logits(index, heads) as rows:
+            for piece in block.pieces:
+                inside = _inside(piece.student_rows, block.student_rows)
+                log_probs = self.student.head.normalize(rows[""][inside])
+                with torch.enable_grad():
+                    leaves = StudentLeaves.from_piece(self.student, piece, log_probs, self.teachers.values())
+                    total = log_probs.new_zeros(())
+                    for name, task in self.teachers.items():
+                        scores = leaves.score(name, task, piece, self._teacher_side(name, block, piece, rows))
+                        total = total + (scores.loss * span_weights[name][piece.spans[name]]).sum()
+                    grad, of_states, others = leaves.gradients(total, self.parameters)
+                for sum_, other in zip(of_parameters, others, strict=True):
+                    if sum_ is not None:
+                        sum_ += other
+                if of_states is not None:
+                    of_hidden.append(of_states)
+                weight = token_nats[piece.student_rows, None].to(grad.dtype)
+                subtract_at(grad, leaves.labels, weight)
+                rows[""][inside] = self._through_softmax(grad, log_probs.exp())
+        return rows[""], torch.cat(of_hidden) if of_hidden else 0.0
 
     # What both passes do -------------------------------------------------------------------------------------------
 
@@ -263,10 +239,6 @@ class Evaluation:
             matrices[name] = self.memory.take(self.capacities[name], len(weight), weight.dtype, weight.device)
             logits(hidden, weight, bias, out=matrices[name][: len(hidden)])
         return matrices
-
-    def _room_to_keep(self) -> KeptGradients:
-        dtype = torch.promote_types(self.dtypes[""], torch.float32)
-        return KeptGradients.room(self.student, self.teachers, self.capacities[""], dtype, self.memory)
 
     def _teacher_side(self, name: str, block: Block, piece: Block, rows: Mapping[str, Tensor]) -> SideRows:
         piece_rows = piece.rows(name)

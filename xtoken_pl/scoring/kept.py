@@ -1,9 +1,9 @@
-"""What the first pass keeps of a block for the second one."""
+"""Gradients of a block that the first pass keeps for the second."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,39 +17,27 @@ from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 
 @dataclass
 class KeptGradients:
-    """The gradients of a block's losses, each for a weight of one, in memory that is lent.
+    """Gradients of a block's losses, each for a weight of one, in lent memory.
 
     Attributes:
         probs: ``[P, V_s]`` the student's probabilities, for the cross-entropy.
-        units: By teacher, ``[P, V_s]`` the gradient of the student's logits.
-        hidden_units: By teacher whose loss reads hidden states, ``[P, H]`` the gradient of the student's.
+        units: ``[P, V_s]`` gradient of the student's logits, by teacher.
+        hidden_units: Gradient of the student's hidden states in pieces, ``[P, H]`` together, by teacher whose loss
+            reads hidden states.
     """
 
     probs: Tensor
     units: dict[str, Tensor]
-    hidden_units: dict[str, Tensor]
+    hidden_units: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def room(
-        cls,
-        student: HiddenRows,
-        teachers: Mapping[str, TeacherTask],
-        num_rows: int,
-        dtype: torch.dtype,
-        memory: LogitMemory,
+    def allocate(
+        cls, student: HiddenRows, teachers: Iterable[str], num_rows: int, dtype: torch.dtype, memory: LogitMemory
     ) -> KeptGradients:
-        """Room for a block of so many rows, whose losses are computed in ``dtype``."""
-        device, size = student.hidden.device, student.head.vocabulary_size
-        states = student.states(slice(0, 0))
-        return cls(
-            memory.take(num_rows, size, dtype, device),
-            {name: memory.take(num_rows, size, dtype, device) for name in teachers},
-            {
-                name: memory.take(num_rows, states.shape[1], states.dtype, device)
-                for name, task in teachers.items()
-                if task.loss.needs_hidden_states
-            },
-        )
+        """Takes memory for a block of ``num_rows`` rows, whose losses are computed in ``dtype``."""
+        size, device = student.head.vocabulary_size, student.hidden.device
+        probs, *units = (memory.take(num_rows, size, dtype, device) for _ in ("", *teachers))
+        return cls(probs, dict(zip(teachers, units, strict=True)))
 
     def combine(
         self,
@@ -58,28 +46,35 @@ class KeptGradients:
         teachers: Mapping[str, TeacherTask],
         token_nats: Tensor,
         span_weights: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """The block's gradients for the weights of all rows and spans; overwrites :attr:`probs`.
+    ) -> tuple[Tensor, Tensor | float]:
+        """Weights and adds the block's gradients; overwrites :attr:`probs`.
+
+        Args:
+            block: The block.
+            student: All student rows.
+            teachers: Tasks by teacher.
+            token_nats: ``[N]`` weight of each row's cross-entropy.
+            span_weights: ``[S]`` weight of each span's loss, by teacher.
 
         Returns:
-            ``[P, V_s]`` of the logits, and ``[P, H]`` of the hidden states that losses read, None where none does.
+            ``[P, V_s]`` of the logits, and ``[P, H]`` of the hidden states that losses read, or 0.
         """
         rows, weight = block.student_rows, token_nats[block.student_rows, None].to(self.probs.dtype)
         grad = self.probs[: len(weight)].mul_(weight)
         subtract_at(grad, student.labels[rows], weight)
-        of_hidden: list[Tensor] = []
+        of_hidden: Tensor | float = 0.0
         for name, unit in self.units.items():
             # A span's loss depends on its own rows alone, so that its weight is that of these rows.
             of_span = torch.cat((span_weights[name], span_weights[name].new_zeros(1)))
             of_row = of_span[teachers[name].spans.student_span[rows], None].to(unit.dtype)
             grad.addcmul_(unit[: len(grad)], of_row)
             if name in self.hidden_units:
-                of_hidden.append(self.hidden_units[name][: len(grad)] * of_row)
-        return grad, torch.stack(of_hidden).sum(0) if of_hidden else None
+                of_hidden = of_hidden + torch.cat(self.hidden_units[name]) * of_row
+        return grad, of_hidden
 
     def give_back(self, memory: LogitMemory) -> None:
         """Gives the memory back."""
-        memory.give(self.probs, *self.units.values(), *self.hidden_units.values())
+        memory.give(self.probs, *self.units.values())
 
 
 def subtract_at(rows: Tensor, labels: Tensor, values: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The gradients of losses in the student's logits, for looking at: training never needs them as a whole.
+"""Gradients of losses in the student's logits, for monitoring: training never needs them as a whole.
 
 A head that is a table of logits makes them reachable through the interface that training uses: the hidden state of a
 row is the unit vector that picks its logits, and the gradient of the head's weight is that of the logits.
@@ -7,8 +7,7 @@ row is the unit vector that picks its logits, and the gradient of the head's wei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
 
 
 def rows_in_spans(batch: DistillBatch, wanted: Tensor) -> Tensor:
-    """``[N] -> [N]`` bool: the rows that are wanted, and all rows of the spans that hold one of them.
+    """Adds to the wanted rows all rows of the spans that hold one of them, ``[N] -> [N]`` bool.
 
     A row that comes in by a span of one teacher may lie in a span of another that is not whole: gradients are right at
     the wanted rows alone.
@@ -34,35 +33,24 @@ def rows_in_spans(batch: DistillBatch, wanted: Tensor) -> Tensor:
     return rows
 
 
-@dataclass(frozen=True)
 class LogitGradients:
     """Takes gradients of losses in the logits of some rows.
 
     The losses are evaluated as in a training step, over all rows, within a memory budget; beside it there are the
     logits ``[K, V_s]``, a gradient of their size, and the unit vectors ``[N, K]``.
 
-    Attributes:
-        student: All rows; those without logits stand there with logits of zero. A loss that reads hidden states gets
-            those of the model, which have no part in the gradient.
-        cuts: Where the rows may be cut.
-        memory: For logits and what losses derive from them.
+    Args:
+        rows: ``[K]`` student rows, increasing. A teacher's gradient is right at the rows whose span has all its rows
+            among them.
+        logits: ``[K, V_s]`` logits of these rows; all other rows have logits of zero.
+        student: All student rows, of which the labels and the head's vocabulary count. A loss that reads hidden states
+            gets theirs, which have no part in the gradient.
+        cuts: Places at which the rows may be cut.
+        memory: Memory for logits and what losses derive from them.
     """
 
-    student: HiddenRows
-    cuts: RowCuts
-    memory: LogitMemory
-
-    @classmethod
-    def at(cls, rows: Tensor, logits: Tensor, student: HiddenRows, cuts: RowCuts, memory: LogitMemory) -> Self:
-        """Gradients at logits ``[K, V_s]``.
-
-        Args:
-            rows: ``[K]`` increasing. A teacher's gradient is right at the rows whose span has all its rows among them.
-            logits: Of these rows.
-            student: All rows, of which the labels and the head's vocabulary count.
-            cuts: Where they may be cut.
-            memory: For logits and what losses derive from them.
-        """
+    def __init__(self, rows: Tensor, logits: Tensor, student: HiddenRows, cuts: RowCuts, memory: LogitMemory) -> None:
+        self.cuts, self.memory = cuts, memory
         dtype = torch.promote_types(logits.dtype, torch.float32)
         with torch.inference_mode(mode=False):  # autograd keeps no tensor that was made in it
             layer = nn.Linear(1, 1, bias=False, device="meta")
@@ -70,21 +58,19 @@ class LogitGradients:
             units = layer.weight.new_zeros(len(student.labels), len(rows))  # [N, K]
             units[rows, torch.arange(len(rows), device=rows.device)] = 1.0
             head = replace(student.head, layer=layer)
-            rows_of_units = HiddenRows(
-                units, student.labels.clone(), head, model_hidden=student.hidden.detach().clone()
-            )
-            return cls(rows_of_units, cuts, memory)
+            states = student.hidden.detach().clone()
+            self.student = HiddenRows(units, student.labels.clone(), head, model_hidden=states)
 
     def of_cross_entropy(self) -> Tensor:
-        """``[K, V_s]``: the gradient of each row's cross-entropy."""
+        """Gradient of each row's cross-entropy, ``[K, V_s]``."""
         return self._of({}, lambda scores: scores.token_nats)
 
     def of_teacher(self, name: str, task: TeacherTask) -> Tensor:
-        """``[K, V_s]``: the gradient of the loss of the span that holds the row; zero for a row of no span.
+        """Gradient of the loss of the span that holds each row, ``[K, V_s]``; zero for a row in no span.
 
         Args:
-            name: The teacher's, in the cuts.
-            task: Whose spans and plan were not made in inference mode.
+            name: Name of the teacher in the cuts.
+            task: The teacher's task; its spans and plan must not have been made in inference mode.
         """
         # Each row is in one span at most, so that the sum over spans has the gradient of the row's own span.
         return self._of({name: task}, lambda scores: scores.spans[name].loss)

@@ -1,4 +1,4 @@
-"""How a memory budget is spent on logits."""
+"""Divides a memory budget among logits, and lends memory for them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 #: Tensors of a piece's size that exist at the same time, for the hungriest loss (measured).
 _PIECE_TENSORS = 16
-#: Pieces get no more of the budget than this, or nothing would be left to be kept.
+#: Largest share of the budget for pieces, so that something is left to be kept.
 _PIECE_SHARE = 0.25
 
 
 class _Limits(NamedTuple):
-    """What is worth having of a kind of device, where there is memory for it."""
+    """Sizes beyond which a kind of device gains nothing."""
 
     block_share: float  # of the budget
     block_rows: int
@@ -31,8 +31,8 @@ _OTHERS = _Limits(block_share=0.75, block_rows=2**16, piece_bytes=2**27)
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """How rows are cut so that their logits fit into a budget.
+class BlockSizes:
+    """Numbers of rows whose logits, and what losses derive from them, fit into a memory budget.
 
     The heads are multiplied with a *block* of rows, as large as fits, since a large product is efficient. Losses
     see a *piece* of it at a time, since they need many tensors of its size. Where the budget has room left, what the
@@ -49,7 +49,7 @@ class MemoryPlan:
     kept_rows: int
 
     @classmethod
-    def of(
+    def from_budget(
         cls,
         budget: float,
         num_rows: int,
@@ -59,16 +59,17 @@ class MemoryPlan:
         kind: str,
         known_sizes: Sequence[int] = (),
         hidden_sizes: Sequence[int] = (),
-    ) -> MemoryPlan:
+    ) -> BlockSizes:
         """Divides ``budget`` bytes among blocks, pieces, and what is kept.
 
         Args:
-            num_rows: Rows of the batch, of the side that has most.
-            student_size, teacher_sizes: Of the vocabularies.
-            dtype: In which losses are computed.
-            kind: Of the device, ``cpu`` or ``cuda``, say.
-            known_sizes: Of the vocabularies of teachers whose rows are known: they have no logits.
-            hidden_sizes: The student's hidden size, for each loss that reads hidden states.
+            budget: Memory budget in bytes.
+            num_rows: Rows of the batch on the side that has most.
+            student_size, teacher_sizes: Vocabulary sizes.
+            dtype: Dtype that losses are computed in.
+            kind: Type of the device, such as ``cpu`` or ``cuda``.
+            known_sizes: Vocabulary sizes of teachers with known rows, which have no logits.
+            hidden_sizes: The student's hidden size, once for each loss that reads hidden states.
         """
         limits = _CPU if kind == "cpu" else _OTHERS
         row = dtype.itemsize * (student_size + sum(teacher_sizes))
@@ -85,12 +86,12 @@ class MemoryPlan:
 
 
 class LogitMemory:
-    """A budget for logits and what losses derive from them, and the memory that is used again and again.
+    """Budget for logits and for what losses derive from them; lends matrices, to reuse their memory.
 
-    Fresh pages cost a CPU as much as a quarter of a head's product, so that matrices are lent and given back.
+    Fresh pages cost a CPU as much as a quarter of a head's product.
 
     Args:
-        budget: Bytes.
+        budget: Memory budget in bytes.
     """
 
     def __init__(self, budget: float) -> None:
@@ -98,7 +99,7 @@ class LogitMemory:
         self._free: list[Tensor] = []
 
     def take(self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """``[num_rows, width]`` or more rows, not initialized; for the taker alone until it is given back."""
+        """Lends a matrix ``[num_rows, width]``, or with more rows, not initialized, until it is given back."""
         wanted = (width, dtype, device)
         for index, matrix in enumerate(self._free):
             if (matrix.shape[1], matrix.dtype, matrix.device) == wanted and len(matrix) >= num_rows:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,58 +15,59 @@ from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask, local_spans
 # P rows of a piece, S spans, H hidden size, V_s/V_t vocabulary sizes (student/teacher)
 
 
-class StudentLeaves(NamedTuple):
-    """What losses read of a piece's student rows, or the gradients of it.
+@dataclass(frozen=True)
+class StudentLeaves:
+    """A piece's student rows as the losses read them: leaves of their gradients.
 
     Attributes:
-        log_probs: ``[P, V_s]``.
-        hidden: ``[P, H]``, None where no loss reads hidden states.
+        labels: ``[P]`` observed tokens.
+        log_probs: ``[P, V_s]`` log-probabilities.
+        hidden: ``[P, H]`` hidden states, None if no loss reads them.
     """
 
+    labels: Tensor
     log_probs: Tensor
     hidden: Tensor | None
 
-    def gradients(self, total: Tensor, parameters: Iterable[Tensor] = ()) -> tuple[StudentLeaves, list[Tensor]]:
-        """The gradients of a scalar in these leaves and in parameters; zeros where it does not depend on them."""
-        leaves = [leaf for leaf in self if leaf is not None]
-        total = total + self.log_probs[:, :0].sum()  # a loss may have no gradient
-        grads = torch.autograd.grad(total, [*leaves, *parameters], allow_unused=True, materialize_grads=True)
-        hidden = None if self.hidden is None else grads[1]
-        return StudentLeaves(grads[0], hidden), list(grads[len(leaves) :])
-
-
-@dataclass(frozen=True)
-class PieceScorer:
-    """Scores the spans of a piece with the loss of each teacher."""
-
-    student: HiddenRows
-    teachers: Mapping[str, TeacherTask]
-
-    def leaves(self, piece: Block, log_probs: Tensor, teachers: Iterable[str]) -> StudentLeaves:
-        """Leaves of a piece; they require a gradient where gradients are enabled.
+    @classmethod
+    def from_piece(
+        cls, student: HiddenRows, piece: Block, log_probs: Tensor, tasks: Iterable[TeacherTask]
+    ) -> StudentLeaves:
+        """Makes the leaves of a piece; they require a gradient where gradients are enabled.
 
         Args:
+            student: All student rows.
             piece: The piece.
             log_probs: ``[P, V_s]`` of its student rows; the leaf has the same memory.
-            teachers: Teachers whose losses are to read them.
+            tasks: Tasks whose losses are to read the leaves.
         """
-        reads = any(self.teachers[name].loss.needs_hidden_states for name in teachers)
-        needs_grad = torch.is_grad_enabled()  # a loss may take a shorter way without
-        hidden = self.student.states(piece.student_rows).requires_grad_(needs_grad) if reads else None
-        return StudentLeaves(log_probs.detach().requires_grad_(needs_grad), hidden)
+        rows, needs_grad = piece.student_rows, torch.is_grad_enabled()  # a loss may take a shorter way without
+        reads = any(task.loss.needs_hidden_states for task in tasks)
+        hidden = student.states(rows).requires_grad_(needs_grad) if reads else None
+        return cls(student.labels[rows], log_probs.detach().requires_grad_(needs_grad), hidden)
 
-    def score(self, name: str, piece: Block, student: StudentLeaves, teacher: SideRows) -> SpanScores:
-        """The scores of a piece's spans by one teacher's loss."""
-        task, spans = self.teachers[name], piece.spans[name]
-        log_probs = student.log_probs
+    def score(self, name: str, task: TeacherTask, piece: Block, teacher: SideRows) -> SpanScores:
+        """Scores the piece's spans with the loss of one teacher."""
+        rows, spans = piece.student_rows, piece.spans[name]
+        tempered = (self.log_probs / task.temperature).log_softmax(-1) if task.temperature != 1.0 else self.log_probs
         side = SideRows(
-            log_probs=log_probs if task.temperature == 1.0 else (log_probs / task.temperature).log_softmax(-1),
-            labels=self.student.labels[piece.student_rows],
-            first=task.spans.student_first[spans] - piece.student_rows.start,
+            log_probs=tempered,
+            labels=self.labels,
+            first=task.spans.student_first[spans] - rows.start,
             length=task.spans.student_length[spans],
-            span=local_spans(task.spans.student_span[piece.student_rows], spans),
-            hidden=student.hidden if task.loss.needs_hidden_states else None,
+            span=local_spans(task.spans.student_span[rows], spans),
+            hidden=self.hidden if task.loss.needs_hidden_states else None,
         )
-        plan = None if task.plan is None else task.plan.cut(piece.student_rows, piece.teacher_rows[name])
+        plan = None if task.plan is None else task.plan.cut(rows, piece.teacher_rows[name])
         result: SpanScores = task.loss(SpanBlock(side, teacher, plan))
         return result._replace(loss=result.loss * task.temperature**2)
+
+    def gradients(
+        self, total: Tensor, parameters: Iterable[Tensor] = ()
+    ) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
+        """The gradients of a scalar in log_probs, hidden and parameters; zeros where it does not depend on them."""
+        total = total + self.log_probs[:, :0].sum()  # a loss may have no gradient
+        hidden = [] if self.hidden is None else [self.hidden]
+        leaves = [self.log_probs, *hidden, *parameters]
+        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        return grads[0], grads[1] if hidden else None, grads[1 + len(hidden) :]

@@ -1,4 +1,4 @@
-"""What is to be scored, and the scores."""
+"""Rows and teachers to be scored, and their scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xtoken_pl.utilities.errors import UserError
 
 # N/Q student/teacher rows, S spans, H hidden size, V_t teacher's vocabulary size
 
-#: How sure a teacher is: log-probabilities [Q, V_t] and the tokens [Q] that they predict in, a number per row [Q] out.
+#: Confidence of a teacher's rows: log-probabilities [Q, V_t] and observed tokens [Q] -> [Q].
 RowConfidence = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -24,10 +24,10 @@ class HiddenRows:
     """One side's rows before the head.
 
     Attributes:
-        hidden: ``[N, H]`` what the head is multiplied with.
-        labels: ``[N]`` the tokens that the rows predict.
-        head: The head.
-        model_hidden: ``[N, H]`` the model's hidden states, where ``hidden`` stands in for them.
+        hidden: ``[N, H]`` hidden states that the head is applied to.
+        labels: ``[N]`` observed tokens that the rows predict.
+        head: The model's head.
+        model_hidden: ``[N, H]`` the model's hidden states, if ``hidden`` replaces them; otherwise None.
     """
 
     hidden: Tensor
@@ -47,10 +47,10 @@ class KnownRows:
     """A teacher's rows without its head: one for each span, from a cache, at the teacher's temperature.
 
     Attributes:
-        cached: What is stored of the spans.
-        labels: ``[S]`` the first token of each.
-        holes: ``[V_t]`` whether no token has an id.
-        num_tokens: Ids that are no holes.
+        cached: Cached rows of the spans.
+        labels: ``[S]`` first token of each span.
+        holes: ``[V_t]`` bool, True for ids that no token has.
+        num_tokens: Number of ids that are not holes.
     """
 
     cached: CachedRows
@@ -61,7 +61,7 @@ class KnownRows:
 
 @dataclass(frozen=True)
 class TeacherTask:
-    """What is computed for one teacher: its loss and, where a weighting asks for it, its confidence."""
+    """The loss of one teacher and, if a weighting asks for it, the teacher's confidence."""
 
     rows: HiddenRows | KnownRows
     spans: SpanBatch
@@ -72,11 +72,11 @@ class TeacherTask:
 
     @torch.no_grad()
     def side(self, piece_rows: slice, spans: slice, logits: Tensor | None) -> SideRows:
-        """The teacher's side of a piece.
+        """Makes the teacher's side of a piece.
 
         Args:
-            piece_rows, spans: Of the piece.
-            logits: ``[P, V_t]`` of these rows; None where the rows are known.
+            piece_rows, spans: Ranges of the piece's teacher rows and spans.
+            logits: ``[P, V_t]`` logits of these rows; None for known rows.
         """
         if isinstance(self.rows, KnownRows):
             return _known_side(self.rows, spans)
@@ -91,13 +91,15 @@ class TeacherTask:
         )
 
     def span_confidence(self, spans: slice, side: SideRows) -> Tensor | None:
-        """``[P]``: the confidence of the rows of a piece's spans, summed; None where it is not asked for."""
+        """Sums the confidence of a span's rows, ``[P]`` for a piece's spans; None if it is not asked for."""
         if self.confidence is None:
             return None
         if isinstance(self.rows, KnownRows):
-            # The only confidence that a cache knows is the log-probability; others are refused at set-up.
+            # A cache only knows the log-probability; weightings that need more are rejected at set-up.
             return self.rows.cached.span_log_prob(spans)
-        return side.sum_by_span(self.confidence(_untempered(side.log_probs, self.temperature), side.labels))
+        # The distribution at temperature 1, whatever the loss compares.
+        log_probs = side.log_probs if self.temperature == 1.0 else (side.log_probs * self.temperature).log_softmax(-1)
+        return side.sum_by_span(self.confidence(log_probs, side.labels))
 
 
 def _known_side(rows: KnownRows, spans: slice) -> SideRows:
@@ -108,23 +110,18 @@ def _known_side(rows: KnownRows, spans: slice) -> SideRows:
 
 
 def local_spans(span: Tensor, spans: slice) -> Tensor:
-    """The span of each row counted from the piece's first one; their number for a row of no span."""
+    """Span of each row, counted from the piece's first span; the number of spans for a row in no span."""
     return (span - spans.start).clamp(max=spans.stop - spans.start)
-
-
-def _untempered(log_probs: Tensor, temperature: float) -> Tensor:
-    """The distribution at temperature 1: what the teacher believes, whatever the loss compares."""
-    return log_probs if temperature == 1.0 else (log_probs * temperature).log_softmax(-1)
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """What is known of a batch, or of a piece of it.
+    """Scores of a batch, or of a piece of it.
 
     Attributes:
         token_nats: ``[N]`` cross-entropy of every student row.
-        spans: By teacher, the scores of every span.
-        confidence: By teacher, ``[S]``: the confidence of the rows of every span, summed; only where it was asked for.
+        spans: Scores of every span, by teacher.
+        confidence: ``[S]`` confidence summed over the rows of every span, by teacher; only if it was asked for.
     """
 
     token_nats: Tensor
@@ -133,11 +130,10 @@ class RowScores:
 
     @classmethod
     def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:
-        """Room for a batch of scores like those of ``part``, to be filled by :meth:`write`."""
+        """Allocates scores of a batch, of the same types as ``part``, to be filled by :meth:`write`."""
 
         def room(scores: SpanScores, num: int) -> SpanScores:
-            agreement = None if scores.agreement is None else scores.agreement.new_empty(num)
-            return SpanScores(scores.loss.new_empty(num), scores.unmapped_mass.new_empty(num), agreement)
+            return SpanScores._make(None if values is None else values.new_empty(num) for values in scores)
 
         return cls(
             part.token_nats.new_empty(num_rows),
@@ -146,10 +142,10 @@ class RowScores:
         )
 
     def write(self, piece: Block, part: RowScores) -> None:
-        """Fills in the scores of a piece.
+        """Writes the scores of a piece.
 
         Raises:
-            UserError: If a loss did not give one number for each of its spans.
+            UserError: If a loss did not return one number for each span.
         """
         self.token_nats[piece.student_rows] = part.token_nats
         for name, spans in piece.spans.items():

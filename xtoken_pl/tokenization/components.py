@@ -92,34 +92,33 @@ def _has_dummy_prefix(backend: Any) -> bool:
 
 def _parts(component: Any) -> list[dict[str, Any]]:
     """Flat list of a component's parts, with nested sequences expanded."""
-    if component is None:
-        return []
-    return list(_flatten(json.loads(component.__getstate__())))
+    return [] if component is None else _flatten(json.loads(component.__getstate__()))
 
 
 def _flatten(state: dict[str, Any]) -> list[dict[str, Any]]:
-    inner = state.get("decoders") or state.get("normalizers") or state.get("pretokenizers")
     if state["type"] != "Sequence":
         return [state]
-    return [leaf for part in inner or [] for leaf in _flatten(part)]
+    return [leaf for part in state[_inner(state)] for leaf in _flatten(part)]
+
+
+def _inner(sequence: dict[str, Any]) -> str:
+    """Key under which a sequence holds its parts."""
+    return next(key for key in ("decoders", "normalizers", "pretokenizers") if key in sequence)
 
 
 def without_dummy_prefix(backend: Any) -> Any:
     """Returns a copy of ``backend`` that encodes a text as if it stood in the middle of a longer one."""
-    from tokenizers import Tokenizer
-
     state = json.loads(backend.to_str())
-    state["normalizer"] = _strip_prefix(state["normalizer"], "normalizers")
-    state["pre_tokenizer"] = _strip_prefix(state["pre_tokenizer"], "pretokenizers")
-    return Tokenizer.from_str(json.dumps(state))
+    stripped = {name: _strip_prefix(state[name]) for name in ("normalizer", "pre_tokenizer")}
+    return type(backend).from_str(json.dumps(state | stripped))
 
 
-def _strip_prefix(state: dict[str, Any] | None, inner: str) -> dict[str, Any] | None:
+def _strip_prefix(state: dict[str, Any] | None) -> dict[str, Any] | None:
     if state is None or state["type"] == "Prepend":
         return None
     if state["type"] == "Sequence":
-        parts = [part for part in (_strip_prefix(part, inner) for part in state[inner]) if part is not None]
-        return {**state, inner: parts}
+        inner = _inner(state)
+        return {**state, inner: [part for part in map(_strip_prefix, state[inner]) if part is not None]}
     if state["type"] == "Metaspace":
         return {**state, "prepend_scheme": "never"}
     if state["type"] == "ByteLevel":

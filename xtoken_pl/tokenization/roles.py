@@ -28,12 +28,12 @@ def special_roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     the caller drops those.
     """
     vocabulary = tokenizer.get_added_vocab()
-    roles: dict[str, int | None] = {
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "unk": tokenizer.unk_token_id,
-        "pad": tokenizer.pad_token_id,
-    }
-    for role, spellings in _SPELLINGS.items():
-        roles[role] = next((vocabulary[spelling] for spelling in spellings if spelling in vocabulary), None)
-    return {role: token_id for role in ROLES if (token_id := roles[role]) is not None}
+    roles: dict[str, int] = {}
+    for role in ROLES:
+        if role in _SPELLINGS:
+            token_id = next((vocabulary[spelling] for spelling in _SPELLINGS[role] if spelling in vocabulary), None)
+        else:
+            token_id = getattr(tokenizer, f"{role}_token_id")
+        if token_id is not None:
+            roles[role] = token_id
+    return roles

@@ -55,10 +55,7 @@ def _normalized(normalizer: object, text: str) -> bytes | None:
 
 def _single_byte_ids(vocabulary: CanonicalVocabulary) -> dict[int, int]:
     """Byte-fallback token of each byte; empty for a byte-level tokenizer."""
-    if vocabulary.components.kind == "metaspace":
-        pieces = np.flatnonzero(vocabulary.is_byte_piece).tolist()
-        return {vocabulary.token_bytes[token][0]: token for token in pieces}
-    return {}
+    return {vocabulary.token_bytes[token][0]: token for token in np.flatnonzero(vocabulary.is_byte_piece).tolist()}
 
 
 def _write_partial(backend: Any, vocabulary: CanonicalVocabulary, text: bytes, byte_ids: dict[int, int]) -> list[int]:

@@ -78,10 +78,11 @@ class Weighting(nn.Module, ABC):
     row_confidence: RowConfidence | None = None
 
     def why_not_cacheable(self) -> str | None:
-        """What the weighting needs of a teacher beyond a cache, which knows the log-probability of each span's text.
+        """Reason why a teacher cannot be cached under this weighting; None if it can.
 
-        None if it needs no more. By default that is a weighting without :attr:`row_confidence`; one whose confidence
-        is that log-probability overrides this.
+        A cache holds the log-probability of each span's text, and no other measure of confidence. By default, only a
+        weighting without :attr:`row_confidence` can be used; one whose confidence is that log-probability overrides
+        this.
         """
         return None if self.row_confidence is None else f"{type(self).__name__} measures a confidence of its own"
 

@@ -68,16 +68,15 @@ class _ByConfidence(Weighting):
         alphas = views[0].scores.loss.new_tensor([view.alpha for view in views])
         if self.scope == "span":
             scores = torch.stack([self._by_student_row(view) for view in views])  # [M, N]
-            weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
-            chosen = weights.unbind()
         else:
             sums = torch.stack([self._by_sequence(view) for view in views])  # [M, 2, B]
             if self.scope == "batch":
                 sums = sum_over_processes(sums.sum(-1, keepdim=True))  # [M, 2, 1]
             scores = self._score(sums[:, 0], sums[:, 1])  # [M, R]
-            weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
-            chosen = weights.squeeze(1).unbind() if self.scope == "batch" else weights[:, views[0].sequence].unbind()
-        return dict(zip(teachers, chosen, strict=True))
+        weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
+        if self.scope != "span":
+            weights = weights.squeeze(1) if self.scope == "batch" else weights[:, views[0].sequence]
+        return dict(zip(teachers, weights.unbind(), strict=True))
 
     def _units(self, view: TeacherScores) -> Tensor:
         """Bytes or teacher tokens of each span, ``[S]``."""
