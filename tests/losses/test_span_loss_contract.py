@@ -85,7 +85,7 @@ def test_a_loss_of_ones_own_is_planned_inspected_cached_and_trained_from_the_cac
     planned = json.loads(Path("plan.json").read_text())
     sizes = len(packing_tokenizer()), len(splitting_tokenizer())
     peak = planned["moments"][planned["peak_moment"]]
-    assert peak["teacher t: W and what its loss holds"] == LeadingByte().state_bytes(*sizes)
+    assert peak["teacher t: W and loss tables"] == LeadingByte().state_bytes(*sizes)
 
     capsys.readouterr()
     main(["inspect", "--config", "run.yaml", "--html", "shown.html"])

@@ -24,8 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"usage: {PROGRAM} VERB [options]\n\nDistil language models across tokenizers.\n\n{overview()}")
         return
     verb = VERBS[choose_verb(given)]
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("xtoken_pl").setLevel(logging.INFO)
+    logger = logging.getLogger("xtoken_pl")
+    logger.setLevel(logging.INFO)
+    if not logger.hasHandlers():  # not basicConfig: a root handler would repeat the lines of Lightning's own handlers
+        logger.addHandler(logging.StreamHandler())
     try:
         with system_errors():
             import_module(f"xtoken_pl.cli.{verb.module}").run(given)
