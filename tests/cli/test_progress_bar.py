@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ def test_epochs_are_counted_where_a_run_has_them(workspace: Path, capsys: pytest
     said = shown(workspace, capsys, max_steps=-1, max_epochs=2, limit_train_batches=3)
     assert "epoch 1/2, step 3/6" in said
     assert "epoch 2/2, step 6/6" in said
+
+
+def test_a_run_that_resumes_within_an_epoch_begins_at_its_step(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1, "save_last": True}}
+    options = {"enable_checkpointing": True, "callbacks": [save]}
+    shown(workspace, capsys, max_steps=2, **options)
+    lines = re.split(r"[\r\n]", shown(workspace, capsys, "--ckpt_path", "last", max_steps=3, **options))
+    counted = [line for line in lines if "step " in line and "|" in line]
+    assert counted
+    assert all(line.startswith(("step 2/3", "step 3/3")) for line in counted)
 
 
 def test_a_stream_shows_its_steps(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

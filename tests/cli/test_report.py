@@ -144,11 +144,17 @@ def test_a_process_ends_with_the_message_and_its_code(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_process_prints_every_line_of_the_log_once(folder: Path) -> None:
+    done = in_a_process(folder, "fit", "--config", "run.yaml", "--trainer.devices", "two")
+    assert done.stderr.count("Seed set to 1") == 1
+
+
+@pytest.mark.slow
 def test_a_process_shows_the_traceback_when_asked(folder: Path) -> None:
     done = in_a_process(folder, "--traceback", "audit", "--student", "no", "--teacher", "split")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert "a tokenizer must be a folder" in done.stderr
+    assert "a tokenizer must be a directory" in done.stderr
 
 
 @pytest.mark.slow

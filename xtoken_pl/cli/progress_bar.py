@@ -20,6 +20,7 @@ class StepProgressBar(TQDMProgressBar):
         num_steps = trainer.estimated_stepping_batches
         bar.total = int(num_steps) if 0 <= num_steps < math.inf else None  # not known for a run that ends by time
         bar.initial = bar.n = trainer.global_step  # a resumed run begins there
+        self.on_train_epoch_start(trainer)  # Lightning does not call it for an epoch that is resumed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         has_epochs = trainer.max_epochs is not None and trainer.max_epochs > 0
