@@ -251,9 +251,9 @@ def test_prefetching_workers_do_not_change_the_order(path: str, mid_epoch: tuple
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"batch_size": 3}, r"its global batch size \(.*\) \(2 in the checkpoint, 3 here\)"),
-        ({"seed": 4}, r"its seed of the order \(.*\) \(3 in the checkpoint, 4 here\)"),
-        ({"sequence_length": 60}, r"its windows \(texts, tokenizers, sequence_length\)"),
+        ({"batch_size": 3}, r"global batch size \(.*\) \(2 in the checkpoint, 3 here\)"),
+        ({"seed": 4}, r"seed of the order \(.*\) \(3 in the checkpoint, 4 here\)"),
+        ({"sequence_length": 60}, r"windows \(texts, tokenizers, sequence_length\)"),
     ],
     ids=["batch size", "seed", "length"],
 )
