@@ -57,36 +57,27 @@ __all__ = [
     "recommend_loss",
 ]
 
-_MODULES = {
-    "xtoken_pl.alignment": ("SpanAligner", "Spans", "SpanStatistics"),
-    "xtoken_pl.audit": ("CoverageAudit", "recommend_loss"),
-    "xtoken_pl.data": ("DistillDataModule", "TextSource"),
-    "xtoken_pl.losses": (
-        "GOLD",
-        "ULD",
-        "BytePrefixKL",
-        "HybridKL",
-        "MatchedRowLoss",
-        "ProjectionKL",
-        "SpanLoss",
-        "TokenKL",
-    ),
-    "xtoken_pl.prefix_map": ("PrefixMap", "build_prefix_map"),
-    "xtoken_pl.projection": ("Projection", "VocabularyPartition", "build_projection"),
-    "xtoken_pl.specs": ("LoRA", "Student", "Teacher"),
-    "xtoken_pl.tokenization": ("CanonicalVocabulary",),
-    "xtoken_pl.training.metrics": ("BitsPerByte", "TopOneAgreement"),
-    "xtoken_pl.training.module": ("MultiTeacherDistillModule",),
-    "xtoken_pl.training.optimization": ("OptimizerRecipe",),
-    "xtoken_pl.weighting": ("ConfidenceWeighting", "MostConfidentTeacher", "StaticWeighting", "Weighting"),
+_NAMES_BY_MODULE = {
+    "alignment": "SpanAligner Spans SpanStatistics",
+    "audit": "CoverageAudit recommend_loss",
+    "data": "DistillDataModule TextSource",
+    "losses": "GOLD ULD BytePrefixKL HybridKL MatchedRowLoss ProjectionKL SpanLoss TokenKL",
+    "prefix_map": "PrefixMap build_prefix_map",
+    "projection": "Projection VocabularyPartition build_projection",
+    "specs": "LoRA Student Teacher",
+    "tokenization": "CanonicalVocabulary",
+    "training.metrics": "BitsPerByte TopOneAgreement",
+    "training.module": "MultiTeacherDistillModule",
+    "training.optimization": "OptimizerRecipe",
+    "weighting": "ConfidenceWeighting MostConfidentTeacher StaticWeighting Weighting",
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+_MODULES = {name: f"xtoken_pl.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 

@@ -111,7 +111,7 @@ def test_missing_damaged_and_existing_paths_are_refused_before_any_work(
     run: tuple[Path, MultiTeacherDistillModule], tmp_path: Path
 ) -> None:
     folder, _ = run
-    with pytest.raises(UserError, match="there is no checkpoint at 'nowhere'"):
+    with pytest.raises(UserError, match="there is none at 'nowhere'"):
         export("nowhere", str(tmp_path / "x"))
     (tmp_path / "cut.ckpt").write_bytes((folder / "whole.ckpt").read_bytes()[:-100])
     with pytest.raises(ValueError, match="must be whole"):

@@ -137,7 +137,7 @@ def test_files_that_no_run_can_use_are_refused_before_anything_is_loaded(tmp_pat
     torch.save(weights_alone, tmp_path / "weights.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "weights.ckpt").read_bytes()[:-100])
     for name, message in {
-        "none": "there is no checkpoint at .*none.ckpt'; check the path, or give `last`",
+        "none": "there is none at .*none.ckpt'; check the path, or give `last`",
         "cut": "must be whole",
         "other": r"is none \(it holds weight\)",
         "weights": "must hold the states of optimizers",

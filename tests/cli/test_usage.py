@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from xtoken_pl.cli.usage import RefusedError, refusal
+from xtoken_pl.utilities.errors import UserError, root_cause
 
 
 @pytest.fixture
@@ -43,3 +44,21 @@ def test_the_item_of_a_mapping_is_named(arguments: list[str]) -> None:
 
 def test_what_cannot_be_shortened_is_shown_whole() -> None:
     assert str(refusal(RefusedError("the parser's own words", []), ["fit"])) == "the parser's own words"
+
+
+class Particular:
+    """Refuses what it is given, because of another error."""
+
+    def __init__(self, a: str) -> None:
+        try:
+            int(a)
+        except ValueError as error:
+            raise UserError(f"a must be a number, got {a!r}") from error
+
+
+def test_an_error_of_a_class_is_shown_whatever_caused_it() -> None:
+    with pytest.raises(ValueError, match="a must be a number") as refused:
+        Particular("x")
+    wrapped = ValueError("a parser's page")
+    wrapped.__cause__ = refused.value
+    assert root_cause(wrapped) is refused.value

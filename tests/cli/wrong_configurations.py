@@ -198,6 +198,12 @@ CASES = [
         *("needs texts to validate on", "'val/ce'", "set data.val.path"),
         config=callback(_MONITOR, monitor="val/ce"),
     ),
+    case(
+        "config: early stopping on a tag of a callback that is not there",
+        "",
+        *("metric `train/foo`", "not available"),
+        config=callback("lightning.pytorch.callbacks.EarlyStopping", monitor="train/foo"),
+    ),
     case("config: no steps", "--trainer.max_steps 0", "max_steps must be >= 1", "got 0", "give a number"),
     case("config: negative steps", "--trainer.max_steps -5", "max_steps` must be", "-5", "under `trainer:`"),
     case("config: no gradients", "--trainer.accumulate_grad_batches 0", "must be >= 1", "got 0", "with 1 every batch"),

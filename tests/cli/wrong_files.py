@@ -164,7 +164,7 @@ CASES = [
     case(
         "checkpoints: export of none",
         "--checkpoint no.ckpt --output out",
-        *("there is no checkpoint at 'no.ckpt'", "check the path"),
+        *("there is none at 'no.ckpt'", "check the path"),
         verb="export",
     ),
     case(

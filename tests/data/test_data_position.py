@@ -230,7 +230,7 @@ def test_resuming_a_stream_with_other_settings_is_refused_by_name(path: str, tmp
     streaming = {"streaming": True, "shuffle_buffer": 3, "num_workers": 0, "batch_size": 2}
     everywhere = SaveEverywhere(tmp_path)
     fit(data_module(path, **streaming), everywhere, max_steps=1)
-    with pytest.raises(ValueError, match=rf"must keep its data\.{option} \(.*start a new run from the exported"):
+    with pytest.raises(ValueError, match=rf"must not change: data\.{option} \(.*start a new run from the exported"):
         fit(data_module(path, **{**streaming, option: 1}), ckpt_path=everywhere.saved[0][0], max_steps=2)
 
 
@@ -251,9 +251,9 @@ def test_prefetching_workers_do_not_change_the_order(path: str, mid_epoch: tuple
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"batch_size": 3}, r"its global batch size \(.*\) \(2 in the checkpoint, 3 here\)"),
-        ({"seed": 4}, r"its seed of the order \(.*\) \(3 in the checkpoint, 4 here\)"),
-        ({"sequence_length": 60}, r"its windows \(texts, tokenizers, sequence_length\)"),
+        ({"batch_size": 3}, r"global batch size \(.*\) \(2 in the checkpoint, 3 here\)"),
+        ({"seed": 4}, r"seed of the order \(.*\) \(3 in the checkpoint, 4 here\)"),
+        ({"sequence_length": 60}, r"windows \(texts, tokenizers, sequence_length\)"),
     ],
     ids=["batch size", "seed", "length"],
 )
@@ -261,7 +261,9 @@ def test_resuming_with_changed_data_settings_is_refused_by_name_with_both_ways_o
     path: str, mid_epoch: tuple[Recorder, Path, int], options: dict[str, Any], expected: str
 ) -> None:
     _, saved, _ = mid_epoch
-    with pytest.raises(ValueError, match=expected + r".*Set what it was, or start a new run from the exported student"):
+    with pytest.raises(
+        ValueError, match=expected + r".*Restore the former values, or start a new run from the exported student"
+    ):
         fit(data_module(path, **options), ckpt_path=saved, max_epochs=2)
 
 
@@ -269,7 +271,7 @@ def test_resuming_with_other_texts_is_refused(path: str, mid_epoch: tuple[Record
     _, saved, _ = mid_epoch
     other = Path(path).with_name("other.jsonl")
     other.write_text(Path(path).read_text().replace("a", "o"))
-    with pytest.raises(ValueError, match=r"must keep its .*windows \(texts, tokenizers, sequence_length\)"):
+    with pytest.raises(ValueError, match=r"must not change: .*windows \(texts, tokenizers, sequence_length\)"):
         fit(data_module(str(other)), ckpt_path=saved, max_epochs=2)
 
 

@@ -104,7 +104,7 @@ def test_checkpoint_supplies_the_students_weights(workspace: Path, capsys: pytes
         (["--config", "run.yaml", "--window", "999"], "counted from 0, got 999"),
         (["--config", "run.yaml", "--window", "-1"], "counted from 0, got -1"),
         (["--config", "run.yaml", "--top_k", "0"], "top_k must be >= 1, got 0"),
-        (["--config", "run.yaml", "--ckpt_path", "no.ckpt"], "there is no checkpoint at 'no.ckpt'"),
+        (["--config", "run.yaml", "--ckpt_path", "no.ckpt"], "there is none at 'no.ckpt'"),
         (["--config", "run.yaml", "--ckpt_path", "no.ckpt", "--weights", "false"], "exclude each other"),
         (["--config", "run.yaml", "--html", "student"], "student is a directory"),
         (["--config=missing.yaml"], "there is none at 'missing.yaml'"),

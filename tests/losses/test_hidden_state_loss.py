@@ -199,8 +199,9 @@ def test_losses_without_hidden_states_keep_none() -> None:
     assert all(piece.shape[1] == H_S for unit in kept.hidden_units.values() for piece in unit)
 
 
-def test_half_precision_is_shown_in_single() -> None:
+def test_half_precision_is_shown_in_single_with_the_same_gradient() -> None:
     problem = Problem()
+    expected, *_ = problem.gradients(*problem.dense({"t": HiddenSurprise()}))
     seen: list[torch.dtype] = []
 
     class Watching(HiddenSurprise):
@@ -218,7 +219,7 @@ def test_half_precision_is_shown_in_single() -> None:
     gradient, _ = problem.gradients(scores.token_nats, {"t": scores.spans["t"].loss})
     assert {*seen} == {torch.float32}
     assert gradient.dtype == torch.bfloat16
-    assert gradient.isfinite().all()
+    assert (gradient.double() - expected).norm() < 0.05 * expected.norm()  # bfloat16 has 8 bits
 
 
 def test_gradients_in_the_logits_leave_the_hidden_states_as_they_are() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
 
-import filelock
 import pytest
 
 from xtoken_pl.teachers.cache.lock import LOCK_FILE, building
@@ -64,7 +64,7 @@ def test_other_errors_of_a_lock_are_raised(tmp_path: Path, monkeypatch: pytest.M
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
-    def acquire(*_: object, **__: object) -> None:
+    def flock(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    monkeypatch.setattr(fcntl, "flock", flock)

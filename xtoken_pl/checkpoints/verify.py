@@ -117,7 +117,7 @@ def _read(path: Path, stage: Stage) -> Mapping[str, Any] | None:
     """Reads a checkpoint without tensors; returns None for ``export``, which reads all of it later."""
     if not path.exists():
         raise UserError(
-            f"the path must be a checkpoint, and there is no checkpoint at {str(path)!r}; check the path"
+            f"the path must be a checkpoint, and there is none at {str(path)!r}; check the path"
             f"{', or give `last`' if stage == 'fit' else ''}"
         )
     check_whole(path)
@@ -257,8 +257,8 @@ def _check_data(saved: DataIdentity, ours: DataIdentity) -> None:
     ]
     if changed:
         raise UserError(
-            f"to resume in the middle of the data, a run must keep its {', its '.join(changed)}. "
-            "Set what it was, or start a new run from the exported student (--model.student.model FOLDER)"
+            f"to resume in the middle of the data, these must not change: {', '.join(changed)}. "
+            "Restore the former values, or start a new run from the exported student (--model.student.model FOLDER)"
         )
 
 

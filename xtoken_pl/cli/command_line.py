@@ -35,4 +35,4 @@ def main(arguments: list[str] | None = None) -> None:
         # A class that jsonargparse instantiates may refuse its arguments; jsonargparse wraps its error, level by level.
         if isinstance(error, UserError) or not isinstance(cause := root_cause(error), UserError):
             raise
-        raise cause from error
+        raise cause from cause.__cause__

@@ -77,6 +77,10 @@ def lightning_errors() -> Iterator[None]:
         raise out_of_memory(error) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):  # Lightning has no class for it
+            raise
+        raise UserError(str(error)) from error
 
 
 class DistillCLI(LightningCLI):

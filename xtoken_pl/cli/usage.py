@@ -68,7 +68,7 @@ def refusal(error: RefusedError, arguments: list[str]) -> UsageError:
         arguments: The verb and its options, as the user gave them.
     """
     message, innermost, known = str(error), error, error.options
-    while innermost.__cause__ is not None:
+    while innermost.__cause__ is not None and not isinstance(innermost, UserError):
         innermost = innermost.__cause__  # type: ignore[assignment]
         known = getattr(innermost, "options", known)
     reason = str(innermost)

@@ -51,7 +51,7 @@ def out_of_memory(error: BaseException) -> UserError:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The first exception of a chain of ``raise ... from ...``."""
-    while error.__cause__ is not None:
+    """The first exception of a chain of ``raise ... from ...``, or the :class:`UserError` that replaced it."""
+    while error.__cause__ is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
