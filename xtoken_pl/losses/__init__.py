@@ -3,13 +3,14 @@
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores, projection_bytes
 from xtoken_pl.losses.byte_prefix_kl import BytePrefixKL
 from xtoken_pl.losses.counterparts import CounterpartKind, LossCounterparts, TokenCounterparts
-from xtoken_pl.losses.divergence import Divergence
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence
 from xtoken_pl.losses.gold import GOLD
 from xtoken_pl.losses.hybrid_kl import HybridKL
 from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
-from xtoken_pl.losses.projection_kl import ProjectionKL
-from xtoken_pl.losses.token_kl import TokenKL
-from xtoken_pl.losses.uld import ULD
+from xtoken_pl.losses.partitioned import PartitionedLoss, common_divergence
+from xtoken_pl.losses.projection_kl import ProjectionKL, projection_kl
+from xtoken_pl.losses.token_kl import TokenKL, token_kl
+from xtoken_pl.losses.uld import ULD, rank_distance
 
 __all__ = [
     "GOLD",
@@ -21,11 +22,17 @@ __all__ = [
     "LossCounterparts",
     "MatchedRowLoss",
     "Merge",
+    "PartitionedLoss",
     "ProjectionKL",
     "SpanBlock",
     "SpanLoss",
     "SpanScores",
     "TokenCounterparts",
     "TokenKL",
+    "common_divergence",
+    "generalized_divergence",
     "projection_bytes",
+    "projection_kl",
+    "rank_distance",
+    "token_kl",
 ]
