@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,7 @@ def test_subclass_that_is_named_alone_runs(workspace: Path, run: Run, monkeypatc
         example = example.replace(f'"{hub}"', f'"{local}"')
     (workspace / "my_teachers.py").write_text(example)
     monkeypatch.syspath_prepend(workspace)
+    monkeypatch.delitem(sys.modules, "my_teachers", raising=False)  # of another test
     config = yaml.safe_load((workspace / "config.yaml").read_text())
     config["model"] = {"class_path": "my_teachers.LlamaFromQwenAndLlama"}
     config["trainer"]["max_steps"] = 1

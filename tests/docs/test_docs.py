@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -58,13 +58,15 @@ def example_modules() -> dict[str, str]:
 
 
 @pytest.fixture
-def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports an example of the page on extending by its name."""
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports an example of the page on extending by its name; other tests write modules of the same names."""
     for name, code in example_modules().items():
         (tmp_path / f"{name}.py").write_text(code)
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)
     monkeypatch.syspath_prepend(tmp_path)
-    return import_module
+    yield import_module
+    for name in example_modules():
+        sys.modules.pop(name, None)
 
 
 def test_every_python_example_of_extending_has_a_file() -> None:
