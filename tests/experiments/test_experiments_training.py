@@ -83,7 +83,7 @@ def test_failed_runs_are_named_with_an_output_that_says_where(trained: tuple[Pat
     folders = {key[1]: job.run_folder for key, job in jobs.items()}
     assert failed.startswith("2 of 5 runs failed; the same command tries them again:")
     assert f"(see {folders['fails']}/output.txt)" in failed
-    assert re.search(r"small/fails/0: FileNotFoundError: .*nowhere\.jsonl", failed)
+    assert re.search(r"small/fails/0: UserError: .*nowhere\.jsonl", failed)
     assert "small/last/0: needs a run that failed" in failed
     output = (folders["fails"] / "output.txt").read_text()
     assert "Traceback" in output

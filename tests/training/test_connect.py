@@ -8,10 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from torch.utils.data import DataLoader
 
-from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, Student, Teacher, TextSource
+from xtoken_pl import DistillDataModule, LoRA, MultiTeacherDistillModule, Student, Teacher, TextSource
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.utilities.errors import UserError
 
@@ -54,6 +55,16 @@ def test_the_test_stage_connects_the_data_module_too(root: Path) -> None:
     (metrics,) = trainer().test(module, data, verbose=False)
     assert metrics["test/bits_per_byte"] > 0
     assert data.windower.student is module.student_vocabulary
+
+
+def test_connecting_draws_nothing_from_the_random_generator(root: Path) -> None:
+    """An adapter's initial weights would otherwise differ between one process and several, which are seeded later."""
+    module = MultiTeacherDistillModule(
+        Student(model=str(root / "student"), adapter=LoRA(rank=2)), {"split": Teacher(model=str(root / "split"))}
+    )
+    before = torch.get_rng_state()
+    module.connect(data_of(root))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("packing", "expected"), [("none", False), ("joined", False), ("separate", True)])

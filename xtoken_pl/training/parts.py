@@ -136,6 +136,7 @@ class DistillParts(pl.LightningModule):
             verify(None, Run(paths=paths), cast(Stage, stage))
         self._bind_losses()
 
+    @torch.random.fork_rng(devices=[])  # several processes are seeded again after it, one process is not
     def _bind_losses(self) -> None:
         if hasattr(self, "student_num_bytes"):
             return
