@@ -12,7 +12,7 @@ import pytest
 import yaml
 from logged import scalars
 from PIL import Image
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_run import monitored_run, write_models, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xtoken_pl.cli import main
@@ -24,42 +24,14 @@ PICTURES = {f"pictures/{kind}/{name}" for kind in ("audit", "spans", "top_tokens
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("workspace")
-    write_model(root / "student", packing_tokenizer(), seed=1)
-    write_model(root / "split", splitting_tokenizer(), seed=2)
-    write_model(root / "same", packing_tokenizer(), seed=3)
-    (root / "texts.jsonl").write_text("".join(json.dumps({"text": text[:400]}) + "\n" for text in TEXTS[:4]))
-    callbacks = ["callbacks.TeacherMonitor", "callbacks.PictureMonitor", "callbacks.HFExport"]
-    config: dict[str, Any] = {
-        "seed_everything": 1,
-        "model": {
-            "student": {"model": "student"},
-            "teachers": {"split": {"model": "split", "loss": "xtoken_pl.ProjectionKL"}, "same": {"model": "same"}},
-        },
-        "data": {
-            "train": {"path": "texts.jsonl"},
-            "val": {"path": "texts.jsonl"},
-            "sequence_length": 48,
-            "batch_size": 2,
-            "num_workers": 0,
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 2,
-            "limit_val_batches": 1,
-            "val_check_interval": 1,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": "runs", "name": "test"},
-            },
-            "callbacks": [
-                *({"class_path": f"xtoken_pl.{callback}"} for callback in callbacks),
-                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
-            ],
-        },
-    }
+    write_models(root)
+    write_texts(root, length=400)
+    config = monitored_run()
+    config["model"]["teachers"]["same"] = {"model": "same"}
+    config["trainer"] |= {"max_steps": 2, "limit_val_batches": 1, "val_check_interval": 1}
+    names = ("TeacherMonitor", "PictureMonitor", "HFExport")
+    checkpoints = config["trainer"]["callbacks"][-1]
+    config["trainer"]["callbacks"] = [*({"class_path": f"xtoken_pl.callbacks.{name}"} for name in names), checkpoints]
     (root / "run.yaml").write_text(yaml.safe_dump(config))
     return root
 

@@ -12,50 +12,23 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 from logged import scalars
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS
+from small_run import monitored_run, write_models, write_texts
 
 from xtoken_pl.cli import main
 
-_BASE: dict[str, Any] = {
-    "seed_everything": 1,
-    "model": {
-        "student": {"model": "student"},
-        "teachers": {"split": {"model": "split", "alpha": 0.5}},
-        "optimizer": {"learning_rate": 1e-2},
-    },
-    "data": {
-        "train": {"path": "texts.jsonl"},
-        "val": {"path": "texts.jsonl"},
-        "sequence_length": 32,
-        "batch_size": 2,
-        "num_workers": 0,
-    },
-    "trainer": {
-        "accelerator": "cpu",
-        "max_steps": 4,
-        "limit_val_batches": 2,
-        "val_check_interval": 2,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "logger": {
-            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-            "init_args": {"save_dir": "runs", "name": "test"},
-        },
-        "callbacks": [
-            {"class_path": "xtoken_pl.callbacks.HFExport"},
-            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
-        ],
-    },
-}
+_BASE = monitored_run()
+_BASE["model"]["teachers"] = {"split": {"model": "split", "alpha": 0.5}}
+_BASE["model"]["optimizer"]["learning_rate"] = 1e-2
+_BASE["data"]["sequence_length"] = 32
+_BASE["trainer"]["callbacks"] = _BASE["trainer"]["callbacks"][-2:]  # the export and the checkpoints
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("summary")
-    write_model(root / "student", packing_tokenizer(), seed=1)
-    write_model(root / "split", splitting_tokenizer(), seed=2)
-    (root / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2]))
+    write_models(root)
+    write_texts(root, TEXTS[:2])
     (root / "config.yaml").write_text(yaml.safe_dump(_BASE))
     return root
 

@@ -1,4 +1,4 @@
-"""What the teachers and the student expect at some spans, and each span's loss."""
+"""Predictions of the teachers and of the student at some spans, and the loss of each span."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SpanPrediction:
-    """What both sides expect where a span begins, the most probable first.
+    """The most probable tokens of both sides at the start of a span, in order of probability.
 
     Attributes:
         student_start: Index of the span's first student token.
-        teacher: Of the teacher.
-        student: Of the student, as teacher tokens where it is projected.
+        teacher: Tokens that the teacher predicts.
+        student: Tokens that the student predicts; teacher tokens if its probabilities are projected.
     """
 
     student_start: int
@@ -45,12 +45,12 @@ class SpanPrediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the models say of one teacher's spans.
+    """Predictions and losses at the spans of one teacher.
 
     Attributes:
         is_projected: Whether the student's probabilities went through W, to teacher tokens, as the loss compares them.
         losses: Nats, by the index of the span's first student token.
-        spans: Those that are shown.
+        spans: Predictions of the spans that are shown.
     """
 
     is_projected: bool

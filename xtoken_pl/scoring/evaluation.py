@@ -129,7 +129,7 @@ class Evaluation:
         """The gradients of the hidden states, the head's weight and bias, and the losses' parameters.
 
         Args:
-            token_nats, losses: Those of the results of :meth:`score`.
+            token_nats, losses: Gradients with respect to the results of :meth:`score`.
             wanted: Which gradients are needed.
         """
         size = self.student.head.vocabulary_size
