@@ -1,4 +1,4 @@
-"""Logs the kinds of spans in a batch."""
+"""Logs the kinds of spans in an optimizer step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("one_to_many", "many_to_one", "many_to_many")
 class AlignmentMonitor(Monitor):
     """Logs how the student's tokens align with each teacher's, at the trainer's logging interval.
 
-    Values are those of the logged batch, over all processes. For each teacher:
+    Values are those of the logged optimizer step, over all its batches and processes. For each teacher:
 
     - ``train/spans_per_token/NAME``: spans per learned student token; 1 if every token is a span of its own, less if
       tokens share spans or are in none.
@@ -38,13 +38,15 @@ class AlignmentMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: DistillBatch, batch_idx: int
     ) -> None:
-        names = list(distill_module(pl_module, self).teachers)
-        if not names or not is_logged(trainer):
+        if not (names := list(distill_module(pl_module, self).teachers)):
             return
-        counts = torch.stack([count_spans(batch.teachers[name].spans) for name in names])  # [M, 4]
-        tokens = counts.new_full((len(names), 1), len(batch.student.labels))
+        spans = torch.stack([count_spans(batch.teachers[name].spans) for name in names])  # [M, 4]
+        counts = torch.cat((spans.new_full((len(names), 1), len(batch.student.labels)), spans), dim=1)
+        self._counts = counts if batch.step_counts.is_first else self._counts + counts
+        if not is_logged(trainer):
+            return
         # Sum over all processes before dividing.
-        totals = cast(Tensor, trainer.strategy.reduce(torch.cat((tokens, counts), dim=1), reduce_op="sum"))
+        totals = cast(Tensor, trainer.strategy.reduce(self._counts, reduce_op="sum"))
         for name, (num_tokens, num_spans, *of_kinds) in zip(names, totals, strict=True):
             shares = zip(KINDS, of_kinds, strict=True)
             scalars = {f"train/{kind}/{name}": count / num_spans.clamp_min(1) for kind, count in shares}

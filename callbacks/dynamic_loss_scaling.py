@@ -16,10 +16,14 @@ class DynamicLossScaling(pl.Callback):
 
     .. math:: L = \mathrm{sg}(L_{CE} / L_{KD}) \, L_{KD} + L_{CE}
 
-    where sg is the stop-gradient. Both losses are means over all processes, so that every process uses the same
-    factor. Without the callback the module's fixed ``kd_weight`` applies. If the distillation loss of a step is zero
-    (no span, or both sides agree) or negative by rounding, the factor is 0. The factor depends only on the step's
-    losses, so checkpoints hold no state of it.
+    where sg is the stop-gradient. Both losses are means over the whole optimizer step and all processes, so that every
+    process uses the same factor. Without the callback the module's fixed ``kd_weight`` applies. If the distillation
+    loss of a step is zero (no span, or both sides agree) or negative by rounding, the factor is 0.
+
+    With ``accumulate_grad_batches`` the losses of the whole step are known only at its last batch. For the batches
+    before, the tokens not yet seen are expected to have the mean losses of the step before, which checkpoints store;
+    in the first step they are expected to have those of the batches so far. Both losses themselves stay exact, as does
+    the logged factor, which is that of the whole step. MEASURED
 
     Raises:
         UserError: Before training, if the module's fixed weights are not 1, or a teacher's loss can be negative.

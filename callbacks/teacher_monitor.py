@@ -9,10 +9,11 @@ import lightning.pytorch as pl
 from xtoken_pl.callbacks.charts import Charts, Monitor
 from xtoken_pl.data.validation import validates
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.lightning_internals import is_accumulating
 
 
 class TeacherMonitor(Monitor):
-    """Logs the losses of every step, in total and by teacher.
+    """Logs the losses of every optimizer step, in total and by teacher.
 
     Tags: ``train/loss``, ``train/ce``, ``train/kd``, ``train/kd_scale``; for each teacher
 
@@ -56,6 +57,8 @@ class TeacherMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if is_accumulating(trainer):  # only the last batch of a step knows the means of the step
+            return
         scale = outputs["kd_scale"]
         by_teacher = {
             "kd": outputs["teacher_kd"],

@@ -16,8 +16,9 @@ from logged import train_scalars
 from resumed_runs import write_workspace
 from small_models import packing_tokenizer, write_model
 
-from xtoken_pl.checkpoints.run_state import RunState, gather_random_states
+from xtoken_pl.checkpoints.run_state import RunState, random_state
 from xtoken_pl.cli import main
+from xtoken_pl.utilities.processes import gather
 
 Run = Callable[..., Path]
 
@@ -136,7 +137,7 @@ def restore(states: list[Any], **process: int) -> None:
 
 
 def test_random_states_continue_where_they_were(tmp_path: Path) -> None:
-    torch.save(gather_random_states(), tmp_path / "states.pt")
+    torch.save(gather(random_state()), tmp_path / "states.pt")
     expected = [draw(), draw()]
     states = torch.load(tmp_path / "states.pt", weights_only=True)
     restore(states, rank=0, num_processes=1, step=5)
@@ -144,7 +145,7 @@ def test_random_states_continue_where_they_were(tmp_path: Path) -> None:
 
 
 def test_states_of_another_number_of_processes_are_seeded_anew_with_a_warning() -> None:
-    states = gather_random_states() * 2
+    states = gather(random_state()) * 2
     drawn = []
     for rank in (0, 1):
         with pytest.warns(

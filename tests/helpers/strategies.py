@@ -39,6 +39,7 @@ from xtoken_pl.callbacks import (
     TeacherMonitor,
     ThroughputMonitor,
 )
+from xtoken_pl.utilities.lightning_internals import is_accumulating
 
 NUM_STEPS, NUM_WINDOWS = 20, 4
 
@@ -52,6 +53,8 @@ class Recorder(pl.Callback):
         self.throughput: dict[str, float] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if is_accumulating(trainer):
+            return
         values = trainer.callback_metrics.items()
         self.steps.append({tag: value.item() for tag, value in values if tag.startswith(("train/", "projection/"))})
         self.throughput = {tag: value.item() for tag, value in values if tag.startswith("throughput/")}
@@ -81,6 +84,7 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
         "learned": ({"split": split(learn_projection=True)}, {}),
         "features": ({"same": Teacher(model=str(folder / "same"), loss=hidden_cosine(64, 32))}, {}),
         "cached": ({"split": split(cache=str(folder / "cache"))}, {}),
+        "accumulated": ({"split": split(), "same": same()}, {}),
         "offloaded": ({"split": split(cpu_offload=True), "same": same(cpu_offload=True)}, {}),
     }
 
@@ -106,12 +110,13 @@ def main(name: str, folder: Path) -> None:
         module = MultiTeacherDistillModule(student, teachers, optimizer=optimizer, **options)
         arguments = strategy(name)
         source = TextSource(path=str(folder / "texts.jsonl"))
-        data = DistillDataModule(
-            source, source, sequence_length=64, batch_size=NUM_WINDOWS // arguments["devices"], num_workers=0
-        )
+        # One process takes a step at once; two may cut it into two batches each, of one window.
+        num_batches = arguments["devices"] if recipe == "accumulated" else 1
+        batch_size = NUM_WINDOWS // arguments["devices"] // num_batches
+        data = DistillDataModule(source, source, sequence_length=64, batch_size=batch_size, num_workers=0)
         recorder, output = Recorder(), folder / name / recipe
         monitors = [TeacherMonitor(), AlignmentMonitor(), ProjectionMonitor(), ThroughputMonitor(), NumeralMonitor()]
-        callbacks = [DynamicLossScaling(), *monitors, recorder]
+        callbacks = [*monitors, recorder] if recipe == "accumulated" else [DynamicLossScaling(), *monitors, recorder]
         if recipe == "learned":
             callbacks += [HFExport(str(output / "export")), ProjectionExport(str(output / "projections"))]
             callbacks += [ModelCheckpoint(str(output), save_last=True, save_weights_only=False)]
@@ -124,6 +129,7 @@ def main(name: str, folder: Path) -> None:
             accelerator="cpu",
             default_root_dir=str(output),
             max_steps=NUM_STEPS,
+            accumulate_grad_batches=num_batches,
             gradient_clip_val=1.0,
             log_every_n_steps=1,
             check_val_every_n_epoch=7,

@@ -10,7 +10,7 @@ from xtoken_pl.batch.columns import (
     starts_column,
     teacher_columns,
 )
-from xtoken_pl.batch.distill_batch import DistillBatch
+from xtoken_pl.batch.distill_batch import DistillBatch, StepCounts, as_steps
 from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.types import LossPlan, Planner, SpanBatch, TeacherBatch, TokenBatch, sum_by_span
 
@@ -27,8 +27,10 @@ __all__ = [
     "RowCuts",
     "SpanArrays",
     "SpanBatch",
+    "StepCounts",
     "TeacherBatch",
     "TokenBatch",
+    "as_steps",
     "cached_column",
     "starts_column",
     "sum_by_span",

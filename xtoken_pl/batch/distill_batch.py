@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xtoken_pl.batch.blocks import RowCuts
 from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.types import Planner, TeacherBatch, TokenBatch
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Tokens and spans of a whole optimizer step on this process: what the losses of its batches are divided by.
+
+    Attributes:
+        num_tokens: Number of student rows of all batches of the step.
+        num_spans: Number of spans of all of them, by teacher.
+        place: Place of this batch in the step, counted from 0.
+        num_batches: Number of batches of the step.
+    """
+
+    num_tokens: int
+    num_spans: dict[str, int]
+    place: int = 0
+    num_batches: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the step begins with this batch."""
+        return self.place == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step ends with this batch."""
+        return self.place == self.num_batches - 1
 
 
 @dataclass
@@ -19,11 +47,13 @@ class DistillBatch(Movable):
             predecessor.
         teachers: View of the batch by teacher name.
         cuts: Places at which the rows may be cut.
+        step: Counts of the optimizer step that the batch is a part of; None if it is a step by itself.
     """
 
     student: TokenBatch
     teachers: dict[str, TeacherBatch]
     cuts: RowCuts
+    step: StepCounts | None = None
 
     def planned(self, planners: Mapping[str, Planner]) -> DistillBatch:
         """Returns the batch with loss plans added, and with only those cuts that all plans allow.
@@ -41,3 +71,17 @@ class DistillBatch(Movable):
         cuts = RowCuts.from_spans(len(self.student.labels), spans, known)
         # Plans are made on the host.
         return replace(self, teachers=teachers, cuts=cuts).to(self.student.labels.device)
+
+    @property
+    def step_counts(self) -> StepCounts:
+        """Counts of the optimizer step, those of this batch alone if it is a step by itself."""
+        return self.step or as_steps([self])[0]
+
+
+def as_steps(batches: Sequence[DistillBatch]) -> list[StepCounts]:
+    """Returns the counts of one optimizer step for each of its batches."""
+    num_spans: Counter[str] = Counter()
+    for batch in batches:
+        num_spans.update({name: len(view.spans) for name, view in batch.teachers.items()})
+    num_tokens = sum(len(batch.student.labels) for batch in batches)
+    return [StepCounts(num_tokens, dict(num_spans), place, len(batches)) for place in range(len(batches))]

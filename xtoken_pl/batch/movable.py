@@ -21,6 +21,13 @@ class Movable:
         """Returns a copy in page-locked memory, for a DataLoader with ``pin_memory``."""
         return self._map(Tensor.pin_memory)
 
+    def unshared(self) -> Self:
+        """Returns a copy whose tensors are not in the shared memory of a loader's workers.
+
+        Every tensor that is keeps a file open, so that a process can hold no more than some dozens of batches.
+        """
+        return self._map(lambda tensor: tensor.clone() if tensor.is_shared() else tensor)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         def apply(value: Any) -> Any:
             if isinstance(value, Tensor):

@@ -16,7 +16,11 @@ from torch.optim import Optimizer
 
 from xtoken_pl.checkpoints.identity import RUN_KEY, RunIdentity
 from xtoken_pl.checkpoints.verify import learned_projections, stored_projections
-from xtoken_pl.utilities.lightning_internals import close_finished_epoch, is_accumulating
+from xtoken_pl.utilities.lightning_internals import (
+    close_finished_epoch,
+    num_batches_in_open_step,
+    rewind_open_step,
+)
 from xtoken_pl.utilities.processes import gather
 
 #: Random state of one process, by generator; its types are accepted by torch.load with ``weights_only``.
@@ -28,20 +32,24 @@ class RunState:
 
     def __init__(self) -> None:
         self._random_states: list[RandomState] = []
+        self._before_step: RandomState | None = None
+
+    def begin_step(self) -> None:
+        """Notes the random state at the beginning of an optimizer step of several batches."""
+        self._before_step = random_state()
 
     def save(self, checkpoint: dict[str, Any], identity: RunIdentity, module: pl.LightningModule) -> None:
         """Adds the state to a checkpoint, and makes the layout independent of the number of processes.
 
-        Every process has to call this method.
+        A checkpoint that is saved within an optimizer step holds the progress at the beginning of the step, because it
+        holds no gradients. Every process has to call this method.
         """
         trainer = module.trainer
-        checkpoint[RUN_KEY] = {"identity": asdict(identity), "random_states": gather_random_states()}
-        if trainer.accumulate_grad_batches > 1 and is_accumulating(trainer):
-            rank_zero_warn(
-                f"a checkpoint is saved within the {trainer.accumulate_grad_batches} batches of an optimizer step: a "
-                "run that resumes from it lacks their gradients. Save, and validate, at multiples of "
-                "accumulate_grad_batches"
-            )
+        randomness = random_state()
+        if num_batches := num_batches_in_open_step(trainer):
+            rewind_open_step(checkpoint, num_batches)
+            randomness = self._before_step or randomness
+        checkpoint[RUN_KEY] = {"identity": asdict(identity), "random_states": gather(randomness)}
         share_tied_weights(checkpoint["state_dict"], module)
         # There are no optimizer states if only weights are saved, and on all processes but the first one.
         for state, optimizer in zip(checkpoint.get("optimizer_states", []), trainer.optimizers, strict=False):
@@ -122,12 +130,8 @@ def number_by_module(state: dict[str, Any], optimizer: Optimizer, module: nn.Mod
         stored["params"] = [new[number] for number in stored["params"]]
 
 
-def gather_random_states() -> list[RandomState]:
-    """Gathers the states of Python, numpy, torch and the GPU from every process; each of them has to call it."""
-    return gather(_random_state())
-
-
-def _random_state() -> RandomState:
+def random_state() -> RandomState:
+    """Returns the states of Python, numpy, torch and the GPU of this process."""
     numpy_state: Any = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}

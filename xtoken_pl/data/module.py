@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -30,7 +30,12 @@ from xtoken_pl.data.worker_errors import CarryingCollate
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.lightning_internals import discard_train_loader, num_batches_begun, num_batches_trained
+from xtoken_pl.utilities.lightning_internals import (
+    discard_train_loader,
+    num_batches_begun,
+    num_batches_of_steps,
+    step_sizes,
+)
 from xtoken_pl.utilities.processes import gather
 
 
@@ -251,22 +256,27 @@ class DistillDataModule(pl.LightningDataModule):
         return Position(self.trainer.current_epoch, num_batches_begun(self.trainer))
 
     def _num_done(self) -> int:
-        """Number of batches trained since training began."""
-        return 0 if self.trainer is None else num_batches_trained(self.trainer)
+        """Number of batches of all optimizer steps since training began."""
+        return 0 if self.trainer is None else num_batches_of_steps(self.trainer)
+
+    def _step_sizes(self) -> Iterable[int]:
+        """Number of batches of each optimizer step; called like :meth:`_position`."""
+        return () if self.trainer is None else step_sizes(self.trainer)
 
     # Loaders ---------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> OrderedLoader | StreamLoader:
         if isinstance(self.datasets["train"], Dataset):
             position = None if self.trainer is None else self._position
-            return self._stored_loader("train", seed=self.order_seed, position=position)
+            order = {"seed": self.order_seed, "position": position}
+            return self._stored_loader("train", step_sizes=self._step_sizes, **order)
         maker = self._maker("train")
         texts = load_source(maker.source, streaming=True)
         stream = BlockStream(texts, maker, block_size=self.shuffle_buffer, seed=self.order_seed, **self._processes)
         loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
         so_far = None if self._stream is None else self._stream.state()  # a loader may be replaced during a run
         begin, self._begin = self._begin or (self._num_done(), so_far), None
-        self._stream = StreamLoader(loader, self._num_done, begin)
+        self._stream = StreamLoader(loader, self._num_done, begin, self._step_sizes)
         return self._stream
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
@@ -275,10 +285,12 @@ class DistillDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> OrderedLoader:
         return self._stored_loader("test")
 
-    def _stored_loader(self, split: str, **order: Any) -> OrderedLoader:
+    def _stored_loader(
+        self, split: str, step_sizes: Callable[[], Iterable[int]] = tuple, **order: Any
+    ) -> OrderedLoader:
         windows = self._stored(split)
         sampler = GlobalBatchSampler(len(windows), self.batch_size, **self._processes, **order)
-        return OrderedLoader(windows, sampler=sampler, **self._loader_options())
+        return OrderedLoader(windows, sampler=sampler, step_sizes=step_sizes, **self._loader_options())
 
     def _stored(self, split: str) -> StoredWindows:
         windows = cast(Dataset, self.datasets[split])

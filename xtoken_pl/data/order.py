@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from xtoken_pl.batch import NO_WINDOW
+from xtoken_pl.data.whole_steps import whole_steps
 from xtoken_pl.data.worker_errors import raise_carried
 
 # N windows, W processes, b windows of a batch on each of them, W b windows of a global batch
@@ -89,14 +90,23 @@ class OrderedLoader(DataLoader[Any]):
 
     Lightning creates the iterator before it has read the progress from a checkpoint; workers would start to fetch the
     first batches of the first epoch. It has its own generator: an iteration draws nothing from torch's global one.
+
+    Args:
+        windows: The windows.
+        num_workers: Number of workers.
+        step_sizes: Yields the number of batches of each optimizer step, when an iteration begins.
+        options: Other options of DataLoader.
     """
 
-    def __init__(self, windows: Any, *, num_workers: int, **options: Any) -> None:
+    def __init__(
+        self, windows: Any, *, num_workers: int, step_sizes: Callable[[], Iterable[int]] = tuple, **options: Any
+    ) -> None:
         own: dict[str, Any] = {"generator": torch.Generator(), "persistent_workers": num_workers > 0}
         super().__init__(windows, num_workers=num_workers, **own, **options)
+        self.step_sizes = step_sizes
 
     def __iter__(self) -> Any:
-        yield from raise_carried(super().__iter__())
+        yield from whole_steps(raise_carried(super().__iter__()), self.step_sizes())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns nothing, since the sampler asks for the position; without this method Lightning warns on resume."""

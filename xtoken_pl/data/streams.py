@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
+from xtoken_pl.data.whole_steps import whole_steps
 from xtoken_pl.data.windows import Window
 from xtoken_pl.data.worker_errors import carrying_iterator, raise_carried
 from xtoken_pl.utilities.errors import UserError
@@ -130,26 +131,32 @@ class _Block:
 class StreamLoader:
     """Loader of a stream, which stores the position of the stream after each of the latest batches.
 
-    Lightning fetches one batch ahead: the position of a run is the one after the batch that was trained last.
+    Batches are fetched ahead: the position of a run is the one after the last optimizer step.
 
     Args:
         loader: Loader of the stream.
-        num_done: Returns the number of batches trained since training began.
+        num_done: Returns the number of batches of all optimizer steps since training began.
         begin: Number of batches trained, and the position to begin at; None for the beginning of the stream.
+        step_sizes: Yields the number of batches of each optimizer step, when an iteration begins.
     """
 
     def __init__(
-        self, loader: StatefulDataLoader[Any], num_done: Callable[[], int], begin: tuple[int, State | None]
+        self,
+        loader: StatefulDataLoader[Any],
+        num_done: Callable[[], int],
+        begin: tuple[int, State | None],
+        step_sizes: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self.loader: StatefulDataLoader[Any] | None = loader
         self.num_done = num_done
+        self.step_sizes = step_sizes
         self._batches: Generator[Any, None, None] | None = None
         self._begin = begin
-        self._states: deque[tuple[int, State | None]] = deque(maxlen=4)
+        self._states: deque[tuple[int, State | None]] = deque()
 
     def __iter__(self) -> Iterator[Any]:
         self._batches = self._read()
-        return self._batches
+        return whole_steps(self._batches, self.step_sizes())
 
     def _read(self) -> Generator[Any, None, None]:
         assert self.loader is not None
@@ -161,6 +168,8 @@ class StreamLoader:
         for batch in raise_carried(self.loader):
             count += 1
             self._states.append((count, self.loader.state_dict()))
+            while self._states[0][0] < self.num_done():
+                self._states.popleft()
             yield batch
 
     def close(self) -> None:

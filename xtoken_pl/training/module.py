@@ -22,13 +22,14 @@ from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.resumable import ResumableModule
-from xtoken_pl.training.totals import StepTotals
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
 from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
 
-#: Returns the factor of L_KD, given the batch's mean L_CE and L_KD over all processes (both detached scalars).
+#: Returns the factor of L_KD, given the mean L_CE and L_KD of the optimizer step over all processes (both detached
+#: scalars), as far as they are known: at the last batch of a step exactly, see
+#: :meth:`xtoken_pl.training.totals.StepSums.expected_losses`.
 KDScale = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -39,8 +40,9 @@ class MultiTeacherDistillModule(ResumableModule):
               L_{KD} = \sum_m \alpha_m \frac{1}{|K_m|} \sum_{k \in K_m} L_m^{(k)}
 
     with the spans :math:`K_m` that the student and teacher m share. The factor s is ``kd_weight``, or set by
-    :class:`xtoken_pl.callbacks.DynamicLossScaling` through :attr:`kd_scale`. Means are taken over all processes, so
-    that the gradient does not depend on how a batch is distributed.
+    :class:`xtoken_pl.callbacks.DynamicLossScaling` through :attr:`kd_scale`. Both losses are sums over the whole
+    optimizer step, divided once by its number of tokens or spans: the gradient does not depend on how the windows of a
+    step are cut into batches (``accumulate_grad_batches``) and distributed over processes.
 
     Losses and projections are built in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
     override :meth:`configure_teachers` to fix a set of teachers in code.
@@ -93,19 +95,20 @@ class MultiTeacherDistillModule(ResumableModule):
         """Computes the loss for the backward pass, and detached scalars for the log.
 
         Returns:
-            ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``, means over all processes; and by teacher ``alpha``,
-            ``teacher_kd``, ``span_coverage``, ``unmapped_mass``.
+            ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``; and by teacher ``alpha``, ``teacher_kd``,
+            ``span_coverage``, ``unmapped_mass``. All but ``loss`` are means over the optimizer step and all processes
+            at the last batch of the step, and before that what the batches so far contribute to these means.
         """
-        for name, view in batch.teachers.items():
-            if len(view.spans) == 0:
-                rank_zero_warn(f"a batch has no span in common with teacher {name!r}; its distillation loss is 0 there")
+        for name, num_spans in batch.step_counts.num_spans.items():
+            if num_spans == 0:
+                rank_zero_warn(f"a step has no span in common with teacher {name!r}; its distillation loss is 0 there")
         scores = self.score(batch)
         self._finite.check()  # the step before
         views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
-        totals = StepTotals.from_scores(scores, alpha, span_alpha, batch, self._sum_over_processes)
-        scale = self.kd_scale(totals.ce, totals.total_kd)
+        totals = self._step_sums.add(scores, alpha, span_alpha, batch, self._sum_over_processes)
+        scale = self.kd_scale(*self._step_sums.expected_losses(totals, batch.step_counts))
         teacher_losses = {f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()}
         self._finite.note(self.global_step, {"student's cross-entropy": totals.ce, **teacher_losses})
 
@@ -113,13 +116,12 @@ class MultiTeacherDistillModule(ResumableModule):
         for name, spans in scores.spans.items():
             loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
         return {
-            # Gradients are averaged over processes, and each of them holds only its own share of the sums.
-            "loss": loss * self._num_processes,
+            "loss": loss * self._num_averaged,
             "total": self.ce_weight * totals.ce + scale * totals.total_kd,
             "ce": totals.ce,
             "kd": totals.total_kd,
             "kd_scale": scale,
-            "alpha": {name: alpha[name] if alpha[name].ndim == 0 else mean for name, mean in totals.mean_alpha.items()},
+            "alpha": totals.mean_alpha,
             "teacher_kd": totals.kd,
             "span_coverage": totals.span_coverage,
             "unmapped_mass": totals.mean_unmapped_mass,
@@ -154,9 +156,13 @@ class MultiTeacherDistillModule(ResumableModule):
         return torch.full_like(kd, self.kd_weight)
 
     @property
-    def _num_processes(self) -> int:
+    def _num_averaged(self) -> int:
+        """Number of gradients that are averaged, where each holds only its own share of the sums.
+
+        Strategies average over processes, and Lightning over the batches of an optimizer step.
+        """
         trainer = attached_trainer(self)
-        return 1 if trainer is None else trainer.world_size
+        return 1 if trainer is None else trainer.world_size * trainer.accumulate_grad_batches
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         trainer = attached_trainer(self)

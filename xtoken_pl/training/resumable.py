@@ -14,13 +14,16 @@ from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from xtoken_pl.batch import DistillBatch
 from xtoken_pl.checkpoints import Run, Stage, verify
-from xtoken_pl.checkpoints.identity import RunIdentity, describe_student
+from xtoken_pl.checkpoints.identity import RUN_KEY, RunIdentity, describe_student
 from xtoken_pl.checkpoints.run_state import RunState, drop_unused_projections
 from xtoken_pl.training.finite import FiniteWatch
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.parts import DistillParts
-from xtoken_pl.utilities.lightning_internals import attached_trainer, begin_next_epoch
+from xtoken_pl.training.totals import StepSums
+from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.lightning_internals import attached_trainer, begin_next_epoch, is_accumulating
 
 
 class ResumableModule(DistillParts):
@@ -43,8 +46,22 @@ class ResumableModule(DistillParts):
         self._finite = FiniteWatch()
         self._from_recipe: tuple[AdamW, LambdaLR] | None = None
         self._run_state = RunState()
+        self._step_sums = StepSums()
 
     # Optimization --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: DistillBatch, batch_idx: int) -> None:
+        """Checks that the counts of a batch are those of the optimizer step that the trainer makes of it."""
+        step = batch.step_counts
+        if step.is_last == is_accumulating(self.trainer):
+            raise UserError(
+                "a batch must hold the counts of its whole optimizer step, which the losses are divided by, but batch "
+                f"{step.place + 1} of {step.num_batches} {'does not end' if step.is_last else 'ends'} a step of the "
+                f"trainer (accumulate_grad_batches={self.trainer.accumulate_grad_batches}); use DistillDataModule, or "
+                "pass the loader through xtoken_pl.data.whole_steps"
+            )
+        if step.is_first and not step.is_last:
+            self._run_state.begin_step()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         num_steps = self.trainer.estimated_stepping_batches
@@ -106,6 +123,7 @@ class ResumableModule(DistillParts):
         """Adds the state from which a run resumes exactly, in one layout for any number of processes."""
         self._finite.check()
         self._run_state.save(checkpoint, self.run_identity, self)
+        checkpoint[RUN_KEY]["step_losses"] = self._step_sums.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that does not belong to this run, and reads the state from which training resumes."""
@@ -119,6 +137,7 @@ class ResumableModule(DistillParts):
             drop_unused_projections(checkpoint["state_dict"], self)
         if resumes:
             self._run_state.load(checkpoint)
+            self._step_sums.load_state_dict(checkpoint.get(RUN_KEY, {}).get("step_losses", []))
 
     @property
     def _stage(self) -> str | None:
@@ -135,10 +154,11 @@ class ResumableModule(DistillParts):
         begin_next_epoch(self.trainer)
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
             self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
-        if self.trainer.accumulate_grad_batches > 1:
-            rank_zero_warn(
-                "with accumulate_grad_batches > 1 Lightning averages the means of the micro-batches: if their "
-                "numbers of tokens and spans differ, tokens of smaller micro-batches count more"
-            )
         trainer = self.trainer
+        if trainer.num_training_batches < trainer.accumulate_grad_batches:
+            rank_zero_warn(
+                f"an epoch of {trainer.num_training_batches} batches has fewer than trainer.accumulate_grad_batches="
+                f"{trainer.accumulate_grad_batches}: every optimizer step takes the {trainer.num_training_batches} "
+                "batches of one epoch. Set accumulate_grad_batches to at most that, or data.batch_size lower"
+            )
         self._run_state.restore(rank=trainer.global_rank, num_processes=trainer.world_size, step=trainer.global_step)

@@ -1,4 +1,4 @@
-"""Sums and counts of a step over all processes, which are divided once, by the count over all processes."""
+"""Sums over the batches of an optimizer step and all processes, divided once by the count of the whole step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xtoken_pl.batch import DistillBatch
+from xtoken_pl.batch import DistillBatch, StepCounts
 from xtoken_pl.scoring.tasks import RowScores
 
 _PER_TEACHER = ("span_nats", "weighted_nats", "num_spans", "unmapped_mass", "num_covered_tokens", "row_alpha")
@@ -16,18 +16,22 @@ _PER_TEACHER = ("span_nats", "weighted_nats", "num_spans", "unmapped_mass", "num
 
 @dataclass(frozen=True)
 class StepTotals:
-    """Detached scalars, the same on every process.
+    """Sums over the batches of an optimizer step so far: detached scalars, the same on every process.
+
+    The numbers of tokens and spans are those of the whole step. At its last batch, the properties are therefore means
+    of the step; before, they are the contribution of the batches so far.
 
     Attributes:
         token_nats: Sum of the cross-entropy of all kept tokens.
-        num_tokens: Number of kept tokens.
+        num_tokens: Number of kept tokens of the whole step.
         span_nats: Sum of the losses of all spans, by teacher.
         weighted_nats: Sum of the losses of all spans times their alphas, by teacher.
-        num_spans: Number of spans, by teacher.
+        num_spans: Number of spans of the whole step, by teacher.
         unmapped_mass: Sum over spans of the student's unmapped mass, by teacher.
         num_covered_tokens: Number of student tokens in spans, by teacher.
         row_alpha: Sum of the alphas over all student rows, by teacher.
         num_weighted_rows: Number of student rows where any teacher has an alpha.
+        num_scored_tokens: Number of kept tokens so far.
     """
 
     token_nats: Tensor
@@ -39,39 +43,7 @@ class StepTotals:
     num_covered_tokens: dict[str, Tensor]
     row_alpha: dict[str, Tensor]
     num_weighted_rows: Tensor
-
-    @classmethod
-    def from_scores(
-        cls,
-        scores: RowScores,
-        alpha: Mapping[str, Tensor],
-        span_alpha: Mapping[str, Tensor],
-        batch: DistillBatch,
-        reduce: Callable[[Tensor], Tensor],
-    ) -> StepTotals:
-        """Sums the scores of a step.
-
-        Args:
-            scores: Scores of this process.
-            alpha: Weight at each student row by teacher, a scalar or ``[N]``.
-            span_alpha: Weight of each span by teacher, a scalar or ``[S]``.
-            batch: Batch of this process.
-            reduce: Sums a vector over processes.
-        """
-        nats = scores.token_nats.detach()
-        rows = {name: weight.to(nats.dtype).expand(nats.shape) for name, weight in alpha.items()}  # [N]
-        num_weighted = torch.stack([*rows.values(), torch.zeros_like(nats)]).sum(0).count_nonzero()
-        values = [nats.sum(), nats.new_tensor(nats.numel()), num_weighted.to(nats.dtype)]
-        for name, spans in scores.spans.items():
-            loss = spans.loss.detach()
-            num_tokens = batch.teachers[name].spans.student_length.to(loss.dtype)
-            values += [loss.sum(), (span_alpha[name] * loss).sum(), loss.new_tensor(loss.numel())]
-            values += [spans.unmapped_mass.sum(), num_tokens.sum(), rows[name].sum()]
-        token_nats, num_rows, num_weighted, *rest = reduce(torch.stack(values)).unbind()
-        width = len(_PER_TEACHER)
-        by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
-        sums = dict(zip(_PER_TEACHER, by_teacher, strict=True))
-        return cls(token_nats, num_rows, num_weighted_rows=num_weighted, **sums)
+    num_scored_tokens: Tensor
 
     @property
     def ce(self) -> Tensor:
@@ -105,3 +77,83 @@ class StepTotals:
     def span_coverage(self) -> dict[str, Tensor]:
         """Share of the kept tokens that lie in a span of each teacher."""
         return {name: covered / self.num_tokens.clamp_min(1) for name, covered in self.num_covered_tokens.items()}
+
+
+class StepSums:
+    """Adds up the batches of an optimizer step."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # of this process
+        self._last_step: tuple[Tensor | float, ...] = ()  # L_CE and L_KD, once there was one
+
+    def expected_losses(self, totals: StepTotals, step: StepCounts) -> tuple[Tensor, Tensor]:
+        """Estimates the mean L_CE and L_KD of the whole step, from the batches so far and the step before.
+
+        The tokens that are not scored yet are expected to have the mean losses of the step before, or in the first
+        step those of the batches so far. At the last batch of a step nothing is estimated.
+
+        Args:
+            totals: Result of :meth:`add`.
+            step: Counts of the batch that was added last.
+        """
+        losses = totals.ce, totals.total_kd
+        if step.is_last:
+            self._last_step = losses
+            return losses
+        known = totals.num_scored_tokens / totals.num_tokens.clamp_min(1)
+        if not self._last_step:
+            known = known.clamp_min(torch.finfo(known.dtype).tiny)
+            return losses[0] / known, losses[1] / known
+        ce, kd = self._last_step
+        return losses[0] + (1 - known) * ce, losses[1] + (1 - known) * kd
+
+    def state_dict(self) -> list[float]:
+        """Returns the losses of the last step, from which a resumed run goes on; empty before the first one's end."""
+        return [float(loss) for loss in self._last_step]
+
+    def load_state_dict(self, state: list[float]) -> None:
+        """Takes the losses of :meth:`state_dict`."""
+        self._last_step = tuple(state)
+
+    def add(
+        self,
+        scores: RowScores,
+        alpha: Mapping[str, Tensor],
+        span_alpha: Mapping[str, Tensor],
+        batch: DistillBatch,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> StepTotals:
+        """Adds a batch, and returns the totals of all processes so far.
+
+        Args:
+            scores: Scores of this process.
+            alpha: Weight at each student row by teacher, a scalar or ``[N]``.
+            span_alpha: Weight of each span by teacher, a scalar or ``[S]``.
+            batch: Batch of this process.
+            reduce: Sums a vector over processes.
+        """
+        step, nats = batch.step_counts, scores.token_nats.detach()
+
+        def number(value: int) -> Tensor:
+            return nats.new_full((), value)  # filled on the device: the host would wait for a copy
+
+        def count(of_step: int) -> Tensor:
+            return number(of_step if step.is_first else 0)
+
+        rows = {name: weight.to(nats.dtype).expand(nats.shape) for name, weight in alpha.items()}  # [N]
+        num_weighted = torch.stack([*rows.values(), torch.zeros_like(nats)]).sum(0).count_nonzero().to(nats.dtype)
+        values = [nats.sum(), count(step.num_tokens), num_weighted, number(nats.numel())]
+        for name, spans in scores.spans.items():
+            loss = spans.loss.detach()
+            num_covered = batch.teachers[name].spans.student_length.sum().to(loss.dtype)
+            values += [loss.sum(), (span_alpha[name] * loss).sum(), count(step.num_spans[name])]
+            values += [spans.unmapped_mass.sum(), num_covered, rows[name].sum()]
+        sums = torch.stack(values)
+        self._sums = sums if step.is_first or self._sums is None else self._sums + sums
+        token_nats, num_tokens, num_weighted, num_scored, *rest = reduce(self._sums).unbind()
+        width = len(_PER_TEACHER)
+        by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
+        by_tag = dict(zip(_PER_TEACHER, by_teacher, strict=True))
+        return StepTotals(
+            token_nats, num_tokens, num_weighted_rows=num_weighted, num_scored_tokens=num_scored, **by_tag
+        )

@@ -7,6 +7,7 @@ xtoken_pl/cli/fit.py and parts_cli.py, since there is no other way to change wha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -36,12 +37,58 @@ def num_batches_begun(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
-def num_batches_trained(trainer: pl.Trainer) -> int:
-    """Number of batches that were trained on since training began, over all epochs and resumed runs.
+def step_sizes(trainer: pl.Trainer) -> Iterator[int]:
+    """Yields the number of batches of each optimizer step, from the next batch to the end of the epoch.
+
+    Lightning steps at multiples of ``accumulate_grad_batches`` and at the end of an epoch; its counters say where that
+    is. To be used when training is about to fetch a batch, when the number of batches of the epoch is known.
+    """
+    end, size = trainer.num_training_batches, trainer.accumulate_grad_batches
+    begun = num_batches_begun(trainer)
+    begun = begun if begun < end else 0  # the epoch before ended there
+    while begun < end:
+        num = int(min(size - begun % size, end - begun))
+        yield num
+        begun += num
+
+
+def num_batches_in_open_step(trainer: pl.Trainer) -> int:
+    """Number of batches whose gradients wait for the rest of their optimizer step.
 
     Like :func:`num_batches_begun`, only the loop's progress counts it.
     """
-    return cast(Any, trainer).fit_loop.epoch_loop.batch_progress.total.processed
+    progress = cast(Any, trainer).fit_loop.epoch_loop.batch_progress
+    num_done, is_last = progress.current.processed, progress.is_last_batch
+    ended = num_done >= trainer.num_training_batches or (is_last and progress.current.ready == num_done)
+    return 0 if ended else num_done % trainer.accumulate_grad_batches
+
+
+def num_batches_of_steps(trainer: pl.Trainer) -> int:
+    """Number of batches of all optimizer steps since training began, over all epochs and resumed runs.
+
+    Like :func:`num_batches_begun`, only the loop's progress counts it.
+    """
+    total = cast(Any, trainer).fit_loop.epoch_loop.batch_progress.total.processed
+    return total - num_batches_in_open_step(trainer)
+
+
+def rewind_open_step(checkpoint: dict[str, Any], num_batches: int) -> None:
+    """Sets the progress in a checkpoint back to the beginning of the optimizer step that it was saved in.
+
+    A checkpoint holds no gradients, so that a run has to resume with the first batch of the step. The progress is
+    written as Lightning writes it in ``on_train_batch_end`` of the batch before; there is no public way to set it.
+
+    Args:
+        checkpoint: Checkpoint that Lightning has made, to be changed.
+        num_batches: Number of batches of the step that were trained on.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    batches = loop["epoch_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        num_done = counts["processed"] - num_batches
+        counts.update(ready=num_done, started=num_done, processed=num_done, completed=num_done - 1)
+    batches["is_last_batch"] = False
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
 
 
 def discard_train_loader(trainer: pl.Trainer) -> None:

@@ -117,9 +117,10 @@ class ConfidenceWeighting(_ByConfidence):
 
     Args:
         measure: Measure of confidence, see above.
-        scope: Extent of one weight: ``batch`` (over all processes), ``sequence``, or ``span``. For ``span``, weights
-            are computed at every student token, from the span of each teacher that contains it, and averaged over the
-            student tokens of a span.
+        scope: Extent of one weight: ``batch``, ``sequence``, or ``span``. A batch is what all processes compute at
+            once; an optimizer step of several batches (``accumulate_grad_batches``) has as many weights. For ``span``,
+            weights are computed at every student token, from the span of each teacher that contains it, and averaged
+            over the student tokens of a span.
         unit: ``byte``, or ``token`` as published.
         sharpness: Factor :math:`\kappa \ge 0` of the scores; 0 gives the normalized priors.
 
