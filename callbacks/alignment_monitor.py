@@ -30,6 +30,8 @@ class AlignmentMonitor(Monitor):
       ``train/many_to_many/NAME``: shares of these kinds of spans. All other spans are one to one.
     """
 
+    _counts: Tensor  # [M, 5] of the batches of the step so far: tokens, then those of count_spans
+
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
         names = list(module.teachers)
         kinds = {f"kinds of spans: {name}": [f"train/{kind}/{name}" for kind in KINDS] for name in names}
