@@ -1,6 +1,7 @@
 """What the test files share: real tokenizers, offline and built once, and hypothesis without chance or clocks."""
 
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,8 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+_DATASETS_CACHE = os.environ["HF_DATASETS_CACHE"]
+
 pytest.register_assert_rewrite("loss_tester")
 # Do not collect the conftest.py files as doctest modules: they would all have the same name.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
@@ -30,6 +33,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("ci")
+
+
+def pytest_unconfigure() -> None:
+    """Removes the cache of `datasets`."""
+    shutil.rmtree(_DATASETS_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,18 +10,28 @@ CASES = [
     case("data: empty texts", "--data.train.path blank.jsonl", "must hold some text", "'blank.jsonl'", "give another"),
     case("data: other field", "--data.train.text_field body", "must be a column", "'body'", "has ['text']", "name one"),
     case("data: numbers", "--data.train.path numbers.jsonl", "must hold strings", "holds int", "name another column"),
-    case("data: null", "--data.train.path gap.jsonl", "every text must be a string", "NoneType", "remove such rows"),
     case(
-        "data: broken line", "--data.train.path broken.jsonl", "'broken.jsonl' could not be read", "row 1", "Check that"
+        "data: null", "--data.train.path gap.jsonl", "must hold strings", "NoneType in row 2 of 'gap.jsonl'", "remove"
+    ),
+    case(
+        "data: broken line", "--data.train.path broken.jsonl", "'broken.jsonl' could not be read", "row 2", "Check that"
     ),
     case("data: latin-1", "--data.train.path latin.txt", "must be UTF-8", "'latin.txt' is not", "convert it"),
     case(
         "data: cut parquet", "--data.train.path cut.parquet", "'cut.parquet' could not", "is complete", "Parquet magic"
     ),
-    case("data: other kind", "--data.train.path table.csv", "must be of one kind", "['.csv']", "Select one kind"),
+    case(
+        "data: surrogate", "--data.train.path halves", "half of a surrogate", "row 1 of 'halves/b.jsonl'", "remove it"
+    ),
+    case(
+        "data: surrogate when streaming",
+        "--data.streaming true --data.train.path halves --data.num_workers 1",
+        *("half of a surrogate", "row 1 of 'halves/b.jsonl'", "remove it"),
+    ),
+    case("data: other kind", "--data.train.path table.xml", "must be of one kind", "['.xml']", "Select one kind"),
     case("data: empty folder", "--data.train.path empty_folder", "must hold .txt", "'empty_folder' has none", "check"),
     case("data: no match", "--data.train.path no/*.jsonl", "no file matches 'no/*.jsonl'", "relative paths start at"),
-    case("data: other split", "--data.train.split vla", "(split 'vla')", "that the split is train"),
+    case("data: other split", "--data.train.split vla", "(split 'vla')", "that of local files is train"),
     case("data: no texts to test on", "", "test needs texts", "set data.test.path", verb="test"),
     case("data: short windows", "--data.sequence_length 1", "must be at least 2", "got 1"),
     case("data: no windows", "--data.sequence_length 0", "sequence_length must be >= 1", "got 0"),

@@ -92,7 +92,7 @@ def test_conversations_without_an_answer_are_dropped_and_counted(
     with caplog.at_level(logging.WARNING):
         rows = windows_of([silent, CHATS[0], silent])
     assert len(rows) == 1
-    assert "2 conversations in which the assistant says nothing are dropped" in caplog.text
+    assert "2 conversations in which the assistant says nothing to learn are dropped" in caplog.text
 
 
 def test_prompts_and_completions_become_user_and_assistant_turns() -> None:
@@ -144,11 +144,11 @@ USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "conte
         ([USER], r"role 'assistant' to learn from, got the roles \['user'\]"),
         ([USER, {"role": "assistant", "content": None}], "must be strings, got str and NoneType"),
         ([{"role": "user", "content": [{"type": "image"}]}, ASSISTANT], "must be a string, got a list of 1 parts"),
-        ([USER, ASSISTANT | {"tool_calls": [{"name": "f"}]}], "one of messages also has tool_calls"),
+        ([USER, ASSISTANT | {"tool_calls": [{"name": "f"}]}], "a message of messages also has tool_calls"),
     ],
 )
-def test_rows_without_a_conversation_are_refused_by_index(row: Any, expected: str) -> None:
-    with pytest.raises(ValueError, match=expected + ".* at place 1 of 2"):
+def test_rows_without_a_conversation_are_refused_by_their_place(row: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected + r".* in row 2 of 2 of 'x'"):
         read_documents(SOURCE, [[USER, ASSISTANT | {"tool_calls": None}], row])
 
 

@@ -123,7 +123,7 @@ def test_texts_that_are_all_empty_are_refused(tmp_path: Path, streaming: bool) -
 def test_missing_text_in_a_later_row_is_named(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text}) + "\n" for text in ("a", None, "b")]
     (tmp_path / "a.jsonl").write_text("".join(lines))
-    with pytest.raises(ValueError, match="got NoneType at place 1 of 3"):
+    with pytest.raises(ValueError, match=r"'text' holds NoneType in row 2 of '.*a.jsonl'"):
         data_module(tmp_path).setup("fit")
 
 

@@ -49,7 +49,7 @@ def test_missing_text_field_is_reported_with_the_existing_columns(folder: Path) 
 
 
 def test_text_field_without_strings_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"must hold strings, but 'other' .* holds int"):
+    with pytest.raises(ValueError, match=r"must hold strings, but 'other' holds int in row 1 of '.*a.jsonl'"):
         load_source(TextSource(path=str(folder / "a.jsonl"), text_field="other"))
 
 

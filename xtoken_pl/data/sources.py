@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import glob
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+import pyarrow as pa
+from datasets import Dataset, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
+from datasets.fingerprint import Hasher
 
-from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, check_context, read_row
+from xtoken_pl.data.local_files import find_data_files, find_files, is_saved_data_set, load_saved
+from xtoken_pl.data.local_texts import columns_of, load_local
+from xtoken_pl.utilities.errors import UserError, root_cause
 from xtoken_pl.utilities.words import reason_of
-
-# Suffix -> builder of `datasets` and its options. A .txt file is one text of any number of lines; line ends become \n.
-_BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
-    ".txt": ("text", {"sample_by": "document"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
-_COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 
 @dataclass(kw_only=True)
 class TextSource:
     """One split of texts or of conversations.
 
-    Conversations are rendered with each side's own chat template, and only what the assistant says is learned.
+    Conversations are rendered with each side's own chat template. What the assistant says is learned, unless a message
+    says otherwise (``weight``, ``loss``, ``train``).
 
     Attributes:
-        path: A .txt, .jsonl, .json or .parquet file, a directory or glob of such files (all of one kind), or the id
-            of a data set or builder that `datasets` loads without a script.
+        path: A .txt, .jsonl, .json, .csv or .parquet file, a directory or glob of such files (all of one kind), a
+            directory written by ``save_to_disk``, or the id of a data set or builder that `datasets` loads without a
+            script.
         name: Configuration of the data set.
         data_files: Files for a builder or data set that takes them.
         split: Split of the data set, or a slice such as ``train[:1%]``; local files have only ``train``.
@@ -42,6 +40,8 @@ class TextSource:
             as strings or lists of messages; only the completion is learned.
         learn_turn_end: Also learn the special token that ends the assistant's turn, so that the student learns to
             stop.
+        ignored_fields: Fields of messages, and columns beside conversations, that are left out. Others that a chat
+            template might read, such as ``tool_calls`` or ``name``, are refused.
 
     Raises:
         UserError: If fields of several kinds are set, or only one of a pair.
@@ -57,6 +57,7 @@ class TextSource:
     prompt_field: str | None = None
     completion_field: str | None = None
     learn_turn_end: bool = False
+    ignored_fields: list[str] | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt_field is None) != (self.completion_field is None):
@@ -76,11 +77,14 @@ class TextSource:
                 f"a source holds either texts or conversations, got text_field={self.text_field!r} and "
                 f"{', '.join(self.columns)}; leave text_field out, or the fields of conversations"
             )
-        if self.learn_turn_end and not self.holds_conversations:
-            raise UserError(
-                "learn_turn_end needs conversations, got texts; leave it out, or set messages_field, or prompt_field "
-                "and completion_field"
-            )
+        for option in ("learn_turn_end", "ignored_fields"):
+            if getattr(self, option) and not self.holds_conversations:
+                raise UserError(
+                    f"{option} needs conversations, got texts; leave it out, or set messages_field, or prompt_field "
+                    "and completion_field"
+                )
+        if needed := {"role", "content"} & set(self.ignored):
+            raise UserError(f"role and content cannot be ignored_fields, got {', '.join(sorted(needed))}; leave it out")
 
     def __repr__(self) -> str:
         # Checkpoints of streams hold this text: fields that were added later appear only where they are set.
@@ -92,6 +96,11 @@ class TextSource:
     def holds_conversations(self) -> bool:
         """Whether the source holds conversations rather than plain texts."""
         return self.messages_field is not None or self.prompt_field is not None
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the fields that are left out."""
+        return self.ignored_fields or []
 
     @property
     def columns(self) -> list[str]:
@@ -109,106 +118,119 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
     Raises:
         UserError: If a local path does not exist.
         UserError: If the data set cannot be loaded, is empty, or lacks a named column.
+        UserError: If a row of a local file holds no text or conversation; when streaming, the first rows are read here.
     """
-    files = _local_files(source.path)
-    options: dict[str, Any] = {"split": source.split, "streaming": streaming}
-    if files is not None:
+    found = find_files(source.path)
+    is_saved = found is None and is_saved_data_set(source.path)
+    if found is not None or is_saved:
         for option in ("name", "data_files", "revision"):
             if getattr(source, option) is not None:
                 raise UserError(
                     f"{option} belongs to a data set, but {source.path!r} is a local path; leave it out, or give an id"
                 )
-        builder, builder_options = _builder_of(files, source.path)
-        options |= {"path": builder, "data_files": files, **builder_options}
-    else:
-        options |= {"path": source.path, "name": source.name, "revision": source.revision}
-        options["data_files"] = source.data_files
-    try:
-        dataset = load_dataset(**options)
+    elif source.name is None and source.revision is None:
+        found = find_data_files(source.path, source.data_files)
+    with readable(source):
+        dataset: Dataset | IterableDataset
+        if found is not None:
+            dataset = load_local(*found, source, streaming=streaming)
+        elif is_saved:
+            dataset = load_saved(source.path, source.split, streaming=streaming)
+        else:
+            dataset = load_dataset(
+                source.path,
+                name=source.name,
+                data_files=source.data_files,
+                revision=source.revision,
+                split=source.split,
+                streaming=streaming,
+            )
         first = next(iter(dataset), None)
-    except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:  # StopIteration: an empty file
-        raise UserError(_unreadable(source, error, is_local=files is not None)) from error
-    _check(first, source)
-    return dataset
+    if first is None:
+        raise _empty(source)
+    return dataset if found is not None else _with_checked_columns(dataset, first, source)
 
 
-def _unreadable(source: TextSource, error: Exception, *, is_local: bool) -> str:
-    """Error message for a source that cannot be loaded, after the underlying reason."""
-    reason = error.__cause__ or error
-    if is_local and (isinstance(reason, StopIteration) or "corresponds to no data" in str(reason)):
-        return f"a data set must hold at least one text, but {source.path!r} is empty; give another file"
-    if is_local and isinstance(reason, UnicodeDecodeError):
-        return (
-            f"texts must be UTF-8, but {source.path!r} is not ({reason.reason} at byte {reason.start}); convert it "
-            "(with iconv, say), or give another file"
-        )
-    said = f"{type(reason).__name__}: {reason_of(reason)}"
-    if is_local:
-        return (
-            f"{source.path!r} could not be read (split {source.split!r}). Check that it is complete and holds texts, "
-            f"and that the split is train. Reason: {said}"
-        )
-    return (
-        f"{source.path!r} is not a local file or directory, and could not be loaded as a data set (name "
-        f"{source.name!r}, split {source.split!r}). Check the path (relative paths start at the working directory), "
-        f"or the id and the split. Reason: {said}"
+@contextmanager
+def readable(source: TextSource) -> Iterator[None]:
+    """Raises errors while a source is read as a :class:`UserError` that names the source."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, pa.ArrowException, DatasetsError, StopIteration) as error:
+        reason = root_cause(error)
+        if isinstance(reason, UserError):
+            raise reason from None
+        if "corresponds to no data" in str(reason):
+            raise _empty(source) from None
+        raise UserError(
+            f"{source.path!r} could not be read (split {source.split!r}). Check the path (relative paths start at the "
+            "working directory), or the id, and the split (that of local files is train). Reason: "
+            f"{type(reason).__name__}: {reason_of(reason)}"
+        ) from error
+
+
+def readable_batches(batches: Iterable[Any], source: TextSource) -> Iterator[Any]:
+    """Yields the batches of a stream; an error while one is read names the source."""
+    iterator = iter(batches)
+    while True:
+        with readable(source):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _empty(source: TextSource) -> UserError:
+    return UserError(
+        f"a data set must hold at least one text, but {source.path!r} is empty (split {source.split!r}); give another"
     )
 
 
-def _local_files(path: str) -> list[str] | None:
-    """Files that a local path refers to; None if it is the id of a data set."""
-    local = Path(path)
-    if local.is_file():
-        return [path]
-    if local.is_dir():
-        files = sorted(str(file) for file in local.rglob("*") if _ending(file) in _BUILDERS)
-        problem = f"a directory of texts must hold {_endings()} files, but {path!r} has none"
-    elif glob.has_magic(path):
-        files, problem = sorted(glob.glob(path, recursive=True)), f"no file matches {path!r}"
-    elif _ending(local) in _BUILDERS or local.is_absolute() or path.startswith("."):
-        files, problem = [], f"there is no file or directory {path!r}"
-    else:
-        return None
-    if not files:
-        raise UserError(f"{problem}; check the path (relative paths start at the working directory)")
-    return files
+def locate(error: RowError, texts: Dataset, source: TextSource) -> RowError:
+    """Finds the first row of a stored data set that cannot be used, and names it in the error."""
+    for number, row in enumerate(texts.select_columns(source.columns), start=1):
+        try:
+            read_row(source, columns_of(source, row))
+        except RowError as found:
+            return found.at(f"row {number:,} of {source.path!r} (split {source.split!r})")
+    return error
 
 
-def _builder_of(files: list[str], path: str) -> tuple[str, dict[str, str]]:
-    endings = {_ending(Path(file)) for file in files}
-    builders = {_BUILDERS[ending][0] for ending in endings if ending in _BUILDERS}
-    if len(builders) != 1 or not endings <= _BUILDERS.keys():
-        raise UserError(
-            f"the files of a source must be of one kind, {_endings()}; {path!r} has {sorted(endings)}. "
-            "Select one kind with a glob such as 'directory/*.jsonl'"
-        )
-    return _BUILDERS[endings.pop()]
+def _with_checked_columns(
+    dataset: Dataset | IterableDataset, first: Mapping[str, Any], source: TextSource
+) -> Dataset | IterableDataset:
+    """Checks the first row of a data set, and what stands beside its conversations."""
+    try:
+        read_row(source, columns_of(source, first))
+    except RowError as error:
+        raise error.at(f"row 1 of {source.path!r}") from None
+    if not source.holds_conversations:
+        return dataset
+    beside = [name for name in first if name in CONTEXT_COLUMNS and name not in (*source.columns, *source.ignored)]
+    if isinstance(dataset, Dataset) and any(_has_more_fields(dataset.features[column]) for column in source.columns):
+        # Earlier versions did not read these fields: do not take their windows from the cache of `datasets`.
+        dataset._fingerprint = Hasher.hash([dataset._fingerprint, "fields of messages"])
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_without_context, fn_kwargs={"source": source}, remove_columns=beside) if beside else dataset
+    batches = dataset.select_columns(beside).iter(batch_size=1000) if beside else ()
+    rows = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
+    for number, row in enumerate(rows, start=1):
+        _without_context(row, source, f"row {number:,} of {source.path!r}")
+    return dataset
 
 
-def _ending(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
+def _without_context(row: Mapping[str, Any], source: TextSource, where: str = "") -> dict[str, Any]:
+    try:
+        check_context(source, row)
+    except RowError as error:
+        raise error.at(where or f"a row of {source.path!r}") from None
+    return {}
 
 
-def _endings() -> str:
-    return ", ".join(_BUILDERS)
-
-
-def _check(first: dict[str, Any] | None, source: TextSource) -> None:
-    """Checks that there is a first row, and that it has the columns that are read."""
-    if first is None:
-        raise UserError(
-            f"a data set must hold at least one text, but {source.path!r} (split {source.split!r}) is empty; give "
-            "another"
-        )
-    for field in fields(source):
-        column = getattr(source, field.name)
-        if field.name.endswith("_field") and column in source.columns and column not in first:
-            raise UserError(
-                f"{field.name} must be a column of the data, got {column!r}; {source.path!r} has {sorted(first)}; "
-                "name one of them"
-            )
-    if not source.holds_conversations and not isinstance(first[source.text_field], str):
-        raise UserError(
-            f"text_field must hold strings, but {source.text_field!r} of {source.path!r} holds "
-            f"{type(first[source.text_field]).__name__}; name another column, or give texts"
-        )
+def _has_more_fields(feature: Any) -> bool:
+    """Whether messages may have other fields than role and content."""
+    message = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return not isinstance(message, Value) and set(message if isinstance(message, Mapping) else ()) != {
+        "role",
+        "content",
+    }

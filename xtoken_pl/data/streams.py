@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
+from xtoken_pl.data.sources import readable_batches
 from xtoken_pl.data.whole_steps import whole_steps
 from xtoken_pl.data.windows import Window
 from xtoken_pl.data.worker_errors import carrying_iterator, raise_carried
@@ -103,7 +104,7 @@ class BlockStream(TorchIterableDataset[Window]):
 
     def _read(self, texts: IterableDataset) -> Iterator[list[Window]]:
         """Yields the windows of the texts, ``documents_per_call`` texts at a time."""
-        for documents in texts.iter(batch_size=self.documents_per_call):
+        for documents in readable_batches(texts.iter(batch_size=self.documents_per_call), self.maker.source):
             columns = self.maker(*(documents[column] for column in self.maker.columns))
             arrays = [[np.asarray(value, dtype=np.int32) for value in values] for values in columns.values()]
             yield [dict(zip(columns, row, strict=True)) for row in zip(*arrays, strict=True)]

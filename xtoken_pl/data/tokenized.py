@@ -7,13 +7,16 @@ from itertools import islice
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.data.collate import collate
+from xtoken_pl.data.conversations import RowError
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
+from xtoken_pl.data.sources import locate
 from xtoken_pl.data.windows import Window
-from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.errors import UserError, root_cause
 
 _NUM_CHECKED_WINDOWS = 100
 
@@ -38,18 +41,26 @@ def make_windows(
     if isinstance(texts, IterableDataset):
         return texts.map(**options)
     grouping = [] if maker.packing == "none" else [num_proc]
-    windows = texts.map(
-        **options,
-        num_proc=num_proc,
-        desc=f"tokenize and align {maker.source.path}",
-        new_fingerprint=Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping]),
-    )
+    try:
+        windows = texts.map(
+            **options,
+            num_proc=num_proc,
+            desc=f"tokenize and align {maker.source.path}",
+            new_fingerprint=Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping]),
+        )
+    except RowError as error:
+        raise locate(error, texts, maker.source) from None
     return windows.with_format("numpy")
 
 
 def stored_stream(windows: IterableDataset, folder: str) -> Dataset:
     """Writes all windows of a stream to a directory, and opens them."""
-    return Dataset.from_generator(_each, gen_kwargs={"windows": windows}, cache_dir=folder).with_format("numpy")
+    try:
+        stored = Dataset.from_generator(_each, gen_kwargs={"windows": windows}, cache_dir=folder)
+    except DatasetsError as error:
+        reason = root_cause(error)
+        raise (reason if isinstance(reason, UserError) else error) from None
+    return stored.with_format("numpy")
 
 
 def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowMaker) -> None:

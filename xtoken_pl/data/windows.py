@@ -163,7 +163,9 @@ class Windower:
     def _conversations(self, chats: list[Conversation], *, learn_turn_end: bool) -> Iterator[_Tokenized]:
         kept = [chat for chat in chats if chat.learns_something]
         if len(kept) < len(chats):
-            logger.warning("%d conversations in which the assistant says nothing are dropped", len(chats) - len(kept))
+            logger.warning(
+                "%d conversations in which the assistant says nothing to learn are dropped", len(chats) - len(kept)
+            )
         if not kept:
             return
         rendered = {name: renderer.render(kept) for name, renderer in self.renderers.items()}

@@ -1,0 +1,122 @@
+"""Loads local files as a data set of `datasets`: one builder for every kind of file, stored or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from datasets import (
+    ArrowBasedBuilder,
+    BuilderConfig,
+    Dataset,
+    DatasetInfo,
+    Features,
+    IterableDataset,
+    Split,
+    SplitGenerator,
+    Value,
+    Version,
+)
+
+from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, Turn, check_context, read_row
+from xtoken_pl.data.files import read_chunks
+from xtoken_pl.data.local_files import file_stamps
+
+if TYPE_CHECKING:
+    from xtoken_pl.data.sources import TextSource
+
+_FIELDS = ("text_field", "messages_field", "prompt_field", "completion_field")
+
+
+def load_local(files: list[str], kind: str, source: TextSource, *, streaming: bool) -> Dataset | IterableDataset:
+    """Loads files as a data set with the columns of a source: checked texts, or checked lists of messages.
+
+    Args:
+        files: Files, in their order.
+        kind: ``text``, ``json``, ``csv`` or ``parquet``.
+        source: Source of the files.
+        streaming: Read the files during iteration, without a copy on disk.
+
+    Raises:
+        UserError: If a file cannot be read, or a row holds no text or conversation; when streaming, during iteration.
+    """
+    # The copy on disk depends on the columns, not on where and how they are used.
+    columns = replace(source, path="", split="train", learn_turn_end=False, name=None, data_files=None, revision=None)
+    builder = LocalTexts(files=files, stamps=file_stamps(files), kind=kind, source=columns)
+    if streaming:
+        return builder.as_streaming_dataset(split=source.split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=source.split)
+
+
+@dataclass
+class LocalTextsConfig(BuilderConfig):
+    """Files, their sizes and times, their kind, and the columns to read; the copy on disk is found by them."""
+
+    files: list[str] | None = None
+    stamps: list[tuple[str, int, int]] | None = None
+    kind: str = ""
+    source: TextSource | None = None
+
+
+class LocalTexts(ArrowBasedBuilder):
+    """Builder of `datasets` for the rows of local files."""
+
+    BUILDER_CONFIG_CLASS = LocalTextsConfig
+    VERSION = Version("1.0.0")  # increased when the same files would give other rows
+    config: LocalTextsConfig
+
+    def _info(self) -> DatasetInfo:
+        source = self.config.source
+        assert source is not None
+        message = {"role": Value("string"), "content": Value("string"), "train": Value("bool")}
+        column: Any = [message] if source.holds_conversations else Value("string")
+        return DatasetInfo(features=Features(dict.fromkeys(source.columns, column)))
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        return [SplitGenerator(name=str(Split.TRAIN), gen_kwargs={"files": self.config.files})]
+
+    def _generate_tables(self, files: list[str]) -> Iterator[tuple[str, pa.Table]]:
+        source = self.config.source
+        assert source is not None
+        schema = self.info.features.arrow_schema
+        optional = CONTEXT_COLUMNS if source.holds_conversations else ()
+        for file_number, file in enumerate(files):
+            for number, chunk in enumerate(read_chunks(file, self.config.kind, source.columns, optional)):
+                rows = [_checked(row, source, place, file) for place, row in chunk]
+                yield f"{file_number}_{number}", pa.Table.from_pylist(rows, schema=schema)
+
+
+def columns_of(source: TextSource, row: Mapping[str, Any]) -> list[Any]:
+    """Returns the columns of a row that a source names.
+
+    Raises:
+        RowError: If the row lacks one.
+    """
+    try:
+        return [row[column] for column in source.columns]
+    except KeyError as error:
+        (column,) = error.args
+        named_by = next(name for name in reversed(_FIELDS) if getattr(source, name) == column)
+        raise RowError(
+            f"{named_by} must be a column of the data, got {column!r}; ", f" has {sorted(row)}; name one of them"
+        ) from None
+
+
+def _checked(row: Mapping[str, Any], source: TextSource, place: int, file: str) -> dict[str, Any]:
+    """Returns the columns that are read of row ``place`` of a file; every message says whether it is learned."""
+    try:
+        read = read_row(source, columns_of(source, row))
+        if source.holds_conversations:
+            check_context(source, row)
+    except RowError as error:
+        raise error.at(f"row {place:,} of {file!r}") from None
+    return dict(zip(source.columns, map(_value, read), strict=True))
+
+
+def _value(read: str | list[Turn]) -> Any:
+    if isinstance(read, str):
+        return read
+    return [{"role": turn.role, "content": turn.content, "train": turn.is_learned} for turn in read]
