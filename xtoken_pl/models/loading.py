@@ -73,12 +73,15 @@ def check_weights(source: ModelSource, *, role: str) -> None:
     has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
+        is_quantized = _has_quantized_files(_config_file(_base_model(source, role=role), source))
         with _model_errors(source, role=role):
-            if not hasattr(AutoConfig.from_pretrained(source.model, **_hub_options(source)), "quantization_config"):
+            if not is_quantized:
                 _pretrained(source, {"device_map": {"": "meta"}}, role=role, warns=False)
     except UserError as error:
         if error.__cause__ is None or isinstance(error.__cause__, OSError | SafetensorError):
             raise
+    except (OSError, ValueError):
+        return  # loading the tokenizer or the model will report the reason
     finally:
         if has_bars:
             transformers_logging.enable_progress_bar()
@@ -98,29 +101,31 @@ def check_quantization(bits: Quantization | None, *, role: str) -> None:
 
 
 def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warns: bool = True) -> PreTrainedModel:
-    adapter = find_adapter_config_file(source.model, revision=source.revision)
-    base = source.model if adapter is None else _base_model(Path(adapter), source, role=role)
+    base = _base_model(source, role=role)
     options = {**options, **_hub_options(source), "output_loading_info": True, "ignore_mismatched_sizes": True}
-    config = Path(cast(str, cached_file(base, "config.json", revision=source.revision)))
-    if "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+    if _has_quantized_files(config := _config_file(base, source)):
         check_scales(config.parent, role=role)
     with _key_table_replaced(files=base, role=role):
         model, found = AutoModelForCausalLM.from_pretrained(base, **options)
     check_keys(model, found, files=base, role=role, warns=warns)
-    if adapter is not None:
+    if base != source.model:
         with _key_table_replaced(files=source.model, role=role):
-            found = model.load_adapter(source.model, adapter_kwargs={"revision": source.revision}).to_dict()
+            of_adapter = {"adapter_kwargs": {"revision": source.revision}, "ignore_mismatched_sizes": True}
+            found = model.load_adapter(source.model, **of_adapter).to_dict()
         check_keys(model, found, files=source.model, role=role, warns=warns)
     return cast(PreTrainedModel, model)
 
 
-def _base_model(adapter: Path, source: ModelSource, *, role: str) -> str:
-    """Returns the model below a PEFT adapter, from the path of its ``adapter_config.json``."""
+def _base_model(source: ModelSource, *, role: str) -> str:
+    """Returns the model below a PEFT adapter; ``source.model`` if it is no adapter."""
+    adapter = find_adapter_config_file(source.model, revision=source.revision)
+    if adapter is None:
+        return source.model
     if isinstance(source, Student):
         raise UserError(
             f"a student must be a model whose weights can be trained, but {source.model!r} holds a PEFT adapter "
-            f"({adapter.name}), which would be frozen; merge it into its base model (merge_and_unload), save that, and "
-            "give its directory, without the files of the adapter"
+            "(adapter_config.json), which would be frozen; merge it into its base model (merge_and_unload), save that, "
+            "and give its directory, without the files of the adapter"
         )
     if (Path(source.model) / "config.json").is_file():
         raise UserError(
@@ -132,7 +137,19 @@ def _base_model(adapter: Path, source: ModelSource, *, role: str) -> str:
             f"the {role} ({source.model!r}) is a PEFT adapter, and PEFT is not installed; install it "
             "(pip install 'xtoken_pl[adapters]'), or give a model into which the adapter is merged"
         )
-    return cast(str, json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return cast(str, json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _config_file(model: str, source: ModelSource) -> Path:
+    found = cached_file(model, "config.json", revision=source.revision)
+    if found is None:
+        raise OSError(f"{model!r} has no config.json")
+    return Path(found)
+
+
+def _has_quantized_files(config: Path) -> bool:
+    content = json.loads(config.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and "quantization_config" in content
 
 
 def _check_quantized_files(model: PreTrainedModel, source: ModelSource, *, role: str) -> None:
