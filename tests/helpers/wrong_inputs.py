@@ -99,6 +99,7 @@ def _write_models() -> None:
         shutil.copytree("student", name)
         Path(name, file).write_bytes(Path(name, file).read_bytes()[:1000])
     damaged(Path("student"), Path("lacks_layer"), without("layers.1."))
+    damaged(Path("student"), Path("one_layer"), without("layers.1."), num_hidden_layers=1)
     Path("empty_folder").mkdir()
     Path("a_file").write_text("text")
 
