@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from damaged_models import Weights, damaged, prefixed, renamed, rewrite, without
 from small_models import packing_tokenizer, write_model
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -23,7 +24,10 @@ from transformers import (
 
 from xtoken_pl.models import load_causal_lm
 from xtoken_pl.models.loading import check_weights
+from xtoken_pl.models.placement import place_student
 from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.teachers.local import place_teacher
+from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
 _TINY = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -109,6 +113,19 @@ def test_missing_weights_are_named(
     with pytest.raises(UserError, match=expected) as error:
         check_weights(Teacher(model=folder), role="model")  # before anything is loaded
     assert str(error.value) == message
+
+
+def test_models_that_are_sharded_or_checked_without_accelerate_lack_nothing_either(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xtoken_pl.models.loading.find_spec", lambda name: None)
+    folder = damaged(models / "llama", tmp_path / "damaged", without("layers.1."))
+    vocabulary, mesh = CanonicalVocabulary.from_tokenizer(packing_tokenizer()), cast(DeviceMesh, object())
+    check_weights(Student(model=folder), role="student")
+    with pytest.raises(UserError, match="weights of the student must be complete"):
+        place_student(Student(model=folder), vocabulary, mesh, "cpu")
+    with pytest.raises(UserError, match="weights of the teacher 'x' must be complete"):
+        place_teacher("x", Teacher(model=folder), vocabulary, mesh, "cpu")
 
 
 @pytest.mark.parametrize(
