@@ -77,6 +77,22 @@ CASES = [
         "models: cut weights", "--model.student.model cut_weights", "must be whole", "'cut_weights'", "copy or download"
     ),
     case(
+        "models: a layer is missing",
+        "--model.student.model lacks_layer --data.train.path no.jsonl",  # texts are read later
+        *("weights of the student must be complete", "9 of 21", "'lacks_layer'", "layers.1.", "and 6 more", "download"),
+    ),
+    case(
+        "models: a layer of a teacher is missing",
+        "--model.teachers.same.model lacks_layer --data.train.path no.jsonl",
+        *("weights of the teacher 'same' must be complete", "9 of 21", "'lacks_layer'", "layers.1.", "download"),
+    ),
+    case(
+        "models: export with another configuration",
+        "--checkpoint whole.ckpt --output out --student.model one_layer",
+        *("exported weights must be those of", "give the student of the run", "layers.1."),
+        verb="export",
+    ),
+    case(
         "models: no configuration", "--model.student.model odd", "of the student", "'odd' could not", "Check the path"
     ),
     case("models: small head", "--model.student.model small_head", "a row for every token", "500 rows", "resize its"),

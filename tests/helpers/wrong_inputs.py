@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import datasets
 import torch
 import yaml
+from damaged_models import damaged, without
 from real_tokenizers import wordpiece
 from small_models import packing_tokenizer, write_model
 from small_run import SPLIT, small_run, write_models, write_texts
@@ -97,6 +98,8 @@ def _write_models() -> None:
     for name, file in (("cut_weights", "model.safetensors"), ("cut_tokenizer", "tokenizer.json")):
         shutil.copytree("student", name)
         Path(name, file).write_bytes(Path(name, file).read_bytes()[:1000])
+    damaged(Path("student"), Path("lacks_layer"), without("layers.1."))
+    damaged(Path("student"), Path("one_layer"), without("layers.1."), num_hidden_layers=1)
     Path("empty_folder").mkdir()
     Path("a_file").write_text("text")
 

@@ -12,7 +12,7 @@ from small_models import packing_tokenizer
 from xtoken_pl import LoRA, MultiTeacherDistillModule, Student
 from xtoken_pl.callbacks import HFExport
 from xtoken_pl.models.adapters import add_adapter, check_adapter
-from xtoken_pl.models.causal_lm import load_causal_lm
+from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.models.placement import place_student
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -66,7 +66,7 @@ def test_targets_are_the_ends_of_names_or_a_regular_expression(workspace: Path, 
     ("library", "place", "package"),
     [
         ("peft", "xtoken_pl.models.adapters", r"'xtoken_pl\[adapters\]'"),
-        ("bitsandbytes", "xtoken_pl.models.causal_lm", "bitsandbytes"),
+        ("bitsandbytes", "xtoken_pl.models.loading", "bitsandbytes"),
     ],
 )
 def test_a_library_that_is_missing_is_named(

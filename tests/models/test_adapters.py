@@ -22,7 +22,7 @@ from xtoken_pl.callbacks import HFExport
 from xtoken_pl.cli import main
 from xtoken_pl.models import hidden_states
 from xtoken_pl.models.adapters import add_adapter
-from xtoken_pl.models.causal_lm import load_causal_lm
+from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.plan.advice import single_changes
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.replay import replay

@@ -84,7 +84,7 @@ def test_tensor_parallelism_is_refused_with_the_sizes_to_set() -> None:
 
 
 def test_quantization_without_its_library_says_what_to_install(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xtoken_pl.models.causal_lm.find_spec", lambda name: None)
+    monkeypatch.setattr("xtoken_pl.models.loading.find_spec", lambda name: None)
     vocabulary = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         load_model(Teacher(model=folder, quantization="8bit"), vocabulary, role="teacher 'x'")

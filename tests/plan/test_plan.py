@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from xtoken_pl import MultiTeacherDistillModule, Student, Teacher, TokenKL
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models import hidden_states
-from xtoken_pl.models.causal_lm import load_causal_lm
+from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.replay import replay
 from xtoken_pl.plan.run import Run

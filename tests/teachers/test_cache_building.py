@@ -233,5 +233,6 @@ def make_overflowing(folder: Path, token: str) -> None:
     write_model(folder, tokenizer, seed=2)
     model = LlamaForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(token)] = 1e5
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(token)] = torch.finfo(torch.float16).max
+        model.model.layers[0].mlp.down_proj.weight.mul_(1e5)  # adds enough to exceed it
     model.save_pretrained(folder)

@@ -16,6 +16,7 @@ from xtoken_pl.models.adapters import merge_adapter, save_adapter
 from xtoken_pl.specs import DType, Student
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
+from xtoken_pl.utilities.words import reason_of
 
 #: Form in which a student with an adapter is written: ``merged`` into a plain model, or the ``adapter`` alone.
 Form = Literal["merged", "adapter"]
@@ -47,12 +48,18 @@ def write_student(
         trust_remote_code: Whether to run code that comes with the model.
 
     Raises:
-        UserError: If the directory exists and ``overwrite`` is False.
+        UserError: If the directory exists and ``overwrite`` is False, or the weights do not fit the configuration.
     """
     weights = _converted(weights, dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    model.load_state_dict(weights, assign=True)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(
+            "exported weights must be those of the student's config.json, and they are not; give the student of the "
+            f"run that wrote them. Reason: {reason_of(error)}"
+        ) from error
     model.tie_weights()
     if generation_config is not None:
         model.generation_config = generation_config

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from transformers import AutoConfig
 
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.models.loading import check_weights
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -22,10 +23,10 @@ _TAGS_OF_CALLBACKS = ("train/", "eval/", "numerals/", "projection/", "throughput
 
 
 def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> None:
-    """Checks the settings of a training run.
+    """Checks the settings of a training run, and the names and shapes of the models' weights.
 
     Raises:
-        UserError: If a setting is invalid.
+        UserError: If a setting is invalid, or a model's weights are incomplete.
     """
     if trainer.max_steps == 0:
         raise UserError("trainer.max_steps must be >= 1, got 0; give a number, or -1 and trainer.max_epochs")
@@ -42,6 +43,9 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
         _check_stream(trainer, data)
         _check_monitors(trainer, module, data)
     check_positions(module, data)
+    if isinstance(module, MultiTeacherDistillModule):
+        for role, source in _sources(module).items():
+            check_weights(source, role=role)
 
 
 class IntervalCheck(Callback):
@@ -75,12 +79,7 @@ def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None 
     """
     if not (isinstance(module, MultiTeacherDistillModule) and isinstance(data, DistillDataModule)):
         return
-    teachers = {
-        f"teacher {name!r}": teacher
-        for name, teacher in module.teachers.items()
-        if teacher.cache is None or name == asked
-    }
-    for role, source in {"student": module.student_source, **teachers}.items():
+    for role, source in _sources(module, asked=asked).items():
         limit = _num_positions(source)
         if limit is not None and data.sequence_length > limit:
             raise UserError(
@@ -88,6 +87,15 @@ def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None 
                 f"and the {role} ({source.model!r}) has {limit}; lower it to {limit}, take another model, or, "
                 "to extend one that can be, raise max_position_embeddings in its config.json"
             )
+
+
+def _sources(module: MultiTeacherDistillModule, *, asked: str | None = None) -> dict[str, ModelSource]:
+    """Specifications of the models that run, by their role in messages."""
+    sources: dict[str, ModelSource] = {"student": module.student_source}
+    for name, teacher in module.teachers.items():
+        if teacher.cache is None or name == asked:
+            sources[f"teacher {name!r}"] = teacher
+    return sources
 
 
 def _num_positions(source: ModelSource) -> int | None:

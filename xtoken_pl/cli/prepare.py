@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from xtoken_pl.cli.usage import run_function
+from xtoken_pl.models.completeness import check_keys
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
@@ -89,12 +90,13 @@ def convert_teacher(name: TeacherName, folder: Path) -> None:
     """Converts the GGUF file of a package to a directory with safetensors and a tokenizer, in float32.
 
     Raises:
-        UserError: If the package is not installed.
+        UserError: If the package is not installed, or weights are missing in its file.
     """
     with tempfile.TemporaryDirectory() as scratch:
         gguf = gguf_file(name, Path(scratch))
         tokenizer = load_gguf_tokenizer(name, gguf)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model, found = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, output_loading_info=True)
+        check_keys(model, found, files=str(gguf), role=f"teacher {name!r}")
         # The weights are float32 now; with the old entry transformers would look for the GGUF file again.
         model.hf_quantizer.remove_quantization_config(model)
         model.save_pretrained(folder)

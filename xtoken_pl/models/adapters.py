@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from xtoken_pl.models.causal_lm import check_quantization, load_causal_lm
+from xtoken_pl.models.completeness import check_adapter_keys
+from xtoken_pl.models.loading import check_quantization, load_causal_lm
 from xtoken_pl.specs import LoRA, Student
 from xtoken_pl.specs.lora import ALL_LINEAR
 from xtoken_pl.utilities.errors import UserError
@@ -83,10 +84,14 @@ def save_adapter(folder: Path, source: Student, weights: dict[str, Tensor]) -> N
         folder: Existing directory to write to.
         source: Student whose ``model`` and ``revision`` are recorded as the base model.
         weights: Adapter weights by name.
+
+    Raises:
+        UserError: If the weights are not those of the student's adapter.
     """
     assert source.adapter is not None
     model = _without_weights(source)
     add_adapter(model, source.adapter)
+    check_adapter_keys(model, weights)
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = source.model, source.revision
     model.save_pretrained(folder, state_dict=weights)
@@ -103,7 +108,8 @@ def merge_adapter(source: Student, weights: dict[str, Tensor]) -> PreTrainedMode
         weights: Adapter weights by name.
 
     Raises:
-        UserError: If the frozen weights cannot be loaded, or they were quantized and bitsandbytes is not installed.
+        UserError: If the frozen weights cannot be loaded, or they were quantized and bitsandbytes is not installed, or
+            ``weights`` are not those of the student's adapter.
     """
     from peft import PeftModel
 

@@ -1,23 +1,21 @@
-"""Loads a causal language model, runs it up to its head, and checks that head and packing are supported."""
+"""Runs a causal language model up to its head, and checks that head and packing are supported."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any, cast
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
 from xtoken_pl.models.head import Head
-from xtoken_pl.specs import ModelSource, Quantization, Student, Teacher
+from xtoken_pl.models.loading import load_causal_lm
+from xtoken_pl.specs import ModelSource
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.words import reason_of
 
 # B batch, T tokens, H hidden size
 
@@ -28,87 +26,6 @@ _NUM_CHECKED_TOKENS = 8
 _LARGE_LOGIT = 1000.0
 #: Largest difference between the head path and the model's own logits, relative to the largest logit.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-
-
-def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """Loads the model of ``source``, in evaluation mode.
-
-    A :class:`Student` with ``weights="random"`` is built from its configuration alone.
-
-    Args:
-        source: Specification of the model.
-        role: Role of the model in messages: ``student``, or ``teacher 'NAME'``.
-        device: Device on which weights are quantized; others are loaded on the CPU.
-
-    Raises:
-        UserError: If the model cannot be loaded, or it is to be quantized and bitsandbytes is not installed.
-    """
-    hub: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-    options: dict[str, Any] = {"dtype": source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)}
-    if source.attn_implementation is not None:
-        options["attn_implementation"] = source.attn_implementation
-    if isinstance(source, Student | Teacher) and source.quantization is not None:
-        check_quantization(source.quantization, role=role)
-        options |= _quantized(source.quantization, options["dtype"], device)
-    try:
-        if isinstance(source, Student) and source.weights == "random":
-            config = AutoConfig.from_pretrained(source.model, **hub)
-            if options["dtype"] == "auto":
-                options["dtype"] = config.dtype or torch.float32
-            options["trust_remote_code"] = source.trust_remote_code
-            model = AutoModelForCausalLM.from_config(config, **options)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(source.model, **hub, **options)
-    except SafetensorError as error:
-        raise UserError(
-            f"the weights of the {role} must be whole, but those of {source.model!r} cannot be read ({error}); copy "
-            "or download the model again"
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # transformers has no exception class of its own for a model that does not fit its files
-        raise UserError(
-            f"the model of the {role} must be a directory or a hub id of a causal language model; {source.model!r} "
-            "could not be loaded. Check the path (relative paths start at the working directory), the id, the model's "
-            f"files or the options. Reason: {reason_of(error)}"
-        ) from error
-    _keep_layout_of_quantized(model)
-    return cast(PreTrainedModel, model).eval()
-
-
-def check_quantization(bits: Quantization | None, *, role: str) -> None:
-    """Checks that the library for a quantization is installed.
-
-    Raises:
-        UserError: If bitsandbytes is needed and not installed.
-    """
-    if bits is not None and find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"quantization={bits!r} of the {role} needs bitsandbytes, which is not installed; install it "
-            "(pip install bitsandbytes), or leave quantization out"
-        )
-
-
-def _quantized(bits: Quantization, dtype: torch.dtype | str, device: torch.device | str) -> dict[str, Any]:
-    config = BitsAndBytesConfig(
-        load_in_8bit=bits == "8bit",
-        load_in_4bit=bits == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
-    )
-    return {"quantization_config": config, "device_map": {"": str(device)}}
-
-
-def _keep_layout_of_quantized(model: nn.Module) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
-
-    It would do so in the first pass in evaluation mode. Packed layers have no backward pass, round their products to
-    bfloat16, and must be at least 64 wide.
-    """
-    layer: Any
-    for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            cast(Any, layer).support_avx512bf16_for_cpu = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""Checks that the files of a model hold all its weights, with the right shapes, and that these are numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xtoken_pl.utilities.errors import UserError
+
+_NUM_SHOWN = 3
+_RIGHT_FILES = "copy or download the model again, or give the config.json that belongs to its weights"
+
+
+def check_keys(model: PreTrainedModel, found: Mapping[str, Any], *, files: str, role: str, warns: bool = True) -> None:
+    """Checks that every weight was loaded; transformers initializes those that are missing at random.
+
+    A weight that is tied to another one may be missing.
+
+    Args:
+        model: Model that was loaded.
+        found: Loading information of transformers: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
+        files: Directory or hub id that was loaded.
+        role: Role of the model in messages.
+        warns: Whether to warn of weights that the model does not have.
+
+    Raises:
+        UserError: If weights are missing or have other shapes than in the model; the message names the first ones.
+    """
+    total, missing, unknown = len(model.state_dict()), found["missing_keys"], found["unexpected_keys"]
+    if missing:
+        held = f" The files hold {len(unknown)} that the model does not have: {_first(unknown)}." if unknown else ""
+        is_head = set(missing) <= set(model._tied_weights_keys or ())
+        tie = "; or, if the head is the input embedding, set tie_word_embeddings to true in config.json" * is_head
+        raise UserError(
+            f"the weights of the {role} must be complete, but {len(missing)} of {total} are missing in {files!r}: "
+            f"{_first(missing)}.{held} Correct the names, {_RIGHT_FILES}{tie}"
+        )
+    if mismatched := found["mismatched_keys"]:
+        shapes = [f"{name} is {list(stored)}, not {list(needed)}" for name, stored, needed in mismatched]
+        raise UserError(
+            f"the weights of the {role} must have the shapes of its config.json, but {len(shapes)} of {total} in "
+            f"{files!r} have others: {_first(shapes)}; {_RIGHT_FILES}"
+        )
+    if unknown and warns:
+        rank_zero_warn(
+            f"{files!r} holds weights that the {role} ({type(model).__name__}) does not have and does not use "
+            f"({len(unknown)}): {_first(unknown)}"
+        )
+
+
+def incomplete(names: Collection[str], *, files: str, role: str) -> UserError:
+    """Returns the error for weights that transformers could not convert, because their parts are missing or wrong."""
+    return UserError(
+        f"the weights of the {role} must be complete, but in {files!r} some are missing or lack parts: "
+        f"{_first(names)}; {_RIGHT_FILES}"
+    )
+
+
+def check_tied(model: PreTrainedModel, *, files: str) -> None:
+    """Checks that the weights of a student that are tied in its configuration are one weight in its files.
+
+    transformers keeps them apart if both are stored and differ; an exported student would be tied again.
+
+    Raises:
+        UserError: If they differ.
+    """
+    apart = model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys()
+    if apart:
+        raise UserError(
+            "weights of the student that are tied (tie_word_embeddings in its config.json) must be equal, but "
+            f"{files!r} holds {_first(apart)} with values of its own; set tie_word_embeddings to false in config.json, "
+            "or remove them from the weights"
+        )
+
+
+def check_scales(folder: Path, *, role: str) -> None:
+    """Checks that every layer stored in 8-bit floating point has a scale; transformers takes a missing one for 1.
+
+    Args:
+        folder: Directory of the model's files, or of a copy from the hub.
+        role: Role of the model in messages.
+
+    Raises:
+        UserError: If scales are missing; the message names the first layers.
+    """
+    scaled, stored = set(), set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, it is no mapping
+                layer = name.rpartition(".")[0]
+                if "scale" in name:
+                    scaled.add(layer)
+                elif tensors.get_slice(name).get_dtype().startswith("F8"):
+                    stored.add(layer)
+    if missing := stored - scaled:
+        raise incomplete({f"the scale of {layer}" for layer in missing}, files=str(folder), role=role)
+
+
+def check_adapter_keys(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Checks that ``weights`` are those of the adapter of ``model``; PEFT initializes missing ones at random.
+
+    Raises:
+        UserError: If a weight is missing, or belongs to no layer of the adapter.
+    """
+    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for names, how in ((expected - weights.keys(), "are missing"), (weights.keys() - expected, "belong to no layer")):
+        if names:
+            raise UserError(
+                f"the weights of the adapter must be those of its {len(expected)} matrices, but {len(names)} {how}: "
+                f"{_first(names)}; give the student, with its adapter, of the run that wrote them"
+            )
+
+
+def check_numbers(model: PreTrainedModel, *, files: str, role: str) -> None:
+    """Checks that no weight is NaN or plus infinity; minus infinity in a bias excludes a token.
+
+    Raises:
+        UserError: If a weight is; the message names the first ones.
+    """
+    wrong = [name for name, weight in model.named_parameters() if weight.numel() and not _is_numeric(weight)]
+    if wrong:
+        raise UserError(
+            f"the weights of the {role} must be numbers, but {len(wrong)} of its tensors in {files!r} hold NaN or "
+            f"infinity as {model.dtype}: {_first(wrong)}; copy or download the model again, or use another dtype "
+            "(float16 overflows at 65,504)"
+        )
+
+
+def _is_numeric(weight: Tensor) -> bool:
+    if not weight.is_floating_point() or weight.element_size() < 2:  # quantized
+        return True
+    return torch.aminmax(weight.detach()).max.item() < math.inf  # the maximum of a NaN and others is NaN
+
+
+def _first(names: Collection[str]) -> str:
+    shown, rest = sorted(names)[:_NUM_SHOWN], len(names) - _NUM_SHOWN
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")

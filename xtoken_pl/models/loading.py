@@ -1,0 +1,253 @@
+"""Loads a causal language model and refuses one whose files do not hold all its weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import logging as transformers_logging
+
+from xtoken_pl.models.completeness import check_keys, check_numbers, check_scales, check_tied, incomplete
+from xtoken_pl.specs import ModelSource, Quantization, Student, Teacher
+from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.words import reason_of
+
+
+def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """Loads the model of ``source``, in evaluation mode.
+
+    A :class:`Student` with ``weights="random"`` is built from its configuration alone. A teacher may be a PEFT adapter,
+    which is loaded onto the base model that it names.
+
+    Args:
+        source: Specification of the model.
+        role: Role of the model in messages: ``student``, or ``teacher 'NAME'``.
+        device: Device on which weights are quantized; others are loaded on the CPU.
+
+    Raises:
+        UserError: If the model cannot be loaded, its weights are incomplete, have other shapes or are not numbers, or
+            it is to be quantized and bitsandbytes is not installed.
+    """
+    options: dict[str, Any] = {"dtype": source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)}
+    if source.attn_implementation is not None:
+        options["attn_implementation"] = source.attn_implementation
+    if isinstance(source, Student | Teacher) and source.quantization is not None:
+        check_quantization(source.quantization, role=role)
+        check_weights(source, role=role)  # transformers does not compare the shapes of weights that it quantizes
+        options |= _quantized(source.quantization, options["dtype"], device)
+    with _model_errors(source, role=role):
+        if _is_random(source):
+            model = _initialized(source, options)
+        else:
+            model = _pretrained(source, options, role=role)
+            check_numbers(model, files=source.model, role=role)
+            _check_quantized_files(model, source, role=role)
+            if isinstance(source, Student):
+                check_tied(model, files=source.model)
+    _keep_layout_of_quantized(model)
+    return model.eval()
+
+
+def check_weights(source: ModelSource, *, role: str) -> None:
+    """Checks that the files of a model hold all its weights, from their names and shapes alone.
+
+    Does nothing where only loading can tell: if the files are quantized, if they cannot be converted without their
+    values, or if Accelerate is not installed.
+
+    Raises:
+        UserError: If weights are missing or have other shapes, or the files cannot be read.
+    """
+    if _is_random(source) or find_spec("accelerate") is None:
+        return
+    has_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        is_quantized = _has_quantized_files(_config_file(_base_model(source, role=role), source))
+        with _model_errors(source, role=role):
+            if not is_quantized:
+                _pretrained(source, {"device_map": {"": "meta"}}, role=role, warns=False)
+    except UserError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, OSError | SafetensorError):
+            raise
+    except (OSError, ValueError):
+        return  # loading the tokenizer or the model will report the reason
+    finally:
+        if has_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def check_quantization(bits: Quantization | None, *, role: str) -> None:
+    """Checks that the library for a quantization is installed.
+
+    Raises:
+        UserError: If bitsandbytes is needed and not installed.
+    """
+    if bits is not None and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"quantization={bits!r} of the {role} needs bitsandbytes, which is not installed; install it "
+            "(pip install bitsandbytes), or leave quantization out"
+        )
+
+
+def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warns: bool = True) -> PreTrainedModel:
+    base = _base_model(source, role=role)
+    options = {**options, **_hub_options(source), "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if _has_quantized_files(config := _config_file(base, source)):
+        check_scales(config.parent, role=role)
+    with _key_table_replaced(files=base, role=role):
+        model, found = AutoModelForCausalLM.from_pretrained(base, **options)
+    check_keys(model, found, files=base, role=role, warns=warns)
+    if base != source.model:
+        with _key_table_replaced(files=source.model, role=role):
+            of_adapter = {"adapter_kwargs": {"revision": source.revision}, "ignore_mismatched_sizes": True}
+            found = model.load_adapter(source.model, **of_adapter).to_dict()
+        check_keys(model, found, files=source.model, role=role, warns=warns)
+    return cast(PreTrainedModel, model)
+
+
+def _base_model(source: ModelSource, *, role: str) -> str:
+    """Returns the model below a PEFT adapter; ``source.model`` if it is no adapter."""
+    adapter = find_adapter_config_file(source.model, revision=source.revision)
+    if adapter is None:
+        return source.model
+    if isinstance(source, Student):
+        raise UserError(
+            f"a student must be a model whose weights can be trained, but {source.model!r} holds a PEFT adapter "
+            "(adapter_config.json), which would be frozen; merge it into its base model (merge_and_unload), save that, "
+            "and give its directory, without the files of the adapter"
+        )
+    if (Path(source.model) / "config.json").is_file():
+        raise UserError(
+            f"the directory of the {role} must hold a model or a PEFT adapter, but {source.model!r} holds both "
+            "(config.json and adapter_config.json); move the files of the one that is not meant"
+        )
+    if find_spec("peft") is None:
+        raise UserError(
+            f"the {role} ({source.model!r}) is a PEFT adapter, and PEFT is not installed; install it "
+            "(pip install 'xtoken_pl[adapters]'), or give a model into which the adapter is merged"
+        )
+    return cast(str, json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _config_file(model: str, source: ModelSource) -> Path:
+    found = cached_file(model, "config.json", revision=source.revision)
+    if found is None:
+        raise OSError(f"{model!r} has no config.json")
+    return Path(found)
+
+
+def _has_quantized_files(config: Path) -> bool:
+    content = json.loads(config.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and "quantization_config" in content
+
+
+def _check_quantized_files(model: PreTrainedModel, source: ModelSource, *, role: str) -> None:
+    used: Any = getattr(model.config, "quantization_config", None)
+    if used is None:
+        return
+    if isinstance(source, Student) and source.adapter is None:
+        raise UserError(
+            "a quantized student needs an adapter, since quantized weights cannot be trained, and those of "
+            f"{source.model!r} are quantized ({used.quant_method.value}); give it one (adapter: {{rank: 16}}), or give "
+            "a model that is not quantized"
+        )
+    bits = source.quantization if isinstance(source, Student | Teacher) else None
+    if bits is not None and not getattr(used, f"load_in_{bits}", False):
+        raise UserError(
+            f"quantization of the {role} must be that of its files, got {bits!r}, and those of {source.model!r} are "
+            "quantized otherwise; leave quantization out, or give a model that is not quantized"
+        )
+
+
+def _initialized(source: ModelSource, options: dict[str, Any]) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(source.model, **_hub_options(source))
+    if options["dtype"] == "auto":
+        options = {**options, "dtype": config.dtype or torch.float32}
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, **options)
+    return cast(PreTrainedModel, model)
+
+
+def _is_random(source: ModelSource) -> bool:
+    return isinstance(source, Student) and source.weights == "random"
+
+
+def _hub_options(source: ModelSource) -> dict[str, Any]:
+    return {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+
+
+@contextmanager
+def _model_errors(source: ModelSource, *, role: str) -> Iterator[None]:
+    """Converts errors of transformers and safetensors to a UserError that names the model."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except SafetensorError as error:
+        raise UserError(
+            f"the weights of the {role} must be whole, but those of {source.model!r} cannot be read ({error}); copy "
+            "or download the model again"
+        ) from error
+    except Exception as error:  # transformers has no exception class of its own for a model that does not fit its files
+        raise UserError(
+            f"the model of the {role} must be a directory or a hub id of a causal language model; {source.model!r} "
+            "could not be loaded. Check the path (relative paths start at the working directory), the id, the model's "
+            f"files or the options. Reason: {reason_of(error)}"
+        ) from error
+
+
+@contextmanager
+def _key_table_replaced(*, files: str, role: str) -> Iterator[None]:
+    """Replaces transformers' table of weights: by `check_keys`, or by an error that names them if loading fails."""
+    tables: list[str] = []
+
+    def withhold(record: logging.LogRecord) -> bool:
+        is_table = "LOAD REPORT" in record.getMessage()
+        if is_table:
+            tables.append(record.getMessage())
+        return not is_table
+
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "integrations.peft")]
+    for logger in loggers:
+        logger.addFilter(withhold)
+    try:
+        yield
+    except Exception as error:
+        if not (names := re.findall(r"^(\S.*?) *\| (?:MISSING|CONVERSION)", "\n".join(tables), re.MULTILINE)):
+            raise
+        raise incomplete(set(names), files=files, role=role) from error
+    finally:
+        for logger in loggers:
+            logger.removeFilter(withhold)
+
+
+def _quantized(bits: Quantization, dtype: torch.dtype | str, device: torch.device | str) -> dict[str, Any]:
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == "8bit",
+        load_in_4bit=bits == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def _keep_layout_of_quantized(model: nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    It would do so in the first pass in evaluation mode. Packed layers have no backward pass, round their products to
+    bfloat16, and must be at least 64 wide.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            cast(Any, layer).support_avx512bf16_for_cpu = False
