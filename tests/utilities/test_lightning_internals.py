@@ -22,7 +22,10 @@ from xtoken_pl.utilities.lightning_internals import (
     has_checkpoint_io,
     is_accumulating,
     num_batches_begun,
-    num_batches_trained,
+    num_batches_in_open_step,
+    num_batches_of_steps,
+    rewind_open_step,
+    step_sizes,
 )
 
 
@@ -86,15 +89,48 @@ def test_gradients_are_accumulated_except_at_an_optimizer_step_and_at_the_end_of
 
 
 def test_batches_are_counted_within_an_epoch_and_over_all_of_them() -> None:
-    seen = AfterBatch(lambda trainer: (num_batches_begun(trainer), num_batches_trained(trainer)))
+    seen = AfterBatch(lambda trainer: (num_batches_begun(trainer), num_batches_of_steps(trainer)))
     fit(Line(), seen, max_epochs=2)
     assert seen.noted == [(number % 5 + 1, number + 1) for number in range(10)]
+
+
+def test_batches_of_an_open_step_are_not_counted() -> None:
+    seen = AfterBatch(lambda trainer: (num_batches_in_open_step(trainer), num_batches_of_steps(trainer)))
+    fit(Line(), seen, max_epochs=2, accumulate_grad_batches=3)
+    epoch = [(1, 0), (2, 0), (0, 3), (1, 3), (0, 5)]
+    assert seen.noted == epoch + [(num_open, 5 + num_done) for num_open, num_done in epoch]
+
+
+def test_steps_have_the_batches_of_lightnings_optimizer_steps() -> None:
+    seen = AfterBatch(lambda trainer: (tuple(step_sizes(trainer)), is_accumulating(trainer)))
+    fit(Line(), seen, max_epochs=1, accumulate_grad_batches=2)
+    # After the last batch the next epoch is ahead.
+    assert seen.noted == [((1, 2, 1), True), ((2, 1), False), ((1, 1), True), ((1,), False), ((2, 2, 1), False)]
+
+
+@pytest.mark.parametrize("rewind", [False, True])
+def test_a_run_resumes_with_the_first_batch_of_an_open_step(tmp_path: Path, rewind: bool) -> None:
+    class Rewinding(Line):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            if rewind:
+                rewind_open_step(checkpoint, num_batches_in_open_step(self.trainer))
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if num_batches_in_open_step(trainer) == 2:
+                trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    fit(Rewinding(), Save(), max_epochs=2, accumulate_grad_batches=4)
+    seen = AfterBatch(num_batches_begun)
+    fit(Line(), seen, max_epochs=2, accumulate_grad_batches=4, ckpt_path=tmp_path / "2.ckpt")
+    # Without it the step would lack two batches.
+    assert seen.noted == ([1, 2, 3, 4, 5] if rewind else [3, 4, 5])
 
 
 def test_batches_are_counted_on_after_a_checkpoint(tmp_path: Path) -> None:
     trainer = fit(Line(), max_steps=3)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    seen = AfterBatch(lambda trainer: (num_batches_begun(trainer), num_batches_trained(trainer)))
+    seen = AfterBatch(lambda trainer: (num_batches_begun(trainer), num_batches_of_steps(trainer)))
     fit(Line(), seen, max_steps=5, ckpt_path=tmp_path / "a.ckpt")
     assert seen.noted == [(4, 4), (5, 5)]
 
@@ -134,7 +170,7 @@ def test_an_epoch_is_not_run_again_from_a_checkpoint_that_was_saved_at_its_end(t
 def test_a_run_that_resumed_after_the_last_batch_of_an_epoch_can_be_resumed_again(tmp_path: Path, begin: bool) -> None:
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            trainer.save_checkpoint(tmp_path / f"{num_batches_trained(trainer)}.ckpt")
+            trainer.save_checkpoint(tmp_path / f"{num_batches_of_steps(trainer)}.ckpt")
 
     class Resumed(Line):
         def on_train_start(self) -> None:
@@ -145,7 +181,7 @@ def test_a_run_that_resumed_after_the_last_batch_of_an_epoch_can_be_resumed_agai
     fit(Resumed(), Save(), max_epochs=2, ckpt_path=tmp_path / "5.ckpt")
     again = fit(Resumed(), max_epochs=2, ckpt_path=tmp_path / "7.ckpt")
     # The second case is what Lightning does by itself: once this fails, begin_next_epoch is not needed any more.
-    assert num_batches_trained(again) == (10 if begin else 12)
+    assert num_batches_of_steps(again) == (10 if begin else 12)
 
 
 def test_a_checkpoint_that_was_saved_within_an_epoch_is_left_as_it_is() -> None:
