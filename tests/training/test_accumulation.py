@@ -27,7 +27,7 @@ from xtoken_pl import (
     Teacher,
     TextSource,
 )
-from xtoken_pl.callbacks import DynamicLossScaling, TeacherMonitor
+from xtoken_pl.callbacks import AlignmentMonitor, DynamicLossScaling, TeacherMonitor
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import is_accumulating
@@ -64,18 +64,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(eq=False)
 class Recorder(pl.Callback):
-    """The results of every optimizer step."""
+    """The logged values of every optimizer step."""
 
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Tensor]] = field(default_factory=list)
     without_span: int = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(outputs, dict)
         self.without_span += len(batch.teachers["split"].spans) == 0
         if not is_accumulating(trainer):
-            self.steps.append({key: value for key, value in outputs.items() if key != "loss"})
+            self.steps.append({tag: value.clone() for tag, value in trainer.callback_metrics.items()})
 
 
 def module_of(folder: Path, dtype: Any, student: str) -> MultiTeacherDistillModule:
@@ -102,12 +101,15 @@ def fit(
     dtype: Any = "float32",
     ckpt_path: Path | None = None,
     student: str = "student",
+    streaming: bool = False,
     **options: Any,
 ) -> tuple[MultiTeacherDistillModule, Recorder]:
     batch_size, num_batches = cut
     module, recorder = module_of(folder, dtype, student), Recorder()
     source = TextSource(path=str(folder / f"texts{batch_size * num_batches}.jsonl"))
-    data = DistillDataModule(source, sequence_length=48, batch_size=batch_size, num_workers=0, seed=3)
+    data = DistillDataModule(
+        source, sequence_length=48, batch_size=batch_size, num_workers=0, seed=3, streaming=streaming, shuffle_buffer=20
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         accumulate_grad_batches=num_batches,
@@ -115,9 +117,9 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[recorder, *callbacks],
+        callbacks=[*callbacks, TeacherMonitor(), AlignmentMonitor(), recorder],
         plugins=[AtomicCheckpointIO()],
-        **{"max_epochs": 2, "logger": False, **options},
+        **{"max_epochs": 2, "logger": False, "log_every_n_steps": 1, **options},
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return module, recorder
@@ -156,7 +158,8 @@ def test_losses_and_parameters_do_not_depend_on_the_cut(folder: Path, cut: Cut, 
     assert found.without_span > 0 or cut[0] > 1
     torch.testing.assert_close(found.steps, expected.steps, **precision)
     torch.testing.assert_close(parameters(split), parameters(whole), **precision)
-    assert expected.steps[-1]["total"] < expected.steps[0]["total"]
+    assert {"train/kd/same", "train/alpha/split", "train/spans_per_token/same"} < expected.steps[0].keys()
+    assert expected.steps[-1]["train/loss"] < expected.steps[0]["train/loss"]
 
 
 class Interrupting(pl.Callback):
@@ -189,13 +192,19 @@ class Noted(Logger):
         pass
 
 
-def test_a_run_that_is_resumed_within_a_step_computes_what_it_would_have_computed(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streamed"])
+def test_a_run_that_is_resumed_within_a_step_computes_what_it_would_have_computed(
+    folder: Path, tmp_path: Path, streaming: bool
+) -> None:
     # Epochs of a step of four batches, and a step of the two that are left.
-    options = {"student": "with_dropout", "limit_train_batches": 6, "max_epochs": 2, "log_every_n_steps": 1}
+    options: dict[str, Any] = {"limit_train_batches": 6, "max_epochs": 2, "max_steps": 4}
+    options |= {"student": "with_dropout", "streaming": streaming}
 
     def run(*callbacks: pl.Callback, ckpt_path: Path | None = None) -> tuple[Any, Recorder, dict[int, float]]:
-        logger, monitors = Noted(), (DynamicLossScaling(), TeacherMonitor())
-        module, steps = fit(folder, (2, 4), *monitors, *callbacks, ckpt_path=ckpt_path, logger=logger, **options)
+        logger = Noted()
+        module, steps = fit(
+            folder, (2, 4), DynamicLossScaling(), *callbacks, ckpt_path=ckpt_path, logger=logger, **options
+        )
         return module, steps, logger.losses
 
     interrupting = Interrupting(tmp_path)

@@ -9,6 +9,7 @@ from module_steps import MakeModule, batch_for, step_of
 
 from xtoken_pl import GOLD, MultiTeacherDistillModule, Teacher
 from xtoken_pl.callbacks import DynamicLossScaling
+from xtoken_pl.data import whole_steps
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -28,6 +29,25 @@ def test_dynamic_scaling_gives_the_gradient_of_a_constant_factor(make: MakeModul
     constant = [p.grad for p in fixed.student.parameters() if p.grad is not None]
     for ours, theirs in zip(dynamic, constant, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_dynamic_scale_expects_the_rest_of_a_step_to_be_like_the_step_before(make: MakeModule) -> None:
+    module = make()
+    module.kd_scale = DynamicLossScaling.scale
+    before = step_of(module, batch_for(module))
+    # A step of two batches: nothing of its second one is known to the first.
+    first, second = whole_steps([batch_for(module, 1), batch_for(module, 2, length=20)], [2])
+    known = len(first.student.labels) / first.step_counts.num_tokens
+    step = step_of(module, first)
+    ce, kd = (step[key] + (1 - known) * before[key] for key in ("ce", "kd"))
+    torch.testing.assert_close(step["kd_scale"], ce / kd)
+    step = step_of(module, second)
+    torch.testing.assert_close(step["kd_scale"], step["ce"] / step["kd"])
+
+    new = make()
+    new.kd_scale = DynamicLossScaling.scale
+    step = step_of(new, first)
+    torch.testing.assert_close(step["kd_scale"], step["ce"] / step["kd"])
 
 
 def test_dynamic_scale_of_no_distillation_loss_is_zero() -> None:
