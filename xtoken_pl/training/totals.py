@@ -130,7 +130,7 @@ class StepSums:
             alpha: Weight at each student row by teacher, a scalar or ``[N]``.
             span_alpha: Weight of each span by teacher, a scalar or ``[S]``.
             batch: Batch of this process.
-            reduce: Sums a vector over processes.
+            reduce: Sums a vector over processes, which it may overwrite.
         """
         step, nats = batch.step_counts, scores.token_nats.detach()
 
@@ -150,7 +150,7 @@ class StepSums:
             values += [spans.unmapped_mass.sum(), num_covered, rows[name].sum()]
         sums = torch.stack(values)
         self._sums = sums if step.is_first or self._sums is None else self._sums + sums
-        token_nats, num_tokens, num_weighted, num_scored, *rest = reduce(self._sums).unbind()
+        token_nats, num_tokens, num_weighted, num_scored, *rest = reduce(self._sums.clone()).unbind()
         width = len(_PER_TEACHER)
         by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
         by_tag = dict(zip(_PER_TEACHER, by_teacher, strict=True))
