@@ -11,7 +11,7 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_mo
 
 from xtoken_pl import ProjectionKL, Student, Teacher, TokenKL, build_projection
 from xtoken_pl.callbacks import DynamicLossScaling
-from xtoken_pl.data import Windower, collate
+from xtoken_pl.data import Windower, collate, whole_steps
 
 
 def test_loss_is_the_weighted_sum_of_its_parts(make: MakeModule) -> None:
@@ -81,6 +81,15 @@ def test_masked_tokens_take_part_in_neither_loss(make: MakeModule) -> None:
     spans = batch.teachers["split"].spans
     assert 0 < len(kept) < len(row["split/spans"]) // 4
     assert spans.student_first.tolist() == [span[0] - num_masked for span in kept]
+
+
+def test_equal_processes_have_the_means_of_one_though_a_reduction_overwrites_its_input(make: MakeModule) -> None:
+    one, two = make(), make()
+    two._sum_over_processes = lambda values: values.mul_(2)  # type: ignore[method-assign]
+    for batch in whole_steps([batch_for(one, 1), batch_for(one, 2, length=20), batch_for(one, 1)], [3]):
+        expected, found = step_of(one, batch), step_of(two, batch)
+        del expected["loss"], found["loss"]
+        torch.testing.assert_close(found, expected)
 
 
 def test_padded_head_rows_have_no_influence(tmp_path: Path, make: MakeModule, student: Student) -> None:
