@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,6 +72,13 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
             )
             documents.append(_conversation(completion, prompt, where))
     return documents
+
+
+def rewritten(document: Document, rewrite: Callable[[str], str]) -> Document:
+    """Rewrites a text, or the content of every message of a conversation."""
+    if isinstance(document, str):
+        return rewrite(document)
+    return Conversation(tuple(turn._replace(content=rewrite(turn.content).strip()) for turn in document.turns))
 
 
 def _conversation(messages: list[tuple[str, str]], context: list[tuple[str, str]], where: str) -> Conversation:

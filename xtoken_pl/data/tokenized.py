@@ -11,6 +11,7 @@ from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.data.collate import collate
+from xtoken_pl.data.coverage import likely_cause, warn_of_low_coverage
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.windows import Window
 from xtoken_pl.utilities.errors import UserError
@@ -53,7 +54,7 @@ def stored_stream(windows: IterableDataset, folder: str) -> Dataset:
 
 
 def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowMaker) -> None:
-    """Refuses windows from which nothing can be learned.
+    """Refuses windows from which nothing can be learned, and warns if much of them is in no span.
 
     Args:
         windows: Windows of a split.
@@ -69,13 +70,17 @@ def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowM
         raise UserError(f"a data set must hold some text, every text of {path!r} is empty; give another file")
     if isinstance(windows, Dataset):
         rank_zero_info(f"{split}: {len(windows):,} windows of at most {windower.sequence_length} tokens")
-    for name, view in collate(first, list(windower.teachers)).teachers.items():
+    if maker.normalizer is not None:
+        rank_zero_info(f"{split}: every side reads the texts as rewritten by {maker.normalizer.description}")
+    batch = collate(first, list(windower.teachers))
+    for name, view in batch.teachers.items():
         if len(view.spans) == 0:
             raise UserError(
                 f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
-                f"Raise sequence_length (now {windower.sequence_length}), or check that both tokenizers write this "
-                "text unchanged"
+                f"Raise sequence_length (now {windower.sequence_length}), or give other texts. "
+                f"{likely_cause(first, name, maker)}"
             )
+    warn_of_low_coverage(batch, first, split, maker)
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:
