@@ -80,7 +80,7 @@ def test_low_coverage_is_said_at_set_up_with_its_cause_and_the_way_out(tmp_path:
     module = data_module(tmp_path, [DECOMPOSED * 3] * 4, streaming=streaming)
     [message] = warned(module)
     assert coverage(module) < 0.8
-    for named in ("train: only", "teacher 'nfc'", "NFC", "% of this text", "set data.normalize to true"):
+    for named in ("train: only", "to learn", "teacher 'nfc'", "NFC", "% of this text", "set data.normalize to true"):
         assert named in message
 
 
@@ -139,3 +139,8 @@ def test_normalizers_that_contradict_each_other_are_refused_at_set_up(tmp_path: 
     with pytest.raises(UserError, match=r"data\.normalize needs tokenizers whose normalizers agree"):
         data_module(tmp_path, [VIETNAMESE], sides, normalize=True).setup("fit")
     assert CommonNormalizer({"student": sides[0]})(VIETNAMESE) == DECOMPOSED
+
+
+def test_windows_from_all_of_the_data_are_checked(tmp_path: Path) -> None:
+    [message] = warned(data_module(tmp_path, [VIETNAMESE] * 200 + [DECOMPOSED * 5] * 200))
+    assert "in 100 windows" in message

@@ -161,7 +161,7 @@ def _codes(symbols: NDArray[np.uint16]) -> NDArray[np.uint64]:
     count = len(symbols) - NUM_ANCHOR_SYMBOLS + 1
     if count <= 0:
         return np.empty(0, dtype=np.uint64)
-    codes = np.zeros(count, dtype=np.uint64)
-    for offset in range(NUM_ANCHOR_SYMBOLS):
-        codes = (codes << np.uint64(_SYMBOL_BITS)) | symbols[offset : offset + count].astype(np.uint64)
-    return codes
+    one = symbols.astype(np.uint64)
+    two = (one[:-1] << np.uint64(_SYMBOL_BITS)) | one[1:]
+    four = (two[:-2] << np.uint64(2 * _SYMBOL_BITS)) | two[2:]
+    return (four[:count] << np.uint64(3 * _SYMBOL_BITS)) | (two[4 : 4 + count] << np.uint64(_SYMBOL_BITS)) | one[6:]

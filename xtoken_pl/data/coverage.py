@@ -25,7 +25,7 @@ def warn_of_low_coverage(batch: DistillBatch, windows: Sequence[Window], split: 
     """Warns of each teacher with which less than :data:`LOW_COVERAGE` of the learned tokens are in a span.
 
     Args:
-        batch: The first windows of a split, collated.
+        batch: Some windows of a split, collated.
         windows: These windows.
         split: Name of the split.
         maker: Maker of the windows.
@@ -35,8 +35,8 @@ def warn_of_low_coverage(batch: DistillBatch, windows: Sequence[Window], split: 
         coverage = is_covered.float().mean().item()
         if coverage < LOW_COVERAGE:
             rank_zero_warn(
-                f"{split}: only {100 * coverage:.0f}% of the tokens of the first {len(windows)} windows are in a span "
-                f"with teacher {name!r} (95% or more is usual); the others are learned by cross-entropy alone. "
+                f"{split}: only {100 * coverage:.0f}% of the tokens to learn are in a span with teacher {name!r}, in "
+                f"{len(windows)} windows (95% or more is usual); the others are learned by cross-entropy alone. "
                 f"{likely_cause(windows, name, maker)}"
             )
 

@@ -62,25 +62,33 @@ def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowM
         maker: Maker of the windows.
 
     Raises:
-        UserError: If there are no windows, or the first hundred have no span in common with a teacher.
+        UserError: If there are no windows, or a hundred of them have no span in common with a teacher.
     """
-    windower, first = maker.windower, list(islice(windows, _NUM_CHECKED_WINDOWS))
-    if not first:
+    windower, checked = maker.windower, _some_of(windows)
+    if not checked:
         path = maker.source.path
         raise UserError(f"a data set must hold some text, every text of {path!r} is empty; give another file")
     if isinstance(windows, Dataset):
         rank_zero_info(f"{split}: {len(windows):,} windows of at most {windower.sequence_length} tokens")
     if maker.normalizer is not None:
         rank_zero_info(f"{split}: every side reads the texts as rewritten by {maker.normalizer.description}")
-    batch = collate(first, list(windower.teachers))
+    batch = collate(checked, list(windower.teachers))
     for name, view in batch.teachers.items():
         if len(view.spans) == 0:
             raise UserError(
-                f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
+                f"the {len(checked)} checked windows of {split} have no span in common with teacher {name!r}. "
                 f"Raise sequence_length (now {windower.sequence_length}), or give other texts. "
-                f"{likely_cause(first, name, maker)}"
+                f"{likely_cause(checked, name, maker)}"
             )
-    warn_of_low_coverage(batch, first, split, maker)
+    warn_of_low_coverage(batch, checked, split, maker)
+
+
+def _some_of(windows: Dataset | IterableDataset) -> list[Window]:
+    """Stored windows from all of the data, or the first windows of a stream."""
+    if isinstance(windows, IterableDataset):
+        return list(islice(windows, _NUM_CHECKED_WINDOWS))
+    num_checked = min(len(windows), _NUM_CHECKED_WINDOWS)
+    return [windows[index * len(windows) // num_checked] for index in range(num_checked)]
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:
