@@ -8,6 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import statistics
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks.pair import TEXT, Pair
 from xtoken_pl import Projection, SpanAligner, build_projection
 
 _NUM_TOKENS = 4096
+_VIETNAMESE = "Việt Nam có khí hậu nhiệt đới. " * 300
 _REWRITTEN = "\N{ANGSTROM SIGN}"  # Qwen 3's NFC makes another character of it
 
 
@@ -52,6 +54,12 @@ def figures() -> Iterator[Figure]:
     yield Figure("alignment against tokenization under both tokenizers", share, "%", 10, note=note)
     note = f"{1e3 * repairing:.2f} ms / {1e3 * aligning:.2f} ms"
     yield Figure("alignment with one character rewritten against none", repairing / aligning, "x", 3, note=note)
+    decomposed = unicodedata.normalize("NFD", _VIETNAMESE)[: len(_VIETNAMESE)]
+    making = _median(lambda: aligner.align(*tokenize(_VIETNAMESE)), 11)
+    remaking = _median(lambda: aligner.align(*tokenize(decomposed)), 11)
+    note = f"{1e3 * remaking:.1f} ms / {1e3 * making:.1f} ms"
+    what = "tokenizing and aligning decomposed text against as much composed text"
+    yield Figure(what, remaking / making, "x", 10, note=note)
 
 
 def _median(function: Callable[[], object], calls: int = 51) -> float:

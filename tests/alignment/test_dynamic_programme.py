@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from reference import Span, spans_by_dynamic_programme
 
 from xtoken_pl.alignment import SpanAligner
-from xtoken_pl.alignment.dynamic_programme import align_stretch
+from xtoken_pl.alignment.dynamic_programme import MAX_PLACES, align_stretch
 
-SMALL_TOKENS = st.lists(st.sampled_from([b"a", b"b", b"aa", b"ab", b"ba", b"aab", b"abab", b"c"]), max_size=9)
+SMALL_TOKENS = st.lists(st.sampled_from([b"a", b"b", b"aa", b"ab", b"ba", b"aab", b"abab", b"c"]), max_size=MAX_PLACES)
 
 
 def score(found: list[Span], student: list[bytes], teacher: list[bytes]) -> float:
@@ -43,7 +43,7 @@ def test_the_stretch_alignment_is_valid_and_the_best_by_the_papers_score(
 
 
 @settings(max_examples=300)
-@given(text=st.text("ab", min_size=1, max_size=14), data=st.data())
+@given(text=st.text("ab", min_size=1, max_size=MAX_PLACES), data=st.data())
 def test_the_stretch_alignment_is_the_best_for_two_cuts_of_one_text(text: str, data: st.DataObject) -> None:
     sides = []
     for _ in range(2):
@@ -94,6 +94,11 @@ def test_a_stretch_that_is_too_long_is_skipped_with_a_warning(caplog: pytest.Log
     student, teacher = [b"a", b"b"] * 1500, [b"a", b"c"] * 1500
     assert len(align_stretch(student, teacher)) == 0
     assert "3000 x 3000 tokens" in caplog.text
+
+
+def test_a_long_stretch_is_aligned_at_the_right_places_although_its_bytes_repeat() -> None:
+    student, teacher = [b"a", b"_", b"b", b"_"] * 250, [b"a", b"_", b"B", b"_"] * 250
+    assert stretch_spans(student, teacher) == [(i, i + 1, i, i + 1) for i in range(1000) if i % 4 != 2]
 
 
 def test_a_span_of_the_stretch_alignment_has_at_most_four_tokens_on_a_side() -> None:

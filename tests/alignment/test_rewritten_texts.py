@@ -3,16 +3,13 @@
 import unicodedata
 from itertools import pairwise
 
-import numpy as np
 import pytest
-from aligned_texts import PROSE, TEXTS, TOPICS, both, bounds, rows, tokens
+from aligned_texts import PROSE, TEXTS, TOPICS, both, bounds, encoded, random_text, rows, tokens
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from reference import spans_by_bytes
 
 from xtoken_pl.alignment import SpanAligner
-from xtoken_pl.tokenization import CanonicalVocabulary
 
 # A normalizer rewrites the text: Qwen3 composes to NFC
 
@@ -109,14 +106,6 @@ def test_bytes_that_a_vocabulary_lacks_leave_a_gap_around_them(
 
 
 # Texts that have nothing in common
-
-
-def random_text(alphabet: str, length: int) -> str:
-    return "".join(np.random.default_rng(0).choice(list(alphabet), size=length))
-
-
-def encoded(vocabulary: CanonicalVocabulary, text: str) -> NDArray[np.int64]:
-    return np.array(vocabulary.encode([text])[0])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from reference import Span, spans_by_bytes
 
 from xtoken_pl.alignment import SpanAligner, Spans
@@ -42,6 +43,14 @@ def reproduced(aligner: SpanAligner, text: str) -> tuple[list[int], list[int], l
     student_ids, teacher_ids, student, teacher = both(aligner, text)
     assume(b"".join(student) == b"".join(teacher) == text.encode())
     return student_ids, teacher_ids, student, teacher
+
+
+def random_text(alphabet: str, length: int) -> str:
+    return "".join(np.random.default_rng(0).choice(list(alphabet), size=length))
+
+
+def encoded(vocabulary: CanonicalVocabulary, text: str) -> NDArray[np.int64]:
+    return np.array(vocabulary.encode([text])[0])
 
 
 def rows(spans: Spans) -> list[Span]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 from inspected import write_models
-from small_models import TEXTS
+from normalizing import DECOMPOSED, VIETNAMESE, rewriting
+from small_models import TEXTS, write_model
+from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl.cli import main
 from xtoken_pl.cli.report import run
@@ -54,6 +57,37 @@ def test_text_is_printed_and_written_as_html(workspace: Path, capsys: pytest.Cap
     stored = ["--projection", "w.safetensors", "--html", "out.html", "--overwrite", "true"]
     main(["inspect", *pair, "--text_file", "text.txt", *stored])
     assert capsys.readouterr().out.splitlines()[1:] == output.splitlines()[1:]
+
+
+def test_a_text_is_shown_as_it_is_or_rewritten_for_both_sides(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewriting("NFC", splits=True).tokenizer.save_pretrained(workspace / "composing")
+
+    def shown(text: str, *options: str) -> list[str]:
+        main(["inspect", "--student", "student", "--teacher", "composing", "--text", text, *options])
+        return capsys.readouterr().out.splitlines()
+
+    composed = shown(VIETNAMESE)
+    assert shown(DECOMPOSED) != composed
+    assert shown(DECOMPOSED, "--normalize", "true") == composed
+
+
+def test_a_window_of_a_run_is_rewritten_by_the_option_of_its_data(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(workspace / "composing", cast(PreTrainedTokenizerFast, rewriting("NFC", splits=True).tokenizer))
+    (workspace / "composed.txt").write_text(VIETNAMESE)
+    (workspace / "decomposed.txt").write_text(DECOMPOSED)
+    run_options = ["--config", "run.yaml", "--weights", "false", "--model.teachers.split.model", "composing"]
+
+    def shown(path: str, *options: str) -> list[str]:
+        main(["inspect", *run_options, "--data.val.path", path, *options])
+        return [line for line in capsys.readouterr().out.splitlines() if "every side reads" not in line]
+
+    composed = shown("composed.txt")
+    assert shown("decomposed.txt") != composed
+    assert shown("decomposed.txt", "--data.normalize", "true") == composed
 
 
 def test_window_of_a_run_is_printed_with_predictions(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from cached_teachers import data_of, module_of, set_up, split_teacher
+from normalizing import DECOMPOSED, rewriting
 from small_models import splitting_tokenizer, write_model
+from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import BytePrefixKL, ConfidenceWeighting, MostConfidentTeacher, ProjectionKL, Teacher, TokenKL
 from xtoken_pl.cli.cache import CacheOptions, build_cache
@@ -58,6 +61,22 @@ def test_what_a_cache_was_not_built_with_is_refused_by_name(
     refused("a stream has none", {"streaming": True})
     with pytest.raises(UserError, match=r"has no manifest.json"):
         module_of(root, {"t": split_teacher(root, cache=str(tmp_path / "nothing"))}).setup("fit")
+
+
+def test_a_cache_of_texts_as_they_are_is_refused_for_rewritten_ones(root: Path, tmp_path: Path) -> None:
+    tokenizer = cast(PreTrainedTokenizerFast, rewriting("NFC", splits=True).tokenizer)
+    teacher = Teacher(model=write_model(tmp_path / "composing", tokenizer), loss=ProjectionKL())
+    (tmp_path / "train.txt").write_text(DECOMPOSED * 2)
+    (tmp_path / "student").symlink_to(root / "student")
+    caches = {choice: str(tmp_path / f"cache_{choice}") for choice in (False, True)}
+    for choice, folder in caches.items():
+        data = data_of(tmp_path, val=None, normalize=choice)
+        build_cache(module_of(tmp_path, {"t": teacher}), data, CacheOptions(teacher="t", output=folder))
+    for choice, folder in caches.items():
+        module = module_of(tmp_path, {"t": replace(teacher, cache=folder)})
+        set_up(module, data_of(tmp_path, val=None, normalize=choice))
+        with pytest.raises(UserError, match=r"windows of train.*data\.normalize"):
+            set_up(module, data_of(tmp_path, val=None, normalize=not choice))
 
 
 def test_what_could_not_be_compared_is_said(root: Path, stored: Callable[..., str], tmp_path: Path) -> None:

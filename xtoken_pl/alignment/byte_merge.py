@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 # 9-bit symbols fit into one 64-bit integer, so that windows are compared without collisions.
 NUM_ANCHOR_SYMBOLS = 7
 _SYMBOL_BITS = 9
+_FIRST_WINDOW = 64  # symbols in which streams that differ are first compared
+_MAX_COMPARED = 4096  # symbols beyond the window up to which the lengths of runs are compared
+_MAX_DISTANCES = 64  # distances between the two sides at which a run is sought; repetitive text agrees at many
 
 Run = tuple[int, int, int]  # first student symbol, first teacher symbol, number of equal symbols
 
@@ -25,6 +28,7 @@ def equal_runs(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> list
     """
     if np.array_equal(student, teacher):
         return [(0, 0, len(student))]
+    codes, other_codes = _codes(student), _codes(teacher)
     runs: list[Run] = []
     i = j = 0
     while True:
@@ -33,7 +37,7 @@ def equal_runs(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> list
         i, j = i + length, j + length
         if i == len(student) and j == len(teacher):
             return runs
-        skip_student, skip_teacher = _resynchronize(student[i:], teacher[j:])
+        skip_student, skip_teacher = _resynchronize(student[i:], teacher[j:], codes[i:], other_codes[j:])
         i, j = i + skip_student, j + skip_teacher
 
 
@@ -81,34 +85,59 @@ def _num_agreeing(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> i
     return limit
 
 
-def _resynchronize(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> tuple[int, int]:
+def _resynchronize(
+    student: NDArray[np.uint16],
+    teacher: NDArray[np.uint16],
+    codes: NDArray[np.uint64],
+    other_codes: NDArray[np.uint64],
+) -> tuple[int, int]:
     """Finds how many symbols to skip on each side, with the smallest sum, until both streams agree again.
 
     They agree where `NUM_ANCHOR_SYMBOLS` symbols in a row are equal, or all symbols up to the end of both streams.
+
+    Args:
+        student: Rest of the student's symbols.
+        teacher: Rest of the teacher's symbols.
+        codes: Code of every window of the student's symbols (see :func:`_codes`).
+        other_codes: Likewise for the teacher.
     """
     longest = max(len(student), len(teacher))
-    window = 64
+    window = _FIRST_WINDOW
     while True:
-        codes, other_codes = _codes(student[:window]), _codes(teacher[:window])
-        _, first, other_first = np.intersect1d(codes, other_codes, return_indices=True)
-        if len(first):
-            skip, other_skip, _ = _best_run(_runs_from(student, teacher, first, other_first))
+        count = window - NUM_ANCHOR_SYMBOLS + 1
+        places = _shared_places(codes[:count], other_codes[:count])
+        if places:
+            limit = window + _MAX_COMPARED
+            skip, other_skip, _ = _best_run(_runs_from(student[:limit], teacher[:limit], places))
             # A place beyond this window cannot be better: reaching it would skip more symbols.
             if skip + other_skip <= window - NUM_ANCHOR_SYMBOLS or window >= longest:
                 return skip, other_skip
         if window >= longest:
             same = _num_agreeing(student[::-1], teacher[::-1])
             return len(student) - same, len(teacher) - same
-        window *= 8
+        window *= 4
 
 
-def _runs_from(
-    student: NDArray[np.uint16], teacher: NDArray[np.uint16], places: NDArray[np.int64], other_places: NDArray[np.int64]
-) -> list[Run]:
-    """Extends places where both streams agree to whole runs, one for each distance between the two places."""
-    _, one_of_each = np.unique(places - other_places, return_index=True)
+def _shared_places(codes: NDArray[np.uint64], other_codes: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    """First places on both sides of each code that both have: the nearest place of each distance between the sides."""
+    if len(codes) < 256:  # the usual case, in which numpy's sorting takes five times as long
+        firsts = [
+            {code: place for place, code in reversed([*enumerate(side.tolist())])} for side in (codes, other_codes)
+        ]
+        shared = [(place, firsts[1][code]) for code, place in firsts[0].items() if code in firsts[1]]
+    else:
+        _, first, other_first = np.intersect1d(codes, other_codes, return_indices=True)
+        shared = list(zip(first.tolist(), other_first.tolist(), strict=True))
+    nearest: dict[int, tuple[int, int]] = {}
+    for place, other_place in sorted(shared):
+        nearest.setdefault(place - other_place, (place, other_place))
+    return sorted(nearest.values(), key=sum)[:_MAX_DISTANCES]
+
+
+def _runs_from(student: NDArray[np.uint16], teacher: NDArray[np.uint16], places: list[tuple[int, int]]) -> list[Run]:
+    """Extends places where both streams agree to whole runs."""
     runs: list[Run] = []
-    for i, j in zip(places[one_of_each].tolist(), other_places[one_of_each].tolist(), strict=True):
+    for i, j in places:
         before = _num_agreeing(student[:i][::-1], teacher[:j][::-1])
         runs.append((i - before, j - before, before + _num_agreeing(student[i:], teacher[j:])))
     return runs
@@ -132,7 +161,7 @@ def _codes(symbols: NDArray[np.uint16]) -> NDArray[np.uint64]:
     count = len(symbols) - NUM_ANCHOR_SYMBOLS + 1
     if count <= 0:
         return np.empty(0, dtype=np.uint64)
-    codes = np.zeros(count, dtype=np.uint64)
-    for offset in range(NUM_ANCHOR_SYMBOLS):
-        codes = (codes << np.uint64(_SYMBOL_BITS)) | symbols[offset : offset + count].astype(np.uint64)
-    return codes
+    one = symbols.astype(np.uint64)
+    two = (one[:-1] << np.uint64(_SYMBOL_BITS)) | one[1:]
+    four = (two[:-2] << np.uint64(2 * _SYMBOL_BITS)) | two[2:]
+    return (four[:count] << np.uint64(3 * _SYMBOL_BITS)) | (two[4 : 4 + count] << np.uint64(_SYMBOL_BITS)) | one[6:]

@@ -28,6 +28,7 @@ from xtoken_pl.losses.counterparts import counterparts_in_projection
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
+from xtoken_pl.tokenization.normalization import CommonNormalizer
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
@@ -51,6 +52,7 @@ def inspect(
     text: str | None = None,
     text_file: str | None = None,
     projection: str | None = None,
+    normalize: bool = False,
     html: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -65,6 +67,7 @@ def inspect(
         text: The text.
         text_file: A text file (UTF-8) to read instead.
         projection: A file with W; built by default.
+        normalize: Rewrite the text as the normalizers of both tokenizers do, as data.normalize does.
         html: An HTML file to write in addition.
         overwrite: Replace a file that exists.
     """
@@ -86,7 +89,8 @@ def inspect(
         matrix = Projection.load(projection)
         matrix.check_belongs_to(student_vocabulary, vocabulary)
     teachers = {"teacher": vocabulary}
-    columns = Windower(student_vocabulary, teachers, _NO_LIMIT)([content])
+    windower = Windower(student_vocabulary, teachers, _NO_LIMIT)
+    columns = windower([CommonNormalizer(windower.named_sides)(content) if normalize else content])
     window = {column: values[0] for column, values in columns.items()}
     rows = Counterparts.from_loss(
         counterparts_in_projection(matrix, window[STUDENT_IDS]), student_vocabulary, vocabulary

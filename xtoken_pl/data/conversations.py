@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,6 +142,13 @@ def check_context(source: TextSource, row: Mapping[str, Any]) -> None:
 
 def _document(read: list[str] | list[list[Turn]]) -> Document:
     return read[0] if isinstance(read[0], str) else Conversation(tuple(turn for turns in read for turn in turns))
+
+
+def rewritten(document: Document, rewrite: Callable[[str], str]) -> Document:
+    """Rewrites a text, or the content of every message of a conversation."""
+    if isinstance(document, str):
+        return rewrite(document)
+    return Conversation(tuple(turn._replace(content=rewrite(turn.content).strip()) for turn in document.turns))
 
 
 def _text(value: str) -> str:

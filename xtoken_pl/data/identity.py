@@ -36,6 +36,8 @@ def describe_data(
     identity: DataIdentity = {"seed of the order (data.seed, else seed_everything)": seed}
     if maker.packing != "none":
         identity["data.packing"] = maker.packing
+    if maker.normalizer is not None:
+        identity["data.normalize"] = "true"
     if isinstance(windows, Dataset):
         return identity | {
             "number of windows": len(windows),

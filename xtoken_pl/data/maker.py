@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from xtoken_pl.data.conversations import read_documents
+from xtoken_pl.data.conversations import read_documents, rewritten
 from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.data.sources import TextSource
 from xtoken_pl.data.windows import Windower
+from xtoken_pl.tokenization.normalization import CommonNormalizer
 
 #: Number of documents that are tokenized, and packed, at a time.
 DOCUMENTS_PER_CALL = 100
@@ -23,15 +24,20 @@ class WindowMaker:
         source: Source of the rows.
         windower: Cuts documents into windows.
         packing: How short windows are packed; only windows from the same call are packed together.
+        normalize: Rewrite texts as the normalizers of all sides do, before any side reads them.
 
     Raises:
-        UserError: If the source holds conversations and a side has no chat template.
+        UserError: If the source holds conversations and a side has no chat template, or the normalizers of two sides
+            contradict each other.
     """
 
-    def __init__(self, source: TextSource, windower: Windower, packing: Packing = "none") -> None:
+    def __init__(
+        self, source: TextSource, windower: Windower, packing: Packing = "none", *, normalize: bool = False
+    ) -> None:
         self.source = source
         self.windower = windower
         self.packing = packing
+        self.normalizer = CommonNormalizer(windower.named_sides) if normalize else None
         self._packer = None if packing == "none" else Packer(windower.sides, windower.sequence_length, packing)
         if source.holds_conversations:
             _ = windower.renderers  # raises here, before any row is read
@@ -46,13 +52,16 @@ class WindowMaker:
         """Hash of everything that determines the windows of a row."""
         chats = self.source.holds_conversations
         own = self.windower.chat_fingerprint if chats else self.windower.fingerprint
-        if self.packing == "none" and not chats:
+        if self.packing == "none" and not chats and self.normalizer is None:
             return own
-        described = json.dumps([own, len(self.columns), self.source.learn_turn_end, self.packing])
+        normalized = [] if self.normalizer is None else ["normalized"]
+        described = json.dumps([own, len(self.columns), self.source.learn_turn_end, self.packing, *normalized])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
     def __call__(self, *columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Converts columns of rows to columns of windows."""
         documents = read_documents(self.source, *columns)
+        if self.normalizer is not None:
+            documents = [rewritten(document, self.normalizer) for document in documents]
         windows = self.windower(documents, learn_turn_end=self.source.learn_turn_end)
         return windows if self._packer is None else self._packer(windows)

@@ -51,17 +51,16 @@ class DistillDataModule(pl.LightningDataModule):
         test: Texts to test on.
         sequence_length: Maximum number of tokens of a window, for the student and for every teacher.
         batch_size: Number of windows of a batch on each process.
-        streaming: Read, tokenize and align ``train`` while training, without a copy on disk; the other splits are read
-            whole, into a temporary copy. Training then has no epochs: set ``trainer.max_steps``, and
-            ``trainer.val_check_interval`` to a number of steps.
+        streaming: Read, tokenize and align ``train`` while training, without a copy on disk; other splits are copied.
+            There are no epochs then: set ``trainer.max_steps``, and ``trainer.val_check_interval`` to a step number.
         shuffle_buffer: Number of windows that are read and shuffled together when streaming.
         num_workers: Number of loader workers.
         num_proc: Number of processes that tokenize and align; None for the process of the run.
         packing: How short windows are packed into full ones, a hundred documents at a time. ``none`` does not pack;
             ``joined``: documents attend to the documents before them in the window, and eos separates them;
             ``separate``: attention does not cross documents, and the loss is that of each document by itself.
-        seed: Seed of the order of the windows; None for that of ``seed_everything``. Together with the epoch it
-            determines the order, for any number of processes and workers.
+        normalize: Rewrite texts as the normalizers of all tokenizers do (NFC, say), so that all read the same bytes.
+        seed: Seed of the order of the windows, for any number of processes; None for that of ``seed_everything``.
 
     A run that resumes from a checkpoint continues after the windows that it was trained on. The checkpoint stores what
     must stay the same for that: the windows, the global batch size (processes times ``batch_size``) and the seed.
@@ -80,6 +79,7 @@ class DistillDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         num_proc: int | None = None,
         packing: Packing = "none",
+        normalize: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +97,7 @@ class DistillDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.num_proc = num_proc
         self.packing = packing
+        self.normalize = normalize
         self.seed = seed
         self.datasets: dict[str, Dataset | IterableDataset] = {}
         self._windower: Windower | None = None
@@ -156,9 +157,8 @@ class DistillDataModule(pl.LightningDataModule):
         return self._windower
 
     def _maker(self, split: str) -> WindowMaker:
-        source = self.sources[split]
-        assert source is not None
-        return WindowMaker(source, self.windower, self.packing)
+        source = cast(TextSource, self.sources[split])
+        return WindowMaker(source, self.windower, self.packing, normalize=self.normalize)
 
     def prepare_data(self) -> None:
         """Tokenizes and aligns in one process, so that the others find the result in the cache."""

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.conversations import RowError
+from xtoken_pl.data.coverage import likely_cause, warn_of_low_coverage
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.sources import locate
 from xtoken_pl.data.windows import Window
@@ -64,7 +65,7 @@ def stored_stream(windows: IterableDataset, folder: str) -> Dataset:
 
 
 def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowMaker) -> None:
-    """Refuses windows from which nothing can be learned.
+    """Refuses windows from which nothing can be learned, and warns if much of them is in no span.
 
     Args:
         windows: Windows of a split.
@@ -72,21 +73,33 @@ def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowM
         maker: Maker of the windows.
 
     Raises:
-        UserError: If there are no windows, or the first hundred have no span in common with a teacher.
+        UserError: If there are no windows, or a hundred of them have no span in common with a teacher.
     """
-    windower, first = maker.windower, list(islice(windows, _NUM_CHECKED_WINDOWS))
-    if not first:
+    windower, checked = maker.windower, _some_of(windows)
+    if not checked:
         path = maker.source.path
         raise UserError(f"a data set must hold some text, every text of {path!r} is empty; give another file")
     if isinstance(windows, Dataset):
         rank_zero_info(f"{split}: {len(windows):,} windows of at most {windower.sequence_length} tokens")
-    for name, view in collate(first, list(windower.teachers)).teachers.items():
+    if maker.normalizer is not None:
+        rank_zero_info(f"{split}: every side reads the texts as rewritten by {maker.normalizer.description}")
+    batch = collate(checked, list(windower.teachers))
+    for name, view in batch.teachers.items():
         if len(view.spans) == 0:
             raise UserError(
-                f"the first {len(first)} windows of {split} have no span in common with teacher {name!r}. "
-                f"Raise sequence_length (now {windower.sequence_length}), or check that both tokenizers write this "
-                "text unchanged"
+                f"the {len(checked)} checked windows of {split} have no span in common with teacher {name!r}. "
+                f"Raise sequence_length (now {windower.sequence_length}), or give other texts. "
+                f"{likely_cause(checked, name, maker)}"
             )
+    warn_of_low_coverage(batch, checked, split, maker)
+
+
+def _some_of(windows: Dataset | IterableDataset) -> list[Window]:
+    """Stored windows from all of the data, or the first windows of a stream."""
+    if isinstance(windows, IterableDataset):
+        return list(islice(windows, _NUM_CHECKED_WINDOWS))
+    num_checked = min(len(windows), _NUM_CHECKED_WINDOWS)
+    return [windows[index * len(windows) // num_checked] for index in range(num_checked)]
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:

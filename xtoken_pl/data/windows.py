@@ -91,6 +91,11 @@ class Windower:
         """All vocabularies by name, the student's under ``""``."""
         return {"": self.student, **self.teachers}
 
+    @property
+    def named_sides(self) -> dict[str, CanonicalVocabulary]:
+        """All vocabularies by their names in messages."""
+        return {_role(name): vocabulary for name, vocabulary in self.sides.items()}
+
     @cached_property
     def renderers(self) -> dict[str, ChatRenderer]:
         """Conversation renderers by side.

@@ -231,7 +231,8 @@ class CachedSplit:
 
 
 _OTHER_WINDOWS = (
-    "the texts, their packing or a teacher's tokenizer differ (windows are cut where a token ends for all teachers)"
+    "the texts, data.packing, data.normalize or a teacher's tokenizer differ (windows are cut where a token ends for "
+    "all teachers)"
 )
 
 
