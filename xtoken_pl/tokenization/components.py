@@ -52,7 +52,7 @@ def read_components(tokenizer: PreTrainedTokenizerBase) -> Components:
     model_kind = type(model).__name__
     if model_kind not in ("BPE", "Unigram"):
         raise _inexact(name, f"its model is {model_kind}")
-    decoders = {part["type"] for part in _parts(backend.decoder)}
+    decoders = {part["type"] for part in list_parts(backend.decoder)}
     suffix = getattr(model, "end_of_word_suffix", None) or getattr(model, "continuing_subword_prefix", None)
     if suffix:
         raise _inexact(name, f"its {model_kind} model marks parts of words with {suffix!r}")
@@ -81,16 +81,16 @@ def _has_byte_fallback(backend: Any) -> bool:
 
 
 def _has_dummy_prefix(backend: Any) -> bool:
-    if any(part["type"] == "Prepend" for part in _parts(backend.normalizer)):
+    if any(part["type"] == "Prepend" for part in list_parts(backend.normalizer)):
         return True
     return any(
         (part["type"] == "Metaspace" and part.get("prepend_scheme", "never") != "never")
         or (part["type"] == "ByteLevel" and part.get("add_prefix_space", False))
-        for part in _parts(backend.pre_tokenizer)
+        for part in list_parts(backend.pre_tokenizer)
     )
 
 
-def _parts(component: Any) -> list[dict[str, Any]]:
+def list_parts(component: Any) -> list[dict[str, Any]]:
     """Flat list of a component's parts, with nested sequences expanded."""
     return [] if component is None else _flatten(json.loads(component.__getstate__()))
 
