@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer
 from tokenizer_folders import PAIRS, change_file, first_tokens, write_folder
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    CohereTokenizer,
+    GemmaTokenizer,
+    GPT2Tokenizer,
+    GPTNeoXTokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
+import xtoken_pl
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 from xtoken_pl.utilities.errors import UserError
 
@@ -85,7 +96,7 @@ def test_ids_of_a_whole_vocabulary_are_those_of_the_file(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model_type", "tokenizer_class"), PAIRS)
+@pytest.mark.parametrize(("model_type", "tokenizer_class"), PAIRS[::2])
 def test_ids_of_gemma_are_those_of_the_file_under_every_class(
     gemma3: PreTrainedTokenizerFast, tmp_path: Path, model_type: str | None, tokenizer_class: str | None
 ) -> None:
@@ -129,19 +140,47 @@ def test_ids_of_any_text_are_those_of_the_file(
 
 
 @pytest.mark.parametrize(
-    ("name", "model_type"), [("qwen3", "qwen2"), ("qwen3", "qwen3"), ("smollm2", "llama"), ("packing", "llama")]
+    ("model_type", "kind", "name"),
+    [
+        ("qwen2", Qwen2Tokenizer, "packing"),
+        ("gpt2", GPT2Tokenizer, "packing"),
+        ("gpt_neox", GPTNeoXTokenizer, "packing"),
+        ("cohere", CohereTokenizer, "packing"),
+        ("llama", LlamaTokenizer, "llama2_style"),
+        ("gemma3_text", GemmaTokenizer, "llama2_style"),
+    ],
 )
 def test_a_class_that_fits_is_kept_with_its_fingerprint(
-    request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, model_type: str
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    model_type: str,
+    kind: type[PreTrainedTokenizerFast],
+    name: str,
 ) -> None:
-    tokenizer_class = "Qwen2Tokenizer" if name == "qwen3" else "TokenizersBackend"
-    folder = write_folder(tmp_path, small(request, name), model_type, tokenizer_class)
+    tokenizer = small(request, name)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    own = kind(vocab=model["vocab"], merges=merges, **tokenizer.special_tokens_map)
+    folder = write_folder(tmp_path, own, model_type, kind.__name__)
+    caplog.set_level(logging.INFO)
     ours, theirs = load_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
-    assert type(ours) is type(theirs)
-    assert type(ours).__name__ == tokenizer_class
+    assert type(ours) is type(theirs) is kind
     fingerprints = [CanonicalVocabulary.from_tokenizer(loaded).fingerprint for loaded in (ours, theirs)]
     assert fingerprints[0] == fingerprints[1]
     assert "tokenizer.json" not in caplog.text
+
+
+def test_qwen3_keeps_its_class_whose_file_writes_the_same_parts_in_another_way(
+    qwen3: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path, first_tokens(qwen3, 2000), "qwen3", "Qwen2Tokenizer")
+    no_offsets = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["pre_tokenizer"]["pretokenizers"][1] = no_offsets
+    affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    change_file(folder, pre_tokenizer=state["pre_tokenizer"], decoder=no_offsets, model=state["model"] | affixes)
+    assert type(load_tokenizer(str(folder))) is Qwen2Tokenizer
 
 
 def test_a_log_line_says_why_the_file_itself_was_loaded(
@@ -191,6 +230,15 @@ def test_a_tokenizer_with_dropout_is_refused_by_name(tmp_path: Path) -> None:
         load_tokenizer(str(folder))
 
 
+def test_a_file_that_cannot_be_loaded_unchanged_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xtoken_pl.tokenization.load.from_file", lambda file, tokenizer, *_: tokenizer)
+    folder = write_folder(tmp_path, packing_tokenizer(), "qwen2")
+    with pytest.raises(UserError, match=rf"ids of its tokenizer\.json.*{folder}.*Qwen2Tokenizer.*1984"):
+        load_tokenizer(str(folder))
+
+
 def test_truncation_and_padding_in_the_file_do_not_shorten_texts(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, packing_tokenizer(), "qwen2")
     state = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -213,3 +261,12 @@ def test_the_file_of_a_hub_id_is_read_from_the_cache(tmp_path: Path, monkeypatch
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     loaded = load_tokenizer("someone/a-model")
     assert_ids_are_those_of_the_file(loaded, snapshot)
+
+
+def test_tokenizers_are_loaded_in_one_place() -> None:
+    root = Path(xtoken_pl.__file__).parent
+    callers = [
+        file for file in root.rglob("*.py") if "AutoTokenizer.from_pretrained" in file.read_text(encoding="utf-8")
+    ]
+    names = {str(file.relative_to(root)) for file in callers}
+    assert names == {"tokenization/load.py", "cli/prepare.py"}  # the latter reads a GGUF file

@@ -110,8 +110,8 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, target: Pa
     """Saves the tokenizer in ``folder``, later ``target``; warns if ``AutoTokenizer`` loads another one from there."""
     if changed := save_tokenizer(tokenizer, folder):
         rank_zero_warn(
-            f"load the tokenizer of {str(target)!r} with PreTrainedTokenizerFast.from_pretrained: for AutoTokenizer "
-            f"transformers {changed}"
+            f"AutoTokenizer gives other token ids than the tokenizer.json of {str(target)!r}, because transformers "
+            f"{changed}. Load it with PreTrainedTokenizerFast.from_pretrained"
         )
 
 

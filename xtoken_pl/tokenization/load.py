@@ -10,12 +10,13 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, undeclared_in_file
+from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, tokens_missing_in_file
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
-#: Names of the files that hold a tokenizer: those of `tokenizers`, and those that transformers converts.
-_FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
+_FILE = "tokenizer.json"
+#: Names of the files that hold a tokenizer: that of `tokenizers`, and those that transformers converts.
+_FILES = (_FILE, "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 #: Other files in which a tokenizer may declare special tokens.
 _DECLARATIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -39,7 +40,7 @@ def load_tokenizer(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        file = _find_file(source, _FILES[0], revision)
+        file = _find_file(source, _FILE, revision)
         return tokenizer if file is None else _as_in_file(tokenizer, file, source, revision)
     except UserError:
         raise
@@ -59,9 +60,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | No
     tokenizer.save_pretrained(folder)
     try:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError):  # it needs the code that comes with the model
+    except Exception:  # for want of the code that comes with the model, say; whoever tries will see it
         return None
-    return difference(loaded, read_file(folder / _FILES[0]), _declared_texts(str(folder), None))
+    return difference(loaded, read_file(folder / _FILE), _declared_texts(str(folder), None))
 
 
 def _as_in_file(
@@ -78,18 +79,18 @@ def _as_in_file(
     changed = difference(tokenizer, original, declared)
     if changed is None:
         return tokenizer
-    if found := undeclared_in_file(tokenizer, original, declared):
+    if found := tokens_missing_in_file(tokenizer, original, declared):
         raise UserError(
             f"the files of a tokenizer must agree, but tokenizer_config.json or added_tokens.json of {source!r} adds "
-            f"{', '.join(map(repr, found))}, which is no special token and not in tokenizer.json; add it to "
-            "tokenizer.json, or remove it from the other file"
+            f"{', '.join(map(repr, found))}, not special and not in tokenizer.json; add it there, or remove it from the "
+            "other file"
         )
     rebuilt = from_file(file, tokenizer, original, declared)
     rebuilt.name_or_path = source
     if remaining := difference(rebuilt, original, declared):
         raise UserError(
-            f"a tokenizer must give the ids of its tokenizer.json, but for {source!r} transformers {remaining}; save "
-            "the tokenizer again with the version of transformers that is installed"
+            f"a tokenizer must give the ids of its tokenizer.json, but for {source!r} transformers {remaining}; use a "
+            "tokenizer.json that PreTrainedTokenizerFast loads unchanged"
         )
     # Lightning takes seconds to import, and most commands that load a tokenizer do not need it.
     from lightning.pytorch.utilities import rank_zero_info

@@ -75,7 +75,7 @@ def difference(tokenizer: PreTrainedTokenizerBase, original: Tokenizer, declared
     example = _first_difference(tokenizer, original)
     if example and not parts:  # special tokens around a text, or a class that changes texts or ids by itself
         parts.append("post-processor")
-    return f"chooses {name}, which changes its {', '.join(parts)}{example}" if parts else None
+    return f"chooses {name}, which changes the file's {', '.join(parts)}{example}" if parts else None
 
 
 def _first_difference(tokenizer: PreTrainedTokenizerBase, original: Tokenizer) -> str:
@@ -148,7 +148,9 @@ def _has_same_added_tokens(tokenizer: PreTrainedTokenizerBase, original: Tokeniz
     return True
 
 
-def undeclared_in_file(tokenizer: PreTrainedTokenizerBase, original: Tokenizer, declared: Collection[str]) -> list[str]:
+def tokens_missing_in_file(
+    tokenizer: PreTrainedTokenizerBase, original: Tokenizer, declared: Collection[str]
+) -> list[str]:
     """Lists ordinary tokens that other files of a tokenizer declare and tokenizer.json lacks."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     tokens = [token.content for token in added if not token.special and token.content in declared]
@@ -165,7 +167,8 @@ def from_file(
 ) -> PreTrainedTokenizerFast:
     """Builds the tokenizer of a tokenizer.json, with the roles, chat template and settings of ``tokenizer``.
 
-    A role whose token is neither in the file nor declared is an invention of the class of ``tokenizer``: it is dropped.
+    A role whose token is neither special in the file nor declared is an invention of the class of ``tokenizer``: it is
+    dropped.
 
     Args:
         file: The tokenizer.json.
@@ -173,7 +176,8 @@ def from_file(
         original: Tokenizer in the file.
         declared: Special tokens that other files of the tokenizer declare.
     """
-    known = {token.content for token in original.get_added_tokens_decoder().values()}.union(declared)
+    special = {token.content for token in original.get_added_tokens_decoder().values() if token.special}
+    known = special.union(declared)
     roles = {role: token for role, token in tokenizer.special_tokens_map.items() if token in known}
     return PreTrainedTokenizerFast(
         tokenizer_file=str(file),
