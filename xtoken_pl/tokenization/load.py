@@ -82,8 +82,8 @@ def _as_in_file(
     if found := tokens_missing_in_file(tokenizer, original, declared):
         raise UserError(
             f"the files of a tokenizer must agree, but tokenizer_config.json or added_tokens.json of {source!r} adds "
-            f"{', '.join(map(repr, found))}, not special and not in tokenizer.json; add it there, or remove it from the "
-            "other file"
+            f"{', '.join(map(repr, found))}, not special and not in tokenizer.json; add it there, or remove it from "
+            "the other file"
         )
     rebuilt = from_file(file, tokenizer, original, declared)
     rebuilt.name_or_path = source
