@@ -9,10 +9,11 @@ from typing import cast
 
 import lightning.pytorch as pl
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from experiments.problems import Problem
 from xtoken_pl import MultiTeacherDistillModule
+from xtoken_pl.tokenization import load_tokenizer
 
 
 class HeldOutProblems(pl.Callback):
@@ -41,7 +42,7 @@ class HeldOutProblems(pl.Callback):
         if trainer.sanity_checking:
             return
         module = cast(MultiTeacherDistillModule, pl_module)
-        tokenizer = AutoTokenizer.from_pretrained(module.student_source.model)
+        tokenizer = load_tokenizer(module.student_source.model)
         lines = {name: answer_lines(module.student, tokenizer, problems) for name, problems in self.sets.items()}
         matches = {name: exact_match(lines[name], problems) for name, problems in self.sets.items()}
         pl_module.log("held_out/exact_match", sum(matches.values()) / len(matches))

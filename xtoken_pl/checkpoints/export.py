@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from xtoken_pl.models.adapters import merge_adapter, save_adapter
 from xtoken_pl.specs import DType, Student
+from xtoken_pl.tokenization import save_tokenizer
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 from xtoken_pl.utilities.words import reason_of
@@ -65,7 +67,7 @@ def write_student(
         model.generation_config = generation_config
     with atomic_path(target, kind="folder", overwrite=overwrite) as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder, target)
 
 
 def write_adapted(
@@ -96,7 +98,7 @@ def write_adapted(
     if form == "adapter":
         with atomic_path(target, kind="folder", overwrite=overwrite) as folder:
             save_adapter(folder, source, _converted(weights, dtype))
-            tokenizer.save_pretrained(folder)
+            _save_tokenizer(tokenizer, folder, target)
         return
     model = merge_adapter(source, weights)
     write_student(
@@ -109,6 +111,15 @@ def write_adapted(
         overwrite=overwrite,
         trust_remote_code=source.trust_remote_code,
     )
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, target: Path) -> None:
+    """Saves the tokenizer in ``folder``, later ``target``; warns if ``AutoTokenizer`` loads another one from there."""
+    if changed := save_tokenizer(tokenizer, folder):
+        rank_zero_warn(
+            f"AutoTokenizer gives other token ids than the tokenizer.json of {str(target)!r}, because transformers "
+            f"{changed}. Load it with PreTrainedTokenizerFast.from_pretrained"
+        )
 
 
 def check_form(form: Form, *, has_adapter: bool) -> None:

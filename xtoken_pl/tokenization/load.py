@@ -1,17 +1,24 @@
-"""Loads a tokenizer, with an error message that says how to fix the source."""
+"""Loads and saves tokenizers: the only place where a tokenizer is read from a directory or the hub."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
+from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, tokens_missing_in_file
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
-#: Names of the files that hold a tokenizer: those of `tokenizers`, and those that transformers converts.
-_FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
+_FILE = "tokenizer.json"
+#: Names of the files that hold a tokenizer: that of `tokenizers`, and those that transformers converts.
+_FILES = (_FILE, "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
+#: Other files in which a tokenizer may declare special tokens.
+_DECLARATIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(
@@ -19,8 +26,11 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Loads the tokenizer from ``source``, a directory or a hub id.
 
+    Its token ids are those that the `tokenizers` library gives with tokenizer.json. If the class that transformers
+    chooses gives others, the file itself is loaded, and a log message says so.
+
     Raises:
-        UserError: If no tokenizer can be loaded from ``source``.
+        UserError: If no tokenizer can be loaded from ``source``, or its files contradict each other.
     """
     folder = Path(source)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
@@ -30,9 +40,84 @@ def load_tokenizer(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        file = _find_file(source, _FILE, revision)
+        return tokenizer if file is None else _as_in_file(tokenizer, file, source, revision)
+    except UserError:
+        raise
     except Exception as error:  # `tokenizers` raises bare exceptions for an invalid tokenizer.json
         raise UserError(
             f"a tokenizer must be a directory with a tokenizer.json or a hub id; {source!r} could not be loaded. Check "
             f"the path (relative paths start at the working directory) or the id. Reason: {reason_of(error)}"
         ) from error
-    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | None:
+    """Saves a tokenizer in a directory that already has the configuration of its model.
+
+    Returns:
+        What ``AutoTokenizer`` would change in the saved tokenizer.json; None if nothing.
+    """
+    tokenizer.save_pretrained(folder)
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # for want of the code that comes with the model, say; whoever tries will see it
+        return None
+    return difference(loaded, read_file(folder / _FILE), _declared_texts(str(folder), None))
+
+
+def _as_in_file(
+    tokenizer: PreTrainedTokenizerBase, file: Path, source: str, revision: str | None
+) -> PreTrainedTokenizerBase:
+    """Returns ``tokenizer`` if its ids are those of ``file``, otherwise the tokenizer of the file itself."""
+    original = read_file(file)
+    if getattr(original.model, "dropout", None):
+        raise UserError(
+            f"a tokenizer must give a text the same ids every time, but the tokenizer.json of {source!r} has a dropout "
+            f"of {original.model.dropout}; set it to null"
+        )
+    declared = _declared_texts(source, revision)
+    changed = difference(tokenizer, original, declared)
+    if changed is None:
+        return tokenizer
+    if found := tokens_missing_in_file(tokenizer, original, declared):
+        raise UserError(
+            f"the files of a tokenizer must agree, but tokenizer_config.json or added_tokens.json of {source!r} adds "
+            f"{', '.join(map(repr, found))}, not special and not in tokenizer.json; add it there, or remove it from "
+            "the other file"
+        )
+    rebuilt = from_file(file, tokenizer, original, declared)
+    rebuilt.name_or_path = source
+    if remaining := difference(rebuilt, original, declared):
+        raise UserError(
+            f"a tokenizer must give the ids of its tokenizer.json, but for {source!r} transformers {remaining}; use a "
+            "tokenizer.json that PreTrainedTokenizerFast loads unchanged"
+        )
+    # Lightning takes seconds to import, and most commands that load a tokenizer do not need it.
+    from lightning.pytorch.utilities import rank_zero_info
+
+    rank_zero_info(f"tokenizer {source!r}: loaded tokenizer.json itself, because transformers {changed}")
+    return rebuilt
+
+
+def _find_file(source: str, name: str, revision: str | None) -> Path | None:
+    """Finds a file of a directory or of the hub's cache, where ``AutoTokenizer`` has put it; None if it has none."""
+    found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+def _declared_texts(source: str, revision: str | None) -> set[str]:
+    """Collects all strings in the files in which a tokenizer may declare special tokens."""
+    files = (_find_file(source, name, revision) for name in _DECLARATIONS)
+    contents = (json.loads(file.read_text(encoding="utf-8")) for file in files if file is not None)
+    return {text for content in contents for text in _strings(content)}
+
+
+def _strings(content: Any) -> Iterator[str]:
+    """Yields the strings of a JSON value, keys included."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list | dict):
+        for part in content:
+            yield from _strings(part)
+        if isinstance(content, dict):
+            yield from _strings(list(content.values()))
