@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from xtoken_pl.checkpoints.identity import RUN_KEY, RunIdentity
 from xtoken_pl.checkpoints.verify import learned_projections, stored_projections
-from xtoken_pl.utilities.lightning_internals import close_finished_epoch, is_accumulating
+from xtoken_pl.utilities.lightning_internals import is_accumulating, settle_epoch
 from xtoken_pl.utilities.processes import gather
 
 #: Random state of one process, by generator; its types are accepted by torch.load with ``weights_only``.
@@ -50,7 +50,7 @@ class RunState:
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Reads the state from the checkpoint that training resumes from, which has been verified."""
-        close_finished_epoch(checkpoint)
+        settle_epoch(checkpoint)
         self._random_states = checkpoint.get(RUN_KEY, {}).get("random_states", [])
 
     def restore(self, *, rank: int, num_processes: int, step: int) -> None:
