@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from xtoken_pl.batch.blocks import RowCuts
@@ -24,6 +24,12 @@ class DistillBatch(Movable):
     student: TokenBatch
     teachers: dict[str, TeacherBatch]
     cuts: RowCuts
+
+    def only(self, names: Collection[str]) -> DistillBatch:
+        """Returns the batch with the views of some teachers alone; its rows may be cut at the same places."""
+        student, spans, rows = self.cuts.student, self.cuts.spans, self.cuts.teacher
+        cuts = RowCuts(student, {name: spans[name] for name in names}, {name: rows[name] for name in names})
+        return replace(self, teachers={name: self.teachers[name] for name in names}, cuts=cuts)
 
     def planned(self, planners: Mapping[str, Planner]) -> DistillBatch:
         """Returns the batch with loss plans added, and with only those cuts that all plans allow.

@@ -142,7 +142,8 @@ def _models(module: MultiTeacherDistillModule) -> Iterator[tuple[str, str]]:
     for name, teacher in module.teachers.items():
         of = teacher.model if teacher.cache is None else f"{teacher.model}, from the cache {teacher.cache}"
         loss = type(module.losses[name]).__name__
-        yield f"teacher {name}", f"{of}: {loss} ({module.loss_reasons[name]}), alpha {teacher.alpha:g}"
+        weight = f"alpha {teacher.alpha:g}" if name in module.trained_teachers else "not learned from (kd_weight 0)"
+        yield f"teacher {name}", f"{of}: {loss} ({module.loss_reasons[name]}), {weight}"
     if not module.teachers:
         yield "teachers", "none: cross-entropy alone"
 

@@ -37,6 +37,7 @@ class Run:
         spread: How the student is distributed over the GPUs.
         data_parallel_size: Number of GPUs that share one copy of the models, if sharded.
         cacheable: Names of the teachers that a cache could replace.
+        idle: Names of the teachers that run for validation only.
     """
 
     student: Student
@@ -49,6 +50,7 @@ class Run:
     spread: Spread = "alone"
     data_parallel_size: int = 1
     cacheable: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
 
     @classmethod
     def from_parts(
@@ -84,6 +86,7 @@ class Run:
             spread=spread,
             data_parallel_size=given if sharded and num_gpus is not None else sharded or 1,
             cacheable=frozenset() if data.streaming else _cacheable(module),
+            idle=frozenset(module.teachers.keys() - module.trained_teachers.keys()),
         )
 
     @property

@@ -8,6 +8,7 @@ from typing import cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -85,6 +86,11 @@ class DistillParts(pl.LightningModule):
         return teachers
 
     @property
+    def trained_teachers(self) -> dict[str, Teacher]:
+        """The teachers that training steps run; the others run for validation and monitors only."""
+        return self.teachers if self._needs_teachers else {}
+
+    @property
     def alphas(self) -> dict[str, float]:
         """The static alpha of every teacher."""
         return {name: teacher.alpha for name, teacher in self.teachers.items()}
@@ -135,6 +141,9 @@ class DistillParts(pl.LightningModule):
             paths = gather(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
             verify(None, Run(paths=paths), cast(Stage, stage))
         self._bind_losses()
+        if stage == "fit" and (idle := self.teachers.keys() - self.trained_teachers.keys()):
+            names = ", ".join(sorted(idle))
+            rank_zero_info(f"kd_weight is 0: teachers that run for validation and monitors only: {names}")
 
     @torch.random.fork_rng(devices=[])  # several processes are seeded again after it, one process is not
     def _bind_losses(self) -> None:
