@@ -145,17 +145,19 @@ def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int |
         if tensor_parallel != 1 and (tensor_parallel != "auto" or num_gpus > num_nodes):
             raise UserError(
                 "the models are sharded over data-parallel GPUs only: tensor_parallel_size must be 1, got "
-                f"{tensor_parallel!r}; set it to 1, and data_parallel_size to the number of GPUs"
+                f"{tensor_parallel!r}; use the strategy fsdp2, whose sizes fit"
             )
         size = options.get("data_parallel_size", "auto")
         return "sharded", num_nodes if size == "auto" else int(size)
+    if name.lower() == "fsdp2":
+        return "sharded", num_gpus
     if name.startswith(("ddp", "DDPStrategy")):
         return ("views" if options.get("gradient_as_bucket_view") else "buckets"), None
     if name in ("None", "auto", "single_device", "SingleDeviceStrategy"):
         return ("alone" if num_gpus == 1 else "buckets"), None  # Lightning uses DDP for several GPUs
     raise UserError(
-        f"the plan supports the strategies auto, ddp and ModelParallelStrategy, got {name!r}; plan with one of them: "
-        "--trainer.strategy ddp"
+        f"the plan supports the strategies auto, ddp, fsdp2 and ModelParallelStrategy, got {name!r}; plan with one of "
+        "them: --trainer.strategy fsdp2"
     )
 
 
