@@ -15,7 +15,8 @@ from xtoken_pl.utilities.lightning_internals import is_accumulating
 class TeacherMonitor(Monitor):
     """Logs the losses of every optimizer step, in total and by teacher.
 
-    Tags: ``train/loss``, ``train/ce``, ``train/kd``, ``train/kd_scale``; for each teacher
+    Tags: ``train/loss``, ``train/ce``; if training steps run teachers (not at ``kd_weight: 0``), also ``train/kd`` and
+    ``train/kd_scale``, and for each teacher
 
     - ``train/kd/NAME``: mean loss per span in nats;
     - ``train/alpha/NAME``: alpha; averaged over the student tokens in spans if it varies within a batch;
@@ -28,12 +29,13 @@ class TeacherMonitor(Monitor):
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
         def each(tag: str) -> list[str]:
-            return [f"{tag}/{name}" for name in module.teachers]
+            return [f"{tag}/{name}" for name in (module.teachers if "val/" in tag else module.trained_teachers)]
 
+        distils = bool(module.trained_teachers)
         pages = {
             "Losses": {
-                "loss, CE and KD": ["train/loss", "train/ce", "train/kd"],
-                "KD scale": ["train/kd_scale"],
+                "loss, CE and KD": ["train/loss", "train/ce", *["train/kd"] * distils],
+                "KD scale": ["train/kd_scale"] * distils,
             },
             "Teachers": {
                 "KD by teacher": each("train/kd"),
@@ -69,4 +71,5 @@ class TeacherMonitor(Monitor):
         }
         scalars = {f"train/{tag}/{name}": value for tag, values in by_teacher.items() for name, value in values.items()}
         pl_module.log("train/loss", outputs["total"], prog_bar=True)
-        pl_module.log_dict(scalars | {f"train/{tag}": outputs[tag] for tag in ("ce", "kd", "kd_scale")})
+        totals = ("ce", "kd", "kd_scale") if outputs["teacher_kd"] else ("ce",)
+        pl_module.log_dict(scalars | {f"train/{tag}": outputs[tag] for tag in totals})

@@ -118,9 +118,9 @@ def test_a_run_that_is_killed_anywhere_goes_on_as_if_it_had_not_been(
 def sharded(workspace: Path, name: str, *, distributed: bool) -> list[str]:
     """Arguments of a run of two sharded processes; a distributed checkpoint is a folder that both write to."""
     config: dict[str, Any] = yaml.safe_load((workspace / "config.yaml").read_text())
-    options = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": distributed}
-    strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": options}
-    config["trainer"] |= {"strategy": strategy, "devices": 2}
+    options = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": True}
+    long_form = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": options}
+    config["trainer"] |= {"strategy": long_form if distributed else "fsdp2", "devices": 2}
     config["trainer"]["callbacks"][-1]["init_args"] = {"every_n_train_steps": 2, "save_top_k": -1}
     config["data"]["batch_size"] = 1
     (workspace / f"{name}-base.yaml").write_text(yaml.safe_dump(config))

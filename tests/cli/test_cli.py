@@ -201,9 +201,24 @@ def test_cross_entropy_alone_needs_no_teacher(workspace: Path, run: Run) -> None
     config["trainer"] |= {"callbacks": config["trainer"]["callbacks"][1:2], "max_steps": 2}
     (workspace / "ce.yaml").write_text(yaml.safe_dump(config))
     tags = scalars(run("fit", config="ce.yaml"))
-    assert tags["train/kd"] == [0.0, 0.0]
+    assert "train/kd" not in tags
     assert tags["train/loss"] == tags["train/ce"]
     assert len(tags["val/bits_per_byte"]) == 2  # before and after
+
+
+def test_teachers_without_a_weight_are_measured_at_validations_alone(
+    workspace: Path, run: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    config["model"]["kd_weight"] = 0.0
+    config["trainer"] |= {"callbacks": config["trainer"]["callbacks"][1:2], "max_steps": 2}
+    (workspace / "idle.yaml").write_text(yaml.safe_dump(config))
+    with caplog.at_level("INFO"):
+        tags = scalars(run("fit", config="idle.yaml"))
+    assert "teachers that run for validation and monitors only: same, split" in caplog.text
+    assert len(tags["val/kd/split"]) == 2
+    assert not {tag for tag in tags if tag.startswith(("train/kd", "train/alpha"))}
+    assert "not learned from (kd_weight 0)" in capsys.readouterr().out
 
 
 def test_resumed_run_continues_and_the_command_line_wins(run: Run, finished: Path) -> None:

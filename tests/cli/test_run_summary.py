@@ -77,7 +77,7 @@ def test_a_run_without_checkpoints_or_validation_says_so(capsys: pytest.CaptureF
     main(["fit", "--config", "bare.yaml"])
     rows = _rows(capsys.readouterr().out)
     assert rows["bits per byte"].startswith("not validated")
-    assert rows["to resume"].startswith("no checkpoint was written")
+    assert rows["to resume"].startswith("nothing was stored")
     assert "last checkpoint" not in rows
 
 
@@ -86,6 +86,66 @@ def test_a_validation_that_was_not_due_is_told_from_one_that_was_not_set(capsys:
     rows = _rows(capsys.readouterr().out)
     assert rows["title"].startswith("trained 1 step in ")
     assert re.fullmatch(r"\d\.\d+ at step 0, not measured since: no validation was due .*", rows["bits per byte"])
+
+
+def test_checkpoints_of_weights_alone_are_not_offered_to_resume_from(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = json.loads(json.dumps(_BASE["trainer"]))
+    trainer["callbacks"] = trainer["callbacks"][1:]
+    trainer["callbacks"][0]["init_args"]["save_weights_only"] = True
+    Path("weights.yaml").write_text(yaml.safe_dump({**_BASE, "trainer": trainer}))
+    main(["fit", "--config", "weights.yaml"])
+    rows = _rows(capsys.readouterr().out)
+    assert "--ckpt_path" not in rows["to resume"]
+    assert rows["to resume"].startswith("the checkpoints hold weights alone; start a run from the student that")
+    assert f"export --checkpoint {rows['last checkpoint']}`" in rows["to resume"]
+
+
+@pytest.mark.parametrize("exports", [False, True])
+def test_a_run_that_ends_before_its_first_validation_stores_a_checkpoint_that_resumes(
+    capsys: pytest.CaptureFixture[str], *, exports: bool
+) -> None:
+    trainer = json.loads(json.dumps(_BASE["trainer"])) | {"val_check_interval": 4}
+    trainer["logger"]["init_args"]["name"] = name = f"short-{exports}"
+    checkpoint = {"monitor": "val/bits_per_byte"}
+    trainer["callbacks"][1]["init_args"] = checkpoint
+    trainer["callbacks"] = trainer["callbacks"] if exports else trainer["callbacks"][1:]
+    Path("short.yaml").write_text(yaml.safe_dump({**_BASE, "trainer": trainer}))
+    main(["fit", "--config", "short.yaml", "--trainer.max_steps", "2"])
+    rows = _rows(capsys.readouterr().out)
+    assert rows["last checkpoint"] == f"runs/{name}/version_0/checkpoints/last.ckpt"
+    assert Path(rows["last checkpoint"]).is_file()
+    assert ("export" in rows) == exports
+    main(shlex.split(rows["to resume"])[3:])
+    assert _rows(capsys.readouterr().out)["title"].endswith("from step 2 to step 4")
+
+
+def test_a_last_checkpoint_of_an_earlier_step_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = json.loads(json.dumps(_BASE["trainer"]))
+    trainer["callbacks"] = [trainer["callbacks"][1]]
+    trainer["callbacks"][0]["init_args"]["every_n_train_steps"] = 3
+    Path("every3.yaml").write_text(yaml.safe_dump({**_BASE, "trainer": trainer}))
+    main(["fit", "--config", "every3.yaml"])
+    assert _rows(capsys.readouterr().out)["last checkpoint"].endswith("last.ckpt, of step 3")
+
+
+@pytest.mark.parametrize("top_k", [0, 1])
+def test_nothing_is_promised_that_was_not_stored(capsys: pytest.CaptureFixture[str], top_k: int) -> None:
+    trainer = json.loads(json.dumps(_BASE["trainer"]))
+    trainer["callbacks"] = [trainer["callbacks"][1]]
+    trainer["callbacks"][0]["init_args"] = {"save_top_k": top_k, "dirpath": f"top-{top_k}"}
+    Path("top_k.yaml").write_text(yaml.safe_dump({**_BASE, "trainer": trainer}))
+    main(["fit", "--config", "top_k.yaml"])
+    rows = _rows(capsys.readouterr().out)
+    assert ("last checkpoint" in rows) == Path(f"top-{top_k}").exists() == bool(top_k)
+    assert rows["to resume"].startswith("python -m" if top_k else "nothing was stored")
+
+
+def test_a_development_run_stores_no_checkpoint() -> None:
+    config = json.loads(json.dumps(_BASE))
+    config["trainer"]["callbacks"][1]["init_args"] = {"dirpath": "development", "save_last": True}
+    Path("development.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "development.yaml", "--trainer.fast_dev_run", "2"])
+    assert not list(Path().glob("development/*"))
 
 
 class StopAtStep(pl.Callback):

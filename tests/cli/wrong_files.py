@@ -211,7 +211,30 @@ CASES = [
     case("devices: none", "--trainer.devices 0", "devices=0", "not a valid input using cpu", "under `trainer:`"),
     case("devices: a word", "--trainer.devices many", "should be an int > 0", "devices=many", "under `trainer:`"),
     case("devices: precision", "--trainer.precision float7", "must be one of 64, 32, 16", "got 'float7'", "16-mixed"),
-    case("devices: strategy", "--trainer.strategy ddpp", "invalid strategy name", "strategy='ddpp'", "ddp_spawn"),
-    case("devices: sharded without a GPU", "--trainer.strategy fsdp", "requires a GPU", "strategy=fsdp", "Please set"),
+    case("devices: strategy", "--trainer.strategy ddpp", "must be a known name", "got 'ddpp'", "did you mean ddp?"),
+    case("devices: FSDP1", "--trainer.strategy fsdp", "'fsdp' is not supported", "head", "--trainer.strategy fsdp2"),
+    case(
+        "devices: DeepSpeed",
+        "--trainer.strategy deepspeed_stage_3",
+        "is not supported",
+        "head",
+        "--trainer.strategy ddp",
+    ),
+    case(
+        "devices: class of FSDP1",
+        "--trainer.strategy lightning.pytorch.strategies.FSDPStrategy",
+        *("is not supported", "FSDPStrategy'", "--trainer.strategy fsdp2"),
+    ),
+    case("devices: spawned", "--trainer.strategy ddp_spawn", "'ddp_spawn'", "ends with them", "--trainer.strategy ddp"),
+    case(
+        "devices: tensor parallel",
+        "--trainer.devices 2 --trainer.strategy.class_path lightning.pytorch.strategies.ModelParallelStrategy",
+        *("every process for data parallelism", "tensor_parallel_size=2", "--trainer.strategy fsdp2"),
+    ),
+    case(
+        "devices: FSDP2 in float64",
+        "--trainer.strategy fsdp2 --trainer.precision 64-true",
+        *("trainer.precision must be", "got '64-true'", "change one"),
+    ),
     case("devices: plan for no memory", "--gpu_memory 0", "gpu_memory must be > 0", "got 0", "80 is", verb="plan"),
 ]

@@ -27,7 +27,7 @@ from xtoken_pl.checkpoints.io import AtomicCheckpointIO
 from xtoken_pl.data import collate
 from xtoken_pl.data.order import GlobalBatchSampler, Position
 from xtoken_pl.data.stored_windows import StoredWindows
-from xtoken_pl.utilities.lightning_internals import close_finished_epoch
+from xtoken_pl.utilities.lightning_internals import settle_epoch
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
 TEACHERS = {"split": CanonicalVocabulary.from_tokenizer(splitting_tokenizer())}
@@ -132,7 +132,7 @@ class Recorder(pl.LightningModule):
         pass
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        close_finished_epoch(checkpoint)
+        settle_epoch(checkpoint)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1e-3)

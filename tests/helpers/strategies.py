@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 from own_losses import hidden_cosine
 
 from xtoken_pl import (
@@ -91,11 +90,10 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
 
 def strategy(name: str) -> dict[str, Any]:
     """The Trainer's arguments; one process sees the windows that two share."""
-    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
     choices: dict[str, dict[str, Any]] = {
         "one": {"devices": 1},
         "ddp": {"devices": 2, "strategy": "ddp"},
-        "fsdp2": {"devices": 2, "strategy": sharded},
+        "fsdp2": {"devices": 2, "strategy": "fsdp2"},
     }
     return choices[name]
 

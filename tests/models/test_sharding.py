@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 from small_models import packing_tokenizer, splitting_tokenizer, write_model
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from xtoken_pl import OptimizerRecipe, Student, Teacher
 from xtoken_pl.checkpoints.run_state import number_by_module, share_tied_weights
 from xtoken_pl.models import load_model
-from xtoken_pl.models.sharding import compile_layers, data_parallel_mesh, layers
+from xtoken_pl.models.sharding import compile_layers, layers
 from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -73,14 +71,6 @@ def test_every_layer_is_compiled_by_itself(folder: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     compile_layers(frozen(folder, cpu_offload=False).model)
     assert compiled == ["LlamaDecoderLayer"] * 2
-
-
-def test_tensor_parallelism_is_refused_with_the_sizes_to_set() -> None:
-    # Lightning's defaults: one data-parallel group a node.
-    sizes = {"data_parallel": 1, "tensor_parallel": 8}
-    mesh = {name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()}
-    with pytest.raises(ValueError, match="tensor_parallel_size: 1"):
-        data_parallel_mesh(cast(DeviceMesh, mesh))
 
 
 def test_quantization_without_its_library_says_what_to_install(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,4 +43,4 @@ def test_free_changes_come_first_and_more_gpus_last(models: Path) -> None:
     )
     assert way is not None
     assert way.texts[0] == "model.student.activation_checkpointing: true"
-    assert not any("ModelParallelStrategy" in text for text in way.texts)
+    assert not any("fsdp2" in text for text in way.texts)

@@ -54,6 +54,8 @@ def model_parallel(size: int | str, tensor: int | str = 1) -> dict[str, Any]:
         ({"devices": "0,1", "strategy": "ddp_find_unused_parameters_true"}, None, (2, "buckets", 1)),
         ({"devices": 8, "num_nodes": 16, "strategy": model_parallel(128)}, None, (128, "sharded", 128)),
         ({"devices": 8, "strategy": model_parallel(8)}, 64, (64, "sharded", 64)),
+        ({"devices": 8, "num_nodes": 2, "strategy": "fsdp2"}, None, (16, "sharded", 16)),
+        ({"devices": 8, "strategy": "fsdp2"}, 64, (64, "sharded", 64)),
     ],
 )
 def test_gpus_and_strategy_are_read_from_the_trainer(
@@ -66,7 +68,7 @@ def test_gpus_and_strategy_are_read_from_the_trainer(
 @pytest.mark.parametrize(
     ("trainer", "expected"),
     [
-        ({"strategy": "fsdp"}, "got 'fsdp'; plan with one of them: --trainer.strategy ddp"),
+        ({"strategy": "fsdp"}, "got 'fsdp'; plan with one of them: --trainer.strategy fsdp2"),
         ({"devices": 0}, "num_gpus must be >= 1, got 0"),
         ({"devices": "all"}, "a list or 'auto', got 'all'"),
         ({"precision": "transformer-engine"}, "got 'transformer-engine'; plan with one of them"),
@@ -89,6 +91,15 @@ def test_cacheable_teachers_depend_on_loss_and_weighting(models: Path) -> None:
     assert cacheable(BytePrefixKL()) == frozenset()
     assert cacheable(ProjectionKL(merge="mean")) == frozenset()
     assert cacheable(ProjectionKL(), ConfidenceWeighting("entropy")) == frozenset()
+
+
+def test_teachers_that_nothing_is_learned_from_are_idle(models: Path) -> None:
+    def idle(kd_weight: float) -> frozenset[str]:
+        teachers = {"t": Teacher(model=str(models / "student"))}
+        module = MultiTeacherDistillModule(Student(model=str(models / "student")), teachers, kd_weight=kd_weight)
+        return Run.from_parts(module, DistillDataModule(TextSource(path="x")), {}).idle
+
+    assert (idle(0.0), idle(0.1)) == ({"t"}, frozenset())
 
 
 def test_model_whose_pass_depends_on_values_is_refused_by_name(tmp_path: Path) -> None:

@@ -218,6 +218,27 @@ def test_a_run_that_is_resumed_within_a_step_computes_what_it_would_have_compute
         assert logged_again == {step: loss for step, loss in logged.items() if step >= num_steps}
 
 
+@pytest.mark.parametrize("num_batches", [2, 6], ids=["first step", "later step"])
+def test_a_run_that_stopped_within_a_step_resumes_with_that_step(
+    folder: Path, tmp_path: Path, num_batches: int
+) -> None:
+    class Stop(pl.Callback):
+        def on_train_batch_end(
+            self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            trainer.should_stop = batch_idx + 1 == num_batches
+
+        def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+
+    whole, expected = fit(folder, (2, 4), max_steps=4)
+    _, before = fit(folder, (2, 4), Stop(), max_steps=4)
+    resumed, after = fit(folder, (2, 4), max_steps=4, ckpt_path=tmp_path / "stopped.ckpt")
+    assert len(before.steps) == num_batches // 4
+    torch.testing.assert_close(before.steps + after.steps, expected.steps, rtol=0, atol=0)
+    torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
 def test_batches_without_the_counts_of_their_step_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"batch 1 of 1 does not end a step of the trainer \(.*=4\); use DistillData"):
         fit(folder, (2, 4), WithoutCounts())

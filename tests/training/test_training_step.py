@@ -9,7 +9,7 @@ import torch
 from module_steps import MakeModule, batch_for, step_of
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
-from xtoken_pl import ProjectionKL, Student, Teacher, TokenKL, build_projection
+from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TokenKL, build_projection
 from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate, whole_steps
 
@@ -121,3 +121,56 @@ def test_alphas_of_zero_are_no_matter_on_cross_entropy_alone(make: MakeModule) -
     module = make(teachers=off, kd_weight=0.0)
     step = step_of(module, batch_for(module))
     assert step["total"] == step["ce"]
+
+
+# Teachers that nothing is learned from ------------------------------------------------------------------------------
+
+
+def passes_of(module: MultiTeacherDistillModule, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the teachers that run from now on."""
+    ran: list[str] = []
+    rows = module.teacher_rows
+    monkeypatch.setattr(module, "teacher_rows", lambda name, tokens: ran.append(name) or rows(name, tokens))
+    return ran
+
+
+def test_without_a_distillation_weight_teachers_run_for_validation_alone(
+    make: MakeModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, distilling = make(kd_weight=0.0), make()
+    ran, batch = passes_of(module, monkeypatch), batch_for(module)
+    step = step_of(module.train(), batch)
+    assert ran == []
+    assert step["teacher_kd"] == step["alpha"] == {}
+    torch.testing.assert_close(step["total"], step_of(distilling, batch)["ce"])
+    assert module.eval().score(batch).spans.keys() == {"split"}
+    assert ran == ["split"]
+
+
+def test_the_gradient_without_a_distillation_weight_is_that_of_the_cross_entropy(make: MakeModule) -> None:
+    module, without = make(kd_weight=0.0), make(kd_weight=0.0, teachers={})
+    batch = batch_for(module)
+    step_of(module.train(), batch)["loss"].backward()
+    step_of(without.train(), batch.only([]))["loss"].backward()
+    for ours, theirs in zip(module.student.parameters(), without.student.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_scale_of_a_callback_needs_the_teachers_even_without_a_fixed_weight(
+    make: MakeModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(kd_weight=0.0)
+    ran = passes_of(module, monkeypatch)
+    module.kd_scale = lambda ce, kd: torch.full_like(kd, 0.5)
+    step_of(module.train(), batch_for(module))
+    assert ran == ["split"]
+
+
+def test_a_learned_projection_that_is_not_used_has_a_gradient_of_zero(make: MakeModule, teacher_folder: str) -> None:
+    """DDP waits for the gradient of every parameter."""
+    teacher = Teacher(model=teacher_folder, loss=ProjectionKL(), learn_projection=True)
+    module = make(kd_weight=0.0, teachers={"split": teacher})
+    step_of(module.train(), batch_for(module))["loss"].backward()
+    gradients = [parameter.grad for parameter in module.losses.parameters()]
+    assert gradients
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)

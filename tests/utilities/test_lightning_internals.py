@@ -9,22 +9,26 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.utilities.lightning_internals import (
     attached_trainer,
     begin_next_epoch,
-    close_finished_epoch,
     discard_train_loader,
     has_checkpoint_io,
     is_accumulating,
     num_batches_begun,
     num_batches_in_open_step,
     num_batches_of_steps,
+    parallel_sizes,
     rewind_open_step,
+    set_parallel_sizes,
+    sets_learning_rate,
+    settle_epoch,
     step_sizes,
 )
 
@@ -157,13 +161,45 @@ def test_an_epoch_is_not_run_again_from_a_checkpoint_that_was_saved_at_its_end(t
     class Resumed(Line):
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             if close:
-                close_finished_epoch(checkpoint)
+                settle_epoch(checkpoint)
 
     fit(Line(), Save(), max_steps=5)
     module = Resumed()
     fit(module, max_steps=10, ckpt_path=tmp_path / "0.ckpt")
-    # The second case is what Lightning does by itself: once this fails, close_finished_epoch is not needed any more.
+    # The second case is what Lightning does by itself: once this fails, settle_epoch is not needed any more.
     assert module.num_epochs_ended == (1 if close else 2)
+
+
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_train_end"])
+@pytest.mark.parametrize("num_steps", [3, 5, 7])
+@pytest.mark.parametrize("settle", [False, True])
+def test_a_run_that_was_stopped_is_continued_with_the_next_batch(
+    tmp_path: Path, num_steps: int, hook: str, settle: bool
+) -> None:
+    class Places(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places: list[tuple[int, int]] = []
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            self.places.append((self.current_epoch, batch_idx))
+            return super().training_step(batch, batch_idx)
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            if settle:
+                settle_epoch(checkpoint)
+
+    save = pl.Callback()
+    path = tmp_path / "stopped.ckpt"
+    setattr(save, hook, lambda trainer, pl_module: trainer.save_checkpoint(path))
+    whole, resumed = Places(), Places()
+    fit(whole, max_steps=12)
+    fit(Places(), save, max_steps=num_steps)
+    trainer = fit(resumed, max_steps=12, ckpt_path=path)
+    # By itself Lightning leaves out the rest of the epoch, or all of the next one, unless it is within an epoch's end.
+    is_right = hook == "on_train_epoch_end" and num_steps % 5 != 0
+    assert (resumed.places == whole.places[num_steps:]) == (settle or is_right)
+    assert trainer.global_step == 12
 
 
 @pytest.mark.parametrize("begin", [False, True])
@@ -190,10 +226,10 @@ def test_a_checkpoint_that_was_saved_within_an_epoch_is_left_as_it_is() -> None:
         "epoch_progress": {"total": dict(within), "current": dict(within)},
         "epoch_loop.batch_progress": {"current": {"ready": 3, "completed": 3}, "is_last_batch": False},
     }
-    close_finished_epoch({"loops": {"fit_loop": loop}})
+    settle_epoch({"loops": {"fit_loop": loop}})
     assert loop["epoch_progress"] == {"total": within, "current": within}
     assert loop["epoch_loop.batch_progress"]["current"] == {"ready": 3, "completed": 3}
-    close_finished_epoch({})  # weights alone
+    settle_epoch({})  # weights alone
 
 
 def test_a_strategy_has_a_checkpoint_io_only_if_it_was_given_one() -> None:
@@ -215,3 +251,16 @@ def test_the_state_of_a_stateful_loader_is_plain_data() -> None:
         return value is None or isinstance(value, str | int | float | torch.Tensor)
 
     assert is_plain(loader.state_dict())
+
+
+def test_sizes_of_a_sharding_strategy_are_resolved_and_set_before_its_processes_start() -> None:
+    strategy = trainer_of(devices=2, strategy=ModelParallelStrategy()).strategy
+    assert isinstance(strategy, ModelParallelStrategy)
+    assert parallel_sizes(strategy) == (1, 2)  # Lightning's defaults
+    set_parallel_sizes(strategy, 2, 1)
+    assert parallel_sizes(strategy) == (2, 1)
+
+
+def test_a_learning_rate_finder_says_whether_it_applies_what_it_finds() -> None:
+    assert sets_learning_rate(LearningRateFinder())
+    assert not sets_learning_rate(LearningRateFinder(update_attr=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xtoken_pl.batch.blocks import RowCuts
@@ -54,6 +54,12 @@ class DistillBatch(Movable):
     teachers: dict[str, TeacherBatch]
     cuts: RowCuts
     step: StepCounts | None = None
+
+    def only(self, names: Collection[str]) -> DistillBatch:
+        """Returns the batch with the views of some teachers alone; its rows may be cut at the same places."""
+        student, spans, rows = self.cuts.student, self.cuts.spans, self.cuts.teacher
+        cuts = RowCuts(student, {name: spans[name] for name in names}, {name: rows[name] for name in names})
+        return replace(self, teachers={name: self.teachers[name] for name in names}, cuts=cuts)
 
     def planned(self, planners: Mapping[str, Planner]) -> DistillBatch:
         """Returns the batch with loss plans added, and with only those cuts that all plans allow.

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from xtoken_pl.checkpoints.identity import RUN_KEY, RunIdentity
 from xtoken_pl.checkpoints.verify import learned_projections, stored_projections
 from xtoken_pl.utilities.lightning_internals import (
-    close_finished_epoch,
     num_batches_in_open_step,
     rewind_open_step,
+    settle_epoch,
 )
 from xtoken_pl.utilities.processes import gather
 
@@ -58,7 +58,7 @@ class RunState:
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Reads the state from the checkpoint that training resumes from, which has been verified."""
-        close_finished_epoch(checkpoint)
+        settle_epoch(checkpoint)
         self._random_states = checkpoint.get(RUN_KEY, {}).get("random_states", [])
 
     def restore(self, *, rank: int, num_processes: int, step: int) -> None:

@@ -20,14 +20,17 @@ from xtoken_pl.cli.keep_config import KeepConfig
 from xtoken_pl.cli.preflight import IntervalCheck, check_fit, check_positions
 from xtoken_pl.cli.progress_bar import StepProgressBar
 from xtoken_pl.cli.run_summary import RunSummary
-from xtoken_pl.cli.usage import RaisingParser, RefusedError, refusal
+from xtoken_pl.cli.usage import RaisingParser, RefusedError, reason_of_union, refusal
 from xtoken_pl.cli.verbs import PROGRAM
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.training.strategies import check_strategy_choice
 from xtoken_pl.utilities.errors import UsageError, UserError, out_of_memory, root_cause
 from xtoken_pl.utilities.lightning_internals import has_checkpoint_io
 
 _INTERRUPTED = 130
+#: Packages of loggers, which raise errors of their own without an account or a server.
+_TRACKERS = ("wandb", "mlflow")
 
 
 def run(arguments: list[str]) -> None:
@@ -70,14 +73,16 @@ class DistillParser(RaisingParser, LightningArgumentParser):
 
 @contextmanager
 def lightning_errors() -> Iterator[None]:
-    """Converts Lightning's errors on settings, and errors on exhausted memory, to a UserError."""
+    """Converts errors on settings, on loggers and on exhausted memory to a UserError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except RuntimeError as error:
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in _TRACKERS:
+            raise UserError(f"the logger cannot be used: {error}") from error
         if not str(error).startswith("Early stopping conditioned on metric"):  # Lightning has no class for it
             raise
         raise UserError(str(error)) from error
@@ -104,6 +109,7 @@ class DistillCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
+        check_strategy_choice(self.config[self.subcommand]["trainer"].get("strategy"))  # before it may need a GPU
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
@@ -112,6 +118,8 @@ class DistillCLI(LightningCLI):
                 raise UserError(f"a package is not installed: {cause}; install it, or remove what needs it") from error
             if isinstance(cause, MisconfigurationException) and not isinstance(error, UserError):
                 raise UserError(str(cause)) from error
+            if not isinstance(cause, UserError) and (reason := reason_of_union(str(error))):
+                raise UserError(f"a class of the configuration refuses its options: {reason}") from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -129,9 +137,9 @@ class DistillCLI(LightningCLI):
             kwargs["callbacks"].append(StepProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-            values = [f"{name}={given[name]}" for name in names if given.get(name) not in (None, "auto", 1)]
+            values = [f"{name}={_shown(given[name])}" for name in names if given.get(name) not in (None, "auto", 1)]
             raise UsageError(
                 f"invalid trainer settings{f' ({joined})' if (joined := ', '.join(values)) else ''}: "
                 f"{str(error).rstrip('.!')}; change them under `trainer:`"
@@ -201,3 +209,8 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
+
+
+def _shown(value: Any) -> str:
+    """Returns a setting for a message; objects by the name of their class."""
+    return str(value) if isinstance(value, str | int | list) else type(value).__name__

@@ -39,6 +39,12 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
         raise UserError(
             f"trainer.gradient_clip_val must be >= 0, got {trainer.gradient_clip_val}; 0 leaves gradients as they are"
         )
+    for name, interval in {
+        "val_check_interval": _interval(trainer),
+        "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
+    }.items():
+        if interval == 0:
+            raise UserError(f"trainer.{name} must be > 0, got 0; trainer.limit_val_batches: 0 disables validation")
     if isinstance(data, DistillDataModule):
         _check_stream(trainer, data)
         _check_monitors(trainer, module, data)
@@ -49,20 +55,46 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
 
 
 class IntervalCheck(Callback):
-    """Refuses a validation interval that is longer than an epoch, once the number of batches is known."""
+    """Refuses validations that would never come, once the number of batches is known."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        data, interval = cast(Any, trainer).datamodule, trainer.val_check_interval
-        is_checked = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
-        if stage != "fit" or not isinstance(data, DistillDataModule) or data.streaming or not is_checked:
+        data, interval, every = cast(Any, trainer).datamodule, _interval(trainer), trainer.check_val_every_n_epoch
+        is_known = stage == "fit" and isinstance(data, DistillDataModule) and not data.streaming
+        is_checked = isinstance(interval, int) or trainer.early_stopping_callbacks
+        if not (is_known and is_checked) or interval is None or every is None:
             return
         num_batches, limit = len(cast(Any, data.train_dataloader())), trainer.limit_train_batches
         num_batches = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
-        if interval > num_batches and trainer.limit_val_batches > 0:
+        first = (every - 1) * num_batches + (interval if isinstance(interval, int) else int(interval * num_batches))
+        _check_early_stopping(trainer, first)
+        if isinstance(interval, int) and interval > num_batches and trainer.limit_val_batches > 0:
             raise UserError(
                 f"trainer.val_check_interval must be at most the number of training batches ({num_batches}), got "
                 f"{interval}; lower it, set trainer.check_val_every_n_epoch to null to count batches over all epochs, "
                 "or disable validation with trainer.limit_val_batches: 0"
+            )
+
+
+def _interval(trainer: pl.Trainer) -> int | float | None:
+    """Returns the validation interval in batches or in epochs; None if it is a time."""
+    return getattr(trainer, "val_check_interval", None)
+
+
+def _check_early_stopping(trainer: pl.Trainer, first: int) -> None:
+    """Checks that EarlyStopping has something to look at; else Lightning fails after the last step.
+
+    Args:
+        trainer: The trainer.
+        first: Number of batches before the first validation.
+    """
+    num_batches = trainer.max_steps * trainer.accumulate_grad_batches
+    for callback in trainer.early_stopping_callbacks:
+        is_validated = isinstance(callback, EarlyStopping) and callback.monitor.startswith("val/")
+        if is_validated and 0 <= num_batches < first:
+            raise UserError(
+                f"EarlyStopping monitors {callback.monitor!r}, which is first measured after {first:,} batches, and "
+                f"training ends before (trainer.max_steps: {trainer.max_steps}); lower trainer.val_check_interval, or "
+                "remove the callback"
             )
 
 
@@ -121,7 +153,7 @@ def _check_stream(trainer: pl.Trainer, data: DistillDataModule) -> None:
             "a stream has no epochs, so that trainer.max_steps must be >= 1, got -1; give a number of steps, or set "
             "data.streaming to false"
         )
-    interval = trainer.val_check_interval
+    interval = _interval(trainer)
     if data.sources["val"] is not None and isinstance(interval, float) and interval != 1.0:
         raise UserError(
             "trainer.val_check_interval must be a whole number of steps for a stream, which has no epochs, got "
@@ -141,10 +173,15 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
         if not (isinstance(callback, ModelCheckpoint | EarlyStopping) and isinstance(tag, str)):
             continue
         name = type(callback).__name__
-        if tag.startswith("val/") and data.sources["val"] is None:
+        if tag.startswith("val/") and (data.sources["val"] is None or trainer.limit_val_batches == 0):
+            missing = (
+                "there are none; set data.val.path"
+                if data.sources["val"] is None
+                else ("trainer.limit_val_batches is 0; raise it")
+            )
             raise UserError(
-                f"{name} monitors {tag!r}, which needs texts to validate on, and there are none; set data.val.path, or "
-                "monitor a tag of training, such as 'train/loss'"
+                f"{name} monitors {tag!r}, which needs texts to validate on, and {missing}, or monitor a tag of "
+                "training, such as 'train/loss'"
             )
         others = tag.startswith(_TAGS_OF_CALLBACKS)
         if not others and tag not in known and (near := did_you_mean(tag, known)):

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from xtoken_pl.checkpoints.io import is_remote
 from xtoken_pl.cli.config_files import split_option
 from xtoken_pl.data.validation import validates
 from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -47,9 +48,14 @@ class RunSummary(pl.Callback):
         self.before: Validation | None = None
         self.after: Validation | None = None
         self._start_time, self._first_step = time.monotonic(), 0
+        self._saved_step: int | None = None  # of the last checkpoint of this run that training can resume from
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.before is None else {"before": list(self.before)}
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Notes the step; Lightning does not call this for a checkpoint of weights alone."""
+        self._saved_step = trainer.global_step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "before" in state_dict:
@@ -69,6 +75,20 @@ class RunSummary(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start_time, self._first_step = time.monotonic(), trainer.global_step
+        self._saved_step = None  # a learning rate finder may have saved and removed one
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sees to it that a run with ModelCheckpoint stores one, even if none was due; a fast_dev_run stores none.
+
+        ModelCheckpoint comes after this callback, and stores a last checkpoint now if it has stored none before.
+        """
+        callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for callback in callbacks:
+                callback.save_last = False
+        elif self._saved_step is None and not any(callback.save_last for callback in callbacks):
+            for callback in [callback for callback in callbacks if callback.save_top_k != 0][:1]:
+                callback.save_last = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
@@ -76,7 +96,7 @@ class RunSummary(pl.Callback):
             advice = (
                 "no checkpoint was written (ModelCheckpoint with save_last or every_n_train_steps writes some)"
                 if checkpoint is None
-                else f"the last checkpoint is {_short(checkpoint)}; to resume: {self.resume_command(trainer)}"
+                else f"the last checkpoint is {_short(checkpoint)}; to resume: {self._how_to_resume(trainer)}"
             )
             print(f"\nstopped at step {trainer.global_step:,}; {advice}")
 
@@ -94,26 +114,39 @@ class RunSummary(pl.Callback):
 
     def _bits_per_byte(self, trainer: pl.Trainer) -> str:
         if not validates(trainer):
-            return "not validated; set data.val.path"
+            return f"not validated; set {'data.val.path' if trainer.enable_validation else 'trainer.limit_val_batches'}"
         before = self.before or "not measured before the first step (trainer.num_sanity_val_steps: -1)"
         after = self.after or "not measured since: no validation was due (trainer.val_check_interval)"
         return f"{before}, {after}"
 
     def _places(self, trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
         folder = run_folder(trainer)
-        checkpoints = list(_checkpoints(trainer))
-        for callback, newest in checkpoints:
+        for callback, newest in _checkpoints(trainer):
             score = cast(Any, callback.best_model_score)
             if callback.monitor and score is not None:
                 yield "best checkpoint", f"{_short(callback.best_model_path)} ({callback.monitor} {float(score):.3f})"
-            yield "last checkpoint", _short(newest)
+            is_last = self._saved_step in (None, trainer.global_step)
+            yield "last checkpoint", _short(newest) + ("" if is_last else f", of step {self._saved_step:,}")
         for callback in cast(Any, trainer).callbacks:
             for what, place in getattr(callback, "written", {}).items():
                 yield what, _short(place)
         watch = next((logger.save_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         yield "logs", _short(folder) + ("" if watch is None else f"; to watch: tensorboard --logdir {_short(watch)}")
-        without = "no checkpoint was written; start a run from the exported student"
-        yield "to resume", self.resume_command(trainer) if checkpoints else without
+        yield "to resume", self._how_to_resume(trainer)
+
+    def _how_to_resume(self, trainer: pl.Trainer) -> str:
+        """Returns the command that resumes the run; without a checkpoint for it, how to start from its weights."""
+        if self._saved_step is not None or trainer.ckpt_path is not None:
+            return self.resume_command(trainer)
+        for callback in cast(Any, trainer).callbacks:
+            if (export := getattr(callback, "written", {}).get("export")) is not None:
+                return f"no checkpoint holds the optimizer; start a run with --model.student.model {_short(export)}"
+        if newest := next((newest for _, newest in _checkpoints(trainer)), None):
+            return (
+                f"the checkpoints hold weights alone; start a run from the student that `python -m xtoken_pl export "
+                f"--checkpoint {_short(newest)}` writes"
+            )
+        return "nothing was stored (ModelCheckpoint stores checkpoints, HFExport the student)"
 
     def resume_command(self, trainer: pl.Trainer) -> str:
         """Returns the run's command with ``--ckpt_path last``, and twice the steps or epochs if these are used up."""
@@ -129,7 +162,10 @@ class RunSummary(pl.Callback):
 def _checkpoints(trainer: pl.Trainer) -> Iterator[tuple[ModelCheckpoint, str]]:
     """Yields each ModelCheckpoint that has written a file, and the path of its newest one."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and (newest := callback.last_model_path or callback.best_model_path):
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        newest = callback.last_model_path or callback.best_model_path
+        if newest and (is_remote(newest) or Path(newest).exists()):
             yield callback, newest
 
 
@@ -142,7 +178,8 @@ def _models(module: MultiTeacherDistillModule) -> Iterator[tuple[str, str]]:
     for name, teacher in module.teachers.items():
         of = teacher.model if teacher.cache is None else f"{teacher.model}, from the cache {teacher.cache}"
         loss = type(module.losses[name]).__name__
-        yield f"teacher {name}", f"{of}: {loss} ({module.loss_reasons[name]}), alpha {teacher.alpha:g}"
+        weight = f"alpha {teacher.alpha:g}" if name in module.trained_teachers else "not learned from (kd_weight 0)"
+        yield f"teacher {name}", f"{of}: {loss} ({module.loss_reasons[name]}), {weight}"
     if not module.teachers:
         yield "teachers", "none: cross-entropy alone"
 

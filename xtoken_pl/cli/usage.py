@@ -142,6 +142,13 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
     return f"{_place(keys, value, arguments)} {rule}"
 
 
+def reason_of_union(message: str) -> str | None:
+    """Finds the reason of a class that refuses its options among the types that jsonargparse tried; None for others."""
+    tried = ("Does not validate", "Not a valid subclass", "Expected a", "a class path", "a dict ")
+    reasons = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
+    return next((reason for reason in reasons if not reason.startswith(tried)), None)
+
+
 def _public_classes() -> dict[str, Any]:
     """Returns the package's classes that a configuration can name, by path."""
     return {

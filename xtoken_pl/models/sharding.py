@@ -24,22 +24,6 @@ from xtoken_pl.models.causal_lm import GATHERING_STATES, states_of_body
 from xtoken_pl.utilities.errors import UserError
 
 
-def data_parallel_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """Selects the processes that shard the models from the mesh of Lightning's ``ModelParallelStrategy``.
-
-    Raises:
-        UserError: If the mesh reserves processes for tensor parallelism.
-    """
-    if mesh["tensor_parallel"].size() > 1:
-        raise UserError(
-            "ModelParallelStrategy must use every process for data parallelism, since models are sharded layer by "
-            f"layer and their matrices are not split; got tensor_parallel_size={mesh['tensor_parallel'].size()} and "
-            f"data_parallel_size={mesh['data_parallel'].size()}. Set tensor_parallel_size: 1 and data_parallel_size to "
-            "the number of processes (devices x nodes)"
-        )
-    return mesh["data_parallel"]
-
-
 def shard(model: PreTrainedModel, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
     """Shards every layer, and the rest (embedding, last norm, head) as one unit, over the processes of ``mesh``.
 

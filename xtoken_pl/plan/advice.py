@@ -92,7 +92,7 @@ def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
         size = max(run.num_gpus, _NODE)
         sharded = replace(run, spread="sharded", num_gpus=size, data_parallel_size=size)
         price = Price.MORE_GPUS if size > run.num_gpus else Price.NOTHING
-        yield f"strategy ModelParallelStrategy over {size} GPUs", sharded, price
+        yield f"trainer.strategy: fsdp2, over {size} GPUs", sharded, price
     if run.precision in ("32-true", "bf16-mixed"):
         text = "trainer.precision: bf16-true (the student's weights and AdamW's moments in bfloat16)"
         yield text, replace(run, precision="bf16-true"), Price.OTHER_RESULTS

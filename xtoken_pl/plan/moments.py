@@ -76,12 +76,15 @@ class _Step:
         self.teacher_passes = {
             name: replay(skeleton, *shape, autocast=autocast, trains=False) for name, skeleton in self.teachers.items()
         }
+        #: Teachers whose model runs in training steps.
+        self.trained = [name for name in self.teachers if name not in run.idle]
         self.always = self._always()
 
     def moments(self) -> list[Moment]:
         return [
+            *(self._validation_pass(name) for name in self.teachers if name in self.run.idle),
             self._moment("student's forward pass", self._running_student(self.student_pass.forward)),
-            *(self._teacher_pass(name) for name in self.teachers),
+            *(self._teacher_pass(name) for name in self.trained),
             self._moment("loss blocks", self._idle_student(self.student_pass.in_step), self._block_terms()),
             self._block_gradients(),
             self._student_backward(),
@@ -93,19 +96,24 @@ class _Step:
 
     def _teacher_pass(self, name: str) -> Moment:
         """Forward pass of a teacher, while the student's activations and earlier teachers' hidden states are kept."""
-        teacher, skeleton = self.run.teachers[name], self.teachers[name]
-        size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(teacher, skeleton)
-        own = {f"teacher {name}: forward pass": size}
-        if self._is_gathered(name):
-            own[f"teacher {name}: gathered layers"] = terms.gathered_bytes(skeleton)
-        elif teacher.cpu_offload:
-            own[f"teacher {name}: weights"] = skeleton.weight_bytes
-        before = list(self.teachers)[: list(self.teachers).index(name)]
+        before = self.trained[: self.trained.index(name)]
         return self._moment(
             f"forward pass of teacher {name}",
             self._idle_student(self.student_pass.in_step),
             self._teacher_states(before),
-            own,
+            self._running_teacher(name),
+        )
+
+    def _validation_pass(self, name: str) -> Moment:
+        """Forward pass of a teacher that runs for validation only: the student's activations are not kept."""
+        num_rows = self.run.batch_size * self.run.sequence_length
+        states = Held(num_rows * self.student.head.shape[1] * self.student.dtype.itemsize, 0)
+        before = list(self.teachers)[: list(self.teachers).index(name)]
+        return self._moment(
+            f"validation: forward pass of teacher {name}",
+            self._idle_student(states),
+            self._teacher_states(before),
+            self._running_teacher(name),
         )
 
     def _block_gradients(self) -> Moment:
@@ -126,7 +134,7 @@ class _Step:
         return self._moment(
             "student's backward pass",
             self._running_student(self.student_pass.backward),
-            self._teacher_states(self.teachers),
+            self._teacher_states(self.trained),
             head,
             reduced,
         )
@@ -173,6 +181,17 @@ class _Step:
         dequantized = terms.dequantized_bytes(self.run.student, self.student)
         return {**gathered, "student: one dequantized layer": dequantized, **_student_terms(held)}
 
+    def _running_teacher(self, name: str) -> dict[str, int]:
+        """A teacher during its pass; layers are gathered if it is sharded, weights copied if they are offloaded."""
+        teacher, skeleton = self.run.teachers[name], self.teachers[name]
+        size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(teacher, skeleton)
+        result = {f"teacher {name}: forward pass": size}
+        if self._is_gathered(name):
+            result[f"teacher {name}: gathered layers"] = terms.gathered_bytes(skeleton)
+        elif teacher.cpu_offload:
+            result[f"teacher {name}: weights"] = skeleton.weight_bytes
+        return result
+
     def _head_gradient(self) -> int:
         return 0 if self.student.has_adapter else self.student.head.nbytes
 
@@ -193,9 +212,9 @@ class _Step:
         return result
 
     def _block_terms(self) -> dict[str, int]:
-        skeletons = [self.student, *self.teachers.values()]
+        skeletons = [self.student, *(self.teachers[name] for name in self.trained)]
         copies = sum(terms.head_copy_bytes(self.run, skeleton) for skeleton in skeletons)
-        return {**self._teacher_states(self.teachers), "heads cast for autocast": copies}
+        return {**self._teacher_states(self.trained), "heads cast for autocast": copies}
 
     def _moment(self, name: str, *parts: Mapping[str, int]) -> Moment:
         allocated = {term: size for part in (self.always, *parts) for term, size in part.items() if size}

@@ -37,6 +37,7 @@ class Run:
         spread: How the student is distributed over the GPUs.
         data_parallel_size: Number of GPUs that share one copy of the models, if sharded.
         cacheable: Names of the teachers that a cache could replace.
+        idle: Names of the teachers that run for validation only.
     """
 
     student: Student
@@ -49,6 +50,7 @@ class Run:
     spread: Spread = "alone"
     data_parallel_size: int = 1
     cacheable: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
 
     @classmethod
     def from_parts(
@@ -84,6 +86,7 @@ class Run:
             spread=spread,
             data_parallel_size=given if sharded and num_gpus is not None else sharded or 1,
             cacheable=frozenset() if data.streaming else _cacheable(module),
+            idle=frozenset(module.teachers.keys() - module.trained_teachers.keys()),
         )
 
     @property
@@ -142,17 +145,19 @@ def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int |
         if tensor_parallel != 1 and (tensor_parallel != "auto" or num_gpus > num_nodes):
             raise UserError(
                 "the models are sharded over data-parallel GPUs only: tensor_parallel_size must be 1, got "
-                f"{tensor_parallel!r}; set it to 1, and data_parallel_size to the number of GPUs"
+                f"{tensor_parallel!r}; use the strategy fsdp2, whose sizes fit"
             )
         size = options.get("data_parallel_size", "auto")
         return "sharded", num_nodes if size == "auto" else int(size)
+    if name.lower() == "fsdp2":
+        return "sharded", num_gpus
     if name.startswith(("ddp", "DDPStrategy")):
         return ("views" if options.get("gradient_as_bucket_view") else "buckets"), None
     if name in ("None", "auto", "single_device", "SingleDeviceStrategy"):
         return ("alone" if num_gpus == 1 else "buckets"), None  # Lightning uses DDP for several GPUs
     raise UserError(
-        f"the plan supports the strategies auto, ddp and ModelParallelStrategy, got {name!r}; plan with one of them: "
-        "--trainer.strategy ddp"
+        f"the plan supports the strategies auto, ddp, fsdp2 and ModelParallelStrategy, got {name!r}; plan with one of "
+        "them: --trainer.strategy fsdp2"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -57,7 +58,8 @@ class MultiTeacherDistillModule(ResumableModule):
         weighting: Weights between teachers; static by default.
         optimizer: Optimizer and learning rate schedule; AdamW with warm-up and cosine decay by default.
         ce_weight: Fixed weight of the cross-entropy.
-        kd_weight: Fixed weight of the distillation loss; at 0 no teacher is needed.
+        kd_weight: Fixed weight of the distillation loss; at 0 no teacher is needed, and those that are given run for
+            validation and monitors only.
         logits_memory: Memory in GB for logits and for what the losses compute from them. If all of a batch fits, the
             second pass over the products of the heads is avoided; the results are the same.
 
@@ -99,8 +101,8 @@ class MultiTeacherDistillModule(ResumableModule):
             ``span_coverage``, ``unmapped_mass``. All but ``loss`` are means over the optimizer step and all processes
             at the last batch of the step, and before that what the batches so far contribute to these means.
         """
-        for name, num_spans in batch.step_counts.num_spans.items():
-            if num_spans == 0:
+        for name in self.trained_teachers:
+            if batch.step_counts.num_spans[name] == 0:
                 rank_zero_warn(f"a step has no span in common with teacher {name!r}; its distillation loss is 0 there")
         scores = self.score(batch)
         self._finite.check()  # the step before
@@ -128,11 +130,15 @@ class MultiTeacherDistillModule(ResumableModule):
         }
 
     def score(self, batch: DistillBatch) -> RowScores:
-        """Computes the cross-entropy of every kept token, and each teacher's loss of every span."""
-        batch = batch.planned(self.planners())  # unless the data module did
+        """Computes the cross-entropy of every kept token, and the loss of every span of each teacher that runs."""
+        names = self.trained_teachers if self.training else self.teachers
+        batch = batch.only(names).planned(self.planners())  # unless the data module did
         student = self.student_rows(batch.student)
-        tasks = {name: self.teacher_task(name, batch.teachers[name]) for name in self.teachers}
-        return evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
+        tasks = {name: self.teacher_task(name, batch.teachers[name]) for name in names}
+        scores = evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
+        # DDP waits for the gradient of every parameter, also of a W that nothing is learned from.
+        unused = [weight.sum() for name in self.teachers.keys() - names for weight in self.losses[name].parameters()]
+        return replace(scores, token_nats=scores.token_nats + 0 * sum(unused)) if self.training and unused else scores
 
     def student_rows(self, tokens: TokenBatch) -> HiddenRows:
         """Runs the student over its sequences, up to its head."""
@@ -150,6 +156,11 @@ class MultiTeacherDistillModule(ResumableModule):
         rows = self.teacher_rows(name, view.tokens) if teacher.cache is None else self.caches[name].rows(view)
         confidence = self.weighting.row_confidence if self.training else None
         return TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
+
+    @property
+    def trained_teachers(self) -> dict[str, Teacher]:
+        """The teachers that training steps run; none if the factor of the distillation loss is always 0."""
+        return super().trained_teachers if self.kd_scale == self.fixed_kd_scale else self.teachers
 
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
         """Returns ``kd_weight``, the factor of the distillation loss without a callback."""

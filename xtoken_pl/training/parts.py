@@ -8,6 +8,7 @@ from typing import cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,7 +18,6 @@ from xtoken_pl.data import DistillDataModule
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models.adapters import check_adapter
 from xtoken_pl.models.placement import place_student
-from xtoken_pl.models.sharding import data_parallel_mesh
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.specs import Student, Teacher, load_vocabulary
 from xtoken_pl.teachers.cache.reader import TeacherCache, open_caches
@@ -25,6 +25,8 @@ from xtoken_pl.teachers.local import FrozenModel, place_teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_teachers
 from xtoken_pl.training.metrics import EvaluationMetrics
+from xtoken_pl.training.refused_callbacks import check_callbacks
+from xtoken_pl.training.strategies import check_strategy
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
 from xtoken_pl.utilities.processes import gather
@@ -85,6 +87,11 @@ class DistillParts(pl.LightningModule):
         return teachers
 
     @property
+    def trained_teachers(self) -> dict[str, Teacher]:
+        """The teachers that training steps run; the others run for validation and monitors only."""
+        return self.teachers if self._needs_teachers else {}
+
+    @property
     def alphas(self) -> dict[str, float]:
         """The static alpha of every teacher."""
         return {name: teacher.alpha for name, teacher in self.teachers.items()}
@@ -116,6 +123,8 @@ class DistillParts(pl.LightningModule):
 
     def configure_callbacks(self) -> Sequence[pl.Callback] | pl.Callback:
         """Connects the data module. This is the only hook of a module that runs before those of the data module."""
+        check_strategy(self.trainer)
+        check_callbacks(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, DistillDataModule):
             self.connect(data)
@@ -135,6 +144,9 @@ class DistillParts(pl.LightningModule):
             paths = gather(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
             verify(None, Run(paths=paths), cast(Stage, stage))
         self._bind_losses()
+        if stage == "fit" and (idle := self.teachers.keys() - self.trained_teachers.keys()):
+            names = ", ".join(sorted(idle))
+            rank_zero_info(f"kd_weight is 0: teachers that run for validation and monitors only: {names}")
 
     @torch.random.fork_rng(devices=[])  # several processes are seeded again after it, one process is not
     def _bind_losses(self) -> None:
@@ -168,7 +180,7 @@ class DistillParts(pl.LightningModule):
         if hasattr(self, "student"):
             return
         self._bind_losses()  # load_from_checkpoint calls no setup
-        mesh = None if self.device_mesh is None else data_parallel_mesh(self.device_mesh)
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
         trainer = attached_trainer(self)
         device = "cpu" if trainer is None else trainer.strategy.root_device
         separates = self.separates_documents

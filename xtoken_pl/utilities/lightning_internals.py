@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 
 def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
@@ -89,6 +91,8 @@ def rewind_open_step(checkpoint: dict[str, Any], num_batches: int) -> None:
         counts.update(ready=num_done, started=num_done, processed=num_done, completed=num_done - 1)
     batches["is_last_batch"] = False
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
+    for counts in loop["epoch_progress"].values():  # a run that stops within a step has ended its epoch
+        counts["processed"] = counts["completed"] = counts["started"] - 1
 
 
 def discard_train_loader(trainer: pl.Trainer) -> None:
@@ -100,24 +104,34 @@ def discard_train_loader(trainer: pl.Trainer) -> None:
     trainer.fit_loop._combined_loader = None
 
 
-def close_finished_epoch(checkpoint: dict[str, Any]) -> None:
-    """Marks an epoch as completed in a checkpoint that was saved at its end (in ``on_train_epoch_end``).
+def settle_epoch(checkpoint: dict[str, Any]) -> None:
+    """Corrects the progress in a checkpoint that was saved in ``on_train_epoch_end`` or ``on_train_end``.
 
-    Lightning counts it as completed only after the hooks in which checkpoints are saved. A run that is limited by
-    ``max_steps`` would then go through that epoch once more, without a batch: hooks would run twice, it would count as
-    two, and with ``max_epochs`` set as well training would end early. There is no public way to set the progress.
+    Lightning counts an epoch as completed only after the hooks of its end. A run that is limited by ``max_steps`` would
+    then go through that epoch once more, without a batch: hooks would run twice, it would count as two, and with
+    ``max_epochs`` set as well training would end early. On the other hand it counts an epoch as completed that training
+    has left before its last batch, because of ``max_steps`` or an early stop: the rest of its data would be skipped.
+    There is no public way to set the progress.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
     epochs, batches = loop.get("epoch_progress"), loop.get("epoch_loop.batch_progress")
     if epochs is None or batches is None:
         return
     now = epochs["current"]
-    if not now["ready"] == now["started"] == now["processed"] == now["completed"] + 1:
+    is_at_end = now["ready"] == now["started"] == now["processed"] >= now["completed"] and batches["current"]["ready"]
+    if not is_at_end:
         return
-    for counts in epochs.values():
-        counts["completed"] = counts["processed"]
-    batches["current"] = dict.fromkeys(batches["current"], 0)
-    batches["is_last_batch"] = False
+    if batches["is_last_batch"]:
+        for counts in epochs.values():
+            counts["completed"] = counts["processed"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
+        return
+    for counts in epochs.values():  # as in a checkpoint that is saved in on_train_batch_end
+        counts["processed"] = counts["completed"] = counts["started"] - 1
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] -= 1
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def begin_next_epoch(trainer: pl.Trainer) -> None:
@@ -139,3 +153,22 @@ def has_checkpoint_io(strategy: Any) -> bool:
     The public attribute ``checkpoint_io`` makes a default one where there is none.
     """
     return getattr(strategy, "_checkpoint_io", None) is not None
+
+
+def parallel_sizes(strategy: ModelParallelStrategy) -> tuple[int, int]:
+    """Returns how many processes are data parallel, and how many tensor parallel; ``auto`` as Lightning resolves it.
+
+    There is no public attribute before the processes are connected.
+    """
+    data, tensor = strategy._data_parallel_size, strategy._tensor_parallel_size
+    return strategy.num_nodes if data == "auto" else data, strategy.num_processes if tensor == "auto" else tensor
+
+
+def set_parallel_sizes(strategy: ModelParallelStrategy, data: int, tensor: int) -> None:
+    """Sets the sizes of a strategy that was created before the number of processes was known."""
+    strategy._data_parallel_size, strategy._tensor_parallel_size = data, tensor
+
+
+def sets_learning_rate(finder: LearningRateFinder) -> bool:
+    """Whether a learning rate finder applies what it finds; the option has no public attribute."""
+    return finder._update_attr
