@@ -17,6 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from xtoken_pl.batch import Planner
 from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
 from xtoken_pl.data.collate import collate
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.identity import describe_data
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, Position
@@ -25,7 +26,7 @@ from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.stored_windows import SpanStore, StoredSpans, StoredWindows
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
 from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream
-from xtoken_pl.data.windows import Window, Windower
+from xtoken_pl.data.windows import Windower
 from xtoken_pl.data.worker_errors import CarryingCollate
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one

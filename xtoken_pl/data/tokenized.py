@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.data.collate import collate
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
-from xtoken_pl.data.windows import Window
+from xtoken_pl.data.work_units import UnitWindows, work_units
 from xtoken_pl.utilities.errors import UserError
 
 _NUM_CHECKED_WINDOWS = 100
@@ -28,21 +28,22 @@ def make_windows(
         maker: Maker of the windows.
         num_proc: Number of processes that tokenize and align; with packing, it affects which documents share a window.
     """
-    options: dict[str, Any] = {
-        "function": maker,
-        "batched": True,
-        "batch_size": DOCUMENTS_PER_CALL,
-        "input_columns": maker.columns,
-        "remove_columns": texts.column_names or list(next(iter(texts))),
-    }
     if isinstance(texts, IterableDataset):
-        return texts.map(**options)
+        return IterableDataset.from_generator(_windows_of, gen_kwargs={"texts": texts, "maker": maker})
+    num_processes = min(num_proc or 1, len(texts))
+    units = work_units(texts, maker, num_processes)
     grouping = [] if maker.packing == "none" else [num_proc]
-    windows = texts.map(
-        **options,
-        num_proc=num_proc,
+    fingerprint = Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping])
+    windows = units.map(
+        UnitWindows(texts, maker),
+        batched=True,
+        batch_size=1,
+        remove_columns=units.column_names,
+        features=Features({column: List(Value("int64")) for column in maker.window_columns}),
+        num_proc=num_proc and num_processes,
         desc=f"tokenize and align {maker.source.path}",
-        new_fingerprint=Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping]),
+        new_fingerprint=fingerprint,
+        cache_file_name=texts._get_cache_file_path(fingerprint),
     )
     return windows.with_format("numpy")
 
@@ -76,6 +77,12 @@ def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowM
                 f"Raise sequence_length (now {windower.sequence_length}), or check that both tokenizers write this "
                 "text unchanged"
             )
+
+
+def _windows_of(texts: IterableDataset, maker: WindowMaker) -> Iterator[Window]:
+    for rows in texts.iter(batch_size=DOCUMENTS_PER_CALL):
+        for piece in maker.pieces(*(rows[column] for column in maker.columns)):
+            yield from piece.windows
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:
