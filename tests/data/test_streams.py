@@ -99,9 +99,9 @@ def test_the_next_block_is_read_while_windows_are_emitted(source: TextSource) ->
     num_read: list[int] = []
 
     class Counted(WindowMaker):
-        def __call__(self, *columns: list[Any]) -> Any:
+        def pieces(self, *columns: list[Any]) -> Any:
             num_read.append(1)
-            return super().__call__(*columns)
+            return super().pieces(*columns)
 
     maker = Counted(source, WINDOWER)
     windows = BlockStream(texts_of(source.path), maker, block_size=6, documents_per_call=1, seed=5)

@@ -17,7 +17,8 @@ from xtoken_pl.cli.parts_cli import run_with_parts
 from xtoken_pl.cli.usage import run_function
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.data.collate import collate
-from xtoken_pl.data.windows import Window, Windower
+from xtoken_pl.data.cutting import Window
+from xtoken_pl.data.windows import Windower
 from xtoken_pl.inspection.counterparts import Counterparts
 from xtoken_pl.inspection.inspection import Inspection
 from xtoken_pl.inspection.page import page

@@ -115,12 +115,14 @@ class ChatRenderer:
         """Text that the template writes before, between and after the non-empty contents."""
         contents = [turn.content for turn in conversation.turns]
         marks = [_MARK.format(index) if content else "" for index, content in enumerate(contents)]
-        rest = self._apply(conversation, marks)
+        rendered, start = self._apply(conversation, marks), 0
         around: list[str] = []
         for mark in filter(None, marks):
-            before, _, rest = rest.partition(mark)
-            around.append(before)
-        around.append(rest)
+            place = rendered.find(mark, start)
+            end = place if place >= 0 else len(rendered)
+            around.append(rendered[start:end])
+            start = end + len(mark)
+        around.append(rendered[start:])
         said = [*filter(None, contents), ""]
         ours = "".join(before + content for before, content in zip(around, said, strict=True))
         if ours != self._apply(conversation, contents):

@@ -23,7 +23,7 @@ from xtoken_pl.batch import (
     starts_column,
     teacher_columns,
 )
-from xtoken_pl.data.windows import Window
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.utilities.ranges import expand
 
 # B windows, T padded length, N/Q student/teacher rows, S spans

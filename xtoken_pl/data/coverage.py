@@ -9,8 +9,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.batch import STUDENT_IDS, DistillBatch, teacher_columns
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.windows import Window
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.tokenization.normalization import Normalizer
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xtoken_pl.data.conversations import read_documents, rewritten
+from xtoken_pl.data.cutting import Window, as_columns
 from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.data.sources import TextSource
-from xtoken_pl.data.windows import Windower
+from xtoken_pl.data.windows import Windower, WindowPiece
 from xtoken_pl.tokenization.normalization import CommonNormalizer
 
 #: Number of documents that are tokenized, and packed, at a time.
@@ -58,10 +59,28 @@ class WindowMaker:
         described = json.dumps([own, len(self.columns), self.source.learn_turn_end, self.packing, *normalized])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
+    @property
+    def window_columns(self) -> list[str]:
+        """Columns of a window."""
+        return [*self.windower.columns, *([] if self._packer is None else self._packer.start_columns)]
+
     def __call__(self, *columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Converts columns of rows to columns of windows."""
+        pieces = self.pieces(*columns)
+        return as_columns(self.window_columns, [window for piece in pieces for window in piece.windows])
+
+    def pieces(self, *columns: Sequence[Any]) -> Iterator[WindowPiece]:
+        """Converts columns of rows to windows, a long text piece by piece.
+
+        Packed windows come with the last piece, since any of them may hold a window of any row.
+        """
         documents = read_documents(self.source, *columns)
         if self.normalizer is not None:
             documents = [rewritten(document, self.normalizer) for document in documents]
-        windows = self.windower(documents, learn_turn_end=self.source.learn_turn_end)
-        return windows if self._packer is None else self._packer(windows)
+        held: list[Window] = []
+        for piece in self.windower.pieces(documents, learn_turn_end=self.source.learn_turn_end):
+            if self._packer is None:
+                yield piece
+                continue
+            held += piece.windows
+            yield WindowPiece(self._packer.pack(held) if piece.done == 1 else [], piece.done)

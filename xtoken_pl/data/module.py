@@ -17,6 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from xtoken_pl.batch import Planner
 from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
 from xtoken_pl.data.collate import collate
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.identity import describe_data
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, Position
@@ -24,8 +25,8 @@ from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.sources import TextSource, load_source
 from xtoken_pl.data.stored_windows import SpanStore, StoredSpans, StoredWindows
 from xtoken_pl.data.streams import BlockStream, State, StreamLoader
-from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream
-from xtoken_pl.data.windows import Window, Windower
+from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream, window_at
+from xtoken_pl.data.windows import Windower
 from xtoken_pl.data.worker_errors import CarryingCollate
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one
@@ -187,14 +188,7 @@ class DistillDataModule(pl.LightningDataModule):
             raise UserError(f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another")
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
         windows = self.datasets[split]
-        how_many = f"{len(windows):,}" if isinstance(windows, Dataset) else "a stream of"
-        if isinstance(windows, Dataset) and 0 <= index < len(windows):
-            return self._stored(split)[index]
-        if isinstance(windows, IterableDataset) and index >= 0 and (found := list(windows.skip(index).take(1))):
-            return found[0]
-        raise UserError(
-            f"window must be one of {how_many} windows of {split}, counted from 0, got {index}; choose one of them"
-        )
+        return window_at(self._stored(split) if isinstance(windows, Dataset) else windows, split, index)
 
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream, but keeps its position."""
@@ -259,24 +253,20 @@ class DistillDataModule(pl.LightningDataModule):
         """Number of batches of all optimizer steps since training began."""
         return 0 if self.trainer is None else num_batches_of_steps(self.trainer)
 
-    def _step_sizes(self) -> Iterable[int]:
-        """Number of batches of each optimizer step; called like :meth:`_position`."""
-        return () if self.trainer is None else step_sizes(self.trainer)
-
     # Loaders ---------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> OrderedLoader | StreamLoader:
+        sizes = tuple if self.trainer is None else partial(step_sizes, self.trainer)
         if isinstance(self.datasets["train"], Dataset):
             position = None if self.trainer is None else self._position
-            order = {"seed": self.order_seed, "position": position}
-            return self._stored_loader("train", step_sizes=self._step_sizes, **order)
+            return self._stored_loader("train", sizes, seed=self.order_seed, position=position)
         maker = self._maker("train")
         texts = load_source(maker.source, streaming=True)
         stream = BlockStream(texts, maker, block_size=self.shuffle_buffer, seed=self.order_seed, **self._processes)
         loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
         so_far = None if self._stream is None else self._stream.state()  # a loader may be replaced during a run
         begin, self._begin = self._begin or (self._num_done(), so_far), None
-        self._stream = StreamLoader(loader, self._num_done, begin, self._step_sizes)
+        self._stream = StreamLoader(loader, self._num_done, begin, sizes)
         return self._stream
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
@@ -285,12 +275,10 @@ class DistillDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> OrderedLoader:
         return self._stored_loader("test")
 
-    def _stored_loader(
-        self, split: str, step_sizes: Callable[[], Iterable[int]] = tuple, **order: Any
-    ) -> OrderedLoader:
+    def _stored_loader(self, split: str, sizes: Callable[[], Iterable[int]] = tuple, **order: Any) -> OrderedLoader:
         windows = self._stored(split)
         sampler = GlobalBatchSampler(len(windows), self.batch_size, **self._processes, **order)
-        return OrderedLoader(windows, sampler=sampler, step_sizes=step_sizes, **self._loader_options())
+        return OrderedLoader(windows, sampler=sampler, step_sizes=sizes, **self._loader_options())
 
     def _stored(self, split: str) -> StoredWindows:
         windows = cast(Dataset, self.datasets[split])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, starts_column, teacher_columns
-from xtoken_pl.data.windows import Window
+from xtoken_pl.data.cutting import Window, as_columns
+from xtoken_pl.data.first_fit import first_fit
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 #: ``joined``: a document attends to the documents before it in its window; ``separate``: it does not.
@@ -45,36 +47,39 @@ class Packer:
 
     def __call__(self, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Converts columns of windows to columns of packed windows."""
-        windows: list[Window] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        packed = [self._join([windows[place] for place in places]) for places in self._first_fit(windows)]
-        names = [*columns, *(map(starts_column, self.eos) if self.is_separate else ())]
-        return {name: [window[name] for window in packed] for name in names}
+        rows = zip(*columns.values(), strict=True)
+        windows = [dict(zip(columns, map(_array, row), strict=True)) for row in rows]
+        return as_columns([*columns, *self.start_columns], self.pack(windows))
+
+    @property
+    def start_columns(self) -> list[str]:
+        """Columns that a packed window has in addition."""
+        return list(map(starts_column, self.eos)) if self.is_separate else []
+
+    def pack(self, windows: Sequence[Window]) -> list[Window]:
+        """Packs windows, in the order of the first document of each packed window."""
+        return [self._join([windows[place] for place in places]) for places in self._first_fit(windows)]
 
     def _first_fit(self, windows: Sequence[Window]) -> list[list[int]]:
         """Indices of the windows in each packed window, in order."""
         if not windows:
             return []
         sizes = np.array([self._sizes(window) for window in windows])  # [n, D]
-        used = np.zeros_like(sizes)
-        packed: list[list[int]] = []
-        for place in np.argsort(-sizes.max(axis=1), kind="stable").tolist():
-            fits = (used[: len(packed)] + sizes[place] <= self.sequence_length).all(axis=1)
-            number = int(np.argmax(fits)) if fits.any() else len(packed)
-            if number == len(packed):
-                packed.append([])
+        order = np.argsort(-sizes.max(axis=1), kind="stable")
+        packed: dict[int, list[int]] = defaultdict(list)
+        for place, number in zip(order.tolist(), first_fit(sizes[order].tolist(), self.sequence_length), strict=True):
             packed[number].append(place)
-            used[number] += sizes[place]
-        return sorted(sorted(places) for places in packed)
+        return sorted(sorted(places) for places in packed.values())
 
     def _sizes(self, window: Window) -> list[int]:
         """Number of tokens on each side, including the eos needed before a following document."""
         return [len(ids) + len(self._between(side, ids)) for side, ids in self._ids(window).items()]
 
-    def _between(self, side: str, ids: Sequence[int]) -> list[int]:
+    def _between(self, side: str, ids: Sequence[int] | NDArray[np.int64]) -> list[int]:
         eos = self.eos[side]
         return [] if eos is None or (len(ids) and ids[-1] == eos) else [eos]
 
-    def _ids(self, window: Window) -> dict[str, list[int]]:
+    def _ids(self, window: Window) -> dict[str, NDArray[np.int64]]:
         return {side: window[teacher_columns(side)[0] if side else STUDENT_IDS] for side in self.eos}
 
     def _join(self, documents: Sequence[Window]) -> Window:
@@ -87,13 +92,13 @@ class Packer:
                 if number:
                     ids[side] += self._between(side, ids[side])
                 starts[side].append(len(ids[side]))
-                ids[side] += own
-            learned = list(document[LOSS_MASK])
+                ids[side] += own.tolist()
+            learned = document[LOSS_MASK].tolist()
             if self.is_separate:
                 learned[0] = 0
             mask += [0] * (starts[""][-1] - len(mask)) + learned
             for side, found in spans.items():
-                own_spans = np.asarray(document[teacher_columns(side)[1]], dtype=np.int64).reshape(-1, 4)
+                own_spans = document[teacher_columns(side)[1]].reshape(-1, 4)
                 if self.is_separate:
                     own_spans = own_spans[(own_spans[:, [0, 2]] > 0).all(axis=1)]
                 shift = (starts[""][-1], starts[side][-1])
@@ -102,4 +107,10 @@ class Packer:
         for side, found in spans.items():
             ids_column, spans_column = teacher_columns(side)
             window |= {ids_column: ids[side], spans_column: np.concatenate(found).ravel()}
-        return window | {starts_column(side): places for side, places in starts.items()} if self.is_separate else window
+        if self.is_separate:
+            window |= {starts_column(side): places for side, places in starts.items()}
+        return {column: _array(values) for column, values in window.items()}
+
+
+def _array(values: Any) -> NDArray[np.int64]:
+    return np.asarray(values, dtype=np.int64)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from xtoken_pl.batch import LOSS_MASK, NO_WINDOW, STUDENT_IDS, SpanArrays, cached_column, starts_column, teacher_columns
-from xtoken_pl.data.windows import Window
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.worker_errors import carrying_iterator
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import IterableDataset
@@ -14,10 +14,10 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.sources import readable_batches
 from xtoken_pl.data.whole_steps import whole_steps
-from xtoken_pl.data.windows import Window
 from xtoken_pl.data.worker_errors import carrying_iterator, raise_carried
 from xtoken_pl.utilities.errors import UserError
 
@@ -32,8 +32,9 @@ class BlockStream(TorchIterableDataset[Window]):
 
     Each worker of each process reads its own share of the texts. It collects at least ``block_size`` windows, emits
     them in an order that depends on the seed, the epoch and the number of the block, and continues with the next block.
-    Its position is therefore the place in the texts where the block begins and the number of windows emitted; on
-    resume, one block is read again. The stream never ends, so that processes whose shares differ in size stop together.
+    Its position is therefore the place where the block begins (a place in the texts, and a number of windows after it)
+    and the number of windows emitted; on resume, one block is read again. The stream never ends, so that processes
+    whose shares differ in size stop together.
 
     Attributes:
         texts: Stream of texts.
@@ -69,21 +70,24 @@ class BlockStream(TorchIterableDataset[Window]):
     @carrying_iterator
     def __iter__(self) -> Iterator[Window]:
         epoch, block, num_emitted, begin = (self._state[key] for key in ("epoch", "block", "num_emitted", "texts"))
+        num_skipped = self._state.get("num_skipped", 0)
         share, num_shares = self._share()
         texts = split_dataset_by_node(self.texts, rank=share, world_size=num_shares)
         while True:
             texts.set_epoch(epoch)
             if begin is not None:
                 texts.load_state_dict(begin)
-            read = self._read(texts)
-            current = _Block(begin)
+            read = self._read(texts, begin, num_skipped)
+            current = _Block(begin, num_skipped)
             current.grow(read, self.block_size)
             while current.windows:
-                following = _Block(texts.state_dict())
+                following = _Block(*current.end)
                 order = np.random.default_rng((self.seed, share, epoch, block)).permutation(len(current.windows))
                 for place in order[num_emitted:]:
                     num_emitted += 1
                     self._state = {"epoch": epoch, "block": block, "num_emitted": num_emitted, "texts": current.begin}
+                    if current.num_skipped:
+                        self._state["num_skipped"] = current.num_skipped
                     yield current.take(place)
                     # The next block grows as this one is used up: else all workers would read, and training wait.
                     following.grow(read, self.block_size * num_emitted // len(order))
@@ -95,38 +99,64 @@ class BlockStream(TorchIterableDataset[Window]):
                     "the stream has none; set data.num_workers or the number of processes lower, or data.streaming to "
                     "false"
                 )
-            epoch, block, begin = epoch + 1, 0, None
+            epoch, block, begin, num_skipped = epoch + 1, 0, None, 0
 
     def _share(self) -> tuple[int, int]:
         worker = get_worker_info()
         num_workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         return self.rank * num_workers + number, self.num_processes * num_workers
 
-    def _read(self, texts: IterableDataset) -> Iterator[list[Window]]:
-        """Yields the windows of the texts, ``documents_per_call`` texts at a time."""
+    def _read(self, texts: IterableDataset, begin: State | None, num_skipped: int) -> Iterator[_Read]:
+        """Yields the windows of the texts, ``documents_per_call`` texts at a time, and a long text piece by piece."""
         for documents in readable_batches(texts.iter(batch_size=self.documents_per_call), self.maker.source):
-            columns = self.maker(*(documents[column] for column in self.maker.columns))
-            arrays = [[np.asarray(value, dtype=np.int32) for value in values] for values in columns.values()]
-            yield [dict(zip(columns, row, strict=True)) for row in zip(*arrays, strict=True)]
+            num_read, to_skip = 0, num_skipped
+            for piece in self.maker.pieces(*(documents[column] for column in self.maker.columns)):
+                num_read += len(piece.windows)
+                windows = piece.windows[to_skip:]
+                to_skip -= len(piece.windows) - len(windows)
+                is_end = piece.done == 1
+                end = (texts.state_dict(), 0) if is_end else (begin, num_read)
+                if windows or is_end:
+                    yield _Read([_compact(window) for window in windows], end)
+            begin, num_skipped = texts.state_dict(), 0
+
+
+class _Read(NamedTuple):
+    """Windows that were read, and where the following ones begin: see :class:`_Block`."""
+
+    windows: list[Window]
+    end: tuple[State | None, int]
 
 
 class _Block:
-    """Windows that are shuffled together, and the place in the texts where they begin."""
+    """Windows that are shuffled together, and the place where they begin.
 
-    def __init__(self, begin: State | None) -> None:
-        self.begin = begin
+    Attributes:
+        begin: Place in the texts; None for the beginning.
+        num_skipped: Number of windows after that place that belong to earlier blocks.
+        end: ``begin`` and ``num_skipped`` of the next block.
+    """
+
+    def __init__(self, begin: State | None, num_skipped: int) -> None:
+        self.begin, self.num_skipped = begin, num_skipped
+        self.end = begin, num_skipped
         self.windows: list[Window | None] = []
 
-    def grow(self, read: Iterator[list[Window]], size: int) -> None:
+    def grow(self, read: Iterator[_Read], size: int) -> None:
         """Reads until there are ``size`` windows, or no text is left."""
         while len(self.windows) < size and (more := next(read, None)) is not None:
-            self.windows += more
+            self.windows += more.windows
+            self.end = more.end
 
     def take(self, place: int) -> Window:
         """Removes and returns a window."""
         window, self.windows[place] = self.windows[place], None
         assert window is not None
         return window
+
+
+def _compact(window: Window) -> Window:
+    return {column: np.asarray(values, dtype=np.int32) for column, values in window.items()}
 
 
 class StreamLoader:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
@@ -14,9 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.conversations import RowError
 from xtoken_pl.data.coverage import likely_cause, warn_of_low_coverage
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
-from xtoken_pl.data.sources import locate
-from xtoken_pl.data.windows import Window
+from xtoken_pl.data.sources import locate, readable_batches
+from xtoken_pl.data.stored_windows import StoredWindows
+from xtoken_pl.data.work_units import UnitWindows, work_units
 from xtoken_pl.utilities.errors import UserError, root_cause
 
 _NUM_CHECKED_WINDOWS = 100
@@ -32,22 +33,23 @@ def make_windows(
         maker: Maker of the windows.
         num_proc: Number of processes that tokenize and align; with packing, it affects which documents share a window.
     """
-    options: dict[str, Any] = {
-        "function": maker,
-        "batched": True,
-        "batch_size": DOCUMENTS_PER_CALL,
-        "input_columns": maker.columns,
-        "remove_columns": texts.column_names or list(next(iter(texts))),
-    }
     if isinstance(texts, IterableDataset):
-        return texts.map(**options)
+        return IterableDataset.from_generator(_windows_of, gen_kwargs={"texts": texts, "maker": maker})
+    num_processes = min(num_proc or 1, len(texts))
+    units = work_units(texts, maker, num_processes)
     grouping = [] if maker.packing == "none" else [num_proc]
+    fingerprint = Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping])
     try:
-        windows = texts.map(
-            **options,
-            num_proc=num_proc,
+        windows = units.map(
+            UnitWindows(texts, maker),
+            batched=True,
+            batch_size=1,
+            remove_columns=units.column_names,
+            features=Features({column: List(Value("int64")) for column in maker.window_columns}),
+            num_proc=num_proc and num_processes,
             desc=f"tokenize and align {maker.source.path}",
-            new_fingerprint=Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping]),
+            new_fingerprint=fingerprint,
+            cache_file_name=texts._get_cache_file_path(fingerprint),
         )
     except RowError as error:
         raise locate(error, texts, maker.source) from None
@@ -62,6 +64,25 @@ def stored_stream(windows: IterableDataset, folder: str) -> Dataset:
         reason = root_cause(error)
         raise (reason if isinstance(reason, UserError) else error) from None
     return stored.with_format("numpy")
+
+
+def window_at(windows: StoredWindows | IterableDataset, split: str, index: int) -> Window:
+    """Returns one window of a split, counted from 0.
+
+    Raises:
+        UserError: If there is no such window.
+    """
+    if isinstance(windows, StoredWindows):
+        how_many = f"{len(windows):,}"
+        if 0 <= index < len(windows):
+            return windows[index]
+    else:
+        how_many = "a stream of"
+        if index >= 0 and (found := list(windows.skip(index).take(1))):
+            return found[0]
+    raise UserError(
+        f"window must be one of {how_many} windows of {split}, counted from 0, got {index}; choose one of them"
+    )
 
 
 def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowMaker) -> None:
@@ -100,6 +121,12 @@ def _some_of(windows: Dataset | IterableDataset) -> list[Window]:
         return list(islice(windows, _NUM_CHECKED_WINDOWS))
     num_checked = min(len(windows), _NUM_CHECKED_WINDOWS)
     return [windows[index * len(windows) // num_checked] for index in range(num_checked)]
+
+
+def _windows_of(texts: IterableDataset, maker: WindowMaker) -> Iterator[Window]:
+    for rows in readable_batches(texts.iter(batch_size=DOCUMENTS_PER_CALL), maker.source):
+        for piece in maker.pieces(*(rows[column] for column in maker.columns)):
+            yield from piece.windows
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:

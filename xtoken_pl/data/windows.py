@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken_pl.alignment import SpanAligner, Spans
+from xtoken_pl.alignment import SpanAligner
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, teacher_columns
 from xtoken_pl.data.chat_template import ChatRenderer, RenderedChat
 from xtoken_pl.data.conversations import Conversation, Document
+from xtoken_pl.data.cutting import Tokenized, Window, WindowCutter, as_columns
+from xtoken_pl.data.pieces import text_pieces
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.tokenization.sections import SECTION_LENGTH
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.segments import greedy_segments
 
 logger = logging.getLogger(__name__)
 
@@ -33,25 +36,16 @@ _VERSION = 1
 # Increased when the same conversation would give other windows.
 _CHAT_VERSION = 1
 
-#: A window by column: token ids, loss mask and spans.
-Window = dict[str, Any]
+
+#: Tokens to put before every window of a document, by side.
+Prefixes = dict[str, tuple[int, ...]]
 
 
-@dataclass
-class _Tokenized:
-    """A document tokenized for every side; the student's name is ``""``.
+class WindowPiece(NamedTuple):
+    """Windows that have been made at a time, and the share of the documents that are done, 1 for the last ones."""
 
-    Attributes:
-        ids: Token ids by side, without the prefix.
-        prefixes: Tokens to put before every window, by side.
-        learned: ``[n]``, whether each student token is learned.
-        spans: Spans by teacher.
-    """
-
-    ids: dict[str, NDArray[np.int64]]
-    prefixes: dict[str, tuple[int, ...]]
-    learned: NDArray[np.bool_]
-    spans: dict[str, Spans]
+    windows: list[Window]
+    done: float
 
 
 class Windower:
@@ -66,9 +60,14 @@ class Windower:
         teachers: Vocabularies of the teachers, by name.
         sequence_length: Maximum number of tokens of a window on any side, special tokens included.
 
+    Attributes:
+        section_length: Number of characters above which a text is tokenized in sections, with the same windows.
+
     Raises:
         UserError: If ``sequence_length`` leaves no room for a span.
     """
+
+    section_length = SECTION_LENGTH
 
     def __init__(
         self, student: CanonicalVocabulary, teachers: dict[str, CanonicalVocabulary], sequence_length: int
@@ -119,6 +118,11 @@ class Windower:
         described = json.dumps([_CHAT_VERSION, self.fingerprint, templates])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a window."""
+        return [STUDENT_IDS, LOSS_MASK, *(column for name in self.teachers for column in teacher_columns(name))]
+
     def __call__(self, documents: Sequence[Document], *, learn_turn_end: bool = False) -> dict[str, list[Any]]:
         """Cuts all documents into windows.
 
@@ -130,42 +134,92 @@ class Windower:
             The windows as columns: ``student_ids``; ``loss_mask``, 1 for tokens to learn; and for each teacher
             ``NAME/ids`` and ``NAME/spans``, flattened (student_start, student_end, teacher_start, teacher_end).
         """
-        columns: dict[str, list[Any]] = {STUDENT_IDS: [], LOSS_MASK: []}
-        for name in self.teachers:
-            columns |= {column: [] for column in teacher_columns(name)}
-        texts = [document for document in documents if isinstance(document, str)]
-        chats = [document for document in documents if isinstance(document, Conversation)]
-        assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
-        tokenized = [*self._texts(texts), *self._conversations(chats, learn_turn_end=learn_turn_end)]
-        counts = [self._add_windows(columns, document) for document in tokenized]
-        num_overlong, num_unlearned = np.sum([(0, 0), *counts], axis=0)
-        if num_overlong:
+        pieces = self.pieces(documents, learn_turn_end=learn_turn_end)
+        return as_columns(self.columns, [window for piece in pieces for window in piece.windows])
+
+    def pieces(self, documents: Sequence[Document], *, learn_turn_end: bool = False) -> Iterator[WindowPiece]:
+        """Cuts documents into windows, a long text piece by piece, so that memory is bounded.
+
+        Args:
+            documents: Texts or conversations.
+            learn_turn_end: Also learn the special token that ends the assistant's turn.
+        """
+        # Each document counts with one more than its length, so that only the last piece reaches the total.
+        total, done = sum(1 + _length(document) for document in documents), 0
+        counts = Counter[str]()
+        for is_long, group in groupby(documents, lambda document: _length(document) > self.section_length):
+            if not is_long:
+                short = list(group)
+                done += sum(1 + _length(document) for document in short)
+                yield WindowPiece(self._windows_of(short, counts, learn_turn_end=learn_turn_end), done / total)
+                continue
+            for text in group:
+                assert isinstance(text, str), "only texts have a length"
+                for windows, end in self._windows_of_long(text, counts):
+                    yield WindowPiece(windows, (done + end) / total)
+                done += 1 + len(text)
+        if counts["overlong"]:
             logger.warning(
                 "%d stretches of text without a common token boundary are longer than sequence_length=%d; "
                 "they are trained on with cross-entropy alone",
-                num_overlong,
+                counts["overlong"],
                 self.sequence_length,
             )
-        if num_unlearned:
+        if counts["unlearned"]:
             logger.warning(
                 "%d windows of conversations longer than sequence_length=%d hold nothing to learn and are dropped",
-                num_unlearned,
+                counts["unlearned"],
                 self.sequence_length,
             )
-        return columns
+
+    def _windows_of(self, documents: Sequence[Document], counts: Counter[str], *, learn_turn_end: bool) -> list[Window]:
+        texts = [document for document in documents if isinstance(document, str)]
+        chats = [document for document in documents if isinstance(document, Conversation)]
+        assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
+        windows: list[Window] = []
+        for prefixes, tokenized in (*self._texts(texts), *self._conversations(chats, learn_turn_end=learn_turn_end)):
+            cutter = WindowCutter(prefixes, self.sequence_length)
+            windows += cutter.cut(tokenized, is_last=True)
+            counts.update(cutter.counts)
+        return windows
+
+    def _windows_of_long(self, text: str, counts: Counter[str]) -> Iterator[tuple[list[Window], int]]:
+        """Yields the windows of a text piece by piece, and the number of characters that are done."""
+        cutter = WindowCutter(self._prefixes, self.sequence_length)
+        start = 0
+        for piece in text_pieces(text, self.sides, self.section_length):
+            is_last = piece.end == len(text)
+            ids = _with_eos(self.sides, piece.ids) if is_last else piece.ids
+            windows = list(cutter.cut(self._aligned(ids, mid_text=start > 0), is_last=is_last))
+            start = piece.end + is_last
+            yield windows, start
+        counts.update(cutter.counts)
 
     # Documents -> tokens and spans -----------------------------------------------------------------------------------
 
-    def _texts(self, texts: list[str]) -> Iterator[_Tokenized]:
-        encoded = {name: _with_eos(side, side.encode(texts)) for name, side in self.sides.items()}
-        prefixes = {name: side.prefix_ids for name, side in self.sides.items()}
-        for index in range(len(texts)):
-            ids = {name: sequences[index] for name, sequences in encoded.items()}
-            if len(ids[""]):
-                spans = {name: aligner.align(ids[""], ids[name]) for name, aligner in self.aligners.items()}
-                yield _Tokenized(ids, prefixes, np.ones(len(ids[""]), dtype=bool), spans)
+    @property
+    def _prefixes(self) -> Prefixes:
+        """Tokens to put before every window of a text, by side."""
+        return {name: side.prefix_ids for name, side in self.sides.items()}
 
-    def _conversations(self, chats: list[Conversation], *, learn_turn_end: bool) -> Iterator[_Tokenized]:
+    def _texts(self, texts: list[str]) -> Iterator[tuple[Prefixes, Tokenized]]:
+        for batch in _batches(texts, self.section_length):
+            encoded = {name: side.encode(batch) for name, side in self.sides.items()}
+            for index in range(len(batch)):
+                ids = {name: np.array(sequences[index], dtype=np.int64) for name, sequences in encoded.items()}
+                if len(ids[""]):
+                    yield self._prefixes, self._aligned(_with_eos(self.sides, ids))
+
+    def _aligned(self, ids: dict[str, NDArray[np.int64]], *, mid_text: bool = False) -> Tokenized:
+        spans = {
+            name: aligner.align(ids[""], ids[name], mid_text=mid_text).to_array()
+            for name, aligner in self.aligners.items()
+        }
+        return Tokenized(ids, np.ones(len(ids[""]), dtype=bool), spans)
+
+    def _conversations(
+        self, chats: list[Conversation], *, learn_turn_end: bool
+    ) -> Iterator[tuple[Prefixes, Tokenized]]:
         kept = [chat for chat in chats if chat.learns_something]
         if len(kept) < len(chats):
             logger.warning(
@@ -188,76 +242,37 @@ class Windower:
                 for name, aligner in self.aligners.items()
             }
             ids = {name: side.ids for name, side in sides.items()}
-            yield _Tokenized(ids, {name: side.prefix for name, side in sides.items()}, learned, spans)
-
-    # Tokens and spans -> windows -------------------------------------------------------------------------------------
-
-    def _add_windows(self, columns: dict[str, list[Any]], document: _Tokenized) -> tuple[int, int]:
-        """Adds the windows of a document; returns the numbers of overlong stretches and of dropped windows."""
-        ids, prefixes, spans = document.ids, document.prefixes, document.spans
-        bounds = common_bounds(len(ids[""]), [(spans[name], len(ids[name])) for name in self.teachers])
-        limits = [self.sequence_length - len(prefixes[name]) for name in self.sides]
-        num_overlong = num_unlearned = 0
-        for start, end in greedy_segments(bounds, limits):
-            low, high = bounds[start], bounds[end]
-            # There is no boundary inside to cut at: the student's tokens are kept, without any span.
-            is_overlong = bool((high - low > limits).any())
-            num_overlong += is_overlong
-            pieces = range(low[0], high[0], limits[0]) if is_overlong else [low[0]]
-            for first in pieces:
-                last = min(first + limits[0], high[0])
-                if not document.learned[first:last].any():
-                    num_unlearned += 1
-                    continue
-                columns[STUDENT_IDS].append([*prefixes[""], *ids[""][first:last].tolist()])
-                mask = [0] * len(prefixes[""]) + document.learned[first:last].astype(int).tolist()
-                columns[LOSS_MASK].append(mask)
-                for column, name in enumerate(self.teachers, start=1):
-                    bound = (0, 0) if is_overlong else (low[column], high[column])
-                    ids_column, spans_column = teacher_columns(name)
-                    columns[ids_column].append([*prefixes[name], *ids[name][slice(*bound)].tolist()])
-                    inside = _slice(spans[name], first, first if is_overlong else last)
-                    shift = (len(prefixes[""]) - first, len(prefixes[name]) - bound[0])
-                    columns[spans_column].append((inside + np.repeat(shift, 2)).ravel())
-        return num_overlong, num_unlearned
+            yield {name: side.prefix for name, side in sides.items()}, Tokenized(ids, learned, spans)
 
 
-def common_bounds(num_student: int, aligned: Sequence[tuple[Spans, int]]) -> NDArray[np.int64]:
-    """Positions in a text at which a token ends for the student and all teachers.
-
-    Args:
-        num_student: Number of student tokens in the text.
-        aligned: Spans and number of tokens of each teacher.
-
-    Returns:
-        ``[K + 1, 1 + M]`` token positions of the student and of each of M teachers, from zero to the end.
-    """
-    shared = np.arange(num_student + 1)
-    maps: list[NDArray[np.int64]] = []
-    for spans, num_teacher in aligned:
-        teacher_position = np.full(num_student + 1, -1, dtype=np.int64)
-        # On the teacher's side a gap may separate the end of a span from the start of the next one. The gap goes to
-        # the later window, except at the end of the text.
-        teacher_position[spans.student_start] = spans.teacher_start
-        teacher_position[spans.student_end] = spans.teacher_end
-        teacher_position[0], teacher_position[-1] = 0, num_teacher
-        maps.append(teacher_position)
-        shared = shared[teacher_position[shared] >= 0]
-    return np.stack([shared, *(teacher_position[shared] for teacher_position in maps)], axis=1)
+def _length(document: Document) -> int:
+    """Number of characters of a text; 0 for a conversation, which is tokenized message by message."""
+    return len(document) if isinstance(document, str) else 0
 
 
-def _slice(spans: Spans, low: int, high: int) -> NDArray[np.int64]:
-    start, end = np.searchsorted(spans.student_start, (low, high))
-    return spans.to_array()[start:end]
+def _batches(texts: Sequence[str], length: int) -> Iterator[list[str]]:
+    """Groups texts so that those tokenized at once are not much longer than ``length`` characters."""
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if sum(map(len, batch)) >= length:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _with_eos(vocabulary: CanonicalVocabulary, sequences: list[list[int]]) -> list[NDArray[np.int64]]:
-    eos = vocabulary.roles.get("eos")
-    end = [] if eos is None else [eos]
-    return [np.array([*ids, *end] if ids else [], dtype=np.int64) for ids in sequences]
+def _with_eos(
+    sides: Mapping[str, CanonicalVocabulary], ids: Mapping[str, NDArray[np.int64]]
+) -> dict[str, NDArray[np.int64]]:
+    """Adds eos on every side that has one and any token."""
+    ends = {name: [side.roles["eos"]] if "eos" in side.roles else [] for name, side in sides.items()}
+    return {name: np.concatenate((own, ends[name])).astype(np.int64) if len(own) else own for name, own in ids.items()}
 
 
-def _spans_of_chat(aligner: SpanAligner, student: RenderedChat, teacher: RenderedChat, ended: Sequence[int]) -> Spans:
+def _spans_of_chat(
+    aligner: SpanAligner, student: RenderedChat, teacher: RenderedChat, ended: Sequence[int]
+) -> NDArray[np.int64]:
     """Spans of every content, and of turn-end tokens if both sides write the same one."""
     found = [np.empty((0, 4), dtype=np.int64)]
     for turn, (ours, theirs) in enumerate(zip(student.contents, teacher.contents, strict=True)):
@@ -267,7 +282,7 @@ def _spans_of_chat(aligner: SpanAligner, student: RenderedChat, teacher: Rendere
         if turn in ended and end is not None and other_end is not None:
             same = aligner.align(student.ids[end : end + 1], teacher.ids[other_end : other_end + 1])
             found.append(same.to_array() + (end, end, other_end, other_end))
-    return Spans(*np.concatenate(found).T)
+    return np.concatenate(found)
 
 
 def _turn_end(student: RenderedChat, turn: int, chat: Conversation) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xtoken_pl.alignment import Spans, SpanStatistics
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, teacher_columns
-from xtoken_pl.data.windows import Window
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.inspection.counterparts import Counterparts
 from xtoken_pl.inspection.predictions import Candidate, Predictions
 from xtoken_pl.inspection.tokens import Token, tokens_of

@@ -23,10 +23,11 @@ def greedy_segments(bounds: NDArray[np.int64], limits: Sequence[int]) -> list[tu
     """
     segments: list[tuple[int, int]] = []
     start, last = 0, len(bounds) - 1
+    units = list(np.ascontiguousarray(bounds.T))  # searchsorted would copy other columns in every call
     while start < last:
         reach = (
-            int(np.searchsorted(bounds[:, column], bounds[start, column] + limit, side="right")) - 1
-            for column, limit in enumerate(limits)
+            int(np.searchsorted(unit, unit[start] + limit, side="right")) - 1
+            for unit, limit in zip(units, limits, strict=True)
         )
         end = max(start + 1, min(reach))
         segments.append((start, end))
