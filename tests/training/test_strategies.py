@@ -57,7 +57,7 @@ def test_a_class_is_refused_before_it_is_created(name: str) -> None:
         Namespace(class_path=f"{_PATH}ModelParallelStrategy", init_args=Namespace(data_parallel_size=2)),
         DDPStrategy(),
     ],
-    ids=str,
+    ids=lambda strategy: strategy if isinstance(strategy, str) else type(strategy).__name__,
 )
 def test_other_strategies_are_accepted(strategy: object) -> None:
     check_strategy_choice(strategy)
