@@ -69,6 +69,17 @@ def test_the_base_model_of_an_adapter_has_the_revision_that_the_adapter_names(
         load_causal_lm(Teacher(model=str(adapter)), role="teacher 'x'")
 
 
+@pytest.mark.parametrize("base", [{}, {"base_model_name_or_path": None}])
+def test_an_adapter_that_names_no_base_model_is_refused_when_it_is_loaded(adapter: Path, base: dict[str, None]) -> None:
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["base_model_name_or_path"]
+    file.write_text(json.dumps(config | base))
+    check_weights(Teacher(model=str(adapter)), role="teacher 'x'")
+    with pytest.raises(UserError, match="teacher 'x'.*could not be loaded"):
+        load_causal_lm(Teacher(model=str(adapter)), role="teacher 'x'")
+
+
 def test_an_adapter_that_lacks_weights_is_refused(adapter: Path) -> None:
     rewrite(adapter / "adapter_model.safetensors", without("layers.1."))
     expected = r"teacher 'x' must be complete, but 2 of .*/adapter': model\.layers\.1\.self_attn\.q_proj\.lora_A"

@@ -80,7 +80,7 @@ def check_weights(source: ModelSource, *, role: str) -> None:
     except UserError as error:
         if error.__cause__ is None or isinstance(error.__cause__, OSError | SafetensorError):
             raise
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return  # loading the tokenizer or the model will report the reason
     finally:
         if has_bars:
