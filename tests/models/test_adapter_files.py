@@ -76,7 +76,7 @@ def test_an_adapter_that_names_no_base_model_is_refused_when_it_is_loaded(adapte
     del config["base_model_name_or_path"]
     file.write_text(json.dumps(config | base))
     check_weights(Teacher(model=str(adapter)), role="teacher 'x'")
-    with pytest.raises(UserError, match="teacher 'x'.*could not be loaded"):
+    with pytest.raises(UserError, match=r"teacher 'x'.*could not be loaded"):
         load_causal_lm(Teacher(model=str(adapter)), role="teacher 'x'")
 
 
