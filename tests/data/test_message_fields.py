@@ -96,6 +96,22 @@ def test_fields_without_a_value_are_absent() -> None:
     assert learned([USER | empty, ASSISTANT | empty]) == "It is 5."
 
 
+@pytest.mark.parametrize(
+    ("ignored", "expected"),
+    [(["train"], [False, True]), (["train", "training", "trainable", "weight", "loss"], [True, True])],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_flag_is_followed_in_a_file_although_another_one_is_ignored(
+    tmp_path: Path, ignored: list[str], expected: list[bool], streaming: bool
+) -> None:
+    messages = [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"train": False}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    source = TextSource(path=str(tmp_path / "a.jsonl"), messages_field="messages", ignored_fields=ignored)
+    (row,) = load_source(source, streaming=streaming)
+    (conversation,) = read_documents(source, [row["messages"]])
+    assert [turn.is_learned for turn in conversation.turns if turn.role == "assistant"] == expected
+
+
 def test_ignored_fields_are_left_out() -> None:
     source = TextSource(path="x", messages_field="messages", ignored_fields=["name", "weight"])
     (row,) = windows_of([[USER | {"name": "a"}, ASSISTANT | {"weight": 0}]], source=source)

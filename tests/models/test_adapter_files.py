@@ -48,6 +48,38 @@ def test_a_teacher_with_an_adapter_has_the_logits_that_peft_gives_it(workspace: 
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_base_model_of_an_adapter_has_the_revision_that_the_adapter_names(
+    workspace: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = adapter.parent / "cache"
+    repository = cache / "models--someone--a-base"
+    (repository / "refs").mkdir(parents=True)
+    for number, (revision, change_weights) in enumerate({"main": without("layers.0.mlp"), "v1": dict}.items()):
+        commit = str(number) * 40
+        damaged(workspace / "student", repository / "snapshots" / commit, change_weights)
+        (repository / "refs" / revision).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    change(adapter / "adapter_config.json", base_model_name_or_path="someone/a-base", revision="v1")
+    teacher = Teacher(model=str(adapter), revision="of-the-adapter")
+    check_weights(teacher, role="teacher 'x'")
+    assert load_causal_lm(teacher, role="teacher 'x'")
+    change(adapter / "adapter_config.json", revision=None)
+    with pytest.raises(UserError, match=r"are missing in 'someone/a-base': model\.layers\.0\.mlp"):
+        load_causal_lm(Teacher(model=str(adapter)), role="teacher 'x'")
+
+
+@pytest.mark.parametrize("base", [{}, {"base_model_name_or_path": None}])
+def test_an_adapter_that_names_no_base_model_is_refused_when_it_is_loaded(adapter: Path, base: dict[str, None]) -> None:
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["base_model_name_or_path"]
+    file.write_text(json.dumps(config | base))
+    check_weights(Teacher(model=str(adapter)), role="teacher 'x'")
+    with pytest.raises(UserError, match=r"teacher 'x'.*could not be loaded"):
+        load_causal_lm(Teacher(model=str(adapter)), role="teacher 'x'")
+
+
 def test_an_adapter_that_lacks_weights_is_refused(adapter: Path) -> None:
     rewrite(adapter / "adapter_model.safetensors", without("layers.1."))
     expected = r"teacher 'x' must be complete, but 2 of .*/adapter': model\.layers\.1\.self_attn\.q_proj\.lora_A"

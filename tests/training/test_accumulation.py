@@ -129,6 +129,18 @@ def parameters(module: MultiTeacherDistillModule) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
+def with_gradients(module: MultiTeacherDistillModule) -> dict[str, Tensor]:
+    """The parameters without the biases of keys, on which attention does not depend.
+
+    Their gradients are rounding errors, which differ from CPU to CPU, and which Adam scales to steps of any size.
+    """
+    found = parameters(module)
+    for name in [name for name in found if name.endswith("c_attn.bias")]:
+        queries, _, values = found[name].chunk(3)
+        found[name] = torch.cat((queries, values))
+    return found
+
+
 WHOLE: dict[tuple[int, str], tuple[MultiTeacherDistillModule, Recorder]] = {}
 
 
@@ -157,7 +169,7 @@ def test_losses_and_parameters_do_not_depend_on_the_cut(folder: Path, cut: Cut, 
     assert expected.without_span == 0
     assert found.without_span > 0 or cut[0] > 1
     torch.testing.assert_close(found.steps, expected.steps, **precision)
-    torch.testing.assert_close(parameters(split), parameters(whole), **precision)
+    torch.testing.assert_close(with_gradients(split), with_gradients(whole), **precision)
     assert {"train/kd/same", "train/alpha/split", "train/spans_per_token/same"} < expected.steps[0].keys()
     assert expected.steps[-1]["train/loss"] < expected.steps[0]["train/loss"]
 

@@ -83,6 +83,13 @@ def test_masked_tokens_take_part_in_neither_loss(make: MakeModule) -> None:
     assert spans.student_first.tolist() == [span[0] - num_masked for span in kept]
 
 
+def test_a_step_without_its_first_batch_is_not_learned(make: MakeModule) -> None:
+    module = make()
+    _, second = whole_steps([batch_for(module, 1), batch_for(module, 2)], [2])
+    with pytest.raises(AssertionError, match="batch 2 of a step came without the first one"):
+        step_of(module, second)
+
+
 def test_equal_processes_have_the_means_of_one_though_a_reduction_overwrites_its_input(make: MakeModule) -> None:
     one, two = make(), make()
     two._sum_over_processes = lambda values: values.mul_(2)  # type: ignore[method-assign]

@@ -126,6 +126,14 @@ def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Tu
     return read
 
 
+def stored_flag(source: TextSource) -> str | None:
+    """Returns the field by which a stored message says whether it is learned; None if the source ignores all of them.
+
+    A message whose flags are all ignored is learned as its role says, when it is read again, too.
+    """
+    return next((name for name in _FLAGS if name not in source.ignored), None)
+
+
 def check_context(source: TextSource, row: Mapping[str, Any]) -> None:
     """Refuses a conversation with columns beside it that belong to what a model reads, such as tools.
 

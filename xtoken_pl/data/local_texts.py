@@ -20,7 +20,7 @@ from datasets import (
     Version,
 )
 
-from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, Turn, check_context, read_row
+from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, Turn, check_context, read_row, stored_flag
 from xtoken_pl.data.files import read_chunks
 from xtoken_pl.data.local_files import file_stamps
 
@@ -71,7 +71,9 @@ class LocalTexts(ArrowBasedBuilder):
     def _info(self) -> DatasetInfo:
         source = self.config.source
         assert source is not None
-        message = {"role": Value("string"), "content": Value("string"), "train": Value("bool")}
+        message = {"role": Value("string"), "content": Value("string")}
+        if flag := stored_flag(source):
+            message[flag] = Value("bool")
         column: Any = [message] if source.holds_conversations else Value("string")
         return DatasetInfo(features=Features(dict.fromkeys(source.columns, column)))
 
@@ -113,10 +115,11 @@ def _checked(row: Mapping[str, Any], source: TextSource, place: int, file: str) 
             check_context(source, row)
     except RowError as error:
         raise error.at(f"row {place:,} of {file!r}") from None
-    return dict(zip(source.columns, map(_value, read), strict=True))
+    return dict(zip(source.columns, (_value(value, stored_flag(source)) for value in read), strict=True))
 
 
-def _value(read: str | list[Turn]) -> Any:
+def _value(read: str | list[Turn], flag: str | None) -> Any:
     if isinstance(read, str):
         return read
-    return [{"role": turn.role, "content": turn.content, "train": turn.is_learned} for turn in read]
+    flags = ({} if flag is None else {flag: turn.is_learned} for turn in read)
+    return [{"role": turn.role, "content": turn.content} | extra for turn, extra in zip(read, flags, strict=True)]

@@ -73,14 +73,14 @@ def check_weights(source: ModelSource, *, role: str) -> None:
     has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        is_quantized = _has_quantized_files(_config_file(_base_model(source, role=role), source))
+        is_quantized = _has_quantized_files(_config_file(*_base_model(source, role=role)))
         with _model_errors(source, role=role):
             if not is_quantized:
                 _pretrained(source, {"device_map": {"": "meta"}}, role=role, warns=False)
     except UserError as error:
         if error.__cause__ is None or isinstance(error.__cause__, OSError | SafetensorError):
             raise
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return  # loading the tokenizer or the model will report the reason
     finally:
         if has_bars:
@@ -101,12 +101,13 @@ def check_quantization(bits: Quantization | None, *, role: str) -> None:
 
 
 def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warns: bool = True) -> PreTrainedModel:
-    base = _base_model(source, role=role)
-    options = {**options, **_hub_options(source), "output_loading_info": True, "ignore_mismatched_sizes": True}
-    if _has_quantized_files(config := _config_file(base, source)):
-        check_scales(config.parent, role=role)
+    base, revision = _base_model(source, role=role)
+    options = {**options, **_hub_options(source), "revision": revision}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _key_table_replaced(files=base, role=role):
         model, found = AutoModelForCausalLM.from_pretrained(base, **options)
+    if _has_quantized_files(config := _config_file(base, revision)):
+        check_scales(config.parent, role=role)  # only now are the files of a hub id in its cache
     check_keys(model, found, files=base, role=role, warns=warns)
     if base != source.model:
         with _key_table_replaced(files=source.model, role=role):
@@ -116,11 +117,11 @@ def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warn
     return cast(PreTrainedModel, model)
 
 
-def _base_model(source: ModelSource, *, role: str) -> str:
-    """Returns the model below a PEFT adapter; ``source.model`` if it is no adapter."""
+def _base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:
+    """Returns the model below a PEFT adapter, and its revision; those of ``source`` if it is no adapter."""
     adapter = find_adapter_config_file(source.model, revision=source.revision)
     if adapter is None:
-        return source.model
+        return source.model, source.revision
     if isinstance(source, Student):
         raise UserError(
             f"a student must be a model whose weights can be trained, but {source.model!r} holds a PEFT adapter "
@@ -137,11 +138,12 @@ def _base_model(source: ModelSource, *, role: str) -> str:
             f"the {role} ({source.model!r}) is a PEFT adapter, and PEFT is not installed; install it "
             "(pip install 'xtoken_pl[adapters]'), or give a model into which the adapter is merged"
         )
-    return cast(str, json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    config = json.loads(Path(adapter).read_text(encoding="utf-8"))
+    return config["base_model_name_or_path"], config.get("revision")
 
 
-def _config_file(model: str, source: ModelSource) -> Path:
-    found = cached_file(model, "config.json", revision=source.revision)
+def _config_file(model: str, revision: str | None) -> Path:
+    found = cached_file(model, "config.json", revision=revision)
     if found is None:
         raise OSError(f"{model!r} has no config.json")
     return Path(found)

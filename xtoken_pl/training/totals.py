@@ -149,7 +149,10 @@ class StepSums:
             values += [loss.sum(), (span_alpha[name] * loss).sum(), count(step.num_spans[name])]
             values += [spans.unmapped_mass.sum(), num_covered, rows[name].sum()]
         sums = torch.stack(values)
-        self._sums = sums if step.is_first or self._sums is None else self._sums + sums
+        if not step.is_first:
+            assert self._sums is not None, f"batch {step.place + 1} of a step came without the first one"
+            sums = self._sums + sums
+        self._sums = sums
         token_nats, num_tokens, num_weighted, num_scored, *rest = reduce(self._sums.clone()).unbind()
         width = len(_PER_TEACHER)
         by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
