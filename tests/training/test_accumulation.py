@@ -2,146 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from accumulated_runs import Cut, Recorder, fit, parameters, with_gradients, write_models_and_texts
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.types import STEP_OUTPUT
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
-from tokenizers import Tokenizer
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from xtoken_pl import (
-    BytePrefixKL,
-    DistillDataModule,
-    MultiTeacherDistillModule,
-    OptimizerRecipe,
-    ProjectionKL,
-    Student,
-    Teacher,
-    TextSource,
-)
-from xtoken_pl.callbacks import AlignmentMonitor, DynamicLossScaling, TeacherMonitor
-from xtoken_pl.checkpoints.io import AtomicCheckpointIO
+from xtoken_pl import MultiTeacherDistillModule
+from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.lightning_internals import is_accumulating
-
-#: Windows of a batch, and batches of a step.
-Cut = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, and texts of uneven lengths, some of which have no span with the teacher that splits."""
     folder = tmp_path_factory.mktemp("accumulation")
-    tokenizer = packing_tokenizer()
-    for name, dropout in (("student", 0.0), ("with_dropout", 0.1)):
-        # Llama's normalization layers compute in float32, whatever the precision of the model; GPT-2's do not.
-        torch.manual_seed(1)
-        size = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-        config = GPT2Config(**size, resid_pdrop=dropout, embd_pdrop=0, attn_pdrop=0)
-        GPT2LMHeadModel(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    backend = Tokenizer.from_str(splitting_tokenizer().backend_tokenizer.to_str())
-    # Without an eos, a text of one of its tokens has none with a predecessor.
-    without_eos = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|end_of_text|>")
-    write_model(folder / "split", without_eos, seed=2)
-    write_model(folder / "same", packing_tokenizer(), seed=3)
-    lengths = [3, 48, 17, 40, 1, 29, 44]
-    for step in (8, 32):
-        # Twenty steps are two epochs, each of which ends with half a step.
-        texts = [TEXTS[index % 40][: lengths[index % 7]] for index in range(9 * step + step // 2)]
-        lines = (json.dumps({"text": text}) + "\n" for text in texts)
-        (folder / f"texts{step}.jsonl").write_text("".join(lines))
+    write_models_and_texts(folder)
     return folder
 
 
-@dataclass(eq=False)
-class Recorder(pl.Callback):
-    """The logged values of every optimizer step."""
-
-    steps: list[dict[str, Tensor]] = field(default_factory=list)
-    without_span: int = 0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        self.without_span += len(batch.teachers["split"].spans) == 0
-        if not is_accumulating(trainer):
-            self.steps.append({tag: value.clone() for tag, value in trainer.callback_metrics.items()})
+@pytest.fixture(scope="module")
+def unsplit(folder: Path) -> Callable[..., tuple[MultiTeacherDistillModule, Recorder]]:
+    """Twenty steps of so many windows at once, computed when they are asked for."""
+    return cache(lambda num_windows, dtype: fit(folder, (num_windows, 1), dtype=dtype))
 
 
-def module_of(folder: Path, dtype: Any, student: str) -> MultiTeacherDistillModule:
-    pl.seed_everything(0, verbose=False)
-    teachers = {
-        "split": Teacher(
-            model=str(folder / "split"),
-            loss=ProjectionKL(),
-            learn_projection=dtype == "float32",  # the weights of W are
-            alpha=0.3,
-            dtype=dtype,
-        ),
-        "same": Teacher(model=str(folder / "same"), loss=BytePrefixKL(), alpha=0.7, dtype=dtype),
-    }
-    recipe = OptimizerRecipe(learning_rate=3e-3)
-    specification = Student(model=str(folder / student), dtype=dtype)
-    return MultiTeacherDistillModule(specification, teachers, optimizer=recipe)
-
-
-def fit(
-    folder: Path,
-    cut: Cut,
-    *callbacks: pl.Callback,
-    dtype: Any = "float32",
-    ckpt_path: Path | None = None,
-    student: str = "student",
-    streaming: bool = False,
-    **options: Any,
-) -> tuple[MultiTeacherDistillModule, Recorder]:
-    batch_size, num_batches = cut
-    module, recorder = module_of(folder, dtype, student), Recorder()
-    source = TextSource(path=str(folder / f"texts{batch_size * num_batches}.jsonl"))
-    data = DistillDataModule(
-        source, sequence_length=48, batch_size=batch_size, num_workers=0, seed=3, streaming=streaming, shuffle_buffer=20
-    )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        accumulate_grad_batches=num_batches,
-        gradient_clip_val=1.0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, TeacherMonitor(), AlignmentMonitor(), recorder],
-        plugins=[AtomicCheckpointIO()],
-        **{"max_epochs": 2, "logger": False, "log_every_n_steps": 1, **options},
-    )
-    trainer.fit(module, data, ckpt_path=ckpt_path)
-    return module, recorder
-
-
-def parameters(module: MultiTeacherDistillModule) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def with_gradients(module: MultiTeacherDistillModule) -> dict[str, Tensor]:
-    """The parameters without the biases of keys, on which attention does not depend.
-
-    Their gradients are rounding errors, which differ from CPU to CPU, and which Adam scales to steps of any size.
-    """
-    found = parameters(module)
-    for name in [name for name in found if name.endswith("c_attn.bias")]:
-        queries, _, values = found[name].chunk(3)
-        found[name] = torch.cat((queries, values))
-    return found
-
-
-WHOLE: dict[tuple[int, str], tuple[MultiTeacherDistillModule, Recorder]] = {}
+def tolerance(dtype: str) -> dict[str, float]:
+    return {"rtol": 0, "atol": 1e-5 if dtype == "float32" else 1e-10}
 
 
 def slow(*values: Any) -> Any:
@@ -158,20 +52,33 @@ def slow(*values: Any) -> Any:
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[1]} x {value[0]}",
 )
-def test_losses_and_parameters_do_not_depend_on_the_cut(folder: Path, cut: Cut, dtype: str) -> None:
-    size = cut[0] * cut[1]
-    if (size, dtype) not in WHOLE:
-        WHOLE[size, dtype] = fit(folder, (size, 1), dtype=dtype)
-    whole, expected = WHOLE[size, dtype]
+def test_losses_and_parameters_do_not_depend_on_the_cut(folder: Path, unsplit: Any, cut: Cut, dtype: str) -> None:
+    whole, expected = unsplit(cut[0] * cut[1], dtype)
     split, found = fit(folder, cut, dtype=dtype)
-    precision = {"rtol": 0, "atol": 1e-5 if dtype == "float32" else 1e-10}
     assert split.global_step == whole.global_step == 20
     assert expected.without_span == 0
     assert found.without_span > 0 or cut[0] > 1
-    torch.testing.assert_close(found.steps, expected.steps, **precision)
-    torch.testing.assert_close(with_gradients(split), with_gradients(whole), **precision)
+    torch.testing.assert_close(found.steps, expected.steps, **tolerance(dtype))
+    torch.testing.assert_close(with_gradients(split), with_gradients(whole), **tolerance(dtype))
     assert {"train/kd/same", "train/alpha/split", "train/spans_per_token/same"} < expected.steps[0].keys()
     assert expected.steps[-1]["train/loss"] < expected.steps[0]["train/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_losses_and_parameters_do_not_depend_on_the_processes_that_share_a_cut_step(
+    folder: Path, unsplit: Any, strategy: str
+) -> None:
+    script = Path(__file__).parents[1] / "helpers/accumulated_runs.py"
+    subprocess.run(
+        [sys.executable, str(script), strategy, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True
+    )
+    for dtype in ("float64", "float32"):
+        whole, expected = unsplit(8, dtype)
+        found = torch.load(folder / f"{strategy}-{dtype}.pt")
+        assert len(found["steps"]) == 20
+        torch.testing.assert_close(found["steps"], expected.steps, **tolerance(dtype))
+        torch.testing.assert_close(found["parameters"], with_gradients(whole), **tolerance(dtype))
 
 
 class Interrupting(pl.Callback):
@@ -249,6 +156,16 @@ def test_a_run_that_stopped_within_a_step_resumes_with_that_step(
     assert len(before.steps) == num_batches // 4
     torch.testing.assert_close(before.steps + after.steps, expected.steps, rtol=0, atol=0)
     torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=0)
+
+
+def test_resuming_within_a_step_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
+    interrupting = Interrupting(tmp_path)
+    fit(folder, (2, 4), interrupting, max_steps=1)
+    source = {"max_steps": 2, "ckpt_path": interrupting.saved[-1]}
+    with pytest.raises(UserError, match=r"with trainer.accumulate_grad_batches=3 the checkpoint is 1 batches into one"):
+        fit(folder, (2, 4), **source, accumulate_grad_batches=3)
+    resumed, _ = fit(folder, (2, 4), **source, accumulate_grad_batches=2)
+    assert resumed.global_step == 2
 
 
 def test_batches_without_the_counts_of_their_step_are_refused(folder: Path) -> None:

@@ -102,8 +102,9 @@ class MultiTeacherDistillModule(ResumableModule):
             at the last batch of the step, and before that what the batches so far contribute to these means.
         """
         for name in self.trained_teachers:
-            if batch.step_counts.num_spans[name] == 0:
-                rank_zero_warn(f"a step has no span in common with teacher {name!r}; its distillation loss is 0 there")
+            if batch.step_counts.is_first and batch.step_counts.num_spans[name] == 0:
+                where = " on the first process" if self._num_processes > 1 else ""
+                rank_zero_warn(f"a step has no span in common with teacher {name!r}{where}: nothing to learn from it")
         scores = self.score(batch)
         self._finite.check()  # the step before
         views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
@@ -167,13 +168,18 @@ class MultiTeacherDistillModule(ResumableModule):
         return torch.full_like(kd, self.kd_weight)
 
     @property
+    def _num_processes(self) -> int:
+        trainer = attached_trainer(self)
+        return 1 if trainer is None else trainer.world_size
+
+    @property
     def _num_averaged(self) -> int:
         """Number of gradients that are averaged, where each holds only its own share of the sums.
 
         Strategies average over processes, and Lightning over the batches of an optimizer step.
         """
         trainer = attached_trainer(self)
-        return 1 if trainer is None else trainer.world_size * trainer.accumulate_grad_batches
+        return self._num_processes * (1 if trainer is None else trainer.accumulate_grad_batches)
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         trainer = attached_trainer(self)

@@ -23,7 +23,12 @@ from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.parts import DistillParts
 from xtoken_pl.training.totals import StepSums
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.lightning_internals import attached_trainer, begin_next_epoch, is_accumulating
+from xtoken_pl.utilities.lightning_internals import (
+    attached_trainer,
+    begin_next_epoch,
+    is_accumulating,
+    num_batches_in_open_step,
+)
 
 
 class ResumableModule(DistillParts):
@@ -155,6 +160,12 @@ class ResumableModule(DistillParts):
         if self.trainer.ckpt_path is not None and self._from_recipe is not None:
             self.optimizer_recipe.apply_to_restored(*self._from_recipe, self._projection_parameters())
         trainer = self.trainer
+        if num_open := num_batches_in_open_step(trainer):
+            raise UserError(
+                "a run must resume between two optimizer steps, but with trainer.accumulate_grad_batches="
+                f"{trainer.accumulate_grad_batches} the checkpoint is {num_open} batches into one; set the value that "
+                "the run was started with, or resume from the checkpoint of an epoch's end"
+            )
         if trainer.num_training_batches < trainer.accumulate_grad_batches:
             rank_zero_warn(
                 f"an epoch of {trainer.num_training_batches} batches has fewer than trainer.accumulate_grad_batches="
