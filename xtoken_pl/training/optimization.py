@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -23,7 +24,7 @@ class OptimizerRecipe:
         learning_rate: Peak learning rate, > 0.
         weight_decay: Weight decay of matrices, >= 0; biases, normalization weights and learned projections have none.
         warmup_fraction: Share of the warm-up in all steps, in [0, 1).
-        betas: Coefficients of Adam.
+        betas: Coefficients of Adam, in [0, 1).
         projection_learning_rate: Peak learning rate of learned projections, > 0, with the same warm-up and decay.
 
     References:
@@ -38,10 +39,14 @@ class OptimizerRecipe:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "projection_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be > 0, got {getattr(self, name)}")
-        if not self.weight_decay >= 0:
-            raise UserError(f"weight_decay must be >= 0, got {self.weight_decay}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(
+                    f"{name} must be > 0 and finite, got {getattr(self, name)}; the default is "
+                    f"{getattr(type(self), name)}"
+                )
+        check_not_negative("weight_decay", self.weight_decay, "0 disables it")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas must be in [0, 1), got {self.betas}; the default is {type(self).betas}")
         if not 0 <= self.warmup_fraction < 1:
             raise UserError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
 
