@@ -74,7 +74,8 @@ def export(
                 target, config, weights, vocabulary.tokenizer, _generation_config(source), **trusted, **common
             )
     reader = "peft.PeftModel" if has_adapter and form == "adapter" else "AutoModelForCausalLM"
-    print(f"written to {output}, to be loaded with {reader}.from_pretrained")
+    converted = "" if dtype == "auto" else f" in {dtype}"
+    print(f"written to {output}{converted}, to be loaded with {reader}.from_pretrained")
 
 
 def _generation_config(source: Student) -> GenerationConfig | None:
