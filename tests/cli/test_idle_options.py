@@ -8,12 +8,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 import yaml
 from small_models import packing_tokenizer, splitting_tokenizer, write_model
 
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TextSource
+from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge_config_arguments
 from xtoken_pl.cli.preflight import check_positions, warn_of_idle_options
+from xtoken_pl.projection import Projection
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.utilities.errors import UserError
 
@@ -67,6 +70,18 @@ def test_nothing_is_said_of_options_that_have_an_effect(folder: Path, recwarn: p
     warn_of_idle_options(module(folder, recipe, learn_projection=True), DistillDataModule(TEXTS, OTHERS))
     warn_of_idle_options(module(folder), DistillDataModule(TEXTS, streaming=True, shuffle_buffer=5))
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(("beta", "is_said"), [(0.9, False), (0.5, True)])
+def test_the_factor_that_normalization_cancels_is_said_to_have_no_effect(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, beta: float, is_said: bool
+) -> None:
+    sides = ["--student", str(folder / "student"), "--teacher", str(folder / "split")]
+    main(["project", *sides, "--output", str(tmp_path / "default.safetensors")])
+    main(["project", *sides, "--output", str(tmp_path / "w.safetensors"), "--beta", str(beta)])
+    default, other = (Projection.load(str(tmp_path / f"{name}.safetensors")) for name in ("default", "w"))
+    torch.testing.assert_close(other.weights, default.weights)
+    assert ("beta=0.5 has no effect" in caplog.text) is is_said
 
 
 @pytest.mark.parametrize("num_files", [1, 2])

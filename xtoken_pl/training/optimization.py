@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -69,6 +70,12 @@ class OptimizerRecipe:
         known = {id(parameter) for parameter in of_projections}
         trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
         members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2], of_projections]
+        if half := sum(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in trained):
+            rank_zero_warn(
+                f"{half} of the {len(trained)} trained weights are in half precision: steps that are smaller than half "
+                "the distance to the next number are lost, and at usual learning rates most are; set "
+                "model.student.dtype to float32, and trainer.precision to bf16-mixed to compute in bfloat16"
+            )
         # A distributed checkpoint would lose the options of an empty group.
         groups = [{"params": chosen, **self._options(chosen[0], known)} for chosen in members if chosen]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)
