@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 import yaml
 from small_models import packing_tokenizer, splitting_tokenizer, write_model
+from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TextSource
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge_config_arguments
-from xtoken_pl.cli.preflight import check_positions, warn_of_idle_options
+from xtoken_pl.cli.preflight import check_positions, warn_of_idle_options, warn_of_missing_eos
 from xtoken_pl.projection import Projection
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.utilities.errors import UserError
@@ -69,6 +71,28 @@ def test_nothing_is_said_of_options_that_have_an_effect(folder: Path, recwarn: p
     recipe = OptimizerRecipe(projection_learning_rate=0.5)
     warn_of_idle_options(module(folder, recipe, learn_projection=True), DistillDataModule(TEXTS, OTHERS))
     warn_of_idle_options(module(folder), DistillDataModule(TEXTS, streaming=True, shuffle_buffer=5))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("packing", "consequence"), [("none", "where texts end; set"), ("joined", "without a separator")]
+)
+def test_a_student_that_cannot_learn_to_stop_is_warned_of(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, packing: Any, consequence: str
+) -> None:
+    tokenizer = packing_tokenizer()
+    write_model(tmp_path / "student", tokenizer)
+    student = Student(model=str(tmp_path / "student"))
+    data = DistillDataModule(TEXTS, packing=packing)
+    warn_of_missing_eos(MultiTeacherDistillModule(student, kd_weight=0), data)
+    assert not recwarn.list
+    without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    shutil.rmtree(tmp_path / "student")
+    write_model(tmp_path / "student", without)
+    with pytest.warns(UserWarning, match=f"has no eos token, .*{consequence}"):
+        warn_of_missing_eos(MultiTeacherDistillModule(student, kd_weight=0), data)
+    chats = TextSource(path="chats.jsonl", messages_field="messages")
+    warn_of_missing_eos(MultiTeacherDistillModule(student, kd_weight=0), DistillDataModule(chats, packing=packing))
     assert not recwarn.list
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoConfig
 
-from xtoken_pl.data import DistillDataModule
+from xtoken_pl.data import DistillDataModule, TextSource
 from xtoken_pl.models.loading import check_weights
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
@@ -64,6 +64,8 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
     if isinstance(module, MultiTeacherDistillModule):
         for role, source in _sources(module).items():
             check_weights(source, role=role)
+        if isinstance(data, DistillDataModule):
+            warn_of_missing_eos(module, data)
 
 
 class IntervalCheck(Callback):
@@ -194,6 +196,18 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
         rank_zero_warn(f"{option} has no effect: {reason}")
     if data.sources["val"] == data.sources["train"]:
         rank_zero_warn("data.val names the texts of data.train: validation measures texts that are learned")
+
+
+def warn_of_missing_eos(module: MultiTeacherDistillModule, data: DistillDataModule) -> None:
+    """Warns if texts cannot end with eos; conversations end as the chat template says."""
+    vocabulary = module.student_vocabulary
+    if "eos" in vocabulary.roles or cast(TextSource, data.sources["train"]).holds_conversations:
+        return
+    separator = "" if data.packing == "none" else ", and packed texts follow one another without a separator"
+    rank_zero_warn(
+        f"the tokenizer of the student ({vocabulary.name!r}) has no eos token, so that the student does not learn "
+        f"where texts end{separator}; set eos_token in its tokenizer_config.json"
+    )
 
 
 def _default(kind: type, option: str) -> Any:
