@@ -57,9 +57,10 @@ def test_options_of_data_without_effect_are_said(data: dict[str, Any], option: s
     [
         (0.5, {}, "model.optimizer.projection_learning_rate has no effect"),
         (0.5, {"learn_projection": True, "alpha": 0.0}, "model.teachers.split.learn_projection has no effect"),
+        (1e-2, {"chat_template": "chat.jinja"}, "model.teachers.split.chat_template has no effect"),
     ],
 )
-def test_options_of_projections_without_effect_are_said(
+def test_options_of_teachers_without_effect_are_said(
     folder: Path, rate: float, teacher: dict[str, Any], option: str
 ) -> None:
     recipe = OptimizerRecipe(projection_learning_rate=rate)
@@ -71,6 +72,8 @@ def test_nothing_is_said_of_options_that_have_an_effect(folder: Path, recwarn: p
     recipe = OptimizerRecipe(projection_learning_rate=0.5)
     warn_of_idle_options(module(folder, recipe, learn_projection=True), DistillDataModule(TEXTS, OTHERS))
     warn_of_idle_options(module(folder), DistillDataModule(TEXTS, streaming=True, shuffle_buffer=5))
+    chats = TextSource(path="chats.jsonl", messages_field="messages")
+    warn_of_idle_options(module(folder, chat_template="chat.jinja"), DistillDataModule(TEXTS, chats))
     assert not recwarn.list
 
 

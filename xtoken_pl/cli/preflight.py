@@ -189,6 +189,9 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
             if 0 in (teacher.alpha, module.kd_weight):
                 zero = "kd_weight" if module.kd_weight == 0 else "alpha"
                 idle[f"model.teachers.{name}.learn_projection"] = f"at {zero}: 0 nothing is learned from the teacher"
+        if not any(source.holds_conversations for source in data.sources.values() if source is not None):
+            with_template = (name for name, teacher in module.teachers.items() if teacher.chat_template is not None)
+            idle |= {f"model.teachers.{name}.chat_template": "it is for conversations" for name in with_template}
         rate = module.optimizer_recipe.projection_learning_rate
         if not learned and rate != _default(OptimizerRecipe, "projection_learning_rate"):
             idle["model.optimizer.projection_learning_rate"] = "no teacher sets learn_projection"
