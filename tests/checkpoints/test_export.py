@@ -28,7 +28,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MultiTeacherDis
     write_model(folder / "student", packing_tokenizer(), tied=True)
     GenerationConfig(max_new_tokens=7, repetition_penalty=1.5).save_pretrained(folder / "student")
     teacher = Teacher(model=write_model(folder / "split", splitting_tokenizer(), seed=1), loss=ProjectionKL())
-    module = MultiTeacherDistillModule(Student(model=str(folder / "student")), {"split": teacher})
+    (folder / "chat.jinja").write_text("{% for m in messages %}{{ m['content'] }}<|end_of_text|>{% endfor %}")
+    student = Student(model=str(folder / "student"), chat_template=str(folder / "chat.jinja"))
+    module = MultiTeacherDistillModule(student, {"split": teacher})
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text[:80]}) + "\n" for text in TEXTS[:2]))
     data = DistillDataModule(TextSource(path=str(folder / "texts.jsonl")), sequence_length=64, num_workers=0)
     trainer = pl.Trainer(
@@ -82,6 +84,7 @@ def test_command_and_callback_write_the_same_files(run: tuple[Path, MultiTeacher
     export(str(folder / "whole.ckpt"), str(tmp_path / "command"))
     names = sorted(path.name for path in (tmp_path / "callback").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "command").iterdir())
+    assert "chat_template.jinja" in names
     for name in names:
         assert (tmp_path / "callback" / name).read_bytes() == (tmp_path / "command" / name).read_bytes(), name
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import wrong_combinations
 import wrong_configurations
 import wrong_files
 from wrong_inputs import Case, arguments_of, write_workspace
@@ -42,7 +43,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "wrong",
     [
         pytest.param(wrong, id=wrong.name, marks=[pytest.mark.slow] * (wrong.name in SLOW))
-        for wrong in [*wrong_configurations.CASES, *wrong_files.CASES]
+        for wrong in [*wrong_configurations.CASES, *wrong_combinations.CASES, *wrong_files.CASES]
     ],
 )
 def test_a_wrong_input_gives_one_message(

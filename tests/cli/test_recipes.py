@@ -158,7 +158,7 @@ def test_recipe_trains_two_steps(inside: Path, recipe: Path) -> None:
     tags = train(recipe)
     teachers = teachers_of(recipe)
     assert bool(teachers) == (recipe.stem != "llama1b_ce")
-    expected = ["train/loss", "train/ce", "train/kd", "train/kd_scale"]
+    expected = ["train/loss", "train/ce", *["train/kd", "train/kd_scale"] * bool(teachers)]
     expected += [f"train/{tag}/{name}" for name in teachers for tag in ("kd", "alpha", "scale", "unmapped_mass")]
     for tag in expected:
         assert len(tags[tag]) == 2
@@ -242,13 +242,13 @@ def test_byte_prefix_kl_trains_as_the_papers_losses_do(inside: Path) -> None:
     assert tags["train/ce"][0] == pytest.approx(projected["train/ce"][0], rel=1e-6)
 
 
-def test_cross_entropy_alone_beside_a_teacher_logs_it_and_learns_nothing_from_it(inside: Path) -> None:
+def test_cross_entropy_alone_beside_a_teacher_learns_nothing_from_it_and_does_not_run_it(inside: Path) -> None:
     """Laid over a run with teachers, the baseline sees that run's very windows."""
     recipe = ROOT / "configs/paper/llama1b_from_llama3b_kl.yaml"
     with_teacher = train(recipe)
     alone = train(recipe, overlay=yaml.safe_load((ROOT / "configs/paper/llama1b_ce.yaml").read_text()))
     assert alone["train/ce"][0] == pytest.approx(with_teacher["train/ce"][0], rel=1e-6)
-    assert alone["train/kd/llama"][0] == pytest.approx(with_teacher["train/kd/llama"][0], rel=1e-6)
+    assert "train/kd/llama" in with_teacher.keys() - alone.keys()
     assert alone["train/loss"] == alone["train/ce"]
 
 

@@ -201,7 +201,7 @@ CASES = [
     case(
         "config: early stopping on a tag of a callback that is not there",
         "",
-        *("metric `train/foo`", "not available"),
+        *("monitors 'train/foo'", "only TeacherMonitor or AlignmentMonitor logs", "trainer.callbacks"),
         config=callback("lightning.pytorch.callbacks.EarlyStopping", monitor="train/foo"),
     ),
     case(

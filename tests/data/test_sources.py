@@ -26,6 +26,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_among_others_is_warned_of(folder: Path, streaming: bool) -> None:
+    (folder / "txt/empty.txt").write_text("")
+    with pytest.warns(UserWarning, match=r"1 of the 5 files of .* are empty: .*empty\.txt"):
+        load_source(TextSource(path=str(folder / "txt")), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("path", ["a.jsonl", "a.parquet", "txt", "txt/*.txt"])
 def test_every_kind_of_file_gives_the_same_texts(folder: Path, path: str, streaming: bool) -> None:
     source = TextSource(path=str(folder / path))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
+import torch
 from module_steps import MakeModule
 
 from xtoken_pl import OptimizerRecipe
@@ -30,9 +34,27 @@ def test_schedule_without_an_end_is_refused(make: MakeModule) -> None:
         OptimizerRecipe().build(make().parameters(), float("inf"))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_lose_steps_are_warned_of(
+    make: MakeModule, dtype: torch.dtype, recwarn: pytest.WarningsRecorder
+) -> None:
+    module = make()
+    OptimizerRecipe().build(module.parameters(), 10)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"trained weights are in half precision: .* lost"):
+        OptimizerRecipe().build(module.to(dtype).parameters(), 10)
+
+
 @pytest.mark.parametrize(
-    ("option", "value"), [("learning_rate", 0.0), ("weight_decay", -0.1), ("warmup_fraction", 1.0)]
+    ("option", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", float("inf")),
+        ("weight_decay", -0.1),
+        ("warmup_fraction", 1.0),
+        ("betas", (1.5, 0.9)),
+    ],
 )
-def test_optimizer_values_out_of_range_are_refused(option: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{option} must be .*, got {value}"):
+def test_optimizer_values_out_of_range_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be .*, got {re.escape(str(value))}"):
         OptimizerRecipe(**{option: value})

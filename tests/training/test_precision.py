@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
+import pytest
 import torch
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
 from module_steps import MakeModule, batch_for, step_of
 
 from xtoken_pl import ProjectionKL, Student, Teacher
+from xtoken_pl.batch.distill_batch import as_steps
 
 
 def test_bfloat16_teacher_is_close_to_the_full_one(make: MakeModule, teacher_folder: str) -> None:
@@ -35,6 +39,15 @@ def test_double_precision_teacher_serves_a_single_precision_student(make: MakeMo
     torch.testing.assert_close(
         step_of(double, batch)["kd"], step_of(single, batch)["kd"], rtol=1e-4, atol=0, check_dtype=False
     )
+
+
+@pytest.mark.parametrize("precision", [HalfPrecision("bf16-true"), HalfPrecision("16-true"), DoublePrecision()])
+def test_lightning_converts_the_batches_of_a_step(make: MakeModule, precision: Precision) -> None:
+    batch = batch_for(make())
+    (step,) = as_steps([batch])
+    converted = precision.convert_input(replace(batch, step=step))
+    assert converted.step_counts == step
+    assert torch.equal(converted.student.labels, batch.student.labels)
 
 
 def test_head_gives_single_precision_whatever_the_weights(make: MakeModule, student: Student) -> None:

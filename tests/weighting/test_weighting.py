@@ -157,6 +157,14 @@ def test_entropy_of_a_vocabulary_with_holes_is_finite() -> None:
     assert entropy.tolist() == pytest.approx([0.25 * math.log(0.25) + 0.75 * math.log(0.75)])
 
 
+def test_alphas_that_the_most_confident_teacher_does_not_use_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    MostConfidentTeacher().check({"a": 0.5, "b": 0.5, "c": 0.0})
+    ConfidenceWeighting().check({"a": 0.5, "b": 2.0})
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="the weight 1 whatever its alpha, got {'a': 0.5, 'b': 2.0}"):
+        MostConfidentTeacher().check({"a": 0.5, "b": 2.0})
+
+
 # Bad input -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.types import Planner, TeacherBatch, TokenBatch
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepCounts:
     """Tokens and spans of a whole optimizer step on this process: what the losses of its batches are divided by.
 

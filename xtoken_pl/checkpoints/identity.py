@@ -97,6 +97,12 @@ def stored_identity(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None if state is None else state["identity"]
 
 
+def stored_chat_template(checkpoint: Mapping[str, Any]) -> str | None:
+    """Returns the chat template that a run gave its student in place of the tokenizer's own; None if it gave none."""
+    template: str | None = checkpoint.get(RUN_KEY, {}).get("chat_template")
+    return template
+
+
 def holds_adapter(state: Mapping[str, Any]) -> bool:
     """Whether the ``state_dict`` of a module holds an adapter."""
     return any(name.startswith("student.") and (".lora_A." in name or ".lora_B." in name) for name in state)

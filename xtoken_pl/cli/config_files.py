@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
 
 from xtoken_pl.utilities.errors import UserError
 
@@ -36,20 +37,25 @@ def split_option(arguments: list[str], *names: str) -> tuple[list[str], list[str
 
 
 def merge_config_arguments(arguments: list[str]) -> list[str]:
-    """Replaces two or more ``--config FILE`` by one with the merged content; later files take precedence.
+    """Puts ``--config`` before all other options, and replaces two or more files by one with the merged content.
 
-    A single file is not replaced, but it is read, so that errors name it.
+    Later files take precedence over earlier ones, and options over files, in whatever order they are given:
+    jsonargparse would silently drop the value of an option before ``--config``. A single file is not replaced, but it
+    is read, so that errors name it.
+
+    Args:
+        arguments: The verb and its options.
 
     Raises:
         UserError: If a file does not exist, or is not a YAML mapping.
     """
-    contents = [read_config(path) for path in config_paths(arguments)]
-    if len(contents) < 2:
+    paths = config_paths(arguments)
+    contents = [read_config(path) for path in paths]
+    if not contents:
         return arguments
-    merged = yaml.safe_dump(_settled(reduce(merge, contents)), sort_keys=False)
-    # Options before the first file are overridden by it.
-    first = next(place for place, argument in enumerate(arguments) if split_option([argument], "--config", "-c")[0])
-    return [*arguments[:first], "--config", merged, *split_option(arguments[first:], "--config", "-c")[1]]
+    only = paths[0] if len(paths) == 1 else yaml.safe_dump(_settled(reduce(merge, contents)), sort_keys=False)
+    first = 0 if arguments[0].startswith("-") else 1  # behind the verb
+    return [*arguments[:first], "--config", only, *split_option(arguments[first:], "--config", "-c")[1]]
 
 
 def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -101,12 +107,26 @@ class _Loader(yaml.SafeLoader):
                 continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if key in lines:
+                where = "an option, or the file that it names," if self.name.startswith("<") else repr(self.name)
                 raise UserError(
-                    f"a key must be given once, but {self.name!r} has {key!r} in lines {lines[key]} and {line}; "
+                    f"a key must be given once, but {where} has {key!r} in lines {lines[key]} and {line}; "
                     "rename or remove one"
                 )
             lines[key] = line
         return super().construct_mapping(node, deep)
+
+
+def refuse_duplicate_keys() -> None:
+    """Makes jsonargparse refuse duplicate keys in options (``--data '{...}'``) and in the files that they name."""
+    load = get_loader("yaml")
+
+    def load_unique(text: str) -> Any:
+        value = load(text)
+        if isinstance(value, dict | list):
+            yaml.load(text, Loader=_Loader)
+        return value
+
+    set_loader("yaml", load_unique, (yaml.YAMLError,))
 
 
 def read_config(path: str) -> dict[str, Any]:

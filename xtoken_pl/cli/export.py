@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from xtoken_pl.checkpoints import Run, describe_student, holds_adapter, stored_identity, verify
+from xtoken_pl.checkpoints import Run, describe_student, holds_adapter, stored_chat_template, stored_identity, verify
 from xtoken_pl.checkpoints.export import Form, check_form, read_checkpoint, write_adapted, write_student
 from xtoken_pl.cli.usage import run_function
 from xtoken_pl.specs import DType, LoRA, Student, load_vocabulary
@@ -58,6 +58,8 @@ def export(
             source = _adapted(source, trained, checkpoint)
         vocabulary = load_vocabulary(source)
         verify(state, Run(student=describe_student(source, vocabulary)), "export")
+        if source.chat_template is None and (template := stored_chat_template(state)) is not None:
+            vocabulary.tokenizer.chat_template = template
         weights = {
             name.removeprefix(_STUDENT): tensor
             for name, tensor in state["state_dict"].items()
@@ -74,7 +76,8 @@ def export(
                 target, config, weights, vocabulary.tokenizer, _generation_config(source), **trusted, **common
             )
     reader = "peft.PeftModel" if has_adapter and form == "adapter" else "AutoModelForCausalLM"
-    print(f"written to {output}, to be loaded with {reader}.from_pretrained")
+    converted = "" if dtype == "auto" else f" in {dtype}"
+    print(f"written to {output}{converted}, to be loaded with {reader}.from_pretrained")
 
 
 def _generation_config(source: Student) -> GenerationConfig | None:

@@ -83,6 +83,8 @@ def lightning_errors() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] in _TRACKERS:
             raise UserError(f"the logger cannot be used: {error}") from error
+        if isinstance(error, ValueError) and "(ckpt_path=" in str(error):  # Lightning has no such checkpoint
+            raise UserError(f"there is no such checkpoint: {error}") from error
         if not str(error).startswith("Early stopping conditioned on metric"):  # Lightning has no class for it
             raise
         raise UserError(str(error)) from error
@@ -154,8 +156,11 @@ class DistillCLI(LightningCLI):
         self._find_checkpoint()
 
     def before_validate(self) -> None:
-        """Checks the length of windows and the checkpoint."""
+        """Checks the length of windows, the number of batches and the checkpoint."""
         check_positions(self.model, self.datamodule)
+        name = "limit_test_batches" if self.subcommand == "test" else "limit_val_batches"
+        if getattr(self.trainer, name) == 0:
+            raise UserError(f"trainer.{name} must be > 0 to measure anything, got 0; leave it out to use all texts")
         self._find_checkpoint()
 
     def before_test(self) -> None:
@@ -177,6 +182,11 @@ class DistillCLI(LightningCLI):
                 student.
         """
         settings = self.config_init[self.subcommand]
+        if settings.get("ckpt_path") == "best":
+            raise UserError(
+                "ckpt_path must be a checkpoint or 'last', got 'best', which only the process that trained knows; give "
+                "the path of the best checkpoint, which the summary of that run names"
+            )
         if settings.get("ckpt_path") == "last":
             settings["ckpt_path"] = str(last_checkpoint(self.trainer))
         if path := settings.get("ckpt_path"):

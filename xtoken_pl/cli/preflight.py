@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoConfig
 
-from xtoken_pl.data import DistillDataModule
+from xtoken_pl.data import DistillDataModule, TextSource
 from xtoken_pl.models.loading import check_weights
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import did_you_mean
 
 #: Packages whose callbacks log no other ``val/`` tags than those known here.
 _KNOWN_PACKAGES = ("lightning", "xtoken_pl")
-#: Prefixes of the tags that callbacks log in addition to ``val/``.
-_TAGS_OF_CALLBACKS = ("train/", "eval/", "numerals/", "projection/", "throughput/")
+#: Callbacks that log tags in addition to ``val/``, by the prefix of these tags.
+_LOGGED_BY = {
+    "train/": ("TeacherMonitor", "AlignmentMonitor"),
+    "eval/": ("EvalHarness",),
+    "numerals/": ("NumeralMonitor",),
+    "projection/": ("ProjectionMonitor",),
+    "throughput/": ("ThroughputMonitor",),
+}
 
 
 def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> None:
@@ -39,6 +48,8 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
         raise UserError(
             f"trainer.gradient_clip_val must be >= 0, got {trainer.gradient_clip_val}; 0 leaves gradients as they are"
         )
+    if trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches must be > 0, got 0; to measure a model without training: validate")
     for name, interval in {
         "val_check_interval": _interval(trainer),
         "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
@@ -48,10 +59,13 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> Non
     if isinstance(data, DistillDataModule):
         _check_stream(trainer, data)
         _check_monitors(trainer, module, data)
+        warn_of_idle_options(module, data)
     check_positions(module, data)
     if isinstance(module, MultiTeacherDistillModule):
         for role, source in _sources(module).items():
             check_weights(source, role=role)
+        if isinstance(data, DistillDataModule):
+            warn_of_missing_eos(module, data)
 
 
 class IntervalCheck(Callback):
@@ -139,9 +153,10 @@ def _num_positions(source: ModelSource) -> int | None:
         return None  # loading the tokenizer or the model will report the reason
     config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
-    # Scaled rotary positions reach further.
+    # Scaled rotary positions reach further than those that the model was first trained with.
     scaling = getattr(config, "rope_parameters", None) or {}
-    return None if limit is None else round(limit * max(1, scaling.get("factor", 1)))
+    original = scaling.get("original_max_position_embeddings", limit)
+    return None if limit is None else max(limit, round(original * scaling.get("factor", 1)))
 
 
 def _check_stream(trainer: pl.Trainer, data: DistillDataModule) -> None:
@@ -159,6 +174,47 @@ def _check_stream(trainer: pl.Trainer, data: DistillDataModule) -> None:
             "trainer.val_check_interval must be a whole number of steps for a stream, which has no epochs, got "
             f"{interval}; give a number of steps, or set data.streaming to false"
         )
+
+
+def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) -> None:
+    """Warns of options that have no effect beside the others, and of texts that are both learned and validated on."""
+    idle: dict[str, str] = {}
+    if data.streaming and data.num_proc is not None:
+        idle["data.num_proc"] = "a stream is tokenized by the workers of the loader (data.num_workers)"
+    if not data.streaming and data.shuffle_buffer != _default(DistillDataModule, "shuffle_buffer"):
+        idle["data.shuffle_buffer"] = "without data.streaming all windows are shuffled together"
+    if isinstance(module, MultiTeacherDistillModule):
+        learned = {name: teacher for name, teacher in module.teachers.items() if teacher.learn_projection}
+        for name, teacher in learned.items():
+            if 0 in (teacher.alpha, module.kd_weight):
+                zero = "kd_weight" if module.kd_weight == 0 else "alpha"
+                idle[f"model.teachers.{name}.learn_projection"] = f"at {zero}: 0 nothing is learned from the teacher"
+        if not any(source.holds_conversations for source in data.sources.values() if source is not None):
+            with_template = (name for name, teacher in module.teachers.items() if teacher.chat_template is not None)
+            idle |= {f"model.teachers.{name}.chat_template": "it is for conversations" for name in with_template}
+        rate = module.optimizer_recipe.projection_learning_rate
+        if not learned and rate != _default(OptimizerRecipe, "projection_learning_rate"):
+            idle["model.optimizer.projection_learning_rate"] = "no teacher sets learn_projection"
+    for option, reason in idle.items():
+        rank_zero_warn(f"{option} has no effect: {reason}")
+    if data.sources["val"] == data.sources["train"]:
+        rank_zero_warn("data.val names the texts of data.train: validation measures texts that are learned")
+
+
+def warn_of_missing_eos(module: MultiTeacherDistillModule, data: DistillDataModule) -> None:
+    """Warns if texts cannot end with eos; conversations end as the chat template says."""
+    vocabulary = module.student_vocabulary
+    if "eos" in vocabulary.roles or cast(TextSource, data.sources["train"]).holds_conversations:
+        return
+    separator = "" if data.packing == "none" else ", and packed texts follow one another without a separator"
+    rank_zero_warn(
+        f"the tokenizer of the student ({vocabulary.name!r}) has no eos token, so that the student does not learn "
+        f"where texts end{separator}; set eos_token in its tokenizer_config.json"
+    )
+
+
+def _default(kind: type, option: str) -> Any:
+    return signature(kind).parameters[option].default
 
 
 def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: DistillDataModule) -> None:
@@ -183,6 +239,25 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
                 f"{name} monitors {tag!r}, which needs texts to validate on, and {missing}, or monitor a tag of "
                 "training, such as 'train/loss'"
             )
-        others = tag.startswith(_TAGS_OF_CALLBACKS)
-        if not others and tag not in known and (near := did_you_mean(tag, known)):
+        if tag in known:
+            _check_mode(cast(Any, callback), tag)
+        elif loggers := next((names for prefix, names in _LOGGED_BY.items() if tag.startswith(prefix)), None):
+            if not any(base.__name__ in loggers for other in callbacks for base in type(other).__mro__):
+                raise UserError(
+                    f"{name} monitors {tag!r}, which only {' or '.join(loggers)} logs; add it to trainer.callbacks, or "
+                    "monitor another tag"
+                )
+        elif near := did_you_mean(tag, known):
             raise UserError(f"{name}.monitor must be a tag that is logged, got {tag!r}{near}")
+
+
+def _check_mode(callback: ModelCheckpoint | EarlyStopping, tag: str) -> None:
+    """Checks that the best value of a tag is not taken for the worst: the default mode is min."""
+    best = "max" if tag.startswith("val/top1_agreement") else "min"
+    if callback.mode != best:
+        effect = "store the worst checkpoints" if isinstance(callback, ModelCheckpoint) else "stop on improvements"
+        name = type(callback).__name__
+        raise UserError(
+            f"{name}.mode must be {best} for {tag!r}, of which {'more' if best == 'max' else 'less'} is better, got "
+            f"{callback.mode}, which would {effect}; set mode: {best}"
+        )

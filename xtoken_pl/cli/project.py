@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from xtoken_pl.cli.usage import run_function
 from xtoken_pl.projection import ProjectionParameters, build_projection
 from xtoken_pl.tokenization import load_tokenizer
 from xtoken_pl.utilities.files import check_target
+
+logger = logging.getLogger(__name__)
 
 
 def run(arguments: list[str]) -> None:
@@ -24,12 +27,15 @@ def project(
         student: Directory or hub id of the student's tokenizer.
         teacher: Directory or hub id of the teacher's tokenizer.
         output: The safetensors file to write.
-        beta: Weight of the first teacher token that writes a student token.
+        beta: Weight of the first teacher token that writes a student token, before the row is normalized, which
+            cancels it.
         gamma: Factor from one teacher token to the next.
         overwrite: Replace a file that exists.
     """
     parameters = ProjectionParameters(beta=beta, gamma=gamma)
     check_target(Path(output), kind="file", overwrite=overwrite)
+    if beta != ProjectionParameters.beta:
+        logger.warning("beta=%s has no effect, since rows of W are normalized; gamma sets how fast weights decay", beta)
     projection = build_projection(load_tokenizer(student), load_tokenizer(teacher), parameters)
     projection.save(output, overwrite=overwrite)
     counts = projection.counts

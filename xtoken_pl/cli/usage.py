@@ -17,10 +17,12 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser, auto_cli
 
-from xtoken_pl.cli.config_files import config_paths, merge, read_config
+from xtoken_pl.cli.config_files import config_paths, merge, read_config, refuse_duplicate_keys
 from xtoken_pl.cli.verbs import PROGRAM
 from xtoken_pl.utilities.errors import UsageError, UserError
 from xtoken_pl.utilities.words import did_you_mean, literals, nearest, type_in_words
+
+refuse_duplicate_keys()
 
 _UNKNOWN = re.compile(r"(?:^Option '|accept option '|unrecognized arguments: --)([^\s'=]+)")
 _LONGEST_VALUE = 80

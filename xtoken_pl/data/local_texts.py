@@ -19,6 +19,7 @@ from datasets import (
     Value,
     Version,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, Turn, check_context, read_row, stored_flag
 from xtoken_pl.data.files import read_chunks
@@ -44,7 +45,11 @@ def load_local(files: list[str], kind: str, source: TextSource, *, streaming: bo
     """
     # The copy on disk depends on the columns, not on where and how they are used.
     columns = replace(source, path="", split="train", learn_turn_end=False, name=None, data_files=None, revision=None)
-    builder = LocalTexts(files=files, stamps=file_stamps(files), kind=kind, source=columns)
+    stamps = file_stamps(files)
+    if len(files) > (num_empty := sum(size == 0 for _, size, _ in stamps)) > 0:
+        empty = ", ".join(path for path, size, _ in stamps if size == 0)
+        rank_zero_warn(f"{num_empty} of the {len(files)} files of {source.path!r} are empty: {empty}")
+    builder = LocalTexts(files=files, stamps=stamps, kind=kind, source=columns)
     if streaming:
         return builder.as_streaming_dataset(split=source.split)
     builder.download_and_prepare()

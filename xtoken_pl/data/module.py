@@ -29,7 +29,7 @@ from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream,
 from xtoken_pl.data.windows import Windower
 from xtoken_pl.data.worker_errors import CarryingCollate
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.checks import check_at_least_one, check_not_negative
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import (
     discard_train_loader,
@@ -90,6 +90,7 @@ class DistillDataModule(pl.LightningDataModule):
         check_at_least_one("num_proc", 1 if num_proc is None else num_proc)
         if num_workers < 0:
             raise UserError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
+        check_not_negative("seed", 0 if seed is None else seed, "leave it out for that of seed_everything")
         self.sources = {"train": train, "val": val, "test": test}
         self.sequence_length = sequence_length
         self.batch_size = batch_size

@@ -122,14 +122,14 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
     """
     found = find_files(source.path)
     is_saved = found is None and is_saved_data_set(source.path)
-    if found is not None or is_saved:
-        for option in ("name", "data_files", "revision"):
-            if getattr(source, option) is not None:
-                raise UserError(
-                    f"{option} belongs to a data set, but {source.path!r} is a local path; leave it out, or give an id"
-                )
-    elif source.name is None and source.revision is None:
+    idle: tuple[str, ...] = ("name", "data_files", "revision")
+    what = "is a local path"
+    if found is None and not is_saved:
         found = find_data_files(source.path, source.data_files)
+        idle, what = ("name", "revision"), "with data_files reads local files"
+    for option in idle if found is not None or is_saved else ():
+        if getattr(source, option) is not None:
+            raise UserError(f"{option} belongs to a data set, but {source.path!r} {what}; leave it out, or give an id")
     with readable(source):
         dataset: Dataset | IterableDataset
         if found is not None:

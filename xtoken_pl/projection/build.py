@@ -20,7 +20,7 @@ class ProjectionParameters:
     r"""Parameters of pass 2, which spreads a student token over the teacher tokens that write it.
 
     Attributes:
-        beta: Weight of the first teacher token before normalization, > 0.
+        beta: Weight of the first teacher token before normalization, > 0. As rows are normalized, it has no effect.
         gamma: Factor from one teacher token to the next, in (0, 1].
         max_tokens: Largest number of teacher tokens, >= 1; a student token that needs more has a zero row.
         top: Largest number of entries in a row, >= 1.

@@ -21,7 +21,7 @@ class ModelSource:
 
     Attributes:
         model: Directory, or hub id.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub; not for a local directory.
         dtype: Data type of the weights; ``auto`` uses the checkpoint's own.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ...; None lets transformers choose.
         trust_remote_code: Whether to run code that comes with the model.
@@ -42,8 +42,13 @@ def load_vocabulary(source: ModelSource) -> CanonicalVocabulary:
     """Loads the canonical vocabulary of a model's own tokenizer, and sets its chat template.
 
     Raises:
-        UserError: If the tokenizer or the chat template cannot be loaded.
+        UserError: If the tokenizer or the chat template cannot be loaded, or a local directory is given a revision.
     """
+    if source.revision is not None and Path(source.model).exists():
+        raise UserError(
+            f"revision belongs to a model on the hub, but {source.model!r} is a local path, got revision="
+            f"{source.revision!r}; leave it out, or give the model's id"
+        )
     tokenizer = load_tokenizer(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     if source.chat_template is not None:
         file = Path(source.chat_template)

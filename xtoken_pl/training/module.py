@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
@@ -82,8 +83,10 @@ class MultiTeacherDistillModule(ResumableModule):
         check_not_negative("kd_weight", kd_weight, "0 leaves the distillation loss out")
         if ce_weight == 0 and kd_weight == 0:
             raise UserError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
-        if not logits_memory > 0:
-            raise UserError(f"logits_memory must be > 0 GB, got {logits_memory}; 0.5 is enough for any batch")
+        if not 0 < logits_memory < math.inf:
+            raise UserError(
+                f"logits_memory must be a finite number > 0 of GB, got {logits_memory}; 0.5 is enough for any batch"
+            )
         super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
         self.optimizer_recipe = optimizer or OptimizerRecipe()
         self.ce_weight = ce_weight

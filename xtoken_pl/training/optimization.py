@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -23,7 +25,7 @@ class OptimizerRecipe:
         learning_rate: Peak learning rate, > 0.
         weight_decay: Weight decay of matrices, >= 0; biases, normalization weights and learned projections have none.
         warmup_fraction: Share of the warm-up in all steps, in [0, 1).
-        betas: Coefficients of Adam.
+        betas: Coefficients of Adam, in [0, 1).
         projection_learning_rate: Peak learning rate of learned projections, > 0, with the same warm-up and decay.
 
     References:
@@ -38,10 +40,14 @@ class OptimizerRecipe:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "projection_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be > 0, got {getattr(self, name)}")
-        if not self.weight_decay >= 0:
-            raise UserError(f"weight_decay must be >= 0, got {self.weight_decay}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(
+                    f"{name} must be > 0 and finite, got {getattr(self, name)}; the default is "
+                    f"{getattr(type(self), name)}"
+                )
+        check_not_negative("weight_decay", self.weight_decay, "0 disables it")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas must be in [0, 1), got {self.betas}; the default is {type(self).betas}")
         if not 0 <= self.warmup_fraction < 1:
             raise UserError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
 
@@ -64,6 +70,12 @@ class OptimizerRecipe:
         known = {id(parameter) for parameter in of_projections}
         trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
         members = [[p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2], of_projections]
+        if half := sum(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in trained):
+            rank_zero_warn(
+                f"{half} of the {len(trained)} trained weights are in half precision: steps that are smaller than half "
+                "the distance to the next number are lost, and at usual learning rates most are; set "
+                "model.student.dtype to float32, and trainer.precision to bf16-mixed to compute in bfloat16"
+            )
         # A distributed checkpoint would lose the options of an empty group.
         groups = [{"params": chosen, **self._options(chosen[0], known)} for chosen in members if chosen]
         optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas)

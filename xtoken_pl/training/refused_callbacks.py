@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    StochasticWeightAveraging,
 )
 
 from xtoken_pl.utilities.errors import UserError
@@ -20,6 +21,8 @@ _REFUSED: dict[type[pl.Callback], str] = {
     LearningRateFinder: "cannot set the learning rate, since the schedule of model.optimizer sets it at every step; "
     "remove the callback, and compare values of model.optimizer.learning_rate in short runs, or only get a suggestion "
     "(update_attr: false)",
+    StochasticWeightAveraging: "copies the module before its weights are loaded, so that it averages nothing, and "
+    "replaces the learning rate schedule; use lightning.pytorch.callbacks.EMAWeightAveraging or WeightAveraging",
     ModelPruning: "looks for weights to prune before they are loaded; remove the callback, and prune the exported "
     "student",
     BackboneFinetuning: "needs a module with an attribute `backbone`; remove the callback, and give the student an "

@@ -129,6 +129,8 @@ class ResumableModule(DistillParts):
         self._finite.check()
         self._run_state.save(checkpoint, self.run_identity, self)
         checkpoint[RUN_KEY]["step_losses"] = self._step_sums.state_dict()
+        if self.student_source.chat_template is not None:  # to be exported; the file may change
+            checkpoint[RUN_KEY]["chat_template"] = self.student_vocabulary.tokenizer.chat_template
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that does not belong to this run, and reads the state from which training resumes."""

@@ -155,8 +155,16 @@ class MostConfidentTeacher(_ByConfidence):
     """Weight 1 for the most confident teacher (the first one on a tie) and 0 for the others.
 
     The arguments are those of :class:`ConfidenceWeighting`. A static alpha of 0 disables a teacher; other values have
-    no effect.
+    no effect, and a warning says so if they differ.
     """
+
+    def check(self, alphas: Mapping[str, float]) -> None:
+        super().check(alphas)
+        if len({alpha for alpha in alphas.values() if alpha > 0}) > 1:
+            rank_zero_warn(
+                f"MostConfidentTeacher gives the most confident teacher the weight 1 whatever its alpha, got "
+                f"{dict(alphas)}; use ConfidenceWeighting, for which they are priors, or make them equal"
+            )
 
     def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
         best = torch.zeros_like(scores).scatter_(0, scores.argmax(dim=0, keepdim=True), 1.0)
