@@ -88,8 +88,7 @@ class DistillDataModule(pl.LightningDataModule):
         check_at_least_one("sequence_length", sequence_length)
         check_at_least_one("shuffle_buffer", shuffle_buffer)
         check_at_least_one("num_proc", 1 if num_proc is None else num_proc)
-        if num_workers < 0:
-            raise UserError(f"num_workers must be >= 0, got {num_workers}; 0 loads batches in the training process")
+        check_not_negative("num_workers", num_workers, "0 loads batches in the training process")
         check_not_negative("seed", 0 if seed is None else seed, "leave it out for that of seed_everything")
         self.sources = {"train": train, "val": val, "test": test}
         self.sequence_length = sequence_length
