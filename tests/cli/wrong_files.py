@@ -37,7 +37,13 @@ CASES = [
     case("data: no windows", "--data.sequence_length 0", "sequence_length must be >= 1", "got 0"),
     case("data: long windows", "--data.sequence_length 1024", "at most the positions", "got 1024", "lower it to 512"),
     case("data: no batch", "--data.batch_size 0", "batch_size must be >= 1", "got 0"),
-    case("data: workers", "--data.num_workers -1", "num_workers must be >= 0", "got -1", "0 loads batches in"),
+    case(
+        "data: workers",
+        "--data.num_workers -1",
+        "num_workers must be a finite number >= 0",
+        "got -1",
+        "0 loads batches in",
+    ),
     case(
         "data: stream without an end",
         "--data.streaming true --trainer.max_steps -1",
