@@ -61,8 +61,13 @@ def read_chunks(path: str, kind: str, columns: Collection[str], optional: Collec
 
 def _with_path(items: Iterator[_Item], path: str) -> Iterator[_Item]:
     """Yields chunks or rows; an error of reading them names the file."""
+    while (item := _next(items, path)) is not None:
+        yield item
+
+
+def _next(items: Iterator[_Item], path: str) -> _Item | None:
     try:
-        yield from items
+        return next(items, None)
     except UnicodeDecodeError as error:
         raise _not_text(repr(path), error) from error
     except (OSError, EOFError, lzma.LZMAError, csv.Error, pa.ArrowException) as error:
