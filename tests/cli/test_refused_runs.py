@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_run import Run
+from small_run import Run, small_run
+
+from xtoken_pl.cli import main
 
 
 def failing(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str, config: str = "config.yaml") -> str:
@@ -82,3 +84,19 @@ def test_export_folder_that_exists_is_refused_before_training(
     before = (workspace / "student/config.json").read_bytes()
     assert "student exists and is not overwritten by default" in failing(run, capsys, config="export.yaml")
     assert (workspace / "student/config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_early_stopping_without_a_validation_is_refused_if_it_is_strict(
+    workspace: Path, run: Run, capsys: pytest.CaptureFixture[str], strict: bool
+) -> None:
+    stopping = {"monitor": "val/ce", "strict": strict}
+    config = small_run()
+    config["trainer"]["callbacks"] = [
+        {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stopping}
+    ]
+    (workspace / "stopping.yaml").write_text(yaml.safe_dump(config))
+    if strict:
+        assert "first measured after" in failing(run, capsys, config="stopping.yaml")
+    else:
+        main(["fit", "--config", "stopping.yaml"])  # in the directory into which `run` has changed

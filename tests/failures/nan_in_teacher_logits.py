@@ -18,9 +18,8 @@ def scenario(folder: Path) -> None:
         AutoTokenizer.from_pretrained(folder / "split"),
     )
     with torch.no_grad():
-        model.get_input_embeddings().weight[
-            tokenizer(WORD)["input_ids"][-1]
-        ] = -torch.inf  # NaN is refused when it is loaded
+        # NaN is refused when it is loaded
+        model.get_input_embeddings().weight[tokenizer(WORD)["input_ids"][-1]] = -torch.inf
     model.save_pretrained(folder / "split")
     # A run over texts without the word is learned and saved; another one, beside it, meets the word.
     succeed(folder, command("--trainer.max_steps", "4"))

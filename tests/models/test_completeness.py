@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,10 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2MoeConfig,
+    Lfm2MoeForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen3Config,
@@ -35,6 +40,9 @@ _TINY = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 
 def _builders() -> dict[str, Callable[[], Any]]:
     mixtral = {"num_key_value_heads": 2, "num_local_experts": 4, "intermediate_size": 16}
+    linear = ["linear_attention", "full_attention"]
+    lfm2: dict[str, Any] = {"num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "num_dense_layers": 1}
+    lfm2 |= {"intermediate_size": 16, "moe_intermediate_size": 16, "layer_types": ["conv", "full_attention"]}
     qwen = {"num_key_value_heads": 2, "intermediate_size": 16, "head_dim": 16}
     return {
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_TINY, **qwen)),
@@ -44,6 +52,8 @@ def _builders() -> dict[str, Callable[[], Any]]:
             GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, tie_word_embeddings=False)
         ),
         "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_TINY, **mixtral)),
+        "minimax": lambda: MiniMaxForCausalLM(MiniMaxConfig(**_TINY, **mixtral, layer_types=linear)),
+        "lfm2-moe": lambda: Lfm2MoeForCausalLM(Lfm2MoeConfig(**_TINY, **lfm2)),
     }
 
 
@@ -113,6 +123,32 @@ def test_missing_weights_are_named(
     with pytest.raises(UserError, match=expected) as error:
         check_weights(Teacher(model=folder), role="model")  # before anything is loaded
     assert str(error.value) == message
+
+
+def test_a_buffer_may_be_missing_if_the_model_computes_it(models: Path, tmp_path: Path) -> None:
+    """The decays of MiniMax's linear attention follow from its configuration; transformers saves them all the same."""
+    bare = damaged(
+        models / "minimax", tmp_path / "bare", lambda weights: without("slope_rate")(without("decay")(weights))
+    )
+    check_weights(Student(model=bare), role="student")
+    with pytest.warns(UserWarning, match=r"lacks buffers of the student .* \(4\): .*diagonal_decay, .* and 1 more"):
+        loaded = load_causal_lm(Student(model=bare), role="student").state_dict()
+    for key, tensor in AutoModelForCausalLM.from_pretrained(models / "minimax").state_dict().items():
+        torch.testing.assert_close(loaded[key], tensor, rtol=0, atol=0)
+    bare = damaged(
+        models / "minimax",
+        tmp_path / "less",
+        lambda weights: without("slope_rate")(without("layers.1.self_attn.q_proj")(weights)),
+    )
+    assert "1 of " in (message := refusal(bare))
+    assert "layers.1.self_attn.q_proj.weight. Correct" in message
+
+
+def test_a_buffer_that_is_learned_may_not_be_missing(models: Path, tmp_path: Path) -> None:
+    folder = damaged(models / "lfm2-moe", tmp_path / "damaged", without("expert_bias"))
+    assert re.search(
+        r"must be complete, but 1 of .*: model\.layers\.1\.feed_forward\.\S*expert_bias\. Correct", refusal(folder)
+    )
 
 
 def test_models_that_are_sharded_or_checked_without_accelerate_lack_nothing_either(

@@ -212,13 +212,23 @@ def test_a_special_token_that_only_the_configuration_declares_is_added(tmp_path:
     assert (loaded.pad_token, loaded.pad_token_id, len(loaded)) == ("[PAD]", size, size + 1)
 
 
-def test_an_ordinary_token_that_only_the_configuration_declares_is_refused_by_name(tmp_path: Path) -> None:
-    size = len(packing_tokenizer())
-    token = {"content": "<think>", "special": False, "normalized": False, "lstrip": False, "rstrip": False}
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json"])
+def test_an_ordinary_token_that_the_file_lacks_is_left_out_and_named(
+    llama2_style: PreTrainedTokenizerFast, tmp_path: Path, name: str
+) -> None:
+    size = len(llama2_style)
+    token = {"content": "<pad>", "special": False, "normalized": False, "lstrip": False, "rstrip": False}
     declared = {"added_tokens_decoder": {str(size): token | {"single_word": False}}}
-    folder = write_folder(tmp_path, packing_tokenizer(), "llama", "PreTrainedTokenizerFast", **declared)
-    with pytest.raises(UserError, match=rf"{folder}.*adds '<think>'.*not in tokenizer\.json"):
-        load_tokenizer(str(folder))
+    given = declared if name == "tokenizer_config.json" else {}
+    folder = write_folder(tmp_path, llama2_style, "llama", "LlamaTokenizer", **given)
+    if not given:
+        (folder / name).write_text(json.dumps({"<pad>": size}))
+    assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<pad>") == size
+    with pytest.warns(UserWarning, match=rf"{folder}.*left out, so that texts never become them: <pad>$"):
+        loaded = load_tokenizer(str(folder))
+    assert_ids_are_those_of_the_file(loaded, folder)
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert loaded("a <pad> b")["input_ids"] == file.encode("a <pad> b").ids
 
 
 def test_a_tokenizer_with_dropout_is_refused_by_name(tmp_path: Path) -> None:

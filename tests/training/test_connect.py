@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from torch.utils.data import DataLoader
 
@@ -124,3 +125,16 @@ def test_a_subclass_adds_callbacks_of_its_own(root: Path) -> None:
 
     trainer().fit(module_of(root, "split", kind=Adds), data_of(root))
     assert noted.steps == 1
+
+
+def test_a_subclass_with_a_backbone_may_finetune_it(root: Path) -> None:
+    class HasBackbone(MultiTeacherDistillModule):
+        backbone = torch.nn.Linear(1, 1)
+
+    def fit(kind: Any) -> None:
+        trainer(callbacks=[BackboneFinetuning()]).fit(module_of(root, "split", kind=kind), data_of(root))
+
+    fit(HasBackbone)
+    assert not HasBackbone.backbone.weight.requires_grad
+    with pytest.raises(UserError, match=r"BackboneFinetuning needs a module with an attribute `backbone`"):
+        fit(MultiTeacherDistillModule)

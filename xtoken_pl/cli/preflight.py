@@ -103,8 +103,8 @@ def _check_early_stopping(trainer: pl.Trainer, first: int) -> None:
     """
     num_batches = trainer.max_steps * trainer.accumulate_grad_batches
     for callback in trainer.early_stopping_callbacks:
-        is_validated = isinstance(callback, EarlyStopping) and callback.monitor.startswith("val/")
-        if is_validated and 0 <= num_batches < first:
+        is_needed = isinstance(callback, EarlyStopping) and callback.strict and callback.monitor.startswith("val/")
+        if is_needed and 0 <= num_batches < first:
             raise UserError(
                 f"EarlyStopping monitors {callback.monitor!r}, which is first measured after {first:,} batches, and "
                 f"training ends before (trainer.max_steps: {trainer.max_steps}); lower trainer.val_check_interval, or "

@@ -78,7 +78,7 @@ class RunSummary(pl.Callback):
         self._saved_step = None  # a learning rate finder may have saved and removed one
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sees to it that a run with ModelCheckpoint stores one, even if none was due; a fast_dev_run stores none.
+        """Makes a run with ModelCheckpoint store a checkpoint if none was due; a fast_dev_run stores none.
 
         ModelCheckpoint comes after this callback, and stores a last checkpoint now if it has stored none before.
         """

@@ -12,11 +12,12 @@ import io
 import json
 import lzma
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,8 +27,11 @@ from xtoken_pl.utilities.words import reason_of, type_in_words
 
 #: Rows that are read together, each with its number in the file, from 1. The position of a stream counts chunks: their
 #: sizes are those of the builders of `datasets`, so that checkpoints of earlier versions resume at the same row.
-Chunk = list[tuple[int, dict[str, Any]]]
+Chunk = Iterable[tuple[int, dict[str, Any]]]
 _JSON_CHUNK_BYTES, _CSV_CHUNK_ROWS = 10 << 20, 10_000
+#: Rows of a parquet file that are Python objects at the same time.
+SLICE_ROWS = 1000
+_Item = TypeVar("_Item")
 
 _WHITE_SPACE = " \t\r\n"
 #: Name of each compression, by the first bytes of a file.
@@ -48,17 +52,22 @@ def read_chunks(path: str, kind: str, columns: Collection[str], optional: Collec
     """
     chunks = {
         "text": lambda: _texts(path),
-        "json": lambda: _json(path),
+        "json": lambda: _json(path, {*columns, *optional}),
         "csv": lambda: _csv(path, columns),
         "parquet": lambda: _parquet(path, columns, optional),
     }[kind]()
-    while (chunk := _next(chunks, path)) is not None:
-        yield chunk
+    yield from _with_path(chunks, path)
 
 
-def _next(chunks: Iterator[Chunk], path: str) -> Chunk | None:
+def _with_path(items: Iterator[_Item], path: str) -> Iterator[_Item]:
+    """Yields chunks or rows; an error of reading them names the file."""
+    while (item := _next(items, path)) is not None:
+        yield item
+
+
+def _next(items: Iterator[_Item], path: str) -> _Item | None:
     try:
-        return next(chunks, None)
+        return next(items, None)
     except UnicodeDecodeError as error:
         raise _not_text(repr(path), error) from error
     except (OSError, EOFError, lzma.LZMAError, csv.Error, pa.ArrowException) as error:
@@ -76,9 +85,9 @@ def _texts(path: str) -> Iterator[Chunk]:
         yield [(1, {"text": file.read()})]
 
 
-def _json(path: str) -> Iterator[Chunk]:
+def _json(path: str, columns: Collection[str]) -> Iterator[Chunk]:
     """Reads JSON Lines, a list of objects or of texts, or objects of several lines each."""
-    chunk: Chunk = []
+    chunk: list[tuple[int, dict[str, Any]]] = []
     num_bytes = 0
     is_first = True
     with _open_lines(path) as lines:
@@ -87,10 +96,10 @@ def _json(path: str) -> Iterator[Chunk]:
             if line.strip():
                 row = _value(line, path, number, is_first=is_first)
                 if row is None or (is_first and isinstance(row, list)):
-                    yield _whole_json(path, line + b"".join(lines), number)
+                    yield _whole_json(path, columns, line + b"".join(lines), number)
                     return
                 is_first = False
-                chunk.append((number, _object(row, path, number)))
+                chunk.append((number, _object(row, path, columns, number)))
             if num_bytes > _JSON_CHUNK_BYTES:
                 yield chunk
                 chunk, num_bytes = [], 0
@@ -107,10 +116,10 @@ def _value(line: bytes, path: str, number: int, *, is_first: bool) -> Any:
     except json.JSONDecodeError as error:
         if is_first:
             return None
-        raise _not_json(path, error, number) from error
+        raise _not_json(path, error.msg, number) from error
 
 
-def _whole_json(path: str, content: bytes, first_line: int) -> Chunk:
+def _whole_json(path: str, columns: Collection[str], content: bytes, first_line: int) -> Chunk:
     """Reads values that follow each other, over any number of lines; the items of a list are rows."""
     text, rows = content.decode().strip(_WHITE_SPACE), []
     position = 0
@@ -118,23 +127,23 @@ def _whole_json(path: str, content: bytes, first_line: int) -> Chunk:
         try:
             value, position = _DECODER.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            raise _not_json(path, error, first_line + error.lineno - 1) from error
+            raise _not_json(path, error.msg, first_line + error.lineno - 1) from error
         items = value if isinstance(value, list) else [value]
         rows += [{"text": item} if isinstance(item, str) and items is value else item for item in items]
         while text[position : position + 1] and text[position] in _WHITE_SPACE:
             position += 1
-    return [(number, _object(row, path, number)) for number, row in enumerate(rows, start=1)]
+    return [(number, _object(row, path, columns, number)) for number, row in enumerate(rows, start=1)]
 
 
 def _csv(path: str, columns: Collection[str]) -> Iterator[Chunk]:
     csv.field_size_limit(sys.maxsize)
     with _open_text(path, newline="") as file:
-        records = csv.reader(file, strict=True)
+        records = filter(None, csv.reader(file, strict=True))  # without blank lines
         header = next(records, [])
         if double := next((name for name in columns if header.count(name) > 1), None):
             raise UserError(f"the header of {path!r} must name a column once, but {double!r} occurs twice; rename one")
-        chunk: Chunk = []
-        for number, record in enumerate(filter(None, records), start=1):
+        chunk: list[tuple[int, dict[str, Any]]] = []
+        for number, record in enumerate(records, start=1):
             if len(record) != len(header):
                 raise UserError(
                     f"every row of {path!r} must have as many fields as its header ({len(header)}), row {number:,} has "
@@ -155,9 +164,11 @@ def _parquet(path: str, columns: Collection[str], optional: Collection[str]) -> 
         # If a column is missing, all are read: the message about the first row names them.
         read = sorted(names & {*columns, *optional}) if names.issuperset(columns) else None
         for group in range(file.num_row_groups):
-            rows = file.read_row_group(group, columns=read).to_pylist()
-            yield list(enumerate(rows, start=number))
-            number += len(rows)
+            table = file.read_row_group(group, columns=read)
+            slices = table.to_batches(max_chunksize=SLICE_ROWS)
+            rows = (row for part in slices for row in part.to_pylist())
+            yield zip(count(number), _with_path(rows, path), strict=False)
+            number += table.num_rows
 
 
 # Bytes, lines and values ----------------------------------------------------------------------------------------------
@@ -178,7 +189,7 @@ def _open_bytes(path: str) -> Iterator[io.BufferedReader]:
 def _open_text(path: str, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
     """Opens a file as text, without a byte order mark; by default every line end is read as a line feed."""
     with _open_bytes(path) as file:
-        # Of UTF-16 and UTF-32, with or without a byte order mark, and of the mark of UTF-8.
+        # Detects UTF-16 and UTF-32, and the byte order mark of UTF-8.
         encoding = json.detect_encoding(file.peek(4)[:4])
         with io.TextIOWrapper(file, encoding=encoding, newline=newline) as text:
             yield text
@@ -197,30 +208,58 @@ def _open_lines(path: str) -> Iterator[Iterator[bytes]]:
             yield (line.encode() for line in io.TextIOWrapper(file, encoding=encoding))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _Ambiguous(dict[str, Any]):
+    """A JSON object in which a name occurs twice."""
+
+    double: str
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise json.JSONDecodeError(f"the name {double!r} occurs twice in an object", "", 0)
+        found = _Ambiguous(found)
+        found.double = next(name for name in names if names.count(name) > 1)
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+def _integer(digits: str) -> int | float:
+    """Converts an integer. One of more digits than Python converts becomes infinity, which a column may not hold."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
 
 
-def _object(row: Any, path: str, number: int) -> dict[str, Any]:
+_DECODER = json.JSONDecoder(object_pairs_hook=_mapping, parse_int=_integer)
+
+
+def _doubles(value: Any) -> Iterator[str]:
+    """Yields names that occur twice in an object of a JSON value."""
+    if isinstance(value, _Ambiguous):
+        yield value.double
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _doubles(part)
+
+
+def _object(row: Any, path: str, columns: Collection[str], number: int) -> dict[str, Any]:
+    """Checks that a row is an object, in which and in whose ``columns`` no name occurs twice."""
     if not isinstance(row, dict):
         raise UserError(
             f"every row must be a JSON object, but row {number:,} of {path!r} is {type_in_words(str(type(row)))}; "
             'write texts as {"text": "..."}'
         )
+    read = {name: row[name] for name in columns if name in row}
+    double = row.double if isinstance(row, _Ambiguous) else next(_doubles(read), None)
+    if double is not None:
+        raise _not_json(path, f"the name {double!r} occurs twice in an object", number)
     return row
 
 
-def _not_json(path: str, error: json.JSONDecodeError, line: int) -> UserError:
+def _not_json(path: str, reason: str, line: int) -> UserError:
     return UserError(
-        f"{path!r} could not be read: row {line:,} is not valid JSON ({error.msg}). Check that the file is complete, "
+        f"{path!r} could not be read: row {line:,} is not valid JSON ({reason}). Check that the file is complete, "
         "and write one object per line"
     )
 

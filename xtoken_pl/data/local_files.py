@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, IterableDataset, ReadInstruction, concatenate_datasets, load_from_disk
 
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.words import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,8 @@ def find_files(path: str) -> tuple[list[str], str] | None:
     if local.is_dir():
         if is_saved_data_set(path):
             return None
-        files, problem = (
-            _in_directory(local),
-            f"a directory of texts must hold {_endings()} files, but {path!r} has none",
-        )
+        files = _in_directory(local)
+        problem = f"a directory of texts must hold {_endings()} files, but {path!r} has none"
     elif glob.has_magic(path):
         files = sorted(name for name in glob.glob(path, recursive=True) if not Path(name).is_dir())
         problem = f"no file matches {path!r}"
@@ -114,7 +113,7 @@ def _in_directory(folder: Path) -> list[str]:
     others = [name for name in found if _ending(Path(name)) not in _KINDS]
     if files and others:
         logger.warning(
-            "%d files of %r are not read, since they are not texts: %s", len(others), str(folder), _few(others)
+            "%d files of %r are not read, since they are not texts: %s", len(others), str(folder), first_of(others)
         )
     return sorted(files)
 
@@ -124,12 +123,10 @@ def _without_doubles(files: list[str]) -> list[str]:
     first: dict[str, str] = {}
     doubles = [name for name in files if first.setdefault(os.path.realpath(name), name) != name]
     if doubles:
-        logger.warning("%d names lead to files that are read already and are left out: %s", len(doubles), _few(doubles))
+        logger.warning(
+            "%d names lead to files that are read already and are left out: %s", len(doubles), first_of(doubles)
+        )
     return list(first.values())
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _kind_of(files: Iterable[str], path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from datasets import (
 from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, Turn, check_context, read_row, stored_flag
-from xtoken_pl.data.files import read_chunks
+from xtoken_pl.data.files import SLICE_ROWS, read_chunks
 from xtoken_pl.data.local_files import file_stamps
 
 if TYPE_CHECKING:
@@ -92,8 +93,14 @@ class LocalTexts(ArrowBasedBuilder):
         optional = CONTEXT_COLUMNS if source.holds_conversations else ()
         for file_number, file in enumerate(files):
             for number, chunk in enumerate(read_chunks(file, self.config.kind, source.columns, optional)):
-                rows = [_checked(row, source, place, file) for place, row in chunk]
-                yield f"{file_number}_{number}", pa.Table.from_pylist(rows, schema=schema)
+                rows = (_checked(row, source, place, file) for place, row in chunk)
+                yield f"{file_number}_{number}", _table(rows, schema)
+
+
+def _table(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Converts rows slice by slice, so that few of them are Python objects at the same time."""
+    slices = iter(lambda: list(islice(rows, SLICE_ROWS)), [])
+    return pa.Table.from_batches((pa.RecordBatch.from_pylist(part, schema=schema) for part in slices), schema=schema)
 
 
 def columns_of(source: TextSource, row: Mapping[str, Any]) -> list[Any]:

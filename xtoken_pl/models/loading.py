@@ -211,7 +211,7 @@ def _model_errors(source: ModelSource, *, role: str) -> Iterator[None]:
 @contextmanager
 def _key_table_replaced(*, files: str, role: str) -> Iterator[None]:
     """Replaces transformers' table of weights: by `check_keys`, or by an error that names them if loading fails."""
-    tables: list[str] = []
+    tables: list[str] = []  # as transformers 5.23 (utils/loading_report.py) logs them
 
     def withhold(record: logging.LogRecord) -> bool:
         is_table = "LOAD REPORT" in record.getMessage()

@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 
 from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, tokens_missing_in_file
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.words import reason_of
+from xtoken_pl.utilities.words import first_of, reason_of
 
 _FILE = "tokenizer.json"
 #: Names of the files that hold a tokenizer: that of `tokenizers`, and those that transformers converts.
@@ -27,10 +27,11 @@ def load_tokenizer(
     """Loads the tokenizer from ``source``, a directory or a hub id.
 
     Its token ids are those that the `tokenizers` library gives with tokenizer.json. If the class that transformers
-    chooses gives others, the file itself is loaded, and a log message says so.
+    chooses gives others, the file itself is loaded, and a log message says so. Ordinary tokens that only other files of
+    the tokenizer declare are left out, with a warning.
 
     Raises:
-        UserError: If no tokenizer can be loaded from ``source``, or its files contradict each other.
+        UserError: If no tokenizer can be loaded from ``source``, or it does not give the ids of its tokenizer.json.
     """
     folder = Path(source)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
@@ -79,12 +80,8 @@ def _as_in_file(
     changed = difference(tokenizer, original, declared)
     if changed is None:
         return tokenizer
-    if found := tokens_missing_in_file(tokenizer, original, declared):
-        raise UserError(
-            f"the files of a tokenizer must agree, but tokenizer_config.json or added_tokens.json of {source!r} adds "
-            f"{', '.join(map(repr, found))}, not special and not in tokenizer.json; add it there, or remove it from "
-            "the other file"
-        )
+    left_out = tokens_missing_in_file(tokenizer, original, declared)
+    declared -= set(left_out)
     rebuilt = from_file(file, tokenizer, original, declared)
     rebuilt.name_or_path = source
     if remaining := difference(rebuilt, original, declared):
@@ -93,8 +90,13 @@ def _as_in_file(
             "tokenizer.json that PreTrainedTokenizerFast loads unchanged"
         )
     # Lightning takes seconds to import, and most commands that load a tokenizer do not need it.
-    from lightning.pytorch.utilities import rank_zero_info
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+    if left_out:
+        rank_zero_warn(
+            f"tokenizer {source!r}: ordinary tokens that only tokenizer_config.json or added_tokens.json adds, and "
+            f"tokenizer.json lacks, are left out, so that texts never become them: {first_of(left_out)}"
+        )
     rank_zero_info(f"tokenizer {source!r}: loaded tokenizer.json itself, because transformers {changed}")
     return rebuilt
 

@@ -44,6 +44,8 @@ def check_callbacks(trainer: pl.Trainer) -> None:
             )
         if isinstance(callback, LearningRateFinder) and not sets_learning_rate(callback):
             continue
+        if isinstance(callback, BackboneFinetuning) and hasattr(trainer.lightning_module, "backbone"):
+            continue
         for kind, reason in _REFUSED.items():
             if isinstance(callback, kind):
                 raise UserError(f"{type(callback).__name__} {reason}")

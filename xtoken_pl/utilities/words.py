@@ -16,6 +16,7 @@ _WORDS = {
     "list": "a list",
 }
 _MOST_NAMES = 16
+_NUM_SHOWN = 3
 _LONGEST_REASON = 200
 
 
@@ -53,6 +54,12 @@ def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str
     if not otherwise:
         return ""
     return f"; there are {', '.join(sorted(known))}" if 0 < len(known) <= _MOST_NAMES else f"; {otherwise}"
+
+
+def first_of(names: Collection[str]) -> str:
+    """Lists the first names in alphabetical order, and the number of the others: ``a, b, c and 4 more``."""
+    shown, rest = sorted(names)[:_NUM_SHOWN], len(names) - _NUM_SHOWN
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def reason_of(error: BaseException) -> str:
