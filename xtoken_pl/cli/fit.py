@@ -24,7 +24,7 @@ from xtoken_pl.cli.usage import RaisingParser, RefusedError, reason_of_union, re
 from xtoken_pl.cli.verbs import PROGRAM
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.training.module import MultiTeacherDistillModule
-from xtoken_pl.training.strategies import check_strategy_choice
+from xtoken_pl.training.strategies import check_strategy, check_strategy_choice
 from xtoken_pl.utilities.errors import UsageError, UserError, out_of_memory, root_cause
 from xtoken_pl.utilities.lightning_internals import has_checkpoint_io
 
@@ -148,7 +148,8 @@ class DistillCLI(LightningCLI):
             ) from error
 
     def before_fit(self) -> None:
-        """Checks the callbacks, the settings and the checkpoint before texts are read."""
+        """Checks the strategy, the callbacks, the settings and the checkpoint before texts are read."""
+        check_strategy(self.trainer)  # before it starts other processes
         for callback in cast(Any, self.trainer).callbacks:
             if check := getattr(callback, "check_module", None):
                 check(self.model)
@@ -156,7 +157,8 @@ class DistillCLI(LightningCLI):
         self._find_checkpoint()
 
     def before_validate(self) -> None:
-        """Checks the length of windows, the number of batches and the checkpoint."""
+        """Checks the strategy, the length of windows, the number of batches and the checkpoint."""
+        check_strategy(self.trainer)
         check_positions(self.model, self.datamodule)
         name = "limit_test_batches" if self.subcommand == "test" else "limit_val_batches"
         if getattr(self.trainer, name) == 0:
