@@ -34,7 +34,7 @@ from xtoken_pl.data import collate, whole_steps
 from xtoken_pl.scoring.tasks import HiddenRows
 from xtoken_pl.training.totals import StepSums
 
-_NUM_STEPS, _WINDOWS = 7, 32
+_NUM_STEPS, _WINDOWS = 5, 32
 #: Number of batches of a step.
 _CUTS = (1, 4, 32)
 #: An export of the quickstart's run; without it the student is random.
@@ -62,6 +62,7 @@ def figures() -> Iterator[Figure]:
         for num_batches, values in deviations.items():
             moved = (gradients[num_batches] - gradients[1]).norm() / gradients[1].norm()
             values.append(100 * moved.item())
+            print(f"  step {step}, {num_batches} batches: {values[-1]:.2f} %", flush=True)
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
     yield Figure("accumulation: counting the step's tokens ahead", 100 * statistics.median(counting), "% of a step", 2)

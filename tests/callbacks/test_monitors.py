@@ -33,22 +33,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def test_shares_of_spans_match_a_slow_count(finished: Finished) -> None:
-    logged = [finished.batches[3], finished.batches[7]]  # the last micro-batches of the second step and the fourth
+    logged = [finished.batches[2:4], finished.batches[6:8]]  # of the second step and the fourth
     some: set[str] = set()
     for name in ("splits", "reverses", "same"):
-        for place, batch in enumerate(logged):
-            spans = batch.teachers[name].spans
-            pairs = list(zip(spans.student_length.tolist(), spans.teacher_length.tolist(), strict=True))
+        for place, step in enumerate(logged):
+            of_batches = [batch.teachers[name].spans for batch in step]
+            lengths = [(spans.student_length.tolist(), spans.teacher_length.tolist()) for spans in of_batches]
+            pairs = [pair for student, teacher in lengths for pair in zip(student, teacher, strict=True)]
             counts = {
                 "one_to_many": sum(s == 1 and t > 1 for s, t in pairs),
                 "many_to_one": sum(s > 1 and t == 1 for s, t in pairs),
                 "many_to_many": sum(s > 1 and t > 1 for s, t in pairs),
             }
-            assert count_spans(spans).tolist() == [len(pairs), *counts.values()]
+            assert torch.stack([count_spans(spans) for spans in of_batches]).sum(0).tolist() == [
+                len(pairs),
+                *counts.values(),
+            ]
             some |= {kind for kind, count in counts.items() if count}
             for kind, count in counts.items():
                 assert finished.scalars[f"train/{kind}/{name}"][place] == pytest.approx(count / len(pairs))
-            per_token = len(pairs) / len(batch.student.labels)
+            per_token = len(pairs) / sum(len(batch.student.labels) for batch in step)
             assert finished.scalars[f"train/spans_per_token/{name}"][place] == pytest.approx(per_token)
     assert len(some) == 3  # the texts must have all kinds of spans
 

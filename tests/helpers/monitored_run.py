@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from xtoken_pl import MultiTeacherDistillModule, OptimizerRecipe, ProjectionKL, 
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks import AlignmentMonitor, ProjectionMonitor, TeacherMonitor, ThroughputMonitor
 from xtoken_pl.callbacks.charts import Charts, collect_charts
-from xtoken_pl.data import Windower, collate
+from xtoken_pl.data import Windower, collate, whole_steps
 
 
 def write_models(root: Path) -> dict[str, str]:
@@ -46,7 +47,7 @@ class Finished:
     def __init__(self, folders: dict[str, str], root: Path) -> None:
         self.module = make_module(folders)
         self.module.setup("fit")
-        self.batches = batches(self.module, 8)
+        self.batches = list(whole_steps(batches(self.module, 8), repeat(2)))
         logger = TensorBoardLogger(root, name="", version="run")
         self.trainer = pl.Trainer(
             accelerator="cpu",

@@ -89,6 +89,7 @@ def test_terminal_without_colours_marks_spans_with_brackets() -> None:
 
 def test_terminal_colours_alternate_and_a_text_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     options = {"width": 70, "force_terminal": True, "color_system": "256"}
     shown = inspection_of(NASTY)
     coloured = printed(shown, **options)
