@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measure import Figure
 
-NAMES = ("losses", "byte_prefix", "own_work", "memory", "text", "quickstart_step", "top_k", "cache")
+NAMES = ("losses", "byte_prefix", "own_work", "memory", "text", "quickstart_step", "top_k", "cache", "accumulation")
 _FOLDER = Path(__file__).parent
 _RESULTS = _FOLDER / "results.json"
 _PACKAGES = ("torch", "lightning", "transformers", "numpy")

@@ -62,7 +62,6 @@ def figures() -> Iterator[Figure]:
         for num_batches, values in deviations.items():
             moved = (gradients[num_batches] - gradients[1]).norm() / gradients[1].norm()
             values.append(100 * moved.item())
-            print(f"  step {step}, {num_batches} batches: {values[-1]:.2f} %", flush=True)
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
     yield Figure("accumulation: counting the step's tokens ahead", 100 * statistics.median(counting), "% of a step", 2)
