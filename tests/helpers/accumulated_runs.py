@@ -19,7 +19,7 @@ from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_mo
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl import (
     BytePrefixKL,
@@ -43,11 +43,20 @@ def write_models_and_texts(folder: Path) -> None:
     """Models, and texts of uneven lengths, some of which have no span with the teacher that splits."""
     tokenizer = packing_tokenizer()
     for name, dropout in (("student", 0.0), ("with_dropout", 0.1)):
-        # Llama's normalization layers compute in float32, whatever the precision of the model; GPT-2's do not.
+        # Llama's normalization layers compute in float32, whatever the precision of the model; GPT-NeoX's do not.
         torch.manual_seed(1)
-        size = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-        config = GPT2Config(**size, resid_pdrop=dropout, embd_pdrop=0, attn_pdrop=0)
-        GPT2LMHeadModel(config).save_pretrained(folder / name)
+        config = GPTNeoXConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            rotary_pct=1.0,
+            hidden_dropout=dropout,
+            attention_dropout=0.0,
+        )
+        GPTNeoXForCausalLM(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     backend = Tokenizer.from_str(splitting_tokenizer().backend_tokenizer.to_str())
     # Without an eos, a text of one of its tokens has none with a predecessor.
@@ -131,22 +140,10 @@ def parameters(module: MultiTeacherDistillModule) -> dict[str, Tensor]:
     return {name: value.full_tensor() if isinstance(value, DTensor) else value.clone() for name, value in named}
 
 
-def with_gradients(module: MultiTeacherDistillModule) -> dict[str, Tensor]:
-    """The parameters without the biases of keys, on which attention does not depend.
-
-    Their gradients are rounding errors, which differ from CPU to CPU, and which Adam scales to steps of any size.
-    """
-    found = parameters(module)
-    for name in [name for name in found if name.endswith("c_attn.bias")]:
-        queries, _, values = found[name].chunk(3)
-        found[name] = torch.cat((queries, values))
-    return found
-
-
 if __name__ == "__main__":
     strategy, place = sys.argv[1], Path(sys.argv[2])
     for precision in ("float64", "float32"):
         trained, seen = fit(place, (1, 4), dtype=precision, devices=2, strategy=strategy)
-        result = {"steps": seen.steps, "parameters": with_gradients(trained)}
+        result = {"steps": seen.steps, "parameters": parameters(trained)}
         if trained.trainer.is_global_zero:
             torch.save(result, place / f"{strategy}-{precision}.pt")
