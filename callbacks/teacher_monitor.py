@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,10 +29,12 @@ class TeacherMonitor(Monitor):
     """
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
-        def each(tag: str) -> list[str]:
-            return [f"{tag}/{name}" for name in (module.teachers if "val/" in tag else module.trained_teachers)]
+        trained = module.trained_teachers
+        distils = bool(trained)
 
-        distils = bool(module.trained_teachers)
+        def each(tag: str, names: Iterable[str] = trained) -> list[str]:
+            return [f"{tag}/{name}" for name in names]
+
         pages = {
             "Losses": {
                 "loss, CE and KD": ["train/loss", "train/ce", *["train/kd"] * distils],
@@ -51,8 +54,8 @@ class TeacherMonitor(Monitor):
             pages["Validation"] = {
                 "bits per byte": ["val/bits_per_byte"],
                 "CE": ["val/ce"],
-                "KD by teacher": each("val/kd"),
-                "same top token": each("val/top1_agreement"),
+                "KD by teacher": each("val/kd", module.teachers),
+                "same top token": each("val/top1_agreement", module.teachers),
             }
         return pages
 

@@ -46,35 +46,33 @@ def test_the_counts_of_a_step_are_the_sums_over_its_batches(numbers: list[tuple[
         ]
 
 
-def test_the_batches_of_one_step_are_held_and_read_one_by_one() -> None:
-    num_read = 0
+class Endless:
+    """Batches without end, which counts those that were read."""
 
-    def read() -> Iterator[DistillBatch]:
-        nonlocal num_read
+    def __init__(self) -> None:
+        self.num_read = 0
+
+    def __iter__(self) -> Iterator[DistillBatch]:
         while True:
-            num_read += 1
+            self.num_read += 1
             yield batch(3, 2)
 
-    batches = whole_steps(read(), repeat(4))
-    assert num_read == 0
+
+def test_the_batches_of_one_step_are_held_and_read_one_by_one() -> None:
+    read = Endless()
+    batches = whole_steps(read, repeat(4))
+    assert read.num_read == 0
     for expected in (4, 5, 6, 7, 8, 9):
         next(batches)
-        assert num_read == expected
+        assert read.num_read == expected
 
 
 def test_no_batch_is_read_ahead_if_each_is_a_step() -> None:
-    num_read = 0
-
-    def read() -> Iterator[DistillBatch]:
-        nonlocal num_read
-        while True:
-            num_read += 1
-            yield batch(3, 2)
-
-    batches = whole_steps(read(), [2, 2])
+    read = Endless()
+    batches = whole_steps(read, [2, 2])
     for expected in (2, 3, 4, 4, 5, 6):  # and none beyond the steps that are known
         next(batches)
-        assert num_read == expected
+        assert read.num_read == expected
 
 
 def test_batches_that_wait_hold_no_shared_memory_of_workers() -> None:

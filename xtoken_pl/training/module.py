@@ -104,8 +104,9 @@ class MultiTeacherDistillModule(ResumableModule):
             ``span_coverage``, ``unmapped_mass``. All but ``loss`` are means over the optimizer step and all processes
             at the last batch of the step, and before that what the batches so far contribute to these means.
         """
+        step = batch.step_counts
         for name in self.trained_teachers:
-            if batch.step_counts.is_first and batch.step_counts.num_spans[name] == 0:
+            if step.is_first and step.num_spans[name] == 0:
                 where = " on the first process" if self._num_processes > 1 else ""
                 rank_zero_warn(f"a step has no span in common with teacher {name!r}{where}: nothing to learn from it")
         scores = self.score(batch)
@@ -114,7 +115,7 @@ class MultiTeacherDistillModule(ResumableModule):
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
         totals = self._step_sums.add(scores, alpha, span_alpha, batch, self._sum_over_processes)
-        scale = self.kd_scale(*self._step_sums.expected_losses(totals, batch.step_counts))
+        scale = self.kd_scale(*self._step_sums.expected_losses(totals, step))
         teacher_losses = {f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()}
         self._finite.note(self.global_step, {"student's cross-entropy": totals.ce, **teacher_losses})
 
