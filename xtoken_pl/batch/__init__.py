@@ -3,6 +3,7 @@
 from xtoken_pl.batch.blocks import Block, RowCuts
 from xtoken_pl.batch.cached_rows import CachedRows, SpanArrays
 from xtoken_pl.batch.columns import (
+    DOMAIN,
     LOSS_MASK,
     NO_WINDOW,
     STUDENT_IDS,
@@ -11,16 +12,19 @@ from xtoken_pl.batch.columns import (
     teacher_columns,
 )
 from xtoken_pl.batch.distill_batch import DistillBatch, StepCounts, as_steps
+from xtoken_pl.batch.domains import Domain
 from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.types import LossPlan, Planner, SpanBatch, TeacherBatch, TokenBatch, sum_by_span
 
 __all__ = [
+    "DOMAIN",
     "LOSS_MASK",
     "NO_WINDOW",
     "STUDENT_IDS",
     "Block",
     "CachedRows",
     "DistillBatch",
+    "Domain",
     "LossPlan",
     "Movable",
     "Planner",

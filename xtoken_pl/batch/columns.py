@@ -4,6 +4,8 @@
 NO_WINDOW = -1
 
 STUDENT_IDS, LOSS_MASK = "student_ids", "loss_mask"
+#: Index of the window's domain among those of its split; added when a window is read, 0 where it is missing.
+DOMAIN = "domain"
 
 
 def teacher_columns(name: str) -> tuple[str, str]:

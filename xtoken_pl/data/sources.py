@@ -40,8 +40,19 @@ class TextSource:
             as strings or lists of messages; only the completion is learned.
         learn_turn_end: Also learn the special token that ends the assistant's turn, so that the student learns to
             stop.
+        learn_reasoning: Learn the reasoning of the assistant (``reasoning_content`` or ``thinking`` of a message).
+        learn_tool_calls: Learn the tool calls of the assistant (``tool_calls`` of a message).
+        tools_field: Column that holds the tools of a conversation, as chat templates take them: a list of JSON schemas,
+            or its JSON text.
         ignored_fields: Fields of messages, and columns beside conversations, that are left out. Others that a chat
-            template might read, such as ``tool_calls`` or ``name``, are refused.
+            template might read, such as ``documents`` or ``name``, are refused.
+        weight: Share of the source in a mixture, relative to the weights of the other sources of ``data.train``; None,
+            for all of them, reads every window once per epoch.
+        teachers: Names of the teachers that teach on this source; None for all.
+        alphas: Static weights of teachers on this source, by name; 0 for a teacher that does not teach on it, and a
+            teacher without an entry keeps the alpha of its specification.
+        teacher_field: Column that holds the name of the teacher that teaches on a row; a row without a name is learned
+            by cross-entropy alone.
 
     Raises:
         UserError: If fields of several kinds are set, or only one of a pair.
@@ -58,6 +69,13 @@ class TextSource:
     completion_field: str | None = None
     learn_turn_end: bool = False
     ignored_fields: list[str] | None = None
+    learn_reasoning: bool = True
+    learn_tool_calls: bool = True
+    tools_field: str | None = None
+    weight: float | None = None
+    teachers: list[str] | None = None
+    alphas: dict[str, float] | None = None
+    teacher_field: str | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt_field is None) != (self.completion_field is None):

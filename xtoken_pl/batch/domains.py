@@ -1,0 +1,21 @@
+"""Domains: windows that the same teachers teach on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Windows of one source that the same teachers teach on, each with one static weight.
+
+    A source is one domain. One whose rows name their teacher (``teacher_field``) is as many as there are teachers.
+
+    Attributes:
+        source: Name of the source; ``""`` for the only source of a split.
+        alphas: Static weight of every teacher that teaches on these windows; None for the alpha of its specification.
+    """
+
+    source: str
+    alphas: Mapping[str, float | None]
