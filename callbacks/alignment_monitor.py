@@ -24,8 +24,8 @@ class AlignmentMonitor(Monitor):
 
     Values are those of the logged optimizer step, over all its batches and processes. For each teacher:
 
-    - ``train/spans_per_token/NAME``: spans per learned student token; 1 if every token is a span of its own, less if
-      tokens share spans or are in none.
+    - ``train/spans_per_token/NAME``: spans per learned student token of the sources that the teacher teaches on; 1 if
+      every token is a span of its own, less if tokens share spans or are in none.
     - ``train/one_to_many/NAME`` (one student token, several teacher tokens), ``train/many_to_one/NAME``,
       ``train/many_to_many/NAME``: shares of these kinds of spans. All other spans are one to one.
     """
@@ -40,10 +40,13 @@ class AlignmentMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: DistillBatch, batch_idx: int
     ) -> None:
-        if not (names := list(distill_module(pl_module, self).teachers)):
+        module = distill_module(pl_module, self)
+        if not (names := list(module.teachers)):
             return
         spans = torch.stack([count_spans(batch.teachers[name].spans) for name in names])  # [M, 4]
-        counts = torch.cat((spans.new_full((len(names), 1), len(batch.student.labels)), spans), dim=1)
+        teaches = [[alpha is not None for alpha in module.domain_alphas[name]] for name in names]  # [M, D]
+        num_taught = spans.new_tensor(teaches)[:, batch.row_domain].sum(1, keepdim=True)
+        counts = torch.cat((num_taught, spans), dim=1)
         self._counts = counts if batch.step_counts.is_first else self._counts + counts
         if not is_logged(trainer):
             return

@@ -18,7 +18,7 @@ from xtoken_pl.utilities.lightning_internals import is_accumulating
 Charts = dict[str, dict[str, list[str]]]
 
 #: The order of the pages; others follow.
-PAGES = ("Losses", "Teachers", "Alignment", "W", "Throughput", "Validation")
+PAGES = ("Losses", "Teachers", "Data", "Alignment", "W", "Throughput", "Validation")
 
 
 class Monitor(pl.Callback, ABC):

@@ -135,7 +135,7 @@ class NumeralMonitor(pl.Callback):
             rows = rows_in_spans(batch, is_wanted).nonzero().squeeze(1)  # [K]
         # Every process runs the models, even without rows: sharded models need all of them.
         student = module.student_rows(batch.student)
-        tasks = {name: module.teacher_task(name, batch.teachers[name]) for name in module.teachers}
+        tasks = module.teacher_tasks(batch)
         row_logits = logits(student.hidden[rows], *student.head.parameters())  # [K, V_s]
         memory = LogitMemory(module.logit_memory.budget)  # training's own is sized for its batches
         at = LogitGradients(rows, row_logits, student, batch.cuts, memory)
@@ -151,8 +151,9 @@ class NumeralMonitor(pl.Callback):
             "mass": probs[:, is_numeral].sum(-1),
             "ce_gradient": at.of_cross_entropy()[inside][:, is_numeral].sum(-1),
         }
-        for name, task in tasks.items():
-            gradient = at.of_teacher(name, task)[inside]  # [R, V_s]
+        for name in module.teachers:
+            nothing = torch.zeros_like(values["probability"])[:, None].expand(-1, len(is_numeral))
+            gradient = at.of_teacher(name, tasks[name])[inside] if name in tasks else nothing  # [R, V_s]
             values[f"kd_gradient/{name}"] = gradient[:, is_numeral].sum(-1)
             values[f"kd_gradient_on_label/{name}"] = gradient.gather(1, of_label).squeeze(1)
         module.release_models()

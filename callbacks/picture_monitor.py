@@ -82,7 +82,8 @@ class PictureMonitor(pl.Callback):
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
-        inspection = Inspection.from_batch("", sample, *module.vocabularies()).with_predictions(predictions)
+        shown = sample.only(predictions)
+        inspection = Inspection.from_batch("", shown, *module.vocabularies()).with_predictions(predictions)
         for name in inspection.teachers:
             if number == 0:
                 log_picture(trainer, f"pictures/spans/{name}", spans_figure(inspection, name), step)

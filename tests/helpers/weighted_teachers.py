@@ -41,7 +41,7 @@ def batch_for(module: MultiTeacherDistillModule) -> DistillBatch:
 
 
 def views_of(module: MultiTeacherDistillModule, batch: DistillBatch) -> dict[str, TeacherScores]:
-    return teacher_scores(module.score(batch), batch, module.alphas, module.student_num_bytes)
+    return teacher_scores(module.score(batch), batch, module.domain_alphas, module.student_num_bytes)
 
 
 def weights_of(module: MultiTeacherDistillModule, batch: DistillBatch) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from xtoken_pl.batch.blocks import RowCuts
 from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.types import Planner, TeacherBatch, TokenBatch
@@ -45,15 +47,28 @@ class DistillBatch(Movable):
     Attributes:
         student: The student's sequences, with a row for every token that the loss mask selects and that has a
             predecessor.
-        teachers: View of the batch by teacher name.
+        teachers: View of the batch by teacher name; without a sequence for a teacher that teaches on none.
         cuts: Places at which the rows may be cut.
         step: Counts of the optimizer step that the batch is a part of; None if it is a step by itself.
+        domain: ``[B]`` index of the domain (:class:`xtoken_pl.batch.Domain`) of each student sequence; None: all are 0.
     """
 
     student: TokenBatch
     teachers: dict[str, TeacherBatch]
     cuts: RowCuts
     step: StepCounts | None = None
+    domain: Tensor | None = None
+
+    @property
+    def row_sequence(self) -> Tensor:
+        """``[N]`` sequence that each student row is in."""
+        return self.student.rows // self.student.input_ids.shape[1]
+
+    @property
+    def row_domain(self) -> Tensor:
+        """``[N]`` domain that each student row is in."""
+        rows = self.row_sequence
+        return rows.new_zeros(rows.shape) if self.domain is None else self.domain[rows]
 
     def only(self, names: Collection[str]) -> DistillBatch:
         """Returns the batch with the views of some teachers alone; its rows may be cut at the same places."""

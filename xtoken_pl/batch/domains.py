@@ -19,3 +19,8 @@ class Domain:
 
     source: str
     alphas: Mapping[str, float | None]
+
+    def alpha_of(self, teacher: str, own: float) -> float | None:
+        """Returns the weight of a teacher whose specification says ``own``; None if it does not teach here."""
+        given = self.alphas.get(teacher)
+        return None if teacher not in self.alphas else own if given is None else given

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from xtoken_pl.batch import (
+    DOMAIN,
     LOSS_MASK,
     STUDENT_IDS,
     CachedRows,
@@ -28,6 +29,8 @@ from xtoken_pl.utilities.ranges import expand
 
 # B windows, T padded length, N/Q student/teacher rows, S spans
 
+_NO_SPANS = np.empty((0, 4), dtype=np.int64)
+
 
 def collate(
     windows: Sequence[Window], teachers: Sequence[str], planners: Mapping[str, Planner] | None = None
@@ -35,10 +38,11 @@ def collate(
     """Pads windows on the right and lists the rows to score.
 
     A token is scored if the loss mask keeps it and another token precedes it. A span is scored if all its student
-    tokens are, and a token precedes it on the teacher's side.
+    tokens are, and a token precedes it on the teacher's side. A teacher gets the windows with a span to score alone.
 
     Args:
-        windows: Rows of :class:`xtoken_pl.data.Windower`, joined with the cached spans of teachers that have a cache.
+        windows: Rows of :class:`xtoken_pl.data.Windower`, joined with the cached spans of teachers that have a cache,
+            and with their domain if there are several. A window may lack the columns of a teacher.
         teachers: Names of the teachers.
         planners: Batch planners of the losses that define one, by teacher name.
     """
@@ -58,19 +62,26 @@ def collate(
     student = _tokens(ids, np.concatenate(student_rows), _starts(windows, ""))
     views = {name: _teacher(windows, name, row_of_token, num_rows) for name in teachers}
     cuts = RowCuts.from_spans(num_rows, {name: view.spans for name, view in views.items()})
-    return DistillBatch(student, views, cuts).planned(planners or {})
+    domain = torch.tensor([window.get(DOMAIN, 0) for window in windows])
+    return DistillBatch(student, views, cuts, domain=domain).planned(planners or {})
 
 
 def _teacher(
     windows: Sequence[Window], name: str, row_of_token: list[NDArray[np.int64]], num_rows: int
 ) -> TeacherBatch:
     ids_column, spans_column = teacher_columns(name)
+    found = [
+        _kept_spans(window[spans_column], rows) if spans_column in window else _NO_SPANS
+        for window, rows in zip(windows, row_of_token, strict=True)
+    ]
+    read = [index for index, spans in enumerate(found) if len(spans)]
+    windows, kept = [windows[index] for index in read], [found[index] for index in read]
     ids = [np.asarray(window[ids_column], dtype=np.int64) for window in windows]
-    width = max(1, *map(len, ids))
-    kept = [_kept_spans(window[spans_column], rows) for window, rows in zip(windows, row_of_token, strict=True)]
-    student_first = np.concatenate([rows[s[:, 0]] for s, rows in zip(kept, row_of_token, strict=True)])
-    spans = np.concatenate(kept)
-    window_index = np.repeat(np.arange(len(kept)), [len(s) for s in kept])
+    width = max(map(len, ids), default=1)
+    spans = np.concatenate([_NO_SPANS, *kept])
+    firsts = [row_of_token[index][own[:, 0]] for index, own in zip(read, kept, strict=True)]
+    student_first = np.concatenate([_NO_SPANS[:, 0], *firsts])
+    window_index = np.repeat(np.arange(len(kept)), [len(own) for own in kept])
     student_length, teacher_length = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
     teacher_first = np.cumsum(teacher_length) - teacher_length
     first_position = window_index * width + spans[:, 2] - 1
@@ -81,7 +92,7 @@ def _teacher(
     teacher_span = np.repeat(np.arange(len(spans)), teacher_length)
     columns = (student_first, student_length, teacher_first, teacher_length, student_span, teacher_span)
     batch = TeacherBatch(_tokens(ids, teacher_rows, _starts(windows, name)), SpanBatch(*map(torch.from_numpy, columns)))
-    if cached_column(name) in windows[0]:
+    if windows and cached_column(name) in windows[0]:
         batch.cached = CachedRows.from_windows([window[cached_column(name)] for window in windows])
         assert len(batch.cached) == len(batch.spans), "a cache stores the spans that are kept"
     return batch
@@ -97,21 +108,20 @@ def _kept_spans(flat: Any, row_of_token: NDArray[np.int64]) -> NDArray[np.int64]
 def _starts(windows: Sequence[Window], side: str) -> list[NDArray[np.int64]] | None:
     """Start of each document in each window; None if the model reads a window as one text."""
     column = starts_column(side)
-    return [np.asarray(window[column], dtype=np.int64) for window in windows] if column in windows[0] else None
+    has_starts = bool(windows) and column in windows[0]
+    return [np.asarray(window[column], dtype=np.int64) for window in windows] if has_starts else None
 
 
 def _tokens(
     ids: list[NDArray[np.int64]], rows: NDArray[np.int64], starts: list[NDArray[np.int64]] | None
 ) -> TokenBatch:
-    width = max(1, *map(len, ids))
+    width = max(map(len, ids), default=1)
     # Padding is masked on every side, so any id will do.
     input_ids = np.zeros((len(ids), width), dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     for index, sequence in enumerate(ids):
         input_ids[index, : len(sequence)] = sequence
         attention_mask[index, : len(sequence)] = 1
-    # A window without any token of this side still needs one position to attend to.
-    attention_mask[:, 0] = 1
     labels = input_ids.ravel()[rows + 1]
     tokens = TokenBatch(*map(torch.from_numpy, (input_ids, attention_mask, rows, labels)))
     if starts is not None:

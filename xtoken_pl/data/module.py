@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from lightning.pytorch.trainer.states import TrainerFn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from xtoken_pl.batch import Planner
+from xtoken_pl.batch import Domain, Planner
 from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.cutting import Window
@@ -101,6 +101,7 @@ class DistillDataModule(pl.LightningDataModule):
         self.normalize = normalize
         self.seed = seed
         self.datasets: dict[str, Dataset | IterableDataset] = {}
+        self.domains: dict[str, list[Domain]] = {}
         self._windower: Windower | None = None
         self._planners: dict[str, Planner] = {}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None

@@ -162,11 +162,15 @@ class Inspection:
     def from_window(
         cls, title: str, window: Window, student: CanonicalVocabulary, teachers: Mapping[str, CanonicalVocabulary]
     ) -> Inspection:
-        """Inspects a window of :class:`xtoken_pl.data.Windower`, with all spans, scored or not."""
+        """Inspects a window of :class:`xtoken_pl.data.Windower`, with all spans, scored or not.
+
+        A teacher that does not teach on the window is left out.
+        """
         sides = {}
         for name in teachers:
-            ids, spans = (np.asarray(window[column], dtype=np.int64) for column in teacher_columns(name))
-            sides[name] = (ids, spans.reshape(-1, 4))
+            ids, spans = (np.asarray(window.get(column, ()), dtype=np.int64) for column in teacher_columns(name))
+            if len(ids):
+                sides[name] = (ids, spans.reshape(-1, 4))
         ids, learned = np.asarray(window[STUDENT_IDS], dtype=np.int64), np.asarray(window[LOSS_MASK], dtype=bool)
         return cls._from_ids(title, ids, learned, sides, student, teachers)
 

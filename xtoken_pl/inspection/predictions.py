@@ -62,7 +62,7 @@ class Predictions:
 def predict(
     module: MultiTeacherDistillModule, batch: DistillBatch, *, num_spans: int, top_k: int
 ) -> dict[str, Predictions]:
-    """Runs all models over a batch of one sequence.
+    """Runs the student, and the teachers that share a span with it, over a batch of one sequence.
 
     Distributions are those that predict a span's first token, at the teacher's temperature. Of a span the loss is
     that of training, before alpha and scale. Under several processes all have to call it.
@@ -73,9 +73,9 @@ def predict(
     """
     batch = batch.planned(module.planners())
     student = module.student_rows(batch.student)
-    tasks = {name: module.teacher_task(name, view) for name, view in batch.teachers.items()}
+    tasks = module.teacher_tasks(batch)
     memory = LogitMemory(module.logit_memory.budget)  # training's own holds what fits its batches
-    scores = evaluate_rows(student, tasks, batch.cuts, memory)
+    scores = evaluate_rows(student, tasks, batch.only(tasks).cuts, memory)
     results: dict[str, Predictions] = {}
     for name, task in tasks.items():
         starts = (batch.student.rows[task.spans.student_first] + 1).tolist()

@@ -12,8 +12,9 @@ def first_sequence(batch: DistillBatch) -> DistillBatch:
     student, num_rows = _first(batch.student)
     views: dict[str, TeacherBatch] = {}
     for name, view in batch.teachers.items():
-        tokens, num_teacher_rows = _first(view.tokens)
         num_spans = int((view.spans.student_first < num_rows).sum())
+        # A teacher reads the sequences in which it has a span alone.
+        tokens, num_teacher_rows = _first(view.tokens) if num_spans else (_nothing(view.tokens), 0)
         spans = SpanBatch(
             student_first=view.spans.student_first[:num_spans],
             student_length=view.spans.student_length[:num_spans],
@@ -36,6 +37,12 @@ def _first(tokens: TokenBatch) -> tuple[TokenBatch, int]:
     ids, mask = tokens.input_ids[:1, :length], tokens.attention_mask[:1, :length]
     places = None if tokens.position_ids is None else tokens.position_ids[:1, :length]
     return TokenBatch(ids, mask, tokens.rows[:num_rows], tokens.labels[:num_rows], places), num_rows
+
+
+def _nothing(tokens: TokenBatch) -> TokenBatch:
+    """Returns no sequence and no row."""
+    places = None if tokens.position_ids is None else tokens.position_ids[:0]
+    return TokenBatch(tokens.input_ids[:0], tokens.attention_mask[:0], tokens.rows[:0], tokens.labels[:0], places)
 
 
 def _head(cached: CachedRows, num: int) -> CachedRows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +127,18 @@ class RowScores:
     token_nats: Tensor
     spans: dict[str, SpanScores]
     confidence: dict[str, Tensor]
+
+    def with_silent(self, names: Iterable[str], *, has_confidence: bool = False) -> RowScores:
+        """Returns the scores of all teachers in the given order, with no span for those that were not run.
+
+        Args:
+            names: Names of the teachers.
+            has_confidence: Whether the scores hold a confidence.
+        """
+        none = self.token_nats.detach().new_zeros(0)
+        silent = SpanScores(none, none, none)
+        confidence = {name: self.confidence.get(name, none) for name in names} if has_confidence else self.confidence
+        return RowScores(self.token_nats, {name: self.spans.get(name, silent) for name in names}, confidence)
 
     @classmethod
     def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:

@@ -40,7 +40,13 @@ class FrozenModel:
 
     @torch.no_grad()
     def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
-        """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`."""
+        """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`.
+
+        Without a sequence the model is not run.
+        """
+        if not len(input_ids):
+            size = self.model.config.get_text_config().hidden_size
+            return torch.empty(*input_ids.shape, size, dtype=self.model.dtype, device=input_ids.device), self.head
         with self.around(), self._on_device(input_ids.device):
             hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
             return hidden, self.head if self._on_host is None else self.head.fixed()
@@ -56,6 +62,11 @@ class FrozenModel:
         finally:
             for weight, host in self._on_host or ():
                 weight.data = host
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether all processes have to take part in every forward pass."""
+        return is_sharded(self.model)
 
     def release(self) -> None:
         """Frees the weights that a sharded model has gathered for its head; called after the losses."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleDict
 from torchmetrics import Metric
 
+from xtoken_pl.batch import DistillBatch, Domain
 from xtoken_pl.scoring.tasks import RowScores
 from xtoken_pl.utilities.precision import keep_dtype
 
@@ -62,10 +63,10 @@ class BitsPerByte(_Ratio):
 class CountedMean(_Ratio):
     """Mean of all values, over all batches and processes; NaN before the first value."""
 
-    def update(self, values: Tensor) -> None:
-        """Adds values of any shape."""
-        self.total += values.sum().to(self.total.dtype)
-        self.count += values.numel()
+    def update(self, values: Tensor, wanted: Tensor | None = None) -> None:
+        """Adds values of any shape; ``wanted``, bool of the same shape: only some of them."""
+        self.total += (values if wanted is None else values.where(wanted, 0)).sum().to(self.total.dtype)
+        self.count += values.numel() if wanted is None else wanted.sum()
 
 
 class TopOneAgreement(CountedMean):
@@ -77,28 +78,56 @@ class TopOneAgreement(CountedMean):
 class EvaluationMetrics(ModuleDict):
     """Metrics of validation and test by tag: ``bits_per_byte``, ``ce``, ``kd/NAME``, ``top1_agreement/NAME``.
 
+    If the texts come from several sources, these are of all of them, and each has the same metrics by itself under
+    ``SOURCE/bits_per_byte`` and so on.
+
     Args:
         teachers: Names of the teachers.
+        domains: Domains of the texts, if they are known: only teachers that teach on one of them have metrics.
     """
 
-    def __init__(self, teachers: Iterable[str]) -> None:
-        metrics: dict[str, Metric] = {"bits_per_byte": BitsPerByte(), "ce": CountedMean()}
-        for name in teachers:
-            metrics |= {f"kd/{name}": CountedMean(), f"top1_agreement/{name}": TopOneAgreement()}
+    def __init__(self, teachers: Iterable[str], domains: Sequence[Domain] = ()) -> None:
+        #: Source of each domain.
+        sources = [domain.source for domain in domains]
+        self.sources = sources if any(sources) else []
+        taught = {name for domain in domains for name in domain.alphas}
+        metrics = _of_texts([name for name in teachers if name in taught or not domains])
+        for source in dict.fromkeys(self.sources):
+            own = {name for domain in domains for name in domain.alphas if domain.source == source}
+            of_source = _of_texts([name for name in teachers if name in own])
+            metrics |= {f"{source}/{tag}": metric for tag, metric in of_source.items()}
         super().__init__(metrics)
 
-    def add(self, scores: RowScores, num_bytes: Tensor) -> None:
+    def add(self, scores: RowScores, num_bytes: Tensor, batch: DistillBatch) -> None:
         """Adds a batch.
 
         Args:
             scores: Scores of the batch.
             num_bytes: ``[N]``, length in bytes of the token that each student row predicts.
+            batch: The batch.
         """
-        values = {"ce": scores.token_nats}
+        self._add(scores, num_bytes, batch, "", torch.ones_like(num_bytes, dtype=torch.bool))
+        for source in dict.fromkeys(self.sources):
+            is_of_source = num_bytes.new_tensor([own == source for own in self.sources], dtype=torch.bool)  # [D]
+            self._add(scores, num_bytes, batch, f"{source}/", is_of_source[batch.row_domain])
+
+    def _add(self, scores: RowScores, num_bytes: Tensor, batch: DistillBatch, prefix: str, wanted: Tensor) -> None:
+        """Adds the rows that are ``wanted``, ``[N]`` bool, and the spans that begin in them."""
+        nats = scores.token_nats
+        cast(CountedMean, self[f"{prefix}ce"]).update(nats, wanted)
+        with_bytes = nats.where(wanted & (num_bytes > 0), 0)
+        cast(BitsPerByte, self[f"{prefix}bits_per_byte"]).update(with_bytes, num_bytes * wanted)
         for name, spans in scores.spans.items():
-            values[f"kd/{name}"] = spans.loss
+            if f"{prefix}kd/{name}" not in self:
+                continue
+            is_wanted = wanted[batch.teachers[name].spans.student_first]  # [S]
+            cast(CountedMean, self[f"{prefix}kd/{name}"]).update(spans.loss, is_wanted)
             if spans.agreement is not None:
-                values[f"top1_agreement/{name}"] = spans.agreement
-        for tag, value in values.items():
-            cast(CountedMean, self[tag]).update(value)
-        cast(BitsPerByte, self["bits_per_byte"]).update(scores.token_nats * (num_bytes > 0), num_bytes)
+                cast(CountedMean, self[f"{prefix}top1_agreement/{name}"]).update(spans.agreement, is_wanted)
+
+
+def _of_texts(teachers: Iterable[str]) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {"bits_per_byte": BitsPerByte(), "ce": CountedMean()}
+    for name in teachers:
+        metrics |= {f"kd/{name}": CountedMean(), f"top1_agreement/{name}": TopOneAgreement()}
+    return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -41,10 +41,10 @@ class MultiTeacherDistillModule(ResumableModule):
     .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
               L_{KD} = \sum_m \alpha_m \frac{1}{|K_m|} \sum_{k \in K_m} L_m^{(k)}
 
-    with the spans :math:`K_m` that the student and teacher m share. The factor s is ``kd_weight``, or set by
-    :class:`xtoken_pl.callbacks.DynamicLossScaling` through :attr:`kd_scale`. Both losses are sums over the whole
-    optimizer step, divided once by its number of tokens or spans: the gradient does not depend on how the windows of a
-    step are cut into batches (``accumulate_grad_batches``) and distributed over processes.
+    with the spans :math:`K_m` that teacher m shares with the student, in the sources that it teaches on. The factor s
+    is ``kd_weight``, or set by :class:`xtoken_pl.callbacks.DynamicLossScaling` through :attr:`kd_scale`. Both losses
+    are sums over the whole optimizer step, divided once by its number of tokens or spans: the gradient does not depend
+    on how the windows of a step are cut into batches (``accumulate_grad_batches``) and distributed over processes.
 
     Losses and projections are built in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
     override :meth:`configure_teachers` to fix a set of teachers in code.
@@ -100,21 +100,25 @@ class MultiTeacherDistillModule(ResumableModule):
         """Computes the loss for the backward pass, and detached scalars for the log.
 
         Returns:
-            ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``; and by teacher ``alpha``, ``teacher_kd``,
-            ``span_coverage``, ``unmapped_mass``. All but ``loss`` are means over the optimizer step and all processes
-            at the last batch of the step, and before that what the batches so far contribute to these means.
+            ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``; by teacher ``alpha``, ``teacher_kd``, ``span_coverage``,
+            ``unmapped_mass``; and by source of a mixture ``share`` of the tokens and ``source_ce``. All but ``loss``
+            are means over the optimizer step and all processes at the last batch of the step, and before that what the
+            batches so far contribute to these means.
         """
-        step = batch.step_counts
+        step, alphas = batch.step_counts, self.domain_alphas
         for name in self.trained_teachers:
-            if step.is_first and step.num_spans[name] == 0:
+            if step.is_first and step.num_spans[name] == 0 and None not in alphas[name]:
                 where = " on the first process" if self._num_processes > 1 else ""
                 rank_zero_warn(f"a step has no span in common with teacher {name!r}{where}: nothing to learn from it")
         scores = self.score(batch)
         self._finite.check()  # the step before
-        views = teacher_scores(scores, batch, self.alphas, self.student_num_bytes)
+        views = teacher_scores(scores, batch, alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
-        totals = self._step_sums.add(scores, alpha, span_alpha, batch, self._sum_over_processes)
+        sources = [domain.source for domain in self.train_domains]
+        totals = self._step_sums.add(
+            scores, views, alpha, span_alpha, batch, self._sum_over_processes, num_domains=len(sources)
+        )
         scale = self.kd_scale(*self._step_sums.expected_losses(totals, step))
         teacher_losses = {f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()}
         self._finite.note(self.global_step, {"student's cross-entropy": totals.ce, **teacher_losses})
@@ -122,6 +126,7 @@ class MultiTeacherDistillModule(ResumableModule):
         loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
             loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
+        shares, source_ce = totals.by_source(sources if any(sources) else [])
         return {
             "loss": loss * self._num_averaged,
             "total": self.ce_weight * totals.ce + scale * totals.total_kd,
@@ -132,6 +137,8 @@ class MultiTeacherDistillModule(ResumableModule):
             "teacher_kd": totals.kd,
             "span_coverage": totals.span_coverage,
             "unmapped_mass": totals.mean_unmapped_mass,
+            "share": shares,
+            "source_ce": source_ce,
         }
 
     def score(self, batch: DistillBatch) -> RowScores:
@@ -139,10 +146,12 @@ class MultiTeacherDistillModule(ResumableModule):
         names = self.trained_teachers if self.training else self.teachers
         batch = batch.only(names).planned(self.planners())  # unless the data module did
         student = self.student_rows(batch.student)
-        tasks = {name: self.teacher_task(name, batch.teachers[name]) for name in names}
-        scores = evaluate_rows(student, tasks, batch.cuts, self.logit_memory)
+        tasks = self.teacher_tasks(batch)
+        scores = evaluate_rows(student, tasks, batch.only(tasks).cuts, self.logit_memory)
+        has_confidence = self.training and self.weighting.row_confidence is not None
+        scores = scores.with_silent(batch.teachers, has_confidence=has_confidence)
         # DDP waits for the gradient of every parameter, also of a W that nothing is learned from.
-        unused = [weight.sum() for name in self.teachers.keys() - names for weight in self.losses[name].parameters()]
+        unused = [weight.sum() for name in self.teachers.keys() - tasks for weight in self.losses[name].parameters()]
         return replace(scores, token_nats=scores.token_nats + 0 * sum(unused)) if self.training and unused else scores
 
     def student_rows(self, tokens: TokenBatch) -> HiddenRows:
@@ -154,6 +163,30 @@ class MultiTeacherDistillModule(ResumableModule):
         """Runs a teacher over its sequences, without a gradient."""
         model = self.loaded_teachers[name]
         return _rows(*model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids), tokens)
+
+    def teacher_tasks(self, batch: DistillBatch) -> dict[str, TeacherTask]:
+        """Returns the tasks of the teachers that have a span in a batch; the others are not run.
+
+        Every process has to call it, since the passes of a sharded teacher gather its weights from all of them.
+        """
+        has_spans = {name: len(view.spans) > 0 for name, view in batch.teachers.items()}
+        elsewhere = self._sharded_passes(has_spans)
+        tasks: dict[str, TeacherTask] = {}
+        for name, view in batch.teachers.items():
+            if has_spans[name]:
+                tasks[name] = self.teacher_task(name, view)
+            elif name in elsewhere:
+                one = batch.student.input_ids.new_zeros(1, 1)
+                self.loaded_teachers[name].run(one, torch.ones_like(one))
+        return tasks
+
+    def _sharded_passes(self, has_spans: Mapping[str, bool]) -> set[str]:
+        """Names of the sharded teachers that some process runs on its batch."""
+        sharded = [name for name in has_spans if name in self.loaded_teachers and self.loaded_teachers[name].is_sharded]
+        if all(domain.alphas.keys() >= set(sharded) for domain in self.train_domains):
+            return set(sharded)  # every batch has its spans, as a rule: asking would take longer
+        flags = self.student_num_bytes.new_tensor([has_spans[name] for name in sharded])
+        return {name for name, is_run in zip(sharded, self._sum_over_processes(flags).tolist(), strict=True) if is_run}
 
     def teacher_task(self, name: str, view: TeacherBatch) -> TeacherTask:
         """Returns the task of a teacher, with rows from its forward pass or from its cache."""
@@ -209,7 +242,7 @@ class MultiTeacherDistillModule(ResumableModule):
         self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: DistillBatch, stage: str, metrics: EvaluationMetrics) -> None:
-        metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels])
+        metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels], batch)
         for tag, metric in metrics.items():
             self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)
         self.release_models()

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtoken_pl.batch import Planner
+from xtoken_pl.batch import Domain, Planner
 from xtoken_pl.checkpoints import Run, Stage, verify
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.losses import SpanLoss
@@ -64,6 +64,8 @@ class DistillParts(pl.LightningModule):
         self.loaded_teachers: dict[str, FrozenModel] = {}
         #: Whether models must keep packed documents apart; set by :meth:`connect`, or by the user of other data.
         self.separates_documents = False
+        #: Domains of each split (``train``, ``val``, ``test``); none if all teachers teach everywhere.
+        self.domains: Mapping[str, Sequence[Domain]] = {}
 
     # What to subclass --------------------------------------------------------------------------------------------
 
@@ -92,9 +94,17 @@ class DistillParts(pl.LightningModule):
         return self.teachers if self._needs_teachers else {}
 
     @property
-    def alphas(self) -> dict[str, float]:
-        """The static alpha of every teacher."""
-        return {name: teacher.alpha for name, teacher in self.teachers.items()}
+    def domain_alphas(self) -> dict[str, list[float | None]]:
+        """The static alpha of every teacher in each domain of the training data; None where it does not teach."""
+        return {
+            name: [domain.alpha_of(name, teacher.alpha) for domain in self.train_domains]
+            for name, teacher in self.teachers.items()
+        }
+
+    @property
+    def train_domains(self) -> Sequence[Domain]:
+        """The domains of the training data."""
+        return self.domains.get("train") or [Domain("", dict.fromkeys(self.teachers))]
 
     @cached_property
     def student_vocabulary(self) -> CanonicalVocabulary:
@@ -137,6 +147,12 @@ class DistillParts(pl.LightningModule):
         """
         student, teachers = self.vocabularies()
         self.separates_documents = data.connect(student, teachers, self.planners(), self.caches)
+        self.domains = data.domains
+        self._make_metrics()
+
+    def _make_metrics(self) -> None:
+        self.validation_metrics = EvaluationMetrics(self.teachers, self.domains.get("val", ()))
+        self.test_metrics = EvaluationMetrics(self.teachers, self.domains.get("test", ()))
 
     def setup(self, stage: str) -> None:
         """Binds every teacher's loss to its pair of vocabularies, building or loading W."""
@@ -161,8 +177,7 @@ class DistillParts(pl.LightningModule):
                 caches[name].restrict(loss)
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
         self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
-        self.validation_metrics = EvaluationMetrics(self.teachers)
-        self.test_metrics = EvaluationMetrics(self.teachers)
+        self._make_metrics()
 
     def learned_projections(self) -> dict[str, Projection]:
         """Returns the current W of every teacher whose W is learned."""

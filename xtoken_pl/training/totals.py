@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,12 @@ from torch import Tensor
 
 from xtoken_pl.batch import DistillBatch, StepCounts
 from xtoken_pl.scoring.tasks import RowScores
+from xtoken_pl.weighting import TeacherScores
 
-_PER_TEACHER = ("span_nats", "weighted_nats", "num_spans", "unmapped_mass", "num_covered_tokens", "row_alpha")
+_PER_TEACHER = (
+    *("span_nats", "weighted_nats", "num_spans", "unmapped_mass"),
+    *("num_covered_tokens", "num_taught_tokens", "row_alpha", "num_weighted_rows"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,12 @@ class StepTotals:
         num_spans: Number of spans of the whole step, by teacher.
         unmapped_mass: Sum over spans of the student's unmapped mass, by teacher.
         num_covered_tokens: Number of student tokens in spans, by teacher.
+        num_taught_tokens: Number of kept tokens so far in the domains that a teacher teaches on, by teacher.
         row_alpha: Sum of the alphas over all student rows, by teacher.
-        num_weighted_rows: Number of student rows where any teacher has an alpha.
+        num_weighted_rows: Number of these tokens where any teacher has an alpha, by teacher.
         num_scored_tokens: Number of kept tokens so far.
+        domain_nats: ``[D]`` sum of the cross-entropy by domain; empty if there is one.
+        domain_tokens: ``[D]`` number of kept tokens so far by domain; empty if there is one.
     """
 
     token_nats: Tensor
@@ -41,9 +48,12 @@ class StepTotals:
     num_spans: dict[str, Tensor]
     unmapped_mass: dict[str, Tensor]
     num_covered_tokens: dict[str, Tensor]
+    num_taught_tokens: dict[str, Tensor]
     row_alpha: dict[str, Tensor]
-    num_weighted_rows: Tensor
+    num_weighted_rows: dict[str, Tensor]
     num_scored_tokens: Tensor
+    domain_nats: Tensor
+    domain_tokens: Tensor
 
     @property
     def ce(self) -> Tensor:
@@ -62,8 +72,8 @@ class StepTotals:
 
     @property
     def mean_alpha(self) -> dict[str, Tensor]:
-        """Each teacher's weight, averaged over the student rows where any teacher has one."""
-        return {name: total / self.num_weighted_rows.clamp_min(1) for name, total in self.row_alpha.items()}
+        """Each teacher's weight, averaged over the rows of its domains where any teacher has one."""
+        return _divided(self.row_alpha, self.num_weighted_rows)
 
     @property
     def mean_unmapped_mass(self) -> dict[str, Tensor]:
@@ -71,12 +81,31 @@ class StepTotals:
         return self._per_span(self.unmapped_mass)
 
     def _per_span(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value / self.num_spans[name].clamp_min(1) for name, value in sums.items()}
+        return _divided(sums, self.num_spans)
 
     @property
     def span_coverage(self) -> dict[str, Tensor]:
-        """Share of the kept tokens that lie in a span of each teacher."""
-        return {name: covered / self.num_tokens.clamp_min(1) for name, covered in self.num_covered_tokens.items()}
+        """Share of the kept tokens of each teacher's domains that lie in one of its spans."""
+        return _divided(self.num_covered_tokens, self.num_taught_tokens)
+
+    def by_source(self, sources: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the share of each source in the tokens so far, and its mean cross-entropy (NaN without a token).
+
+        Args:
+            sources: Source of each domain; none if there is one domain alone.
+        """
+        nats: dict[str, Tensor] = {}
+        tokens: dict[str, Tensor] = {}
+        for place, source in enumerate(sources):
+            nats[source] = nats.get(source, 0) + self.domain_nats[place]
+            tokens[source] = tokens.get(source, 0) + self.domain_tokens[place]
+        total = self.num_scored_tokens.clamp_min(1)
+        shares = {source: count / total for source, count in tokens.items()}
+        return shares, {source: nats[source] / count for source, count in tokens.items()}
+
+
+def _divided(sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value / counts[name].clamp_min(1) for name, value in sums.items()}
 
 
 class StepSums:
@@ -118,19 +147,23 @@ class StepSums:
     def add(
         self,
         scores: RowScores,
+        views: Mapping[str, TeacherScores],
         alpha: Mapping[str, Tensor],
         span_alpha: Mapping[str, Tensor],
         batch: DistillBatch,
         reduce: Callable[[Tensor], Tensor],
+        num_domains: int = 1,
     ) -> StepTotals:
         """Adds a batch, and returns the totals of all processes so far.
 
         Args:
             scores: Scores of this process.
+            views: The same by teacher, as weightings see them.
             alpha: Weight at each student row by teacher, a scalar or ``[N]``.
             span_alpha: Weight of each span by teacher, a scalar or ``[S]``.
             batch: Batch of this process.
             reduce: Sums a vector over processes, which it may overwrite.
+            num_domains: Number of domains of the training data, D.
         """
         step, nats = batch.step_counts, scores.token_nats.detach()
 
@@ -140,23 +173,43 @@ class StepSums:
         def count(of_step: int) -> Tensor:
             return number(of_step if step.is_first else 0)
 
-        rows = {name: weight.to(nats.dtype).expand(nats.shape) for name, weight in alpha.items()}  # [N]
-        num_weighted = torch.stack([*rows.values(), torch.zeros_like(nats)]).sum(0).count_nonzero().to(nats.dtype)
-        values = [nats.sum(), count(step.num_tokens), num_weighted, number(nats.numel())]
+        rows = {
+            name: weight.to(nats.dtype).expand(nats.shape) * views[name].row_takes_part
+            for name, weight in alpha.items()
+        }  # [N]
+        is_weighted = torch.stack([*rows.values(), torch.zeros_like(nats)]).sum(0) != 0  # [N]
+        values = [nats.sum(), count(step.num_tokens), number(nats.numel())]
         for name, spans in scores.spans.items():
-            loss = spans.loss.detach()
-            num_covered = batch.teachers[name].spans.student_length.sum().to(loss.dtype)
+            loss, is_taught = spans.loss.detach(), views[name].row_takes_part
+            num_covered = batch.teachers[name].spans.student_length.sum()
             values += [loss.sum(), (span_alpha[name] * loss).sum(), count(step.num_spans[name])]
-            values += [spans.unmapped_mass.sum(), num_covered, rows[name].sum()]
-        sums = torch.stack(values)
+            values += [spans.unmapped_mass.sum(), num_covered, is_taught.sum()]
+            values += [rows[name].sum(), (is_weighted & is_taught).sum()]
+        sums = torch.cat(
+            (torch.stack([value.to(nats.dtype) for value in values]), _by_domain(nats, batch, num_domains))
+        )
         if not step.is_first:
             assert self._sums is not None, f"batch {step.place + 1} of a step came without the first one"
             sums = self._sums + sums
         self._sums = sums
-        token_nats, num_tokens, num_weighted, num_scored, *rest = reduce(self._sums.clone()).unbind()
-        width = len(_PER_TEACHER)
+        total = reduce(self._sums.clone())
+        width, end = len(_PER_TEACHER), len(values)
+        token_nats, num_tokens, num_scored, *rest = total[:end].unbind()
         by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
-        by_tag = dict(zip(_PER_TEACHER, by_teacher, strict=True))
+        domain_nats, domain_tokens = total[end:].reshape(2, -1)
         return StepTotals(
-            token_nats, num_tokens, num_weighted_rows=num_weighted, num_scored_tokens=num_scored, **by_tag
+            token_nats,
+            num_tokens,
+            num_scored_tokens=num_scored,
+            domain_nats=domain_nats,
+            domain_tokens=domain_tokens,
+            **dict(zip(_PER_TEACHER, by_teacher, strict=True)),
         )
+
+
+def _by_domain(nats: Tensor, batch: DistillBatch, num_domains: int) -> Tensor:
+    """``[2 D]`` sums and counts of ``[N]`` values by domain; none if there is one domain alone."""
+    if num_domains == 1:
+        return nats.new_zeros(0)
+    values = torch.stack((nats, torch.ones_like(nats)))
+    return nats.new_zeros(2, num_domains).index_add(1, batch.row_domain, values).flatten()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from xtoken_pl.batch import DistillBatch, SpanBatch
@@ -13,7 +15,7 @@ from xtoken_pl.losses import SpanScores
 from xtoken_pl.scoring.tasks import RowConfidence, RowScores
 from xtoken_pl.utilities.errors import UserError
 
-# N student rows, S spans of a teacher, V_s student's vocabulary size
+# B sequences, D domains, N student rows, S spans of a teacher, V_s student's vocabulary size
 
 #: Function that sums a tensor over all processes.
 SumOverProcesses = Callable[[Tensor], Tensor]
@@ -24,49 +26,72 @@ class TeacherScores:
     """Input of a weighting for one teacher.
 
     Attributes:
-        alpha: Static weight from the teacher's specification.
+        domain_alpha: ``[D]`` static weight of the teacher in each domain: that of its specification, or of a source.
+        takes_part: ``[D]`` bool, whether the teacher teaches on a domain.
         scores: Scores of the batch's spans.
         spans: Spans that relate the rows of both sides.
         confidence: ``[S]`` :meth:`Weighting.row_confidence` summed over the rows of each span, or None.
         num_bytes: ``[S]`` bytes of each span; a span without bytes (eos) counts as one.
         sequence: ``[N]`` index of the sequence that each student row is in.
-        num_sequences: Number of sequences in the batch.
+        domain: ``[B]`` domain of each sequence.
     """
 
-    alpha: float
+    domain_alpha: Tensor
+    takes_part: Tensor
     scores: SpanScores
     spans: SpanBatch
     confidence: Tensor | None
     num_bytes: Tensor
     sequence: Tensor
-    num_sequences: int
+    domain: Tensor
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences in the batch, B."""
+        return len(self.domain)
+
+    @cached_property
+    def row_domain(self) -> Tensor:
+        """``[N]`` domain of each student row."""
+        return self.domain[self.sequence]
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """Static weight: a scalar, or ``[N]``, one per student row, if there are several domains."""
+        return self.domain_alpha[0] if len(self.domain_alpha) == 1 else self.domain_alpha[self.row_domain]
+
+    @cached_property
+    def row_takes_part(self) -> Tensor:
+        """``[N]`` bool, whether the teacher teaches on the domain of a student row."""
+        return self.takes_part[self.row_domain]
 
 
 def teacher_scores(
-    scores: RowScores, batch: DistillBatch, alphas: Mapping[str, float], num_bytes_of_token: Tensor
+    scores: RowScores, batch: DistillBatch, alphas: Mapping[str, Sequence[float | None]], num_bytes_of_token: Tensor
 ) -> dict[str, TeacherScores]:
     """Collects the input of a weighting for every teacher of a batch.
 
     Args:
         scores: Scores of the batch's rows.
         batch: The batch.
-        alphas: Static weights by teacher name.
+        alphas: Static weight in each domain, by teacher name; None where a teacher does not teach.
         num_bytes_of_token: ``[V_s]`` number of bytes of each token of the student's vocabulary.
     """
-    num_sequences, width = batch.student.input_ids.shape
-    sequence = batch.student.rows // width  # [N]
+    sequence = batch.row_sequence  # [N]
+    domain = sequence.new_zeros(len(batch.student.input_ids)) if batch.domain is None else batch.domain
     num_bytes = num_bytes_of_token[batch.student.labels]  # [N]
     views: dict[str, TeacherScores] = {}
     for name, span_scores in scores.spans.items():
         spans = batch.teachers[name].spans
         views[name] = TeacherScores(
-            alpha=alphas[name],
+            domain_alpha=span_scores.loss.new_tensor([alpha or 0.0 for alpha in alphas[name]]),
+            takes_part=sequence.new_tensor([alpha is not None for alpha in alphas[name]], dtype=torch.bool),
             scores=span_scores,
             spans=spans,
             confidence=scores.confidence.get(name),
             num_bytes=spans.sum_student_rows(num_bytes).clamp_min(1),
             sequence=sequence,
-            num_sequences=num_sequences,
+            domain=domain,
         )
     return views
 

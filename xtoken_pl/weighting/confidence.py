@@ -13,7 +13,8 @@ from torch import Tensor
 from xtoken_pl.utilities.checks import check_choice, check_not_negative
 from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting, check_any_alpha
 
-# M teachers, Q rows of a teacher, S spans of a teacher, N student rows, B sequences, R places with weights of their own
+# M teachers, Q rows of a teacher, S spans of a teacher, N student rows, B sequences, D domains, R places with weights
+# of their own (domains, sequences or student rows)
 
 Measure = Literal["cross_entropy", "entropy", "max_probability"]
 Scope = Literal["batch", "sequence", "span"]
@@ -49,7 +50,7 @@ class _ByConfidence(Weighting):
 
     @abstractmethod
     def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
-        """Turns scores into weights, ``[M, R], [M] -> [M, R]``; -inf marks a teacher that takes no part at a place."""
+        """Turns scores into weights, ``[M, R], [M, R] -> [M, R]``; -inf: a teacher takes no part at a place."""
 
     def row_confidence(self, log_probs: Tensor, labels: Tensor) -> Tensor:
         if self.measure == "cross_entropy":
@@ -65,17 +66,24 @@ class _ByConfidence(Weighting):
         if not teachers:
             return {}
         views = list(teachers.values())
-        alphas = views[0].scores.loss.new_tensor([view.alpha for view in views])
+        domain_of_sequence, row_domain = views[0].domain, views[0].row_domain
+        alphas = torch.stack([view.domain_alpha for view in views])  # [M, D]
         if self.scope == "span":
             scores = torch.stack([self._by_student_row(view) for view in views])  # [M, N]
+            alphas = alphas[:, row_domain]
         else:
-            sums = torch.stack([self._by_sequence(view) for view in views])  # [M, 2, B]
+            places = alphas.shape[1] if self.scope == "batch" else len(domain_of_sequence)
+            sums = torch.stack([self._sums(view, places) for view in views])  # [M, 2, R]
             if self.scope == "batch":
-                sums = sum_over_processes(sums.sum(-1, keepdim=True))  # [M, 2, 1]
-            scores = self._score(sums[:, 0], sums[:, 1])  # [M, R]
-        weights = self.choose(scores.masked_fill(alphas[:, None] == 0, -torch.inf), alphas)
-        if self.scope != "span":
-            weights = weights.squeeze(1) if self.scope == "batch" else weights[:, views[0].sequence]
+                sums = sum_over_processes(sums)
+            else:
+                alphas = alphas[:, domain_of_sequence]
+            scores = self._score(sums[:, 0], sums[:, 1])
+        weights = self.choose(scores.masked_fill(alphas == 0, -torch.inf), alphas)  # [M, R]
+        if self.scope == "sequence":
+            weights = weights[:, views[0].sequence]
+        elif self.scope == "batch":
+            weights = weights.squeeze(1) if weights.shape[1] == 1 else weights[:, row_domain]
         return dict(zip(teachers, weights.unbind(), strict=True))
 
     def _units(self, view: TeacherScores) -> Tensor:
@@ -93,11 +101,12 @@ class _ByConfidence(Weighting):
         score = self._score(view.confidence, self._units(view))
         return torch.cat((score, score.new_tensor([-torch.inf])))[view.spans.student_span]
 
-    def _by_sequence(self, view: TeacherScores) -> Tensor:
-        """``[2, B]`` confidence of each sequence, and the number of units that it is divided by."""
+    def _sums(self, view: TeacherScores, num_places: int) -> Tensor:
+        """``[2, R]`` confidence in each domain or sequence, and the number of units that it is divided by."""
         assert view.confidence is not None
+        place = view.row_domain if self.scope == "batch" else view.sequence  # [N]
         values = torch.stack((view.confidence, self._units(view).to(view.confidence.dtype)))  # [2, S]
-        return values.new_zeros(2, view.num_sequences).index_add(1, view.sequence[view.spans.student_first], values)
+        return values.new_zeros(2, num_places).index_add(1, place[view.spans.student_first], values)
 
 
 class ConfidenceWeighting(_ByConfidence):
@@ -118,7 +127,8 @@ class ConfidenceWeighting(_ByConfidence):
     Args:
         measure: Measure of confidence, see above.
         scope: Extent of one weight: ``batch``, ``sequence``, or ``span``. A batch is what all processes compute at
-            once; an optimizer step of several batches (``accumulate_grad_batches``) has as many weights. For ``span``,
+            once, each source of a mixture by itself; an optimizer step of several batches
+            (``accumulate_grad_batches``) has as many weights. For ``span``,
             weights are computed at every student token, from the span of each teacher that contains it, and averaged
             over the student tokens of a span.
         unit: ``byte``, or ``token`` as published.
@@ -147,7 +157,7 @@ class ConfidenceWeighting(_ByConfidence):
         return f"{super().extra_repr()}, sharpness={self.sharpness:g}"
 
     def choose(self, scores: Tensor, alphas: Tensor) -> Tensor:
-        logits = (self.sharpness * scores + alphas.log()[:, None]).masked_fill(scores.isneginf(), -torch.inf)
+        logits = (self.sharpness * scores + alphas.log()).masked_fill(scores.isneginf(), -torch.inf)
         return logits.softmax(dim=0).nan_to_num(0.0)  # 0 where no teacher takes part
 
 
