@@ -23,10 +23,10 @@ def with_domains(module: MultiTeacherDistillModule, domains: Sequence[Domain] = 
     return module
 
 
-def windows_of(module: MultiTeacherDistillModule, number: int) -> list[dict[str, Any]]:
-    """Returns windows of a domain: of the text of its number, and of the two after it."""
+def windows_of(module: MultiTeacherDistillModule, number: int, *texts: str) -> list[dict[str, Any]]:
+    """Returns windows of a domain; by default of the text of its number, and of the two after it."""
     teachers = {name: module.teacher_vocabularies[name] for name in DOMAINS[number].alphas}
-    texts = [text[:170] for text in TEXTS[number : number + 3]]
+    texts = texts or tuple(text[:170] for text in TEXTS[number : number + 3])
     columns = Windower(module.student_vocabulary, teachers, 40)(texts)
     rows = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) | {DOMAIN: number} for row in rows]

@@ -24,6 +24,8 @@ from xtoken_pl import (
     Teacher,
 )
 from xtoken_pl.batch import DistillBatch, as_steps
+from xtoken_pl.callbacks import NumeralMonitor
+from xtoken_pl.inspection import Inspection, first_sequence, predict
 from xtoken_pl.weighting.confidence import Scope
 
 ALPHAS = {"math": {"other": 0.3}, "code": {"same": 0.6}, "web": {"other": 0.5, "same": 2.0}}
@@ -151,6 +153,30 @@ def test_priors_of_adaptive_weights_are_those_of_the_source(make: MakeModule) ->
     module = with_domains(make(ConfidenceWeighting(sharpness=0.0)))
     weights = weights_of(module, batch_of(windows_of(module, 2)))
     assert {name: float(weight[0]) for name, weight in weights.items()} == pytest.approx({"other": 0.2, "same": 0.8})
+
+
+def test_a_sequence_is_shown_with_the_teachers_that_teach_on_it(make: MakeModule) -> None:
+    module = with_domains(make(StaticWeighting()))
+    math, code = windows_of(module, 0), windows_of(module, 1)
+    for windows, teachers in (([*code, *math], ["same"]), ([*math, *code], ["other"])):
+        sample = first_sequence(batch_of(windows))
+        predictions = predict(module, sample, num_spans=3, top_k=2)
+        assert list(predictions) == teachers
+        inspected = Inspection.from_batch("", sample.only(predictions), *module.vocabularies())
+        alone = Inspection.from_batch("", first_sequence(batch_of(windows[:1])).only(teachers), *module.vocabularies())
+        assert inspected.teachers[teachers[0]].cells == alone.teachers[teachers[0]].cells
+        of_window = Inspection.from_window("", windows[0], *module.vocabularies())
+        assert list(of_window.teachers) == teachers
+
+
+def test_numerals_are_measured_without_a_teacher_that_has_no_span(make: MakeModule) -> None:
+    module = with_domains(make(StaticWeighting())).eval()
+    monitor = NumeralMonitor()
+    monitor.check_module(module)
+    values = monitor._measure(module, batch_of(windows_of(module, 1, "10 + 20 = 30, 1990 and 2000")))
+    assert len(values["count"]) > 0
+    assert (values["kd_gradient/other"] == 0).all()
+    assert (values["kd_gradient/same"] != 0).any()
 
 
 def measured(module: MultiTeacherDistillModule, batches: list[DistillBatch]) -> dict[str, float]:
