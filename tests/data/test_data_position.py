@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded_runs import Recorder, SaveEverywhere, fit
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
 from xtoken_pl import (
@@ -22,12 +22,10 @@ from xtoken_pl import (
     Teacher,
     TextSource,
 )
-from xtoken_pl.batch import NO_WINDOW, DistillBatch
-from xtoken_pl.checkpoints.io import AtomicCheckpointIO
+from xtoken_pl.batch import NO_WINDOW
 from xtoken_pl.data import collate
 from xtoken_pl.data.order import GlobalBatchSampler, Position
 from xtoken_pl.data.stored_windows import StoredWindows
-from xtoken_pl.utilities.lightning_internals import settle_epoch
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
 TEACHERS = {"split": CanonicalVocabulary.from_tokenizer(splitting_tokenizer())}
@@ -113,70 +111,6 @@ def data_module(path: str, batch_size: int = 2, **options: Any) -> DistillDataMo
     data = DistillDataModule(source, source, batch_size=batch_size, **options)
     data.connect(STUDENT, TEACHERS)
     return data
-
-
-class Recorder(pl.LightningModule):
-    """Records every window it is trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(()))
-        self.seen: list[tuple[int, int, tuple[int, ...]]] = []  # epoch, batch, token ids
-
-    def training_step(self, batch: DistillBatch, batch_idx: int) -> torch.Tensor:
-        for ids, mask in zip(batch.student.input_ids, batch.student.attention_mask, strict=True):
-            self.seen.append((self.current_epoch, batch_idx, tuple(ids[: mask.sum()].tolist())))
-        return self.weight * batch.student.input_ids.float().mean()
-
-    def validation_step(self, batch: DistillBatch, batch_idx: int) -> None:
-        pass
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        settle_epoch(checkpoint)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
-
-
-class SaveEverywhere(pl.Callback):
-    """Saves checkpoints after batches, validations and epochs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.saved: list[tuple[Path, int]] = []  # where, and the windows seen
-
-    def _save(self, trainer: pl.Trainer, module: Recorder, moment: str) -> None:
-        if not trainer.sanity_checking:
-            path = self.folder / f"{len(self.saved):03d}-{moment}.ckpt"
-            trainer.save_checkpoint(path)
-            self.saved.append((path, len(module.seen)))
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        self._save(trainer, pl_module, "batch")
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._save(trainer, pl_module, "validation")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._save(trainer, pl_module, "epoch")
-
-
-def fit(data: DistillDataModule, *callbacks: pl.Callback, ckpt_path: Path | None = None, **options: Any) -> Recorder:
-    module = Recorder()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1,
-        callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],
-        **options,
-    )
-    trainer.fit(module, data, ckpt_path=ckpt_path)
-    return module
 
 
 def slow(**options: Any) -> Any:

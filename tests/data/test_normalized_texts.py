@@ -115,7 +115,7 @@ def test_stored_windows_of_the_other_choice_are_not_used(tmp_path: Path) -> None
     without, rewritten = (data_module(tmp_path, [DECOMPOSED] * 4, normalize=normalize) for normalize in (False, True))
     for module in (without, rewritten):
         module.setup("fit")
-    assert without._maker("train").fingerprint != rewritten._maker("train").fingerprint
+    assert without.parts("train")[0].maker.fingerprint != rewritten.parts("train")[0].maker.fingerprint
     assert ids_of(without) != ids_of(rewritten)
 
 

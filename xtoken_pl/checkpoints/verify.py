@@ -39,6 +39,7 @@ class Run:
         module: Module that loads the checkpoint's ``state_dict``.
         identity: Teachers and settings.
         data: Training data and their order.
+        data_settings: Settings of the training data that may change.
     """
 
     paths: Sequence[str | None] | None = None
@@ -46,6 +47,7 @@ class Run:
     module: nn.Module | None = None
     identity: RunIdentity | None = None
     data: DataIdentity | None = None
+    data_settings: Mapping[str, str | None] | None = None
 
 
 def verify(checkpoint: str | Path | Mapping[str, Any] | None, run: Run, stage: Stage) -> None:
@@ -97,9 +99,10 @@ def verify(checkpoint: str | Path | Mapping[str, Any] | None, run: Run, stage: S
             _check_teachers(saved["teachers"], run.identity.teachers)
             _log_changes(saved["settings"], run.identity.settings)
 
-    # To resume, the windows and their order are the same.
+    # To resume, the windows and their order are the same; other settings may change, and are logged.
     if resumes and run.data is not None:
         _check_data(checkpoint[DATA_KEY]["identity"], run.data)
+        _log_changes(checkpoint[DATA_KEY].get("settings", {}), run.data_settings or {})
 
 
 # Processes and files --------------------------------------------------------------------------------------------------

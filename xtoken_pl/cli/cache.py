@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from datasets import Dataset
 
@@ -65,8 +66,8 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
     """Builds the cache of one teacher, resumes an interrupted build, or verifies a finished one.
 
     Args:
-        module: Module with the student and all teachers: windows are cut where all of them end a token.
-        data: Data module; every split that has texts is stored.
+        module: Module with the student and all teachers: windows are cut where all teachers of a source end a token.
+        data: Data module; every source that the teacher teaches on is stored.
         options: Options of the verb.
 
     Raises:
@@ -87,7 +88,7 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
     row_format = RowFormat(options.top_k, options.precision, len(vocabulary), int(vocabulary.exists.sum()))
     window_bytes = row_format.bytes_per_span * data.sequence_length
     check_folder(folder)
-    windows = _windows(module, data)
+    windows = _windows(module, data, teacher)
     identity = Identity(
         model=source.model,
         revision=source.revision,
@@ -122,9 +123,10 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
     return manifest
 
 
-def _windows(module: MultiTeacherDistillModule, data: DistillDataModule) -> dict[str, Dataset]:
+def _windows(module: MultiTeacherDistillModule, data: DistillDataModule, teacher: str) -> dict[str, Dataset]:
+    """Makes the windows of the sources that a teacher teaches on."""
     data.connect(module.student_vocabulary, module.teacher_vocabularies)
-    data.setup("fit")
-    if data.sources["test"] is not None:
-        data.setup("test")
-    return data.datasets
+    taught = [part for split in data.splits for part in data.parts(split) if teacher in part.part.teachers]
+    for part in taught:
+        part.hold(part.make(streaming=False, num_proc=data.num_proc), {})
+    return {part.part.key: cast(Dataset, part.windows) for part in taught}

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from xtoken_pl.cli.source_kinds import SPLITS, are_other_kinds
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -64,6 +65,7 @@ def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     A key that ends in ``+`` adds to a list of an earlier or of a later file: ``callbacks+: [...]``.
 
     A class may be given as ``class_path`` and ``init_args``, or as its arguments alone; the two forms can be merged.
+    Named sources replace a single source of texts, and a single source replaces named ones.
     """
     if _names_a_class(base) != _names_a_class(other):
         base, other = (side if _names_a_class(side) else {"init_args": side} for side in (base, other))
@@ -79,7 +81,9 @@ def merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list) and f"{key}+" in merged:
             merged[key] = [*value, *merged.pop(f"{key}+")]
         else:
-            merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+            is_other_kind = key in SPLITS and are_other_kinds(before, value)
+            are_merged = isinstance(before, dict) and isinstance(value, dict) and not is_other_kind
+            merged[key] = merge(before, value) if are_merged else value  # type: ignore[arg-type]
     return merged
 
 

@@ -106,7 +106,8 @@ class InspectOptions:
 
     Attributes:
         split: Split of the data: train, val or test.
-        window: Index of the window in the split, from 0.
+        window: Index of the window, from 0, among those of the split: all its sources, one after the other.
+        source: Name of a source of the split, to count its windows alone.
         weights: Load the models and show their predictions; otherwise show the alignment and W alone.
         ckpt_path: A checkpoint of the run with the student's weights.
         num_spans: Number of spans of each teacher whose most probable tokens are shown.
@@ -120,6 +121,7 @@ class InspectOptions:
 
     split: Literal["train", "val", "test"] = "val"
     window: int = 0
+    source: str | None = None
     weights: bool = True
     ckpt_path: str | None = None
     num_spans: int = 8
@@ -144,8 +146,9 @@ def inspect_run(
     verify(options.ckpt_path, Run(), "validate")
     module.connect(data)
     student, teachers = module.vocabularies()
-    window = data.window(options.split, options.window)
-    shown = Inspection.from_window(f"{options.split}, window {options.window}", window, student, teachers)
+    window = data.window(options.split, options.window, options.source)
+    where = options.split if options.source is None else f"{options.split}.{options.source}"
+    shown = Inspection.from_window(f"{where}, window {options.window}", window, student, teachers)
     if options.weights:  # a checkpoint also restores a learned W, which is shown below
         shown = shown.with_predictions(_predict(module, window, options))
     counterparts = {

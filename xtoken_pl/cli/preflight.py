@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoConfig
 
-from xtoken_pl.data import DistillDataModule, TextSource
+from xtoken_pl.data import DistillDataModule
 from xtoken_pl.models.loading import check_weights
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
@@ -186,10 +186,11 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
     if isinstance(module, MultiTeacherDistillModule):
         learned = {name: teacher for name, teacher in module.teachers.items() if teacher.learn_projection}
         for name, teacher in learned.items():
-            if 0 in (teacher.alpha, module.kd_weight):
+            own = [alphas[name] for part in data.splits["train"] if name in (alphas := part.source.alphas or {})]
+            if module.kd_weight == 0 or max([*own, 0 if own else teacher.alpha]) == 0:
                 zero = "kd_weight" if module.kd_weight == 0 else "alpha"
                 idle[f"model.teachers.{name}.learn_projection"] = f"at {zero}: 0 nothing is learned from the teacher"
-        if not any(source.holds_conversations for source in data.sources.values() if source is not None):
+        if not any(part.source.holds_conversations for parts in data.splits.values() for part in parts):
             with_template = (name for name, teacher in module.teachers.items() if teacher.chat_template is not None)
             idle |= {f"model.teachers.{name}.chat_template": "it is for conversations" for name in with_template}
         rate = module.optimizer_recipe.projection_learning_rate
@@ -197,14 +198,18 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
             idle["model.optimizer.projection_learning_rate"] = "no teacher sets learn_projection"
     for option, reason in idle.items():
         rank_zero_warn(f"{option} has no effect: {reason}")
-    if data.sources["val"] == data.sources["train"]:
-        rank_zero_warn("data.val names the texts of data.train: validation measures texts that are learned")
+    for measured in data.splits["val"]:
+        if learned_part := next((p for p in data.splits["train"] if p.texts == measured.texts), None):
+            rank_zero_warn(
+                f"{measured.setting} names the texts of {learned_part.setting}: validation measures texts that are "
+                "learned"
+            )
 
 
 def warn_of_missing_eos(module: MultiTeacherDistillModule, data: DistillDataModule) -> None:
     """Warns if texts cannot end with eos; conversations end as the chat template says."""
     vocabulary = module.student_vocabulary
-    if "eos" in vocabulary.roles or cast(TextSource, data.sources["train"]).holds_conversations:
+    if "eos" in vocabulary.roles or all(part.source.holds_conversations for part in data.splits["train"]):
         return
     separator = "" if data.packing == "none" else ", and packed texts follow one another without a separator"
     rank_zero_warn(
@@ -223,7 +228,8 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
     unknown = [callback for callback in callbacks if type(callback).__module__.split(".")[0] not in _KNOWN_PACKAGES]
     if type(module) is not MultiTeacherDistillModule or unknown:
         return  # these may log any tag
-    known = {f"val/{tag}": None for tag, _ in EvaluationMetrics(module.teachers).items()}
+    places = ["val/", *(f"val/{part.name}/" for part in data.splits["val"] if part.name)]
+    known = {f"{place}{tag}": None for place in places for tag, _ in EvaluationMetrics(module.teachers).items()}
     for callback in callbacks:
         tag = getattr(callback, "monitor", None)
         if not (isinstance(callback, ModelCheckpoint | EarlyStopping) and isinstance(tag, str)):
@@ -253,7 +259,7 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
 
 def _check_mode(callback: ModelCheckpoint | EarlyStopping, tag: str) -> None:
     """Checks that the best value of a tag is not taken for the worst: the default mode is min."""
-    best = "max" if tag.startswith("val/top1_agreement") else "min"
+    best = "max" if "/top1_agreement" in tag else "min"
     if callback.mode != best:
         effect = "store the worst checkpoints" if isinstance(callback, ModelCheckpoint) else "stop on improvements"
         name = type(callback).__name__

@@ -18,11 +18,13 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentError, ArgumentParser, auto_cli
 
 from xtoken_pl.cli.config_files import config_paths, merge, read_config, refuse_duplicate_keys
+from xtoken_pl.cli.source_kinds import distinguish_sources
 from xtoken_pl.cli.verbs import PROGRAM
 from xtoken_pl.utilities.errors import UsageError, UserError
 from xtoken_pl.utilities.words import did_you_mean, literals, nearest, type_in_words
 
 refuse_duplicate_keys()
+distinguish_sources()
 
 _UNKNOWN = re.compile(r"(?:^Option '|accept option '|unrecognized arguments: --)([^\s'=]+)")
 _LONGEST_VALUE = 80
@@ -125,7 +127,8 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
     types = union[1] if union else reason
     if found := re.search(r"Unable to load config ['\"](.+?)['\"]", reason):
         value = found[1]
-        first = next((name.rpartition(".")[2] for name in known if name.startswith(f"{keys[-1]}.")), "KEY")
+        options = (name.rpartition(".")[2] for name in known if name.startswith(f"{keys[-1]}."))
+        first = next((option for option in options if option != "help"), "path")
         rule = f"must be a mapping of options, got {value!r}; did you mean {{{first}: {value}}}?"
     elif kind := re.search(r"subclass of (\w+)", reason):
         paths = [path for path, cls in _public_classes().items() if kind[1] in (base.__name__ for base in cls.__mro__)]

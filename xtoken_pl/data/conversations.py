@@ -104,6 +104,11 @@ def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Tu
     Raises:
         RowError: If the row holds no text, or no conversation from which something can be learned.
     """
+    if source.teacher_field is not None and not isinstance(row[-1], str | None):
+        raise RowError(
+            f"teacher_field must hold names, but {source.teacher_field!r} holds {type(row[-1]).__name__} in ",
+            "; write a teacher's name, or null for none",
+        )
     if not source.holds_conversations:
         if not isinstance(row[0], str):
             raise RowError(
@@ -111,10 +116,10 @@ def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Tu
                 "; remove such rows, or name another column",
             )
         return [_text(row[0])]
-    prompted = len(row) == 2
+    prompted = source.prompt_field is not None
     read = [
         _turns(value, column, role, source, is_context=prompted and role == "user")
-        for value, column, role in zip(row, source.columns, ("user", "assistant"), strict=False)
+        for value, column, role in zip(row, source.document_columns, ("user", "assistant"), strict=False)
     ]
     answer = read[-1]
     if not any(turn.role == "assistant" or turn.is_learned for turn in answer):

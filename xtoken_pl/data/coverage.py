@@ -21,13 +21,13 @@ LOW_COVERAGE = 0.8
 _REWRITTEN = 0.02
 
 
-def warn_of_low_coverage(batch: DistillBatch, windows: Sequence[Window], split: str, maker: WindowMaker) -> None:
+def warn_of_low_coverage(batch: DistillBatch, windows: Sequence[Window], where: str, maker: WindowMaker) -> None:
     """Warns of each teacher with which less than :data:`LOW_COVERAGE` of the learned tokens are in a span.
 
     Args:
-        batch: Some windows of a split, collated.
+        batch: Some windows of a source, collated.
         windows: These windows.
-        split: Name of the split.
+        where: Name of the split, or of the source, for messages.
         maker: Maker of the windows.
     """
     for name, view in batch.teachers.items():
@@ -35,7 +35,7 @@ def warn_of_low_coverage(batch: DistillBatch, windows: Sequence[Window], split: 
         coverage = is_covered.float().mean().item()
         if coverage < LOW_COVERAGE:
             rank_zero_warn(
-                f"{split}: only {100 * coverage:.0f}% of the tokens to learn are in a span with teacher {name!r}, in "
+                f"{where}: only {100 * coverage:.0f}% of the tokens to learn are in a span with teacher {name!r}, in "
                 f"{len(windows)} windows (95% or more is usual); the others are learned by cross-entropy alone. "
                 f"{likely_cause(windows, name, maker)}"
             )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from datasets import Dataset, IterableDataset
+from collections.abc import Sequence
+from dataclasses import replace
+
+from datasets import Dataset
 
 from xtoken_pl.checkpoints import DataIdentity
 from xtoken_pl.checkpoints.fingerprints import training_windows_fingerprint
-from xtoken_pl.data.maker import WindowMaker
+from xtoken_pl.data.part_windows import PartWindows
 
 
 def describe_data(
-    windows: Dataset | IterableDataset,
-    maker: WindowMaker,
+    parts: Sequence[PartWindows],
     *,
     seed: int,
     batch_size: int,
@@ -25,30 +27,54 @@ def describe_data(
     worker reads its own share of the texts.
 
     Args:
-        windows: Training windows; an IterableDataset is streamed.
-        maker: Maker of the windows.
+        parts: Parts of the training data, with their windows; IterableDatasets are streamed.
         seed: Seed of the order.
         batch_size: Number of windows of a batch on each process.
         num_processes: Number of processes that train together.
         num_workers: Number of loader workers of each process.
         shuffle_buffer: Number of windows that are shuffled together when streaming.
     """
+    first = parts[0].maker
     identity: DataIdentity = {"seed of the order (data.seed, else seed_everything)": seed}
-    if maker.packing != "none":
-        identity["data.packing"] = maker.packing
-    if maker.normalizer is not None:
+    if first.packing != "none":
+        identity["data.packing"] = first.packing
+    if first.normalizer is not None:
         identity["data.normalize"] = "true"
-    if isinstance(windows, Dataset):
-        return identity | {
-            "number of windows": len(windows),
-            "windows (texts, tokenizers, sequence_length)": training_windows_fingerprint(windows, maker.fingerprint),
-            "global batch size (processes x batch_size)": num_processes * batch_size,
-        }
+    if len(parts) > 1:
+        identity["sources of data.train"] = ", ".join(part.part.name for part in parts)
+    for part in parts:
+        identity |= _of_part(part)
+    if isinstance(parts[0].windows, Dataset):
+        return identity | {"global batch size (processes x batch_size)": num_processes * batch_size}
     return identity | {
-        "texts (data.train)": str(maker.source),
-        "windows (tokenizers, sequence_length)": maker.fingerprint,
         "number of processes": num_processes,
         "data.num_workers": num_workers,
         "data.batch_size": batch_size,
         "data.shuffle_buffer": shuffle_buffer,
+    }
+
+
+def changeable_settings(parts: Sequence[PartWindows]) -> dict[str, str | None]:
+    """Returns the settings of the training data that may change when training resumes."""
+    alphas = {part.part.setting: part.part.source.alphas for part in parts}
+    return {f"alphas of {setting}": None if own is None else str(own) for setting, own in alphas.items()}
+
+
+def _of_part(part: PartWindows) -> DataIdentity:
+    source, windows, fingerprint = part.part.source, part.windows, part.maker.fingerprint
+    of = f" of {part.part.setting}" if part.part.name else ""
+    identity: DataIdentity = {}
+    if of or (source.teachers, source.alphas, source.teacher_field) != (None, None, None):
+        identity[f"teachers{of}"] = ", ".join(part.part.teachers) or "none"
+    if source.weight is not None:
+        identity[f"weight{of}"] = str(source.weight)
+    if isinstance(windows, Dataset):
+        return identity | {
+            f"number of windows{of}": len(windows),
+            f"windows (texts, tokenizers, sequence_length){of}": training_windows_fingerprint(windows, fingerprint),
+        }
+    texts = replace(source, weight=None, teachers=None, alphas=None)
+    return identity | {
+        f"texts ({part.part.setting})": str(texts),
+        f"windows (tokenizers, sequence_length){of}": fingerprint,
     }

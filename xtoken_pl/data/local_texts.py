@@ -29,7 +29,7 @@ from xtoken_pl.data.local_files import file_stamps
 if TYPE_CHECKING:
     from xtoken_pl.data.sources import TextSource
 
-_FIELDS = ("text_field", "messages_field", "prompt_field", "completion_field")
+_FIELDS = ("text_field", "messages_field", "prompt_field", "completion_field", "teacher_field")
 
 
 def load_local(files: list[str], kind: str, source: TextSource, *, streaming: bool) -> Dataset | IterableDataset:
@@ -46,6 +46,7 @@ def load_local(files: list[str], kind: str, source: TextSource, *, streaming: bo
     """
     # The copy on disk depends on the columns, not on where and how they are used.
     columns = replace(source, path="", split="train", learn_turn_end=False, name=None, data_files=None, revision=None)
+    columns = replace(columns, weight=None, teachers=None, alphas=None)
     stamps = file_stamps(files)
     if len(files) > (num_empty := sum(size == 0 for _, size, _ in stamps)) > 0:
         empty = ", ".join(path for path, size, _ in stamps if size == 0)
@@ -81,7 +82,8 @@ class LocalTexts(ArrowBasedBuilder):
         if flag := stored_flag(source):
             message[flag] = Value("bool")
         column: Any = [message] if source.holds_conversations else Value("string")
-        return DatasetInfo(features=Features(dict.fromkeys(source.columns, column)))
+        features = dict.fromkeys(source.document_columns, column)
+        return DatasetInfo(features=Features({name: features.get(name, Value("string")) for name in source.columns}))
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         return [SplitGenerator(name=str(Split.TRAIN), gen_kwargs={"files": self.config.files})]
@@ -127,7 +129,8 @@ def _checked(row: Mapping[str, Any], source: TextSource, place: int, file: str) 
             check_context(source, row)
     except RowError as error:
         raise error.at(f"row {place:,} of {file!r}") from None
-    return dict(zip(source.columns, (_value(value, stored_flag(source)) for value in read), strict=True))
+    documents = zip(source.document_columns, (_value(value, stored_flag(source)) for value in read), strict=True)
+    return dict(documents) | {name: row[name] for name in (source.teacher_field,) if name is not None}
 
 
 def _value(read: str | list[Turn], flag: str | None) -> Any:

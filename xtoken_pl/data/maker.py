@@ -5,25 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from xtoken_pl.data.conversations import read_documents, rewritten
+import numpy as np
+
+from xtoken_pl.data.conversations import Document, RowError, read_documents, rewritten
 from xtoken_pl.data.cutting import Window, as_columns
 from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.data.sources import TextSource
 from xtoken_pl.data.windows import Windower, WindowPiece
 from xtoken_pl.tokenization.normalization import CommonNormalizer
+from xtoken_pl.utilities.words import did_you_mean
 
 #: Number of documents that are tokenized, and packed, at a time.
 DOCUMENTS_PER_CALL = 100
 
 
+class _Sides(NamedTuple):
+    """The student and the teachers that read a document together."""
+
+    windower: Windower
+    packer: Packer | None
+
+
 class WindowMaker:
     """Makes windows from the rows of one source: reads documents, cuts them, and packs short windows.
 
+    If the rows name their teachers (``teacher_field``), each is cut with the student and its own teacher alone, and
+    only rows of the same teacher are packed together; its windows hold empty lists for all other teachers.
+
     Args:
         source: Source of the rows.
-        windower: Cuts documents into windows.
+        windower: Cuts documents into windows, with all teachers of the source.
         packing: How short windows are packed; only windows from the same call are packed together.
         normalize: Rewrite texts as the normalizers of all sides do, before any side reads them.
 
@@ -39,9 +52,15 @@ class WindowMaker:
         self.windower = windower
         self.packing = packing
         self.normalizer = CommonNormalizer(windower.named_sides) if normalize else None
-        self._packer = None if packing == "none" else Packer(windower.sides, windower.sequence_length, packing)
+        self._sides = self._read_together(windower)
+        self._sides_of_teacher: dict[str, _Sides] = {}
         if source.holds_conversations:
             _ = windower.renderers  # raises here, before any row is read
+
+    def _read_together(self, windower: Windower) -> _Sides:
+        if self.packing == "none":
+            return _Sides(windower, None)
+        return _Sides(windower, Packer(windower.sides, windower.sequence_length, self.packing))
 
     @property
     def columns(self) -> list[str]:
@@ -51,18 +70,20 @@ class WindowMaker:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that determines the windows of a row."""
-        chats = self.source.holds_conversations
+        chats, is_mixed = self.source.holds_conversations, self.source.teacher_field is not None
         own = self.windower.chat_fingerprint if chats else self.windower.fingerprint
-        if self.packing == "none" and not chats and self.normalizer is None:
+        if self.packing == "none" and not chats and not is_mixed and self.normalizer is None:
             return own
         normalized = [] if self.normalizer is None else ["normalized"]
-        described = json.dumps([own, len(self.columns), self.source.learn_turn_end, self.packing, *normalized])
+        num_columns, mixed = len(self.source.document_columns), ["a teacher for each row"] if is_mixed else []
+        described = json.dumps([own, num_columns, self.source.learn_turn_end, self.packing, *normalized, *mixed])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
     @property
     def window_columns(self) -> list[str]:
         """Columns of a window."""
-        return [*self.windower.columns, *([] if self._packer is None else self._packer.start_columns)]
+        packer = self._sides.packer
+        return [*self.windower.columns, *([] if packer is None else packer.start_columns)]
 
     def __call__(self, *columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Converts columns of rows to columns of windows."""
@@ -72,15 +93,63 @@ class WindowMaker:
     def pieces(self, *columns: Sequence[Any]) -> Iterator[WindowPiece]:
         """Converts columns of rows to windows, a long text piece by piece.
 
-        Packed windows come with the last piece, since any of them may hold a window of any row.
+        Packed windows come with the last piece of their teacher, since any of them may hold a window of any row.
         """
         documents = read_documents(self.source, *columns)
         if self.normalizer is not None:
             documents = [rewritten(document, self.normalizer) for document in documents]
+        if self.source.teacher_field is None:
+            yield from self._cut(documents, self._sides)
+            return
+        groups: dict[str, list[Document]] = {}
+        for document, row in zip(documents, zip(*columns, strict=True), strict=True):
+            groups.setdefault(self.teacher_of(row), []).append(document)
+        done = 0
+        for teacher, own in groups.items():
+            for piece in self._cut(own, self._sides_for(teacher)):
+                windows = [self._with_all_columns(window) for window in piece.windows]
+                yield WindowPiece(windows, (done + piece.done * len(own)) / len(documents))
+            done += len(own)
+
+    def _cut(self, documents: Sequence[Document], sides: _Sides) -> Iterator[WindowPiece]:
         held: list[Window] = []
-        for piece in self.windower.pieces(documents, learn_turn_end=self.source.learn_turn_end):
-            if self._packer is None:
+        for piece in sides.windower.pieces(documents, learn_turn_end=self.source.learn_turn_end):
+            if sides.packer is None:
                 yield piece
                 continue
             held += piece.windows
-            yield WindowPiece(self._packer.pack(held) if piece.done == 1 else [], piece.done)
+            yield WindowPiece(sides.packer.pack(held) if piece.done == 1 else [], piece.done)
+
+    # Rows that name their teachers -----------------------------------------------------------------------------------
+
+    def teacher_of(self, row: Sequence[Any]) -> str:
+        """Returns the teacher that a row names, ``""`` for none.
+
+        Args:
+            row: Values of :attr:`columns`.
+
+        Raises:
+            RowError: If it is not one of the source's teachers.
+        """
+        if self.source.teacher_field is None:
+            return ""
+        name = row[-1] or ""
+        if name and name not in self.windower.teachers:
+            raise RowError(
+                f"{self.source.teacher_field} must name a teacher of the source, got {name!r} in ",
+                did_you_mean(name, self.windower.teachers, "see model.teachers") + ", or null for no teacher",
+            )
+        return name
+
+    def _sides_for(self, teacher: str) -> _Sides:
+        if teacher not in self._sides_of_teacher:
+            whole = self.windower
+            own = {name: vocabulary for name, vocabulary in whole.teachers.items() if name == teacher}
+            self._sides_of_teacher[teacher] = self._read_together(Windower(whole.student, own, whole.sequence_length))
+        return self._sides_of_teacher[teacher]
+
+    def _with_all_columns(self, window: Window) -> Window:
+        return {column: window.get(column, _NOTHING) for column in self.window_columns}
+
+
+_NOTHING = np.empty(0, dtype=np.int64)

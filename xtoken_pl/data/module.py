@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from datasets import Dataset, IterableDataset
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Domain, Planner
 from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.data.identity import describe_data
-from xtoken_pl.data.maker import WindowMaker
+from xtoken_pl.data.identity import changeable_settings, describe_data
+from xtoken_pl.data.mixed_order import MixedOrder
+from xtoken_pl.data.mixture import Sources, read_parts, with_teachers
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, Position
 from xtoken_pl.data.packing import Packing
-from xtoken_pl.data.sources import TextSource, load_source
-from xtoken_pl.data.stored_windows import SpanStore, StoredSpans, StoredWindows
-from xtoken_pl.data.streams import BlockStream, State, StreamLoader
-from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream, window_at
+from xtoken_pl.data.part_windows import PartWindows, connect_parts, mixed_order, mixed_stream, open_windows, window_of
+from xtoken_pl.data.sources import TextSource
+from xtoken_pl.data.stored_windows import SpanStore
+from xtoken_pl.data.streams import State, StreamLoader
 from xtoken_pl.data.windows import Windower
 from xtoken_pl.data.worker_errors import CarryingCollate
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -47,14 +48,14 @@ class DistillDataModule(pl.LightningDataModule):
     calls it. Tokenization and alignment are done once and cached by `datasets`, except when streaming.
 
     Args:
-        train: Texts to learn from.
-        val: Texts to validate on.
-        test: Texts to test on.
+        train: Texts to learn from: one source, or several by name.
+        val: Texts to validate on, one source or several.
+        test: Texts to test on, one source or several.
         sequence_length: Maximum number of tokens of a window, for the student and for every teacher.
         batch_size: Number of windows of a batch on each process.
         streaming: Read, tokenize and align ``train`` while training, without a copy on disk; other splits are copied.
             There are no epochs then: set ``trainer.max_steps``, and ``trainer.val_check_interval`` to a step number.
-        shuffle_buffer: Number of windows that are read and shuffled together when streaming.
+        shuffle_buffer: Number of windows that are read and shuffled together when streaming, of all sources.
         num_workers: Number of loader workers.
         num_proc: Number of processes that tokenize and align; None for the process of the run.
         packing: How short windows are packed into full ones, a hundred documents at a time. ``none`` does not pack;
@@ -69,9 +70,9 @@ class DistillDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: TextSource,
-        val: TextSource | None = None,
-        test: TextSource | None = None,
+        train: TextSource | dict[str, TextSource],
+        val: TextSource | dict[str, TextSource] | None = None,
+        test: TextSource | dict[str, TextSource] | None = None,
         *,
         sequence_length: int = 512,
         batch_size: int = 8,
@@ -90,7 +91,9 @@ class DistillDataModule(pl.LightningDataModule):
         check_at_least_one("num_proc", 1 if num_proc is None else num_proc)
         check_not_negative("num_workers", num_workers, "0 loads batches in the training process")
         check_not_negative("seed", 0 if seed is None else seed, "leave it out for that of seed_everything")
-        self.sources = {"train": train, "val": val, "test": test}
+        self.sources: dict[str, Sources | None] = {"train": train, "val": val, "test": test}
+        #: Sources of each split that are read.
+        self.splits = {split: read_parts(split, own, streaming=streaming) for split, own in self.sources.items()}
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.streaming = streaming
@@ -100,15 +103,13 @@ class DistillDataModule(pl.LightningDataModule):
         self.packing = packing
         self.normalize = normalize
         self.seed = seed
-        self.datasets: dict[str, Dataset | IterableDataset] = {}
         self.domains: dict[str, list[Domain]] = {}
+        self._parts: dict[str, list[PartWindows]] = {}
         self._windower: Windower | None = None
         self._planners: dict[str, Planner] = {}
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stream: StreamLoader | None = None
         self._begin: tuple[int, State | None] | None = None
         self._caches: Mapping[str, SpanStore] = {}
-        self._cached: dict[str, dict[str, StoredSpans]] = {}  # by split and teacher
 
     @property
     def order_seed(self) -> int:
@@ -134,23 +135,24 @@ class DistillDataModule(pl.LightningDataModule):
             Whether the models must keep packed documents apart.
 
         Raises:
-            UserError: If there is a cache when streaming.
+            UserError: If there is a cache when streaming, a source has no teacher, or a teacher no source.
         """
         if caches and self.streaming:
             raise UserError(
                 f"a cache knows windows by their place, and a stream has none, but teacher {next(iter(caches))!r} has "
                 "a cache; set data.streaming to false, or leave `cache` out"
             )
-        before = self._windower
+        splits = with_teachers(self.splits, teachers)
+        held = [part for parts in self._parts.values() for part in parts] if self._caches == (caches or {}) else []
         self._windower = Windower(student, teachers, self.sequence_length)
-        if before is not None and (before.fingerprint, self._caches) != (self._windower.fingerprint, caches or {}):
-            self.datasets.clear()  # made for other tokenizers
         self._planners, self._caches = planners or {}, caches or {}
+        self._parts = connect_parts(splits, self._windower, self.packing, normalize=self.normalize, before=held)
+        self.domains = {split: [domain for part in parts for domain in part.domains] for split, parts in splits.items()}
         return self.packing == "separate"
 
     @property
     def windower(self) -> Windower:
-        """Maker of the windows of a text."""
+        """Maker of the windows of a text under all teachers."""
         if self._windower is None:
             raise UserError(
                 "a data module must be told the tokenizers; call connect() first (MultiTeacherDistillModule calls it "
@@ -158,67 +160,67 @@ class DistillDataModule(pl.LightningDataModule):
             )
         return self._windower
 
-    def _maker(self, split: str) -> WindowMaker:
-        source = cast(TextSource, self.sources[split])
-        return WindowMaker(source, self.windower, self.packing, normalize=self.normalize)
+    def parts(self, split: str) -> list[PartWindows]:
+        """Returns the sources of a split with their windows, in order."""
+        _ = self.windower  # refuses to go on without
+        return self._parts[split]
+
+    @property
+    def datasets(self) -> dict[str, Dataset | IterableDataset]:
+        """Windows made so far, by source: ``train``, or ``train_NAME`` for a source with a name."""
+        parts = (part for parts in self._parts.values() for part in parts)
+        return {part.part.key: part.windows for part in parts if part.windows is not None}
 
     def prepare_data(self) -> None:
         """Tokenizes and aligns in one process, so that the others find the result in the cache."""
         stage = "fit" if self.trainer is None else self.trainer.state.fn or "fit"
         if not self.streaming:
-            for split in self._wanted(stage):
-                self._windows(split)
+            for part in self._wanted(stage):
+                part.make(streaming=False, num_proc=self.num_proc)
 
     def setup(self, stage: str) -> None:
         """Makes the windows for a stage: ``fit``, ``validate`` or ``test``."""
-        for split in self._wanted(stage):
-            if split not in self.datasets:
-                windows = self.datasets[split] = self._windows(split)
-                check_windows(windows, split, self._maker(split))
-                length = self.sequence_length
-                self._cached[split] = {name: c.split(split, windows, length) for name, c in self._caches.items()}
+        for part in self._wanted(stage):
+            if part.windows is None:
+                part.hold(part.make(streaming=self.streaming, num_proc=self.num_proc), self._caches)
+        if stage == "fit" and (order := mixed_order(self.parts("train"))) is not None:
+            rank_zero_info(str(order))
 
-    def window(self, split: str, index: int) -> Window:
+    def window(self, split: str, index: int, source: str | None = None) -> Window:
         """Returns one window of ``train``, ``val`` or ``test`` with its cached spans; needs no Trainer.
 
+        Args:
+            split: The split.
+            index: Index among the windows of all its sources, one source after the other, or of ``source``.
+            source: Name of one of its sources.
+
         Raises:
-            UserError: If the split has no texts, or there is no such window.
+            UserError: If the split has no texts, or there is no such source or window.
         """
-        if self.sources.get(split) is None:
-            known = ", ".join(name for name, source in self.sources.items() if source is not None)
+        if not self.splits.get(split):
+            known = ", ".join(name for name, parts in self.splits.items() if parts)
             raise UserError(f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another")
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-        windows = self.datasets[split]
-        return window_at(self._stored(split) if isinstance(windows, Dataset) else windows, split, index)
+        return window_of(self.parts(split), source, index)
 
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream, but keeps its position."""
         if self._stream is not None:
             self._stream.close()
 
-    def _wanted(self, stage: str) -> list[str]:
+    def _wanted(self, stage: str) -> list[PartWindows]:
         required = {"fit": "train", "validate": "val", "test": "test"}[stage]
-        if self.sources[required] is None:
+        if not self.splits[required]:
             raise UserError(f"{TrainerFn(stage).value} needs texts, got none; set data.{required}.path")
-        splits = (required, "val") if stage == "fit" else (required,)
-        return [split for split in splits if self.sources[split] is not None]
-
-    def _windows(self, split: str) -> Dataset | IterableDataset:
-        maker = self._maker(split)  # before the texts, since it refuses a configuration that does not fit
-        windows = make_windows(load_source(maker.source, streaming=self.streaming), maker, self.num_proc)
-        if isinstance(windows, Dataset) or split == "train":
-            return windows
-        # Processes validate together, and must know the number of batches, so these windows are stored for this run.
-        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="xtoken_pl_")
-        return stored_stream(windows, self._scratch.name)
+        return [part for split in ((required, "val") if stage == "fit" else (required,)) for part in self.parts(split)]
 
     # Position of a run -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """State for the checkpoint. The position in stored windows is part of the progress that Lightning saves."""
-        if "train" not in self.datasets:
+        if any(part.windows is None for part in self._parts.get("train", [])) or not self._parts:
             return {}
-        state: dict[str, Any] = {"identity": self._identity()}
+        state: dict[str, Any] = {"identity": self._identity(), "settings": changeable_settings(self.parts("train"))}
         if self._stream is not None:
             state |= {"num_batches": self._num_done(), "streams": gather(self._stream.state())}
         return state
@@ -227,15 +229,15 @@ class DistillDataModule(pl.LightningDataModule):
         """Refuses to resume if the data differ from those of the checkpoint."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        verify({DATA_KEY: state_dict}, Run(data=self._identity()), "fit")
+        run = Run(data=self._identity(), data_settings=changeable_settings(self.parts("train")))
+        verify({DATA_KEY: state_dict}, run, "fit")
         if "streams" in state_dict:
             self._begin = state_dict["num_batches"], state_dict["streams"][self.trainer.global_rank]
             discard_train_loader(self.trainer)
 
     def _identity(self) -> DataIdentity:
         return describe_data(
-            self.datasets["train"],
-            self._maker("train"),
+            self.parts("train"),
             seed=self.order_seed,
             batch_size=self.batch_size,
             num_processes=self._processes["num_processes"],
@@ -258,12 +260,10 @@ class DistillDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> OrderedLoader | StreamLoader:
         sizes = tuple if self.trainer is None else partial(step_sizes, self.trainer)
-        if isinstance(self.datasets["train"], Dataset):
-            position = None if self.trainer is None else self._position
-            return self._stored_loader("train", sizes, seed=self.order_seed, position=position)
-        maker = self._maker("train")
-        texts = load_source(maker.source, streaming=True)
-        stream = BlockStream(texts, maker, block_size=self.shuffle_buffer, seed=self.order_seed, **self._processes)
+        if not self.streaming:
+            options = {"seed": self.order_seed, "position": None if self.trainer is None else self._position}
+            return self._stored_loader("train", sizes, mixed_order(self.parts("train")), **options)
+        stream = mixed_stream(self.parts("train"), self.shuffle_buffer, seed=self.order_seed, **self._processes)
         loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
         so_far = None if self._stream is None else self._stream.state()  # a loader may be replaced during a run
         begin, self._begin = self._begin or (self._num_done(), so_far), None
@@ -271,26 +271,25 @@ class DistillDataModule(pl.LightningDataModule):
         return self._stream
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
-        return self._stored_loader("val") if "val" in self.datasets else []
+        return self._stored_loader("val") if any(part.windows for part in self.parts("val")) else []
 
     def test_dataloader(self) -> OrderedLoader:
         return self._stored_loader("test")
 
-    def _stored_loader(self, split: str, sizes: Callable[[], Iterable[int]] = tuple, **order: Any) -> OrderedLoader:
-        windows = self._stored(split)
-        sampler = GlobalBatchSampler(len(windows), self.batch_size, **self._processes, **order)
+    def _stored_loader(
+        self, split: str, sizes: Callable[[], Iterable[int]] = tuple, order: MixedOrder | None = None, **options: Any
+    ) -> OrderedLoader:
+        windows = open_windows(self.parts(split))
+        num_windows = len(windows) if order is None else len(order)
+        sampler = GlobalBatchSampler(num_windows, self.batch_size, order=order, **self._processes, **options)
         return OrderedLoader(windows, sampler=sampler, step_sizes=sizes, **self._loader_options())
 
-    def _stored(self, split: str) -> StoredWindows:
-        windows = cast(Dataset, self.datasets[split])
-        return StoredWindows(windows, list(self.windower.teachers), self._cached.get(split, {}))
-
     def _loader_options(self) -> dict[str, Any]:
-        teachers = list(self.windower.teachers)
+        make_batch = partial(collate, teachers=list(self.windower.teachers), planners=self._planners)
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
-            "collate_fn": CarryingCollate(partial(collate, teachers=teachers, planners=self._planners)),
+            "collate_fn": CarryingCollate(make_batch),
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
 from xtoken_pl.batch import NO_WINDOW
@@ -39,6 +40,7 @@ class GlobalBatchSampler(DistributedSampler[int]):
         num_processes: W.
         rank: r, in [0, W).
         seed: Seed of the order, together with the epoch; None for the order of the data set.
+        order: Returns the windows of an epoch in their order, from the seed and the epoch; by default all are shuffled.
         position: Returns the position of the run when an iteration begins; None for the start of the epoch given to
             ``set_epoch``.
     """
@@ -51,6 +53,7 @@ class GlobalBatchSampler(DistributedSampler[int]):
         num_processes: int = 1,
         rank: int = 0,
         seed: int | None = None,
+        order: Callable[[int, int], NDArray[np.int64]] | None = None,
         position: Callable[[], Position] | None = None,
     ) -> None:
         super().__init__(
@@ -62,6 +65,7 @@ class GlobalBatchSampler(DistributedSampler[int]):
         )
         self.num_windows = num_windows
         self.batch_size = batch_size
+        self.order = order
         self.position = position
 
     @property
@@ -76,13 +80,17 @@ class GlobalBatchSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         position = self.position() if self.position is not None else Position(self.epoch, 0)
-        order = np.arange(self.num_windows)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, position.epoch)).permutation(self.num_windows)
-        order = order[position.num_batches * self.global_batch_size :]
+        order = self._order(position.epoch)[position.num_batches * self.global_batch_size :]
         yield from order[self.rank :: self.num_replicas].tolist()
         if 0 < len(order) % self.global_batch_size <= self.rank:
             yield NO_WINDOW
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return np.arange(self.num_windows)
+        if self.order is not None:
+            return self.order(self.seed, epoch)
+        return np.random.default_rng((self.seed, epoch)).permutation(self.num_windows)
 
 
 class OrderedLoader(DataLoader[Any]):

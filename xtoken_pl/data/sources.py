@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, check_context, read_row
 from xtoken_pl.data.local_files import find_data_files, find_files, is_saved_data_set, load_saved
 from xtoken_pl.data.local_texts import columns_of, load_local
+from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError, root_cause
 from xtoken_pl.utilities.words import reason_of
 
@@ -103,6 +104,18 @@ class TextSource:
                 )
         if needed := {"role", "content"} & set(self.ignored):
             raise UserError(f"role and content cannot be ignored_fields, got {', '.join(sorted(needed))}; leave it out")
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        if self.weight is not None:
+            check_not_negative("weight", self.weight, "0 leaves the source out")
+        if self.teachers is not None and self.alphas is not None:
+            raise UserError(
+                f"a source names its teachers by teachers or by alphas, got teachers={self.teachers} and alphas="
+                f"{self.alphas}; leave one out"
+            )
+        for name, alpha in (self.alphas or {}).items():
+            check_not_negative(f"alphas.{name}", alpha, "0 for a teacher that does not teach on the source")
 
     def __repr__(self) -> str:
         # Checkpoints of streams hold this text: fields that were added later appear only where they are set.
@@ -122,7 +135,12 @@ class TextSource:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns that are read."""
+        """Names of the columns that are read: those of the documents, then that of the teachers."""
+        return [*self.document_columns, *([] if self.teacher_field is None else [self.teacher_field])]
+
+    @property
+    def document_columns(self) -> list[str]:
+        """Names of the columns that hold the documents."""
         if self.messages_field is not None:
             return [self.messages_field]
         if self.prompt_field is not None and self.completion_field is not None:
@@ -204,11 +222,21 @@ def _empty(source: TextSource) -> UserError:
     )
 
 
-def locate(error: RowError, texts: Dataset, source: TextSource) -> RowError:
-    """Finds the first row of a stored data set that cannot be used, and names it in the error."""
+def locate(
+    error: RowError, texts: Dataset, source: TextSource, check: Callable[[Sequence[Any]], object] = list
+) -> RowError:
+    """Finds the first row of a stored data set that cannot be used, and names it in the error.
+
+    Args:
+        error: Error without the place of the row.
+        texts: The data set.
+        source: Its source.
+        check: Further check of the columns of a row; raises a RowError.
+    """
     for number, row in enumerate(texts.select_columns(source.columns), start=1):
         try:
             read_row(source, columns_of(source, row))
+            check(columns_of(source, row))
         except RowError as found:
             return found.at(f"row {number:,} of {source.path!r} (split {source.split!r})")
     return error

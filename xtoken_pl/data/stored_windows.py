@@ -1,8 +1,10 @@
-"""Stored windows, joined with the teacher rows that caches hold for their spans."""
+"""Stored windows of one source or of several, joined with the teacher rows that caches hold for their spans."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -28,17 +30,25 @@ class SpanStore(Protocol):
 
 
 class StoredWindows(TorchDataset[Window]):
-    """Dataset of the windows of a split, and of a blank one, with nothing to learn, at :data:`NO_WINDOW`.
+    """Dataset of the windows of a source, and of a blank one, with nothing to learn, at :data:`NO_WINDOW`.
 
     Args:
-        windows: Windows of the split.
-        teachers: Names of the teachers.
+        windows: Windows of the source.
+        teachers: Names of the teachers that teach on it.
         cached: Cached spans of the windows, by teacher name.
+        mark: Adds the domain to a window.
     """
 
-    def __init__(self, windows: Dataset, teachers: Sequence[str], cached: Mapping[str, StoredSpans]) -> None:
+    def __init__(
+        self,
+        windows: Dataset,
+        teachers: Sequence[str],
+        cached: Mapping[str, StoredSpans],
+        mark: Callable[[Window], Window] = dict,
+    ) -> None:
         self.windows = windows
         self._cached = cached
+        self._mark = mark
         self.blank: Window = {STUDENT_IDS: [0], LOSS_MASK: [0]}
         for ids, spans in map(teacher_columns, teachers):
             self.blank |= {ids: [0], spans: []}
@@ -53,12 +63,51 @@ class StoredWindows(TorchDataset[Window]):
 
     def __getitems__(self, indices: list[int]) -> list[Window]:
         """Returns several windows at once, as PyTorch's data loader requests them."""
-        return list(self._read(indices))
+        return list(carrying_iterator(self.read)(indices))
 
-    @carrying_iterator
-    def _read(self, indices: list[int]) -> Iterator[Window]:
+    def read(self, indices: Sequence[int]) -> Iterator[Window]:
+        """Yields several windows, which are read at once."""
         stored = [index for index in indices if index != NO_WINDOW]
         rows = iter(self.windows.__getitems__(stored) if stored else [])
         for index in indices:
             window = self.blank if index == NO_WINDOW else next(rows)
-            yield window | {cached_column(name): split.read(index, window) for name, split in self._cached.items()}
+            cached = {cached_column(name): split.read(index, window) for name, split in self._cached.items()}
+            yield self._mark(window | cached)
+
+
+class JoinedWindows(TorchDataset[Window]):
+    """Dataset of the windows of several sources, one after the other; the blank window is that of the first.
+
+    Args:
+        parts: Windows of each source.
+    """
+
+    def __init__(self, parts: Sequence[StoredWindows]) -> None:
+        self.parts = parts
+        self._first = [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def __getitem__(self, index: int) -> Window:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Window]:
+        """Returns several windows at once, as PyTorch's data loader requests them."""
+        return list(carrying_iterator(self._read)(indices))
+
+    def _read(self, indices: list[int]) -> Iterator[Window]:
+        places = [self._place(index) for index in indices]
+        within: dict[int, list[int]] = {}
+        for number, index in places:
+            within.setdefault(number, []).append(index)
+        windows = {number: self.parts[number].read(own) for number, own in within.items()}
+        for number, _ in places:
+            yield next(windows[number])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Number of the part that a window is in, and its index there."""
+        if index == NO_WINDOW:
+            return 0, NO_WINDOW
+        number = bisect_right(self._first, index) - 1
+        return number, index - self._first[number]

@@ -44,6 +44,7 @@ class BlockStream(TorchIterableDataset[Window]):
         seed: Seed of the shuffling.
         num_processes: Number of processes that train together.
         rank: Rank of this process.
+        mark: Adds the domain to a window.
 
     Raises:
         UserError: While reading, if this share of the texts has no window.
@@ -57,6 +58,7 @@ class BlockStream(TorchIterableDataset[Window]):
     seed: int
     num_processes: int = 1
     rank: int = 0
+    mark: Callable[[Window], Window] = dict
     _state: State = field(init=False, default_factory=_BEGINNING.copy)
 
     def state_dict(self) -> State:
@@ -88,7 +90,7 @@ class BlockStream(TorchIterableDataset[Window]):
                     self._state = {"epoch": epoch, "block": block, "num_emitted": num_emitted, "texts": current.begin}
                     if current.num_skipped:
                         self._state["num_skipped"] = current.num_skipped
-                    yield current.take(place)
+                    yield self.mark(current.take(place))
                     # The next block grows as this one is used up: else all workers would read, and training wait.
                     following.grow(read, self.block_size * num_emitted // len(order))
                 following.grow(read, self.block_size)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
+import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
 
+from xtoken_pl.batch import teacher_columns
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.conversations import RowError
 from xtoken_pl.data.coverage import likely_cause, warn_of_low_coverage
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.sources import locate, readable_batches
-from xtoken_pl.data.stored_windows import StoredWindows
 from xtoken_pl.data.work_units import UnitWindows, work_units
 from xtoken_pl.utilities.errors import UserError, root_cause
 
 _NUM_CHECKED_WINDOWS = 100
+_ROWS_PER_READ = 10_000
 
 
 def make_windows(
@@ -45,34 +47,40 @@ def make_windows(
             batched=True,
             batch_size=1,
             remove_columns=units.column_names,
-            features=Features({column: List(Value("int64")) for column in maker.window_columns}),
+            features=_features(maker),
             num_proc=num_proc and num_processes,
             desc=f"tokenize and align {maker.source.path}",
             new_fingerprint=fingerprint,
             cache_file_name=texts._get_cache_file_path(fingerprint),
         )
     except RowError as error:
-        raise locate(error, texts, maker.source) from None
+        raise locate(error, texts, maker.source, maker.teacher_of) from None
     return windows.with_format("numpy")
 
 
-def stored_stream(windows: IterableDataset, folder: str) -> Dataset:
+def _features(maker: WindowMaker) -> Features:
+    return Features({column: List(Value("int64")) for column in maker.window_columns})
+
+
+def stored_stream(windows: IterableDataset, maker: WindowMaker, folder: str) -> Dataset:
     """Writes all windows of a stream to a directory, and opens them."""
     try:
-        stored = Dataset.from_generator(_each, gen_kwargs={"windows": windows}, cache_dir=folder)
+        stored = Dataset.from_generator(
+            _each, gen_kwargs={"windows": windows}, features=_features(maker), cache_dir=folder
+        )
     except DatasetsError as error:
         reason = root_cause(error)
         raise (reason if isinstance(reason, UserError) else error) from None
     return stored.with_format("numpy")
 
 
-def window_at(windows: StoredWindows | IterableDataset, split: str, index: int) -> Window:
-    """Returns one window of a split, counted from 0.
+def window_at(windows: Sequence[Window] | IterableDataset, where: str, index: int) -> Window:
+    """Returns one window of a split or of a source, counted from 0.
 
     Raises:
         UserError: If there is no such window.
     """
-    if isinstance(windows, StoredWindows):
+    if not isinstance(windows, IterableDataset):
         how_many = f"{len(windows):,}"
         if 0 <= index < len(windows):
             return windows[index]
@@ -81,38 +89,63 @@ def window_at(windows: StoredWindows | IterableDataset, split: str, index: int) 
         if index >= 0 and (found := list(windows.skip(index).take(1))):
             return found[0]
     raise UserError(
-        f"window must be one of {how_many} windows of {split}, counted from 0, got {index}; choose one of them"
+        f"window must be one of {how_many} windows of {where}, counted from 0, got {index}; choose one of them"
     )
 
 
-def check_windows(windows: Dataset | IterableDataset, split: str, maker: WindowMaker) -> None:
+def check_windows(windows: Dataset | IterableDataset, where: str, maker: WindowMaker) -> None:
     """Refuses windows from which nothing can be learned, and warns if much of them is in no span.
 
+    If rows name their teachers, each teacher is checked on its own windows, and not at all if none of them is found.
+
     Args:
-        windows: Windows of a split.
-        split: Name of the split.
+        windows: Windows of a source.
+        where: Name of the split, or of the source, for messages.
         maker: Maker of the windows.
 
     Raises:
         UserError: If there are no windows, or a hundred of them have no span in common with a teacher.
     """
-    windower, checked = maker.windower, _some_of(windows)
-    if not checked:
+    windower, found = maker.windower, _some_of(windows)
+    if not found:
         path = maker.source.path
         raise UserError(f"a data set must hold some text, every text of {path!r} is empty; give another file")
     if isinstance(windows, Dataset):
-        rank_zero_info(f"{split}: {len(windows):,} windows of at most {windower.sequence_length} tokens")
+        rank_zero_info(f"{where}: {len(windows):,} windows of at most {windower.sequence_length} tokens")
     if maker.normalizer is not None:
-        rank_zero_info(f"{split}: every side reads the texts as rewritten by {maker.normalizer.description}")
-    batch = collate(checked, list(windower.teachers))
-    for name, view in batch.teachers.items():
-        if len(view.spans) == 0:
-            raise UserError(
-                f"the {len(checked)} checked windows of {split} have no span in common with teacher {name!r}. "
-                f"Raise sequence_length (now {windower.sequence_length}), or give other texts. "
-                f"{likely_cause(checked, name, maker)}"
-            )
-    warn_of_low_coverage(batch, checked, split, maker)
+        rank_zero_info(f"{where}: every side reads the texts as rewritten by {maker.normalizer.description}")
+    if maker.source.teacher_field is not None and windower.teachers and isinstance(windows, Dataset):
+        rank_zero_info(f"{where}: {_by_teacher_in_words(windows, list(windower.teachers))}")
+    for name in windower.teachers:
+        checked = found
+        if maker.source.teacher_field is not None:
+            checked = [window for window in found if len(window[teacher_columns(name)[0]])]
+        if checked:
+            _check_teacher(name, checked, where, maker)
+
+
+def _check_teacher(name: str, checked: Sequence[Window], where: str, maker: WindowMaker) -> None:
+    batch = collate(checked, [name])
+    if len(batch.teachers[name].spans) == 0:
+        raise UserError(
+            f"the {len(checked)} checked windows of {where} have no span in common with teacher {name!r}. "
+            f"Raise sequence_length (now {maker.windower.sequence_length}), or give other texts. "
+            f"{likely_cause(checked, name, maker)}"
+        )
+    warn_of_low_coverage(batch, checked, where, maker)
+
+
+def _by_teacher_in_words(windows: Dataset, teachers: Sequence[str]) -> str:
+    """Counts the windows of each teacher, where each window has one or none."""
+    table = windows.with_format("arrow")
+    counts = dict.fromkeys(teachers, 0)
+    for part in table.select_columns([teacher_columns(name)[0] for name in teachers]).iter(batch_size=_ROWS_PER_READ):
+        for name in teachers:
+            lengths = pc.list_value_length(part.column(teacher_columns(name)[0]))
+            counts[name] += pc.sum(pc.greater(lengths, 0)).as_py()
+    rest = len(windows) - sum(counts.values())
+    taught = ", ".join(f"{count:,} by teacher {name!r}" for name, count in counts.items())
+    return f"taught are {taught}; {rest:,} windows without a teacher are learned by cross-entropy alone"
 
 
 def _some_of(windows: Dataset | IterableDataset) -> list[Window]:

@@ -22,7 +22,7 @@ from xtoken_pl.teachers.cache.teacher_rows import TeacherRows
 from xtoken_pl.utilities.errors import UserError
 
 #: Temporary directories of :func:`xtoken_pl.utilities.files.atomic_path` left behind by a killed write.
-_LEFTOVER = re.compile(r"\.(\w+-\d{6}\.safetensors|manifest\.json)\.\w{8}")
+_LEFTOVER = re.compile(r"\.([\w-]+-\d{6}\.safetensors|manifest\.json)\.\w{8}")
 
 
 def check_folder(folder: Path) -> None:

@@ -177,7 +177,7 @@ class TeacherCache:
         return KnownRows(view.cached, labels, self._holes[labels.device], self._num_tokens)
 
     def split(self, name: str, windows: Dataset, sequence_length: int) -> CachedSplit:
-        """Returns the cached spans of the windows of split ``name``.
+        """Returns the cached spans of the windows of a split, or of a source with a name (``train_math``).
 
         Raises:
             UserError: If the cache lacks the split, or was built from other windows.
@@ -231,8 +231,8 @@ class CachedSplit:
 
 
 _OTHER_WINDOWS = (
-    "the texts, data.packing, data.normalize or a teacher's tokenizer differ (windows are cut where a token ends for "
-    "all teachers)"
+    "the texts, data.packing, data.normalize, a tokenizer or the teachers of a source differ (windows are cut where a "
+    "token ends for all teachers of their source)"
 )
 
 
