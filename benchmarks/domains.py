@@ -1,7 +1,7 @@
 """What a teacher costs in batches that it does not teach: ``python -m benchmarks.domains``.
 
-The quickstart's student and texts, 8 windows of 256 tokens; SmolLM2-135M teaches twice, under two names. Steps with both
-teachers (forward, backward) are compared with steps of a run that has the first one alone.
+The quickstart's student and texts, 8 windows of 256 tokens; SmolLM2-135M teaches twice, under two names. Steps (forward
+and backward) with both teachers are compared with steps of a run that has the first one alone.
 """
 
 from __future__ import annotations
