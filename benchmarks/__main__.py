@@ -17,7 +17,18 @@ import torch
 
 from benchmarks.measure import Figure
 
-NAMES = ("losses", "byte_prefix", "own_work", "memory", "text", "quickstart_step", "top_k", "cache", "accumulation")
+NAMES = (
+    "losses",
+    "byte_prefix",
+    "own_work",
+    "memory",
+    "text",
+    "quickstart_step",
+    "top_k",
+    "cache",
+    "accumulation",
+    "domains",
+)
 _FOLDER = Path(__file__).parent
 _RESULTS = _FOLDER / "results.json"
 _PACKAGES = ("torch", "lightning", "transformers", "numpy")

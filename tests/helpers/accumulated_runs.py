@@ -15,11 +15,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model, write_neox
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import (
     BytePrefixKL,
@@ -41,23 +41,8 @@ Cut = tuple[int, int]
 
 def write_models_and_texts(folder: Path) -> None:
     """Models, and texts of uneven lengths, some of which have no span with the teacher that splits."""
-    tokenizer = packing_tokenizer()
     for name, dropout in (("student", 0.0), ("with_dropout", 0.1)):
-        # Llama's normalization layers compute in float32, whatever the precision of the model; GPT-NeoX's do not.
-        torch.manual_seed(1)
-        config = GPTNeoXConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            rotary_pct=1.0,
-            hidden_dropout=dropout,
-            attention_dropout=0.0,
-        )
-        GPTNeoXForCausalLM(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        write_neox(folder / name, packing_tokenizer(), dropout=dropout)
     backend = Tokenizer.from_str(splitting_tokenizer().backend_tokenizer.to_str())
     # Without an eos, a text of one of its tokens has none with a predecessor.
     without_eos = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|end_of_text|>")

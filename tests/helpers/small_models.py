@@ -8,7 +8,13 @@ from pydoc_data.topics import topics
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from xtoken_pl.cli.prepare import train_student_tokenizer
 
@@ -79,5 +85,34 @@ def write_model(
     with torch.no_grad():
         model.lm_head.weight.mul_(scale)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_neox(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int = 1,
+    dropout: float = 0.0,
+    max_position_embeddings: int = 64,
+) -> str:
+    """A random two-layer GPT-NeoX with its tokenizer in ``folder``; returns the path.
+
+    Llama's normalization layers compute in float32, whatever the precision of the model; GPT-NeoX's do not.
+    """
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=max_position_embeddings,
+        rotary_pct=1.0,
+        hidden_dropout=dropout,
+        attention_dropout=0.0,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
