@@ -56,7 +56,9 @@ class WindowMaker:
         if self.packing == "none" and not chats and self.normalizer is None:
             return own
         normalized = [] if self.normalizer is None else ["normalized"]
-        described = json.dumps([own, len(self.columns), self.source.learn_turn_end, self.packing, *normalized])
+        num_columns = len(self.source.document_columns)
+        more = [*normalized, *self.source.learned.left_out, *(["tools"] if self.source.tools_field else [])]
+        described = json.dumps([own, num_columns, self.source.learn_turn_end, self.packing, *more])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
     @property
@@ -78,7 +80,7 @@ class WindowMaker:
         if self.normalizer is not None:
             documents = [rewritten(document, self.normalizer) for document in documents]
         held: list[Window] = []
-        for piece in self.windower.pieces(documents, learn_turn_end=self.source.learn_turn_end):
+        for piece in self.windower.pieces(documents, self.source.learned):
             if self._packer is None:
                 yield piece
                 continue
