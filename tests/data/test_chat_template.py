@@ -51,10 +51,10 @@ def test_tokens_equal_those_of_apply_chat_template(
         expected = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
         assert [*chat.prefix, *chat.ids.tolist()] == expected
         assert len(chat.prefix) == prefix
-        said = [text_of(renderer.vocabulary, chat.ids[low:high]).removeprefix(" ") for low, high in chat.contents]
+        said = [text_of(renderer.vocabulary, chat.ids[slice(*turn.content)]).removeprefix(" ") for turn in chat.turns]
         assert said == [message["content"].strip() for message in messages]
         last = tokenizer.eos_token_id if name != "llama3" else tokenizer.convert_tokens_to_ids("<|eot_id|>")
-        assert [chat.ids[end] for end in chat.turn_ends if end is not None][-1] == last
+        assert [chat.ids[turn.end] for turn in chat.turns if turn.end is not None][-1] == last
 
 
 def test_dummy_prefix_of_the_first_text_only_is_reproduced(llama2_style: PreTrainedTokenizerFast) -> None:
@@ -115,7 +115,7 @@ def test_conversation_rejected_by_the_template_is_named() -> None:
     template = "{{ raise_exception('System role not supported') }}"
     renderer = ChatRenderer(vocabulary_of(with_tokens(packing_tokenizer(), template)), "student")
     with pytest.raises(
-        ValueError, match=r"template of the student rejects .*roles \['user'.*System role not supported"
+        ValueError, match=r"template of the student rejects .*System role not supported.*roles \['user'"
     ):
         renderer.render([conversation(CHATS[0])])
 

@@ -144,7 +144,7 @@ USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "conte
         ([USER], r"role 'assistant' to learn from, got the roles \['user'\]"),
         ([USER, {"role": "assistant", "content": None}], "must be strings, got str and NoneType"),
         ([{"role": "user", "content": [{"type": "image"}]}, ASSISTANT], "must be a string, got a list of 1 parts"),
-        ([USER, ASSISTANT | {"tool_calls": [{"name": "f"}]}], "a message of messages also has tool_calls"),
+        ([USER | {"tool_calls": [{"name": "f"}]}, ASSISTANT], "a message of messages also has tool_calls"),
     ],
 )
 def test_rows_without_a_conversation_are_refused_by_their_place(row: Any, expected: str) -> None:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.data.messages import Turn, checked_text, is_empty, listed, read_messages
+from xtoken_pl.data.row_errors import RowError
+from xtoken_pl.data.tool_calls import read_tools
 
 if TYPE_CHECKING:
     from xtoken_pl.data.sources import TextSource
 
-#: Fields by which a message says whether it is learned. ``weight`` (OpenAI) and ``loss`` (ms-swift) belong to what the
-#: assistant says; by the others (axolotl) any message may be learned.
-_ASSISTANT_FLAGS = ("weight", "loss")
-_FLAGS = ("train", "training", "trainable", *_ASSISTANT_FLAGS)
-#: Roles that chat templates know.
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "environment")
+__all__ = [
+    "BY_DEFAULT",
+    "CONTEXT_COLUMNS",
+    "Conversation",
+    "Document",
+    "LearnedParts",
+    "Row",
+    "RowError",
+    "Turn",
+    "check_context",
+    "read_documents",
+    "read_row",
+    "rewritten",
+]
+
 #: Columns beside a conversation by which others change what a model reads of it.
 CONTEXT_COLUMNS = (
     *("tools", "functions", "documents", "system", "system_prompt", "history", "chat_template_kwargs"),
@@ -24,24 +35,37 @@ CONTEXT_COLUMNS = (
 )
 
 
-class Turn(NamedTuple):
-    """A message: its role, its content without surrounding white space, and whether it is learned."""
+class LearnedParts(NamedTuple):
+    """Parts of an assistant's turn, besides its content, that are learned."""
 
-    role: str
-    content: str
-    is_learned: bool
+    turn_ends: bool = False
+    reasoning: bool = True
+    tool_calls: bool = True
+
+    @property
+    def left_out(self) -> list[str]:
+        """Parts that are learned by default but left out here, as part of a fingerprint."""
+        return ["no reasoning"] * (not self.reasoning) + ["no tool calls"] * (not self.tool_calls)
+
+
+#: Parts that are learned unless a source says otherwise.
+BY_DEFAULT = LearnedParts()
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The messages of a conversation, in order."""
+    """The messages of a conversation, in order, and the tools that the assistant may call."""
 
     turns: tuple[Turn, ...]
+    tools: tuple[dict[str, Any], ...] = ()
 
-    @property
-    def learns_something(self) -> bool:
+    def learns_something(self, learned: LearnedParts) -> bool:
         """Whether the assistant says anything that is to be learned."""
-        return any(turn.is_learned and turn.content for turn in self.turns)
+        return any(
+            turn.is_learned
+            and (turn.content or (learned.reasoning and turn.reasoning) or (learned.tool_calls and turn.tool_calls))
+            for turn in self.turns
+        )
 
     def __str__(self) -> str:
         """Describes the conversation in messages by its first words."""
@@ -53,25 +77,26 @@ class Conversation:
 Document = str | Conversation
 
 
-class RowError(UserError):
-    """Raised for a row that cannot be used; its place is filled in where it is known.
+class Row(NamedTuple):
+    """A row of a source as it is read.
 
-    Args:
-        rule: Message before the place.
-        way_out: Message after the place.
-        where: The place, such as ``row 3 of 'texts.jsonl'``.
+    Attributes:
+        parts: A text, or the turns in each column of a conversation.
+        tools: Tools of a conversation.
+        teacher: Name of the teacher that teaches on the row; None if the source has no ``teacher_field``, or the row
+            names no teacher.
     """
 
-    def __init__(self, rule: str, way_out: str, where: str = "a row") -> None:
-        super().__init__(f"{rule}{where}{way_out}")
-        self.rule, self.way_out, self.where = rule, way_out, where
+    parts: list[str] | list[list[Turn]]
+    tools: tuple[dict[str, Any], ...] = ()
+    teacher: str | None = None
 
-    def at(self, where: str) -> RowError:
-        """Returns the error with its place."""
-        return RowError(self.rule, self.way_out, where)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RowError, (self.rule, self.way_out, self.where)
+    @property
+    def document(self) -> Document:
+        """The row as one document."""
+        if isinstance(self.parts[0], str):
+            return self.parts[0]
+        return Conversation(tuple(turn for turns in self.parts for turn in turns), self.tools)
 
 
 def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document]:
@@ -79,7 +104,7 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
 
     Args:
         source: Source of the rows.
-        columns: Values of ``source.columns``, one sequence per column.
+        columns: Values of ``source.columns``, one sequence per column; the column of teachers may be left out.
 
     Raises:
         RowError: If a row holds no text, or no conversation with an assistant's turn; the message names its place in
@@ -88,26 +113,31 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
     documents: list[Document] = []
     for place, row in enumerate(zip(*columns, strict=True), start=1):
         try:
-            documents.append(_document(read_row(source, row)))
+            documents.append(read_row(source, row).document)
         except RowError as error:
             raise error.at(f"row {place:,} of {len(columns[0]):,} of {source.path!r} that are read together") from None
     return documents
 
 
-def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Turn]]:
-    """Reads a text, or the turns in each column of a conversation.
+def read_row(source: TextSource, row: Sequence[Any], *, keep_nulls: bool = False) -> Row:
+    """Reads a text or a conversation, and what stands beside it.
 
     Args:
         source: Source of the row.
-        row: Values of ``source.columns``.
+        row: Values of ``source.columns``; the column of teachers may be left out.
+        keep_nulls: Whether a null in tools and arguments of calls is a value, as in JSON files. `datasets` and parquet
+            files also fill absent fields with nulls: there, such fields are removed.
 
     Raises:
         RowError: If the row holds no text, or no conversation from which something can be learned.
     """
-    if source.teacher_field is not None and not isinstance(row[-1], str | None):
+    num_columns = len(source.document_columns)
+    beside = dict(zip(source.columns[num_columns:], row[num_columns:], strict=False))
+    teacher = beside.get(source.teacher_field or "")
+    if teacher is not None and not isinstance(teacher, str):
         raise RowError(
-            f"teacher_field must hold names, but {source.teacher_field!r} holds {type(row[-1]).__name__} in ",
-            "; write a teacher's name, or null for none",
+            f"teacher_field must hold names of teachers or null, but {source.teacher_field!r} holds {teacher!r} in ",
+            "; remove such rows, or name another column",
         )
     if not source.holds_conversations:
         if not isinstance(row[0], str):
@@ -115,11 +145,19 @@ def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Tu
                 f"text_field must hold strings, but {source.text_field!r} holds {type(row[0]).__name__} in ",
                 "; remove such rows, or name another column",
             )
-        return [_text(row[0])]
-    prompted = source.prompt_field is not None
+        return Row([checked_text(row[0])], teacher=teacher)
+    tools: tuple[dict[str, Any], ...] = ()
+    if source.tools_field is not None:
+        tools = read_tools(beside.get(source.tools_field), source.tools_field, keep_nulls=keep_nulls)
+    return Row(_conversation(source, row[:num_columns], keep_nulls=keep_nulls), tools, teacher)
+
+
+def _conversation(source: TextSource, values: Sequence[Any], *, keep_nulls: bool) -> list[list[Turn]]:
+    """Reads the turns in each column of a conversation."""
+    prompted = len(values) == 2
     read = [
-        _turns(value, column, role, source, is_context=prompted and role == "user")
-        for value, column, role in zip(row, source.document_columns, ("user", "assistant"), strict=False)
+        read_messages(value, column, role, source, is_context=prompted and role == "user", keep_nulls=keep_nulls)
+        for value, column, role in zip(values, source.document_columns, ("user", "assistant"), strict=False)
     ]
     answer = read[-1]
     if not any(turn.role == "assistant" or turn.is_learned for turn in answer):
@@ -131,14 +169,6 @@ def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Tu
     return read
 
 
-def stored_flag(source: TextSource) -> str | None:
-    """Returns the field by which a stored message says whether it is learned; None if the source ignores all of them.
-
-    A message whose flags are all ignored is learned as its role says, when it is read again, too.
-    """
-    return next((name for name in _FLAGS if name not in source.ignored), None)
-
-
 def check_context(source: TextSource, row: Mapping[str, Any]) -> None:
     """Refuses a conversation with columns beside it that belong to what a model reads, such as tools.
 
@@ -146,114 +176,25 @@ def check_context(source: TextSource, row: Mapping[str, Any]) -> None:
         RowError: If such a column holds something and is not one of ``source.ignored_fields``.
     """
     read = (*source.columns, *source.ignored)
-    if extra := [name for name in CONTEXT_COLUMNS if name not in read and not _is_empty(row.get(name))]:
+    if extra := [name for name in CONTEXT_COLUMNS if name not in read and not is_empty(row.get(name))]:
+        tools = next((name for name in extra if name in ("tools", "functions")), None)
+        give = "write them into the messages" if tools is None else f"set tools_field: {tools} if they are tools"
         raise RowError(
-            f"chat templates are given the messages alone, but {_listed(extra)} stand beside those of ",
-            f"; write them into the messages, or set ignored_fields: [{_listed(extra)}]",
+            f"chat templates are given the messages alone, but {listed(extra)} stand beside those of ",
+            f"; {give}, or set ignored_fields: [{listed(extra)}]",
         )
-
-
-def _document(read: list[str] | list[list[Turn]]) -> Document:
-    return read[0] if isinstance(read[0], str) else Conversation(tuple(turn for turns in read for turn in turns))
 
 
 def rewritten(document: Document, rewrite: Callable[[str], str]) -> Document:
-    """Rewrites a text, or the content of every message of a conversation."""
+    """Rewrites a text, or what is said, thought and called in every message of a conversation."""
     if isinstance(document, str):
         return rewrite(document)
-    return Conversation(tuple(turn._replace(content=rewrite(turn.content).strip()) for turn in document.turns))
-
-
-def _text(value: str) -> str:
-    """Returns a text that can be written as UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(
-            f"texts must be valid Unicode, got half of a surrogate pair ({value[error.start]!r}) in ",
-            "; remove it, or write both halves",
-        ) from None
-    return value
-
-
-# Messages -------------------------------------------------------------------------------------------------------------
-
-
-def _turns(value: Any, column: str, role: str, source: TextSource, *, is_context: bool) -> list[Turn]:
-    """Reads a list of messages, or a text that is the message of a role; ``is_context``: it is not learned."""
-    if isinstance(value, str) and source.messages_field is None:
-        return [Turn(role, _text(value).strip(), not is_context)]
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        got = repr(value) if not value else type(value).__name__
-        raise RowError(
-            f"{column} must hold {'' if source.messages_field else 'a text or '}a list of at least one message "
-            f"{{role, content}}, got {got} in ",
-            "; remove such rows, or name another column",
+    turns = (
+        turn._replace(
+            content=rewrite(turn.content).strip(),
+            reasoning=rewrite(turn.reasoning).strip(),
+            tool_calls=tuple(call.rewritten(rewrite) for call in turn.tool_calls),
         )
-    return [_turn(message, column, source, is_context=is_context) for message in value]
-
-
-def _turn(message: Any, column: str, source: TextSource, *, is_context: bool) -> Turn:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        got = f"the keys {sorted(message)}" if isinstance(message, Mapping) else type(message).__name__
-        raise RowError(
-            f"every message of {column} must have a role and a content, got {got} in ",
-            "; rename the keys (ShareGPT's from and value, say), or name another column",
-        )
-    known = ("role", "content", *_FLAGS, *source.ignored)
-    if extra := [key for key, value in message.items() if key not in known and not _is_empty(value)]:
-        raise RowError(
-            f"chat templates are given role and content alone, but a message of {column} also has {_listed(extra)} in ",
-            f"; remove such rows, write it into the content, or set ignored_fields: [{_listed(extra)}]",
-        )
-    role, content = message["role"], message["content"]
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        raise RowError(
-            f"the content of every message of {column} must be a string, got a list of {len(content)} parts "
-            "(images, say) in ",
-            "; remove such rows, or join the parts that are text",
-        )
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise RowError(
-            f"the role and the content of every message of {column} must be strings, got {type(role).__name__} and "
-            f"{type(content).__name__} in ",
-            "; remove such rows",
-        )
-    flags = {name: message[name] for name in _FLAGS if name not in source.ignored and message.get(name) is not None}
-    return Turn(role, _text(content).strip(), _is_learned(role, flags, column, is_context=is_context))
-
-
-def _is_learned(role: str, flags: Mapping[str, Any], column: str, *, is_context: bool) -> bool:
-    """Whether a message is learned: as its flags say; without any, if the assistant says it."""
-    given = ", ".join(f"{name} {value!r}" for name, value in flags.items())
-    if any(value not in (0, 1) for value in flags.values()):
-        raise RowError(
-            f"a message of {column} is learned or not: {_listed(flags)} must be 0 or 1, false or true, got {given} in ",
-            "; choose one of them",
-        )
-    if len(set(map(bool, flags.values()))) > 1:
-        raise RowError(f"the fields of a message of {column} must agree, got {given} in ", "; leave all but one out")
-    if not flags and role not in _ROLES:
-        raise RowError(
-            f"the role of a message of {column} must be one of {_listed(_ROLES)}, got {role!r} in ",
-            "; rename it, or say by a field `train` (true or false) whether such messages are learned",
-        )
-    learned = any(flags.values()) if flags else role == "assistant" and not is_context
-    if learned and (is_context or (role != "assistant" and any(flags.get(name) for name in _ASSISTANT_FLAGS))):
-        said = "the prompt" if is_context else f"a message of the role {role!r}"
-        raise RowError(
-            f"only what the assistant answers is learned, but {said} has {given} in ",
-            "; set it to 0 or leave it out" + ("" if is_context else ", or say `train: true` to learn the message"),
-        )
-    return learned
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether a field is absent: `datasets` fills the fields that a row lacks with nulls."""
-    if isinstance(value, Mapping):
-        return all(map(_is_empty, value.values()))
-    return value is None or (isinstance(value, Sequence) and len(value) == 0)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+        for turn in document.turns
+    )
+    return Conversation(tuple(turns), document.tools)

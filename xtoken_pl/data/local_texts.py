@@ -22,14 +22,23 @@ from datasets import (
 )
 from lightning.pytorch.utilities import rank_zero_warn
 
-from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, Turn, check_context, read_row, stored_flag
+from xtoken_pl.data.conversations import CONTEXT_COLUMNS, check_context, read_row
 from xtoken_pl.data.files import SLICE_ROWS, read_chunks
 from xtoken_pl.data.local_files import file_stamps
+from xtoken_pl.data.messages import Turn, stored_flag, stored_reasoning
+from xtoken_pl.data.row_errors import RowError
+from xtoken_pl.data.tool_calls import as_json
 
 if TYPE_CHECKING:
     from xtoken_pl.data.sources import TextSource
 
-_FIELDS = ("text_field", "messages_field", "prompt_field", "completion_field", "teacher_field")
+_FIELDS = ("text_field", "messages_field", "prompt_field", "completion_field", "tools_field", "teacher_field")
+# Fields of the source that do not change what is read of a row; they have these values in the copy on disk.
+_NOT_READ: dict[str, Any] = {
+    **{"path": "", "split": "train", "name": None, "data_files": None, "revision": None},
+    **{"learn_turn_end": False, "learn_reasoning": True, "learn_tool_calls": True},
+    **{"weight": None, "teachers": None, "alphas": None},
+}
 
 
 def load_local(files: list[str], kind: str, source: TextSource, *, streaming: bool) -> Dataset | IterableDataset:
@@ -45,8 +54,7 @@ def load_local(files: list[str], kind: str, source: TextSource, *, streaming: bo
         UserError: If a file cannot be read, or a row holds no text or conversation; when streaming, during iteration.
     """
     # The copy on disk depends on the columns, not on where and how they are used.
-    columns = replace(source, path="", split="train", learn_turn_end=False, name=None, data_files=None, revision=None)
-    columns = replace(columns, weight=None, teachers=None, alphas=None)
+    columns = replace(source, **_NOT_READ)
     stamps = file_stamps(files)
     if len(files) > (num_empty := sum(size == 0 for _, size, _ in stamps)) > 0:
         empty = ", ".join(path for path, size, _ in stamps if size == 0)
@@ -72,18 +80,21 @@ class LocalTexts(ArrowBasedBuilder):
     """Builder of `datasets` for the rows of local files."""
 
     BUILDER_CONFIG_CLASS = LocalTextsConfig
-    VERSION = Version("1.0.0")  # increased when the same files would give other rows
+    VERSION = Version("1.1.0")  # increased when the same files would give other rows
     config: LocalTextsConfig
 
     def _info(self) -> DatasetInfo:
         source = self.config.source
         assert source is not None
-        message = {"role": Value("string"), "content": Value("string")}
+        text = Value("string")
+        message = dict.fromkeys(("role", "content", "tool_calls", "tool_call_id", "name"), text)
+        if reasoning := stored_reasoning(source):
+            message[reasoning] = text
         if flag := stored_flag(source):
             message[flag] = Value("bool")
-        column: Any = [message] if source.holds_conversations else Value("string")
-        features = dict.fromkeys(source.document_columns, column)
-        return DatasetInfo(features=Features({name: features.get(name, Value("string")) for name in source.columns}))
+        document: Any = [message] if source.holds_conversations else text
+        columns = dict.fromkeys(source.columns, text) | dict.fromkeys(source.document_columns, document)
+        return DatasetInfo(features=Features(columns))
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         return [SplitGenerator(name=str(Split.TRAIN), gen_kwargs={"files": self.config.files})]
@@ -95,7 +106,9 @@ class LocalTexts(ArrowBasedBuilder):
         optional = CONTEXT_COLUMNS if source.holds_conversations else ()
         for file_number, file in enumerate(files):
             for number, chunk in enumerate(read_chunks(file, self.config.kind, source.columns, optional)):
-                rows = (_checked(row, source, place, file) for place, row in chunk)
+                # In a parquet file the objects of a column have the same fields.
+                keep_nulls = self.config.kind != "parquet"
+                rows = (_checked(row, source, f"row {place:,} of {file!r}", keep_nulls) for place, row in chunk)
                 yield f"{file_number}_{number}", _table(rows, schema)
 
 
@@ -121,20 +134,39 @@ def columns_of(source: TextSource, row: Mapping[str, Any]) -> list[Any]:
         ) from None
 
 
-def _checked(row: Mapping[str, Any], source: TextSource, place: int, file: str) -> dict[str, Any]:
-    """Returns the columns that are read of row ``place`` of a file; every message says whether it is learned."""
+def _checked(row: Mapping[str, Any], source: TextSource, where: str, keep_nulls: bool) -> dict[str, Any]:
+    """Returns the columns that are read of a row; every message says whether it is learned."""
     try:
-        read = read_row(source, columns_of(source, row))
+        read = read_row(source, columns_of(source, row), keep_nulls=keep_nulls)
         if source.holds_conversations:
             check_context(source, row)
     except RowError as error:
-        raise error.at(f"row {place:,} of {file!r}") from None
-    documents = zip(source.document_columns, (_value(value, stored_flag(source)) for value in read), strict=True)
-    return dict(documents) | {name: row[name] for name in (source.teacher_field,) if name is not None}
+        raise error.at(where) from None
+    parts = (_value(part, source) for part in read.parts)
+    stored = dict(zip(source.document_columns, parts, strict=True))
+    if source.tools_field is not None:
+        stored[source.tools_field] = as_json(read.tools, "tools") if read.tools else None
+    if source.teacher_field is not None:
+        stored[source.teacher_field] = read.teacher
+    return stored
 
 
-def _value(read: str | list[Turn], flag: str | None) -> Any:
-    if isinstance(read, str):
-        return read
-    flags = ({} if flag is None else {flag: turn.is_learned} for turn in read)
-    return [{"role": turn.role, "content": turn.content} | extra for turn, extra in zip(read, flags, strict=True)]
+def _value(read: str | list[Turn], source: TextSource) -> Any:
+    return read if isinstance(read, str) else [_message(turn, source) for turn in read]
+
+
+def _message(turn: Turn, source: TextSource) -> dict[str, Any]:
+    """A message as it is stored; JSON text keeps the tool calls as they are, without nulls for absent fields."""
+    calls = [call.as_message() for call in turn.tool_calls]
+    message: dict[str, Any] = {
+        "role": turn.role,
+        "content": turn.content,
+        "tool_calls": as_json(calls, "tool_calls") if calls else None,
+        "tool_call_id": turn.tool_call_id,
+        "name": turn.name,
+    }
+    if reasoning := stored_reasoning(source):
+        message[reasoning] = turn.reasoning or None
+    if flag := stored_flag(source):
+        message[flag] = turn.is_learned
+    return message

@@ -75,8 +75,10 @@ class WindowMaker:
         if self.packing == "none" and not chats and not is_mixed and self.normalizer is None:
             return own
         normalized = [] if self.normalizer is None else ["normalized"]
-        num_columns, mixed = len(self.source.document_columns), ["a teacher for each row"] if is_mixed else []
-        described = json.dumps([own, num_columns, self.source.learn_turn_end, self.packing, *normalized, *mixed])
+        num_columns = len(self.source.document_columns)
+        more = [*normalized, *(["a teacher for each row"] if is_mixed else [])]
+        more += [*self.source.learned.left_out, *(["tools"] if self.source.tools_field else [])]
+        described = json.dumps([own, num_columns, self.source.learn_turn_end, self.packing, *more])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
     @property
@@ -113,7 +115,7 @@ class WindowMaker:
 
     def _cut(self, documents: Sequence[Document], sides: _Sides) -> Iterator[WindowPiece]:
         held: list[Window] = []
-        for piece in sides.windower.pieces(documents, learn_turn_end=self.source.learn_turn_end):
+        for piece in sides.windower.pieces(documents, self.source.learned):
             if sides.packer is None:
                 yield piece
                 continue

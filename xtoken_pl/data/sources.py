@@ -12,9 +12,10 @@ from datasets import Dataset, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 
-from xtoken_pl.data.conversations import CONTEXT_COLUMNS, RowError, check_context, read_row
+from xtoken_pl.data.conversations import CONTEXT_COLUMNS, LearnedParts, check_context, read_row
 from xtoken_pl.data.local_files import find_data_files, find_files, is_saved_data_set, load_saved
 from xtoken_pl.data.local_texts import columns_of, load_local
+from xtoken_pl.data.row_errors import RowError
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError, root_cause
 from xtoken_pl.utilities.words import reason_of
@@ -94,16 +95,22 @@ class TextSource:
         if self.holds_conversations and self.text_field != "text":
             raise UserError(
                 f"a source holds either texts or conversations, got text_field={self.text_field!r} and "
-                f"{', '.join(self.columns)}; leave text_field out, or the fields of conversations"
+                f"{', '.join(self.document_columns)}; leave text_field out, or the fields of conversations"
             )
-        for option in ("learn_turn_end", "ignored_fields"):
-            if getattr(self, option) and not self.holds_conversations:
+        for option in ("learn_turn_end", "learn_reasoning", "learn_tool_calls", "ignored_fields", "tools_field"):
+            is_given = getattr(self, option) not in (getattr(TextSource, option), [])
+            if is_given and not self.holds_conversations:
                 raise UserError(
                     f"{option} needs conversations, got texts; leave it out, or set messages_field, or prompt_field "
                     "and completion_field"
                 )
         if needed := {"role", "content"} & set(self.ignored):
             raise UserError(f"role and content cannot be ignored_fields, got {', '.join(sorted(needed))}; leave it out")
+        if len(set(self.columns)) < len(self.columns):
+            raise UserError(
+                f"the columns of a source must be different, got {', '.join(self.columns)}; name each column in one "
+                "field only"
+            )
         self._check_mixture()
 
     def _check_mixture(self) -> None:
@@ -134,13 +141,19 @@ class TextSource:
         return self.ignored_fields or []
 
     @property
+    def learned(self) -> LearnedParts:
+        """Parts of an assistant's turn that are learned."""
+        return LearnedParts(self.learn_turn_end, self.learn_reasoning, self.learn_tool_calls)
+
+    @property
     def columns(self) -> list[str]:
-        """Names of the columns that are read: those of the documents, then that of the teachers."""
-        return [*self.document_columns, *([] if self.teacher_field is None else [self.teacher_field])]
+        """Names of the columns that are read: those of the document, of its tools and of its teacher."""
+        beside = [name for name in (self.tools_field, self.teacher_field) if name is not None]
+        return [*self.document_columns, *beside]
 
     @property
     def document_columns(self) -> list[str]:
-        """Names of the columns that hold the documents."""
+        """Names of the columns that hold a text or the messages of a conversation."""
         if self.messages_field is not None:
             return [self.messages_field]
         if self.prompt_field is not None and self.completion_field is not None:
@@ -253,9 +266,12 @@ def _with_checked_columns(
     if not source.holds_conversations:
         return dataset
     beside = [name for name in first if name in CONTEXT_COLUMNS and name not in (*source.columns, *source.ignored)]
-    if isinstance(dataset, Dataset) and any(_has_more_fields(dataset.features[column]) for column in source.columns):
-        # Earlier versions did not read these fields: do not take their windows from the cache of `datasets`.
-        dataset._fingerprint = Hasher.hash([dataset._fingerprint, "fields of messages"])
+    if isinstance(dataset, Dataset) and any(
+        _has_more_fields(dataset.features[column]) for column in source.document_columns
+    ):
+        # Earlier versions did not read these fields, and the fields that are left out change the windows: do not take
+        # those of other settings from the cache of `datasets`.
+        dataset._fingerprint = Hasher.hash([dataset._fingerprint, "fields of messages", *sorted(source.ignored)])
     if isinstance(dataset, IterableDataset):
         return dataset.map(_without_context, fn_kwargs={"source": source}, remove_columns=beside) if beside else dataset
     batches = dataset.select_columns(beside).iter(batch_size=1000) if beside else ()

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from xtoken_pl.alignment import SpanAligner
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, teacher_columns
-from xtoken_pl.data.chat_template import ChatRenderer, RenderedChat
-from xtoken_pl.data.conversations import Conversation, Document
+from xtoken_pl.data.chat_template import ChatRenderer
+from xtoken_pl.data.chat_tokens import Prefixes, tokenize_chats
+from xtoken_pl.data.conversations import BY_DEFAULT, Conversation, Document, LearnedParts
 from xtoken_pl.data.cutting import Tokenized, Window, WindowCutter, as_columns
 from xtoken_pl.data.pieces import text_pieces
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -35,10 +36,6 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 # Increased when the same conversation would give other windows.
 _CHAT_VERSION = 1
-
-
-#: Tokens to put before every window of a document, by side.
-Prefixes = dict[str, tuple[int, ...]]
 
 
 class WindowPiece(NamedTuple):
@@ -123,26 +120,26 @@ class Windower:
         """Columns of a window."""
         return [STUDENT_IDS, LOSS_MASK, *(column for name in self.teachers for column in teacher_columns(name))]
 
-    def __call__(self, documents: Sequence[Document], *, learn_turn_end: bool = False) -> dict[str, list[Any]]:
+    def __call__(self, documents: Sequence[Document], learned: LearnedParts = BY_DEFAULT) -> dict[str, list[Any]]:
         """Cuts all documents into windows.
 
         Args:
             documents: Texts or conversations.
-            learn_turn_end: Also learn the special token that ends the assistant's turn.
+            learned: Parts of the assistant's turns that are learned besides their contents.
 
         Returns:
             The windows as columns: ``student_ids``; ``loss_mask``, 1 for tokens to learn; and for each teacher
             ``NAME/ids`` and ``NAME/spans``, flattened (student_start, student_end, teacher_start, teacher_end).
         """
-        pieces = self.pieces(documents, learn_turn_end=learn_turn_end)
+        pieces = self.pieces(documents, learned)
         return as_columns(self.columns, [window for piece in pieces for window in piece.windows])
 
-    def pieces(self, documents: Sequence[Document], *, learn_turn_end: bool = False) -> Iterator[WindowPiece]:
+    def pieces(self, documents: Sequence[Document], learned: LearnedParts = BY_DEFAULT) -> Iterator[WindowPiece]:
         """Cuts documents into windows, a long text piece by piece, so that memory is bounded.
 
         Args:
             documents: Texts or conversations.
-            learn_turn_end: Also learn the special token that ends the assistant's turn.
+            learned: Parts of the assistant's turns that are learned besides their contents.
         """
         # Each document counts with one more than its length, so that only the last piece reaches the total.
         total, done = sum(1 + _length(document) for document in documents), 0
@@ -151,7 +148,7 @@ class Windower:
             if not is_long:
                 short = list(group)
                 done += sum(1 + _length(document) for document in short)
-                yield WindowPiece(self._windows_of(short, counts, learn_turn_end=learn_turn_end), done / total)
+                yield WindowPiece(self._windows_of(short, counts, learned), done / total)
                 continue
             for text in group:
                 assert isinstance(text, str), "only texts have a length"
@@ -172,12 +169,15 @@ class Windower:
                 self.sequence_length,
             )
 
-    def _windows_of(self, documents: Sequence[Document], counts: Counter[str], *, learn_turn_end: bool) -> list[Window]:
+    def _windows_of(self, documents: Sequence[Document], counts: Counter[str], learned: LearnedParts) -> list[Window]:
         texts = [document for document in documents if isinstance(document, str)]
         chats = [document for document in documents if isinstance(document, Conversation)]
         assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
         windows: list[Window] = []
-        for prefixes, tokenized in (*self._texts(texts), *self._conversations(chats, learn_turn_end=learn_turn_end)):
+        for prefixes, tokenized in (
+            *self._texts(texts),
+            *tokenize_chats(chats, self.renderers, self.aligners, learned),
+        ):
             cutter = WindowCutter(prefixes, self.sequence_length)
             windows += cutter.cut(tokenized, is_last=True)
             counts.update(cutter.counts)
@@ -217,33 +217,6 @@ class Windower:
         }
         return Tokenized(ids, np.ones(len(ids[""]), dtype=bool), spans)
 
-    def _conversations(
-        self, chats: list[Conversation], *, learn_turn_end: bool
-    ) -> Iterator[tuple[Prefixes, Tokenized]]:
-        kept = [chat for chat in chats if chat.learns_something]
-        if len(kept) < len(chats):
-            logger.warning(
-                "%d conversations in which the assistant says nothing to learn are dropped", len(chats) - len(kept)
-            )
-        if not kept:
-            return
-        rendered = {name: renderer.render(kept) for name, renderer in self.renderers.items()}
-        for index, chat in enumerate(kept):
-            sides = {name: chats[index] for name, chats in rendered.items()}
-            student = sides[""]
-            learned = np.zeros(len(student.ids), dtype=bool)
-            turns = [turn for turn, (_, content, is_learned) in enumerate(chat.turns) if is_learned and content]
-            for turn in turns:
-                learned[slice(*student.contents[turn])] = True
-            if learn_turn_end:
-                learned[[_turn_end(student, turn, chat) for turn in turns]] = True
-            spans = {
-                name: _spans_of_chat(aligner, student, sides[name], turns if learn_turn_end else [])
-                for name, aligner in self.aligners.items()
-            }
-            ids = {name: side.ids for name, side in sides.items()}
-            yield {name: side.prefix for name, side in sides.items()}, Tokenized(ids, learned, spans)
-
 
 def _length(document: Document) -> int:
     """Number of characters of a text; 0 for a conversation, which is tokenized message by message."""
@@ -268,31 +241,6 @@ def _with_eos(
     """Adds eos on every side that has one and any token."""
     ends = {name: [side.roles["eos"]] if "eos" in side.roles else [] for name, side in sides.items()}
     return {name: np.concatenate((own, ends[name])).astype(np.int64) if len(own) else own for name, own in ids.items()}
-
-
-def _spans_of_chat(
-    aligner: SpanAligner, student: RenderedChat, teacher: RenderedChat, ended: Sequence[int]
-) -> NDArray[np.int64]:
-    """Spans of every content, and of turn-end tokens if both sides write the same one."""
-    found = [np.empty((0, 4), dtype=np.int64)]
-    for turn, (ours, theirs) in enumerate(zip(student.contents, teacher.contents, strict=True)):
-        inside = aligner.align(student.ids[slice(*ours)], teacher.ids[slice(*theirs)], is_stripped=True)
-        found.append(inside.to_array() + (ours[0], ours[0], theirs[0], theirs[0]))
-        end, other_end = student.turn_ends[turn], teacher.turn_ends[turn]
-        if turn in ended and end is not None and other_end is not None:
-            same = aligner.align(student.ids[end : end + 1], teacher.ids[other_end : other_end + 1])
-            found.append(same.to_array() + (end, end, other_end, other_end))
-    return np.concatenate(found)
-
-
-def _turn_end(student: RenderedChat, turn: int, chat: Conversation) -> int:
-    end = student.turn_ends[turn]
-    if end is None:
-        raise UserError(
-            "learn_turn_end needs a special token after what the assistant says, but the chat template of the student "
-            f"writes none in {chat}; leave learn_turn_end out, or give the student another chat_template"
-        )
-    return end
 
 
 def _role(name: str) -> str:

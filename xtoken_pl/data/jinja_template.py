@@ -1,0 +1,112 @@
+"""Applies a side's chat template to conversations."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from functools import cached_property, partial
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from xtoken_pl.data.conversations import Conversation
+from xtoken_pl.data.rendered import Messages, RenderedText, UnrenderableError
+from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
+
+# Some templates write today's date; Llama 3's falls back to this one when it has no clock.
+_DATE = datetime(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+        vocabulary: Vocabulary of the tokenizer.
+        side: ``student`` or ``teacher 'NAME'``, for messages.
+
+    Raises:
+        UserError: If the tokenizer has no chat template.
+    """
+
+    def __init__(self, vocabulary: CanonicalVocabulary, side: str) -> None:
+        self.tokenizer = vocabulary.tokenizer
+        self.side = side
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"conversations need a chat template on every side, and the tokenizer of the {side} "
+                f"({vocabulary.name!r}) has none; name a Jinja file as its chat_template, or give a model whose "
+                "tokenizer has one"
+            )
+
+    @property
+    def description(self) -> str:
+        """The template, as part of a fingerprint."""
+        return json.dumps(self.tokenizer.chat_template, sort_keys=True)
+
+    @cached_property
+    def _dated(self) -> str:
+        """The template with a fixed date instead of today's: windows are cached, so they must not depend on the day."""
+        try:
+            template = self.tokenizer.get_chat_template()
+        except ValueError as error:  # several named templates, and none of them is the default
+            raise UserError(
+                f"the tokenizer of the {self.side} must have a default chat template; name a Jinja file as its "
+                f"chat_template. Reason: {error}"
+            ) from error
+        template = _TODAY.sub(lambda found: repr(_DATE.strftime(found[2])), template)
+        if "strftime_now(" in template:
+            raise UserError(
+                f"a chat template must write the same text every day, but the template of the {self.side} asks for "
+                f"today's date in a format that is not a literal; give the {self.side} another chat_template"
+            )
+        return template
+
+    def write(self, conversation: Conversation, special: re.Pattern[str] | None) -> RenderedText:
+        """Writes a conversation.
+
+        Args:
+            conversation: The conversation.
+            special: Pattern of the special tokens; None if there are none.
+
+        Raises:
+            UnrenderableError: If the template rejects the conversation, changes what is said, or ignores the tools.
+            UserError: If the template is not valid.
+        """
+        try:
+            written = RenderedText(conversation, partial(self._apply, conversation), special)
+            if conversation.tools and self._ignores_tools(conversation, written):
+                raise UnrenderableError("ignores the tools")
+        except UnrenderableError as error:
+            roles = [turn.role for turn in conversation.turns]
+            raise UnrenderableError(
+                f"a chat template must write every message and every tool call once, in order and unchanged, and the "
+                f"tools, but the template of the {self.side} {error}, in {conversation}, with the roles {roles}; give "
+                f"the {self.side} another chat_template, or remove such conversations"
+            ) from error.__cause__
+        return written
+
+    def _ignores_tools(self, conversation: Conversation, written: RenderedText) -> bool:
+        try:
+            return self._apply(Conversation(conversation.turns), written.marked) == written.marked_text
+        except UnrenderableError:
+            return False
+
+    def _apply(self, conversation: Conversation, messages: Messages, *, prompt: bool = False) -> str:
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                messages,
+                tools=list(conversation.tools) or None,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                chat_template=self._dated,
+            )
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"the chat template of the {self.side} is not valid Jinja: {error.message}, in line {error.lineno}; "
+                "fix it, or give another chat_template"
+            ) from error
+        except (TemplateError, TypeError) as error:  # TypeError: the template adds a string and None, say
+            raise UnrenderableError(f"rejects the messages ({str(error).rstrip('.')})") from error
+        return rendered

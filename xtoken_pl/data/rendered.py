@@ -1,0 +1,280 @@
+"""Locates the contents of a conversation, and what the assistant writes around them, in the text that a template wrote.
+
+Every text that a template is given (contents, reasoning, names of called tools, strings of their arguments) is a unit.
+The template is applied twice: to marks in place of the units, which shows its own text around each of them, and to the
+units themselves, which shows how it spells them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from xtoken_pl.data.conversations import Conversation
+from xtoken_pl.data.messages import TOOL_ROLES, Turn
+from xtoken_pl.utilities.errors import UserError
+
+# Placeholder for a unit: private use characters, which no template writes or trims.
+_MARK = "\ue0c0{}\ue0c1"
+_MARKS = re.compile(_MARK.format(r"(\d+)"))
+_TO_LAST_TAG = re.compile(r"(?s).*[\s>\])}]|")
+
+#: Messages as chat templates take them.
+Messages = list[dict[str, Any]]
+
+
+class UnrenderableError(UserError):
+    """Raised for a conversation that a chat template rejects, or does not write as it is."""
+
+
+class Kind(IntEnum):
+    """Kind of a unit, in the order in which a turn has them."""
+
+    REASONING = 0
+    CONTENT = 1
+    CALL = 2
+
+
+class Unit(NamedTuple):
+    """A text of a message: the number of its turn, its kind, and whether a template may write it as a JSON string."""
+
+    turn: int
+    kind: Kind
+    text: str
+    may_be_json: bool
+
+    @property
+    def spellings(self) -> dict[str, None]:
+        """The texts that a template may write for it."""
+        return dict.fromkeys([json.dumps(self.text, ensure_ascii=False)[1:-1]] * self.may_be_json + [self.text])
+
+
+class Place(NamedTuple):
+    """Number of a unit and its characters [start, end) in a rendered text."""
+
+    unit: int
+    start: int
+    end: int
+
+
+class Stretch(NamedTuple):
+    """Characters [start, end) of a rendered text that belong to a turn.
+
+    ``part`` is ``content``, ``reasoning``, the ``opening`` and ``closing`` text that the assistant writes around its
+    reasoning, or ``calls``: the text of all calls, with their units.
+    """
+
+    part: str
+    turn: int
+    start: int
+    end: int
+    units: tuple[Place, ...] = ()
+
+
+def messages_of(turns: Sequence[Turn], write: Callable[[Unit], str]) -> Messages:
+    """Returns messages as chat templates take them, with ``write`` applied to every unit."""
+    return [_message(number, turn, write) for number, turn in enumerate(turns)]
+
+
+def _message(number: int, turn: Turn, write: Callable[[Unit], str]) -> dict[str, Any]:
+    is_result = turn.role in TOOL_ROLES
+    message: dict[str, Any] = {
+        "role": turn.role,
+        "content": write(Unit(number, Kind.CONTENT, turn.content, may_be_json=is_result)),
+    }
+    if turn.reasoning:
+        reasoning = write(Unit(number, Kind.REASONING, turn.reasoning, may_be_json=False))
+        message |= {"reasoning_content": reasoning, "thinking": reasoning}
+    if turn.tool_calls:
+        message["tool_calls"] = [
+            call.as_message(lambda text: write(Unit(number, Kind.CALL, text, may_be_json=True)))
+            for call in turn.tool_calls
+        ]
+    given = {"tool_call_id": turn.tool_call_id, "name": turn.name}
+    return message | {name: value for name, value in given.items() if value is not None}
+
+
+class RenderedText:
+    """A conversation as a template writes it.
+
+    Args:
+        conversation: The conversation.
+        render: Applies the template to messages; ``prompt=True`` adds the generation prompt.
+        special: Pattern of the special tokens; None if there are none.
+
+    Attributes:
+        text: The text.
+        stretches: What belongs to a turn, in order; the rest of the text is the template's.
+
+    Raises:
+        UnrenderableError: If the template rejects the conversation, or does not write every content and every call
+            once, in order and unchanged.
+    """
+
+    def __init__(self, conversation: Conversation, render: Callable[..., str], special: re.Pattern[str] | None) -> None:
+        self._render = render
+        self._special = special
+        self.units: list[Unit] = []
+        self.marked = messages_of(conversation.turns, self._mark)
+        self.marked_text = render(self.marked)
+        self.text = render(messages_of(conversation.turns, lambda unit: unit.text))
+        self._places = list(self._find_units())
+        self._check_places()
+        self.stretches = list(self._find_stretches())
+
+    def _mark(self, unit: Unit) -> str:
+        if not unit.text:
+            return ""
+        self.units.append(unit)
+        return _MARK.format(len(self.units) - 1)
+
+    # Units -----------------------------------------------------------------------------------------------------------
+
+    def _find_units(self) -> Iterator[Place]:
+        """Yields the first place of every unit, in the order of the text."""
+        around, units = _split(self.marked_text)
+        position, known = 0, set[int]()
+        for before, number, after in zip(around, units, around[1:], strict=False):
+            unit = self.units[number] if number < len(self.units) else Unit(0, Kind.CONTENT, "", may_be_json=False)
+            position += len(before)
+            spellings = (text for text in unit.spellings if self.text.startswith(text + after, position))
+            written = next(spellings, None)
+            is_repeated = number in known and unit.kind is Kind.CONTENT
+            if written is None or is_repeated or not self.text.startswith(before, position - len(before)):
+                raise _changed()
+            if number not in known:
+                yield Place(number, position, position + len(written))
+            known.add(number)
+            position += len(written)
+        if self.text[position:] != around[-1]:
+            raise _changed()
+
+    def _check_places(self) -> None:
+        """Refuses a text in which a content or a call is missing or moved; a template may leave out reasoning."""
+        written = [self.units[place.unit] for place in self._places]
+        order = [(unit.turn, unit.kind) for unit in written]
+        required = {number for number, unit in enumerate(self.units) if unit.kind is not Kind.REASONING}
+        if not required <= {place.unit for place in self._places} or order != sorted(order):
+            raise _changed()
+
+    # Turns -----------------------------------------------------------------------------------------------------------
+
+    def _find_stretches(self) -> Iterator[Stretch]:
+        groups = [(turn, list(places)) for turn, places in groupby(self._places, lambda p: self.units[p.unit].turn)]
+        position, previous = 0, None
+        for number, (turn, places) in enumerate(groups):
+            follows = groups[number + 1][1][0].start if number + 1 < len(groups) else len(self.text)
+            before = self.text[position : places[0].start]
+            for stretch in self._stretches_of(turn, places, before, previous, self.text[places[-1].end : follows]):
+                if stretch.start < stretch.end:
+                    yield stretch
+            position, previous = places[-1].end, places[-1].unit
+
+    def _stretches_of(
+        self, turn: int, places: list[Place], before: str, previous: int | None, after: str
+    ) -> Iterator[Stretch]:
+        """Yields the stretches of a turn, whose first unit stands after ``before`` and its last one before ``after``.
+
+        ``previous`` is the unit before the turn.
+        """
+        of_kind = {kind: [p for p in places if self.units[p.unit].kind is kind] for kind in Kind}
+        content, calls = of_kind[Kind.CONTENT], of_kind[Kind.CALL]
+        begin = places[0].start
+        if of_kind[Kind.REASONING] or (calls and not content):
+            begin += self._prompt_end(turn, before, previous) - len(before)
+        end = places[-1].end
+        if calls or not content:
+            end += self._turn_end(turn, places[-1].unit, after)
+        for thought in of_kind[Kind.REASONING]:
+            yield Stretch("opening", turn, begin, thought.start)
+            yield Stretch("reasoning", turn, thought.start, thought.end)
+            begin = content[0].start if content else end
+            if calls and not content:
+                begin = thought.end + self._closing_end(turn, thought.unit, self.text[thought.end : calls[0].start])
+            yield Stretch("closing", turn, thought.end, begin)
+        for said in content:
+            yield Stretch("content", turn, said.start, said.end)
+            begin = said.end
+        if calls:
+            yield Stretch("calls", turn, begin, end, tuple(calls))
+
+    def _prompt_end(self, turn: int, before: str, previous: int | None) -> int:
+        """Number of characters of ``before`` that the assistant is given: up to the end of the generation prompt."""
+        opened, closed = (self._rest(self.marked[:turn], previous, prompt=prompt) for prompt in (True, False))
+        if opened is None or closed is None or not opened.startswith(closed):
+            return len(before)
+        prompt = opened.removeprefix(closed)
+        if not prompt:  # The template writes none: what it writes before a content takes its place.
+            says = {"role": "assistant", "content": _MARK.format(len(self.units))}
+            opened = self._rest([*self.marked[:turn], says], previous, until=len(self.units)) or ""
+        if before.startswith(opened):
+            return len(opened)
+        # Some templates begin the reasoning in their prompt, and then write a turn that has none without it.
+        common = _num_equal_tags(before, opened)
+        first_line = prompt.find("\n") + 1 or len(prompt)
+        return common if common >= len(closed) + first_line else len(before)
+
+    def _turn_end(self, turn: int, last: int, after: str) -> int:
+        """Number of characters of ``after`` up to the special token that ends the turn."""
+        tail = after
+        if turn + 1 < len(self.marked):
+            rest = self._rest(self.marked[: turn + 1], last)
+            tail = after[: num_equal(rest, after)] if rest is not None else self._to_special(after)
+        special = [*self._special.finditer(tail)] if self._special is not None else []
+        is_ended = special and not tail[special[-1].end() :].strip()
+        return special[-1].start() if is_ended else len(tail.rstrip())
+
+    def _closing_end(self, turn: int, thought: int, after: str) -> int:
+        """Number of characters of ``after`` that end the reasoning: those that are also there without the calls."""
+        silent = {name: value for name, value in self.marked[turn].items() if name != "tool_calls"}
+        rest = self._rest([*self.marked[:turn], silent], thought)
+        return _num_equal_tags(rest or "", after)
+
+    def _to_special(self, text: str) -> str:
+        found = self._special.search(text) if self._special is not None else None
+        return text if found is None else text[: found.end()]
+
+    def _rest(
+        self, messages: Messages, last: int | None, *, prompt: bool = False, until: int | None = None
+    ) -> str | None:
+        """Text of other messages after the mark of the unit ``last``, and before that of the unit ``until``.
+
+        None if the template rejects them, or other marks stand there.
+        """
+        if not messages:
+            return None
+        try:
+            around, units = _split(self._render(messages, prompt=prompt))
+        except UnrenderableError:
+            return None
+        expected = [number for number in (last, until) if number is not None]
+        if units[-len(expected) :] != expected if expected else units:
+            return None
+        return around[-1] if until is None else around[-2]
+
+
+def num_equal(first: str | bytes, second: str | bytes) -> int:
+    """Number of equal characters or bytes at the start of two texts."""
+    differs = (place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return next(differs, min(len(first), len(second)))
+
+
+def _num_equal_tags(first: str, second: str) -> int:
+    """Number of equal characters at the start of two texts, without those of a tag of which the end differs."""
+    equal = _TO_LAST_TAG.match(first[: num_equal(first, second)])
+    assert equal is not None, "the pattern also matches nothing"
+    return equal.end()
+
+
+def _split(marked: str) -> tuple[list[str], list[int]]:
+    """Splits a text at its marks."""
+    pieces = _MARKS.split(marked)
+    return pieces[::2], list(map(int, pieces[1::2]))
+
+
+def _changed() -> UnrenderableError:
+    return UnrenderableError("drops, moves or changes a message or a tool call, or depends on what it says")
