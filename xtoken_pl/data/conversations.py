@@ -90,8 +90,13 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
         try:
             documents.append(_document(read_row(source, row)))
         except RowError as error:
-            raise error.at(f"row {place:,} of {len(columns[0]):,} of {source.path!r} that are read together") from None
+            raise error.at(place_of_row(source, place, len(columns[0]))) from None
     return documents
+
+
+def place_of_row(source: TextSource, number: int, num_rows: int) -> str:
+    """Describes the place of a row among those that are read together."""
+    return f"row {number:,} of {num_rows:,} of {source.path!r} that are read together"
 
 
 def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Turn]]:
