@@ -102,7 +102,7 @@ def test_only_teachers_of_the_source_may_be_named(tmp_path: Path) -> None:
 
 def test_a_column_that_holds_no_names_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "some text", "expert": 3}])
-    with pytest.raises(UserError, match=r"teacher_field must hold names, but 'expert' holds int in row 1 of"):
+    with pytest.raises(UserError, match=r"teacher_field must hold names of .*, but 'expert' holds 3 in row 1 of"):
         data_of(TextSource(path=path, teacher_field="expert"))
     with pytest.raises(UserError, match=r"teacher_field must be a column of the data, got 'teacher'"):
         data_of(TextSource(path=path, teacher_field="teacher"))

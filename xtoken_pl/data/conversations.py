@@ -90,13 +90,8 @@ def read_documents(source: TextSource, *columns: Sequence[Any]) -> list[Document
         try:
             documents.append(_document(read_row(source, row)))
         except RowError as error:
-            raise error.at(place_of_row(source, place, len(columns[0]))) from None
+            raise error.at(f"row {place:,} of {len(columns[0]):,} of {source.path!r} that are read together") from None
     return documents
-
-
-def place_of_row(source: TextSource, number: int, num_rows: int) -> str:
-    """Describes the place of a row among those that are read together."""
-    return f"row {number:,} of {num_rows:,} of {source.path!r} that are read together"
 
 
 def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Turn]]:
@@ -111,8 +106,8 @@ def read_row(source: TextSource, row: Sequence[Any]) -> list[str] | list[list[Tu
     """
     if source.teacher_field is not None and not isinstance(row[-1], str | None):
         raise RowError(
-            f"teacher_field must hold names, but {source.teacher_field!r} holds {type(row[-1]).__name__} in ",
-            "; write a teacher's name, or null for none",
+            f"teacher_field must hold names of teachers or null, but {source.teacher_field!r} holds {row[-1]!r} in ",
+            "; remove such rows, or name another column",
         )
     if not source.holds_conversations:
         if not isinstance(row[0], str):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xtoken_pl.data.conversations import Document, RowError, place_of_row, read_documents, rewritten
+from xtoken_pl.data.conversations import Document, RowError, read_documents, rewritten
 from xtoken_pl.data.cutting import Window, as_columns
 from xtoken_pl.data.packing import Packer, Packing
 from xtoken_pl.data.sources import TextSource
@@ -106,7 +106,8 @@ class WindowMaker:
             try:
                 groups.setdefault(self.teacher_of(row), []).append(documents[place])
             except RowError as error:
-                raise error.at(place_of_row(self.source, place + 1, len(documents))) from None
+                where = f"row {place + 1:,} of {len(documents):,} of {self.source.path!r} that are read together"
+                raise error.at(where) from None
         done = 0
         for teacher, own in groups.items():
             for piece in self._cut(own, self._sides_for(teacher)):
