@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from xtoken_pl.batch import Domain
 from xtoken_pl.checkpoints.io import is_remote
 from xtoken_pl.cli.config_files import split_option
 from xtoken_pl.data.validation import validates
@@ -108,7 +109,8 @@ class RunSummary(pl.Callback):
         )
         if self._first_step:
             title += f", from step {self._first_step:,} to step {trainer.global_step:,}"
-        rows = [*_models(module), ("bits per byte", self._bits_per_byte(trainer)), *self._places(trainer)]
+        domains = getattr(cast(Any, trainer).datamodule, "domains", {}).get("train", [])
+        rows = [*_models(module, domains), ("bits per byte", self._bits_per_byte(trainer)), *self._places(trainer)]
         width = max(len(label) for label, _ in rows)
         return "\n".join([title, *(f"  {label:<{width}}  {text}" for label, text in rows)])
 
@@ -169,7 +171,7 @@ def _checkpoints(trainer: pl.Trainer) -> Iterator[tuple[ModelCheckpoint, str]]:
             yield callback, newest
 
 
-def _models(module: MultiTeacherDistillModule) -> Iterator[tuple[str, str]]:
+def _models(module: MultiTeacherDistillModule, domains: Sequence[Domain]) -> Iterator[tuple[str, str]]:
     source = module.student_source
     # num_parameters takes into account that quantized weights are packed.
     total, learned = module.student.num_parameters(), module.student.num_parameters(only_trainable=True)
@@ -178,10 +180,20 @@ def _models(module: MultiTeacherDistillModule) -> Iterator[tuple[str, str]]:
     for name, teacher in module.teachers.items():
         of = teacher.model if teacher.cache is None else f"{teacher.model}, from the cache {teacher.cache}"
         loss = type(module.losses[name]).__name__
-        weight = f"alpha {teacher.alpha:g}" if name in module.trained_teachers else "not learned from (kd_weight 0)"
+        alpha = _alpha(name, teacher.alpha, domains)
+        weight = alpha if name in module.trained_teachers else "not learned from (kd_weight 0)"
         yield f"teacher {name}", f"{of}: {loss} ({module.loss_reasons[name]}), {weight}"
     if not module.teachers:
         yield "teachers", "none: cross-entropy alone"
+
+
+def _alpha(teacher: str, own: float, domains: Sequence[Domain]) -> str:
+    """Describes a teacher's alpha, by source where it is not the same on all of them."""
+    given = {domain.source: domain.alphas[teacher] for domain in domains if teacher in domain.alphas}
+    alphas = {source: own if alpha is None else alpha for source, alpha in given.items()} or {"": own}
+    if len(set(alphas.values())) == 1 and len(alphas) >= len({domain.source for domain in domains}):
+        return f"alpha {next(iter(alphas.values())):g}"
+    return ", ".join(f"alpha {alpha:g} on {source}" for source, alpha in alphas.items())
 
 
 def _short(path: str | Path) -> str:

@@ -104,8 +104,12 @@ class WindowMaker:
             yield from self._cut(documents, self._sides)
             return
         groups: dict[str, list[Document]] = {}
-        for document, row in zip(documents, zip(*columns, strict=True), strict=True):
-            groups.setdefault(self.teacher_of(row), []).append(document)
+        for place, row in enumerate(zip(*columns, strict=True)):
+            try:
+                groups.setdefault(self.teacher_of(row), []).append(documents[place])
+            except RowError as error:
+                where = f"row {place + 1:,} of {len(documents):,} of {self.source.path!r} that are read together"
+                raise error.at(where) from None
         done = 0
         for teacher, own in groups.items():
             for piece in self._cut(own, self._sides_for(teacher)):

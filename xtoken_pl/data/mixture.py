@@ -46,9 +46,14 @@ class Part:
         return f"{self.split}_{self.name}" if self.name else self.split
 
     @property
+    def label(self) -> str:
+        """Name in messages: ``train``, or ``train.math``."""
+        return f"{self.split}.{self.name}" if self.name else self.split
+
+    @property
     def setting(self) -> str:
         """Place of the source in a configuration: ``data.train``, or ``data.train.math``."""
-        return f"data.{self.split}.{self.name}" if self.name else f"data.{self.split}"
+        return f"data.{self.label}"
 
     @property
     def texts(self) -> TextSource:

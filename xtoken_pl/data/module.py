@@ -23,7 +23,7 @@ from xtoken_pl.data.mixed_order import MixedOrder
 from xtoken_pl.data.mixture import Sources, read_parts, with_teachers
 from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, Position
 from xtoken_pl.data.packing import Packing
-from xtoken_pl.data.part_windows import PartWindows, connect_parts, mixed_order, mixed_stream, open_windows, window_of
+from xtoken_pl.data.part_windows import PartWindows, chosen, connect, mixed_order, mixed_stream, open_windows, window_of
 from xtoken_pl.data.sources import TextSource
 from xtoken_pl.data.stored_windows import SpanStore
 from xtoken_pl.data.streams import State, StreamLoader
@@ -146,7 +146,7 @@ class DistillDataModule(pl.LightningDataModule):
         held = [part for parts in self._parts.values() for part in parts] if self._caches == (caches or {}) else []
         self._windower = Windower(student, teachers, self.sequence_length)
         self._planners, self._caches = planners or {}, caches or {}
-        self._parts = connect_parts(splits, self._windower, self.packing, normalize=self.normalize, before=held)
+        self._parts = connect(splits, self._windower, self.packing, normalize=self.normalize, before=held)
         self.domains = {split: [domain for part in parts for domain in part.domains] for split, parts in splits.items()}
         return self.packing == "separate"
 
@@ -191,8 +191,8 @@ class DistillDataModule(pl.LightningDataModule):
 
         Args:
             split: The split.
-            index: Index among the windows of all its sources, one source after the other, or of ``source``.
-            source: Name of one of its sources.
+            index: Index among the windows of all its sources, one after the other, or of ``source`` alone.
+            source: Name of a source.
 
         Raises:
             UserError: If the split has no texts, or there is no such source or window.
@@ -200,8 +200,9 @@ class DistillDataModule(pl.LightningDataModule):
         if not self.splits.get(split):
             known = ", ".join(name for name, parts in self.splits.items() if parts)
             raise UserError(f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another")
+        parts = chosen(self.parts(split), source)
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-        return window_of(self.parts(split), source, index)
+        return window_of(parts, index)
 
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream, but keeps its position."""
@@ -280,8 +281,7 @@ class DistillDataModule(pl.LightningDataModule):
         self, split: str, sizes: Callable[[], Iterable[int]] = tuple, order: MixedOrder | None = None, **options: Any
     ) -> OrderedLoader:
         windows = open_windows(self.parts(split))
-        num_windows = len(windows) if order is None else len(order)
-        sampler = GlobalBatchSampler(num_windows, self.batch_size, order=order, **self._processes, **options)
+        sampler = GlobalBatchSampler(len(order or windows), self.batch_size, order=order, **self._processes, **options)
         return OrderedLoader(windows, sampler=sampler, step_sizes=sizes, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:

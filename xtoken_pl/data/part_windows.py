@@ -70,7 +70,7 @@ class PartWindows:
 
     def hold(self, windows: Dataset | IterableDataset, caches: Mapping[str, SpanStore]) -> None:
         """Checks windows and the caches of the part's teachers, and holds both."""
-        check_windows(windows, self.part.setting.removeprefix("data."), self.maker)
+        check_windows(windows, self.part.label, self.maker)
         length = self.windower.sequence_length
         own = {name: cache for name, cache in caches.items() if name in self.part.teachers}
         self.cached = {name: cache.split(self.part.key, cast(Dataset, windows), length) for name, cache in own.items()}
@@ -83,7 +83,7 @@ class PartWindows:
         return BlockStream(texts, self.maker, mark=self.part.mark, **options)
 
 
-def connect_parts(
+def connect(
     splits: Mapping[str, Sequence[Part]],
     windower: Windower,
     packing: Packing,
@@ -103,16 +103,16 @@ def connect_parts(
     for names in {part.teachers for parts in splits.values() for part in parts} - windowers.keys():
         own = {name: known[name] for name in names}
         windowers[names] = Windower(windower.student, own, windower.sequence_length)
-    connected = {
+    parts_of = {
         split: [PartWindows(part, windowers[part.teachers], packing, normalize) for part in parts]
         for split, parts in splits.items()
     }
     by_key = {old.part.key: old for old in before}
-    for new in (part for parts in connected.values() for part in parts):
+    for new in (part for parts in parts_of.values() for part in parts):
         old = by_key.get(new.part.key)
         if old is not None and old.windower.fingerprint == new.windower.fingerprint:
             new.windows, new.cached, new.scratch = old.windows, old.cached, old.scratch
-    return connected
+    return parts_of
 
 
 def open_windows(parts: Sequence[PartWindows]) -> StoredWindows | JoinedWindows:
@@ -148,26 +148,29 @@ def mixed_stream(parts: Sequence[PartWindows], block_size: int, **options: Any) 
     return MixedStream(streams)
 
 
-def window_of(parts: Sequence[PartWindows], source: str | None, index: int) -> Window:
-    """Returns one window of a split, or of one of its sources, counted from 0.
-
-    Args:
-        parts: Parts of the split.
-        source: Name of a source; None for all windows, one source after the other.
-        index: Index of the window.
+def chosen(parts: list[PartWindows], source: str | None) -> list[PartWindows]:
+    """Returns the parts of a split, or the one of a source.
 
     Raises:
-        UserError: If there is no such source or window.
+        UserError: If there is no such source.
     """
-    split = parts[0].part.split
-    chosen = [part for part in parts if source in (None, part.part.name)]
-    if not chosen:
+    found = [part for part in parts if source in (None, part.part.name)]
+    if not found:
         names = [part.part.name for part in parts if part.part.name]
         near = did_you_mean(str(source), names, "the configuration lists them") if names else ""
-        raise UserError(f"source must be one of data.{split}, got {source!r}{near or '; leave it out'}")
-    where = split if source is None else f"{split}.{source}"
-    if isinstance(chosen[0].windows, Dataset):
-        return window_at(open_windows(chosen), where, index)
-    if len(chosen) > 1:
-        raise UserError(f"a window of several streams must be one of a source of data.{split}, got none; give a source")
-    return chosen[0].part.mark(window_at(cast(IterableDataset, chosen[0].windows), where, index))
+        raise UserError(f"source must be one of data.{parts[0].part.split}, got {source!r}{near or '; leave it out'}")
+    return found
+
+
+def window_of(parts: Sequence[PartWindows], index: int) -> Window:
+    """Returns one window of some parts of a split, counted from 0, one part after the other.
+
+    Raises:
+        UserError: If there is no such window.
+    """
+    where = parts[0].part.label if len(parts) == 1 else parts[0].part.split
+    if isinstance(parts[0].windows, Dataset):
+        return window_at(open_windows(parts), where, index)
+    if len(parts) > 1:
+        raise UserError(f"a window of several streams must be one of a source of data.{where}, got none; give a source")
+    return parts[0].part.mark(window_at(cast(IterableDataset, parts[0].windows), where, index))
