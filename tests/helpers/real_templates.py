@@ -139,9 +139,11 @@ def windows_of(
         sequence_length: Maximum number of tokens of a window.
         options: Fields of :class:`xtoken_pl.TextSource`.
     """
+    columns = list(dict.fromkeys(column for chat in chats for column in chat))
+    rows = [{column: chat.get(column) for column in columns} for chat in chats]
     path = folder / f"chats-{len(list(folder.iterdir()))}.jsonl"
-    path.write_text("".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats))
-    if any("tools" in chat for chat in chats):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if "tools" in columns:
         options["tools_field"] = "tools"
     source = TextSource(path=str(path), messages_field="messages", **options)
     data = DistillDataModule(source, sequence_length=sequence_length, num_workers=0)
