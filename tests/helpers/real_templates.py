@@ -12,6 +12,7 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary, DistillDataModule, TextSource
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.utilities.errors import UserError
 
 Messages = list[dict[str, Any]]
 
@@ -149,4 +151,8 @@ def windows_of(
     data = DistillDataModule(source, sequence_length=sequence_length, num_workers=0)
     data.connect(student.vocabulary, {teacher.name: teacher.vocabulary for teacher in teachers})
     data.setup("fit")
-    return [data.window("train", index) for index in range(len(data.datasets["train"]))]
+    windows: list[Window] = []
+    with suppress(UserError):  # behind the last window
+        while True:
+            windows.append(data.window("train", len(windows)))
+    return windows
