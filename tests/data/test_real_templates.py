@@ -23,7 +23,7 @@ from reference_chats import (
     token_bytes,
 )
 from small_models import write_model
-from tool_chats import BARE_CALL, CALL, PLAIN, REASONING, RESULT, TOOLS, TWO_CALLS, call
+from tool_conversations import BARE_CALL, CALL, PLAIN, REASONING, RESULT, TOOLS, TWO_CALLS, call
 from torch import Tensor
 
 from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Student, Teacher
