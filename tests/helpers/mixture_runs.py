@@ -20,7 +20,7 @@ import torch
 import yaml
 from chats import with_tokens
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
-from tool_chats import call
+from tool_conversations import call
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 

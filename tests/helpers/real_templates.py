@@ -12,6 +12,7 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary, DistillDataModule, TextSource
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.utilities.errors import UserError
 
 Messages = list[dict[str, Any]]
 
@@ -139,12 +141,18 @@ def windows_of(
         sequence_length: Maximum number of tokens of a window.
         options: Fields of :class:`xtoken_pl.TextSource`.
     """
+    columns = list(dict.fromkeys(column for chat in chats for column in chat))
+    rows = [{column: chat.get(column) for column in columns} for chat in chats]
     path = folder / f"chats-{len(list(folder.iterdir()))}.jsonl"
-    path.write_text("".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats))
-    if any("tools" in chat for chat in chats):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if "tools" in columns:
         options["tools_field"] = "tools"
     source = TextSource(path=str(path), messages_field="messages", **options)
     data = DistillDataModule(source, sequence_length=sequence_length, num_workers=0)
     data.connect(student.vocabulary, {teacher.name: teacher.vocabulary for teacher in teachers})
     data.setup("fit")
-    return [data.window("train", index) for index in range(len(data.datasets["train"]))]
+    windows: list[Window] = []
+    with suppress(UserError):  # behind the last window
+        while True:
+            windows.append(data.window("train", len(windows)))
+    return windows

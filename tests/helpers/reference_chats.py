@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,12 +180,30 @@ def check_spans(
 
 
 def places_of_common_parts(
-    ours: RenderedReference, theirs: RenderedReference, *, unlearned: Sequence[str] = ()
+    sides: Sequence[tuple[RenderedReference, Sequence[int]]], *, unlearned: Sequence[str] = ()
 ) -> set[Place]:
-    """The bytes that spans must cover: all of the parts that both templates write."""
-    return {
+    """The bytes that spans must cover: all of the parts that both templates write.
+
+    A token of a call may also hold text of the template, such as its closing brace and a line end, and is then no
+    counterpart of the other side's. Contents and reasoning have tokens of their own.
+
+    Args:
+        sides: Each side's rendered conversation and the boundaries of its tokens.
+        unlearned: Kinds of parts that are switched off.
+    """
+    (ours, _), (theirs, _) = sides
+    wanted = {
         Place(part, offset)
         for part, text in ours.parts.items()
         if theirs.parts.get(part) == text and part.kind not in unlearned
         for offset in range(len(text))
     }
+    tokens = [
+        {reference.places[byte] for byte in range(*token)} for reference, bounds in sides for token in pairwise(bounds)
+    ]
+    lost: set[Place | None] = {None}
+    while more := set().union(*(token for token in tokens if token & lost)) - lost:
+        lost |= more
+    assert all(place.part.kind in ("name", "arguments") for place in wanted & lost if place is not None)
+    assert {place.part for place in wanted - lost} == {place.part for place in wanted}
+    return wanted - lost

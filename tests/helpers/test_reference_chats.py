@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from real_templates import QWEN3, SMOLLM2, windows_of
 from reference_chats import Part, boundaries, check_mask, check_spans, render
-from tool_chats import CALL, PLAIN, REASONING
+from tool_conversations import CALL, PLAIN, REASONING
 
 from xtoken_pl.data.cutting import Window
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 TOOLS: list[dict[str, Any]] = [
@@ -72,6 +73,10 @@ CALL: dict[str, Any] = {
         },
     ],
 }
+
+#: The same without a content beside the call, which Llama 3's template would drop.
+BARE_CALL: dict[str, Any] = copy.deepcopy(CALL)
+BARE_CALL["messages"][2]["content"] = ""
 
 #: Two calls at once, without a content.
 TWO_CALLS: dict[str, Any] = {
