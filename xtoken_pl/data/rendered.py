@@ -157,8 +157,11 @@ class RenderedText:
         """Refuses a text in which a content or a call is missing or moved; a template may leave out reasoning."""
         written = [self.units[place.unit] for place in self._places]
         order = [(unit.turn, unit.kind) for unit in written]
-        required = {number for number, unit in enumerate(self.units) if unit.kind is not Kind.REASONING}
-        if not required <= {place.unit for place in self._places} or order != sorted(order):
+        missing = {*range(len(self.units))} - {place.unit for place in self._places}
+        kinds = {self.units[number].kind for number in missing}
+        if Kind.CALL in kinds:
+            raise UnrenderableError("leaves out tool calls")
+        if Kind.CONTENT in kinds or order != sorted(order):
             raise _changed()
 
     # Turns -----------------------------------------------------------------------------------------------------------
