@@ -92,9 +92,7 @@ def test_exactly_what_the_assistant_writes_is_learned(
     expected = [piece for piece in pieces if piece.part in parts or (piece.part == "end" and piece.turn in said)]
     turn_end = turn_end and side != "xml"  # which has no such token
     learned = written_symbols(expected, parts | ({"end"} if turn_end else set()))
-    row = row_of(
-        side, [], messages, learn_reasoning=reasoning, learn_tool_calls=tool_calls, learn_turn_end=turn_end
-    )
+    row = row_of(side, [], messages, learn_reasoning=reasoning, learn_tool_calls=tool_calls, learn_turn_end=turn_end)
     if row is None:
         assert not learned
         return
@@ -186,7 +184,9 @@ def test_spans_of_calls_are_those_of_the_slow_reference(pair: tuple[str, str], m
         if not ours or not theirs:
             continue
         first, other_first = (
-            starts[side][next(k for k, piece in enumerate(pieces[side]) if piece.part == "calls" and piece.turn == turn)]
+            starts[side][
+                next(k for k, piece in enumerate(pieces[side]) if piece.part == "calls" and piece.turn == turn)
+            ]
             for side in (0, 1)
         )
         pairs = [(first + i, other_first + j) for i, j in equal_places(ours, theirs)]
