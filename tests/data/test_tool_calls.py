@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import packing_tokenizer
 from tool_chats import HERMES, SIDES, TOOLS, Written, hermes
+from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import SpanAligner, TextSource
 from xtoken_pl.data import Windower
@@ -229,6 +231,37 @@ def test_calls_that_both_sides_write_alike_are_aligned_as_one_text(arguments: di
     block, other_block = row["student_ids"][low:high], row["t/ids"][inside[0, 2] : inside[-1, 3]]
     expected = aligner.align(block, other_block, mid_text=True).to_array() + (low, low, inside[0, 2], inside[0, 2])
     assert np.array_equal(inside, expected)
+
+
+@pytest.mark.parametrize("is_student", [False, True])
+def test_a_space_that_a_tokenizer_puts_before_texts_is_not_aligned(
+    llama2_style: PreTrainedTokenizerFast, is_student: bool
+) -> None:
+    """The tokenizer puts it after every special token, here before the calls."""
+    tokenizer = copy.deepcopy(llama2_style)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ bos_token + m.role + ':' + m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ eos_token + (c.function | tojson) }}{% endfor %}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ bos_token + 'assistant:' }}{% endif %}"
+    )
+    sides = [vocabulary_of(hermes()), vocabulary_of(tokenizer)]
+    student, teacher = reversed(sides) if is_student else sides
+    arguments = {"city": "Paris, é", "days": 3}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "get_weather", "arguments": arguments}]}
+    columns = Windower(student, {"t": teacher}, 5000)(
+        read_documents(SOURCE, [[{"role": "user", "content": "a"}, call]])
+    )
+    row = {name: values[0] for name, values in columns.items()}
+    ids, aligned = np.asarray(row["student_ids"]), b""
+    for a, b, c, d in np.asarray(row["t/spans"]).reshape(-1, 4):
+        if row["loss_mask"][a]:
+            aligned += (text := bytes_of(student, ids[a:b]))
+            other = bytes_of(teacher, row["t/ids"][c:d])
+            # The first text after a special token has the space.
+            assert text == other or {text, other} == {b"{", b" {"}
+    written = '{"name": "get_weather", "arguments": {"city": "Paris, é", "days": 3}}'
+    assert aligned.decode().strip() in written
+    assert len(aligned) > 0.9 * len(written)
 
 
 # What a template leaves out -------------------------------------------------------------------------------------------
