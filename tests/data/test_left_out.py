@@ -84,13 +84,12 @@ def test_results_of_tools_are_read_by_templates_without_tools() -> None:
     assert bytes_of(vocabulary_of(chatml()), learned) == b"Sunny."
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("num_proc", [None, 2])
+@pytest.mark.parametrize(
+    ("streaming", "num_proc"), [(False, None), (True, None), pytest.param(False, 2, marks=pytest.mark.slow)]
+)
 def test_a_source_of_which_nothing_is_left_is_refused_with_the_first_reason(
     tmp_path: Path, streaming: bool, num_proc: int | None
 ) -> None:
-    if streaming and num_proc:
-        pytest.skip("a stream has no num_proc")
     (tmp_path / "a.jsonl").write_text((json.dumps({"m": TWO}) + "\n") * 3)
     source = TextSource(path=str(tmp_path / "a.jsonl"), messages_field="m")
     data = DistillDataModule(source, streaming=streaming, num_proc=num_proc, num_workers=0)
