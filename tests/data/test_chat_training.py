@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from chats import CHATML, CHATS, chatml, llama3_like, plain, windows_of, with_tokens
+from chats import CHATML, CHATS, chatml, llama3_like, plain, text_of, vocabulary_of, windows_of, with_tokens
 from small_models import packing_tokenizer, write_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -26,10 +26,12 @@ from xtoken_pl import (
     SpanLoss,
     Student,
     Teacher,
+    TextSource,
     TokenKL,
 )
 from xtoken_pl.cli import main
 from xtoken_pl.data import Windower, collate
+from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.models import hidden_states
 
 # The gradient -------------------------------------------------------------------------------------------------------
@@ -96,9 +98,11 @@ def test_prompt_and_template_tokens_receive_no_gradient(
 # The documentation and the command line -------------------------------------------------------------------------------
 
 
+DOCUMENTATION = (Path(__file__).parents[2] / "docs/chat-data.md").read_text()
+
+
 def documented(name: str) -> str:
-    page = (Path(__file__).parents[2] / "docs/chat-data.md").read_text()
-    found = re.search(rf'title="{name}"\n(.*?)```', page, flags=re.DOTALL)
+    found = re.search(rf'title="{name}"\n(.*?)```', DOCUMENTATION, flags=re.DOTALL)
     assert found
     return found[1]
 
@@ -119,6 +123,27 @@ def test_documented_configuration_and_template_work_as_described(
         for template in (documented("chatml.jinja"), CHATML)
     ]
     assert rendered[0] == rendered[1]
+
+
+def test_documented_tools_and_reasoning_work_as_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tools.yaml").write_text(documented("tools.yaml"))
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "configs/quickstart.yaml", "--config", str(tmp_path / "tools.yaml"), "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["init_args"]["train"]["tools_field"] == "tools"
+    assert config["model"]["init_args"]["teachers"]["smollm2"]["chat_template"] == "tools.jinja"
+    row = json.loads(re.findall(r'\n(\{"tools": .*\})\n', DOCUMENTATION)[0])
+    tokenizer = with_tokens(packing_tokenizer(), documented("tools.jinja"), "<|im_start|>", "<|im_end|>")
+    source = TextSource(path="x", messages_field="messages", tools_field="tools")
+    columns = WindowMaker(source, Windower(vocabulary_of(tokenizer), {}, 1000))([row["messages"]], [row["tools"]])
+    learned = [i for i, m in zip(columns["student_ids"][0], columns["loss_mask"][0], strict=True) if m]
+    assert text_of(vocabulary_of(tokenizer), learned) == (
+        '<think>\nI need the weather.\n</think>\n\n<tool_call>\n{"name": "get_weather", "arguments": '
+        '{"city": "Oslo"}}\n</tool_call>Yes, it is -4 degrees.'
+    )
 
 
 @pytest.mark.parametrize("packing", ["none", "separate"])

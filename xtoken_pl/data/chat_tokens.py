@@ -34,8 +34,8 @@ def tokenize_chats(
 ) -> Iterator[tuple[Prefixes, Tokenized]]:
     """Tokenizes and aligns conversations.
 
-    Those in which the assistant says nothing to learn, and those that a chat template cannot render, are left out; a
-    warning gives their number.
+    Those in which the assistant says nothing to learn, and those that a chat template cannot render, are left out.
+    Warnings give their numbers, and that of the turns whose reasoning the student's template leaves out.
 
     Args:
         chats: The conversations.
@@ -52,23 +52,14 @@ def tokenize_chats(
     if not written:
         return
     rendered = {name: renderer.tokenize([texts[name] for _, texts in written]) for name, renderer in renderers.items()}
+    if learned.reasoning:
+        _warn_of_lost_reasoning([chat for chat, _ in written], rendered[""])
     for index, (chat, _) in enumerate(written):
         sides = {name: chats[index] for name, chats in rendered.items()}
         mask, ended = _learned_tokens(chat, sides[""], learned)
         spans = {name: _spans(aligner, sides[""], sides[name], ended) for name, aligner in aligners.items()}
         ids = {name: side.ids for name, side in sides.items()}
         yield {name: side.prefix for name, side in sides.items()}, Tokenized(ids, mask, spans)
-
-
-def check_rendering(chats: Sequence[Conversation], renderers: Mapping[str, ChatRenderer]) -> None:
-    """Renders conversations.
-
-    Raises:
-        UnrenderableError: If a chat template cannot render one of them; the message gives the reason.
-    """
-    for chat in chats:
-        for renderer in renderers.values():
-            renderer.write(chat)
 
 
 def _written(
@@ -85,6 +76,19 @@ def _written(
     if reasons:
         logger.warning("%d of %d conversations are left out. The first: %s", len(reasons), len(chats), reasons[0])
     return written
+
+
+def _warn_of_lost_reasoning(chats: Sequence[Conversation], rendered: Sequence[RenderedChat]) -> None:
+    turns = [
+        pair for chat, side in zip(chats, rendered, strict=True) for pair in zip(chat.turns, side.turns, strict=True)
+    ]
+    thought = [tokens.reasoning for turn, tokens in turns if turn.is_learned and turn.reasoning]
+    if num_lost := sum(start == end for start, end in thought):
+        logger.warning(
+            "the reasoning of %d of %d turns is not learned, since the chat template of the student does not write it",
+            num_lost,
+            len(thought),
+        )
 
 
 def _learned_tokens(
@@ -116,6 +120,8 @@ def _spans(
     found = [np.empty((0, 4), dtype=np.int64)]
 
     def align(ours: tuple[int, int], theirs: tuple[int, int], **options: bool) -> None:
+        if ours[0] == ours[1] or theirs[0] == theirs[1]:
+            return
         inside = aligner.align(student.ids[slice(*ours)], teacher.ids[slice(*theirs)], **options).to_array()
         found.append(inside + (ours[0], ours[0], theirs[0], theirs[0]))
 

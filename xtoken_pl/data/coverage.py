@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from xtoken_pl.batch import STUDENT_IDS, DistillBatch, teacher_columns
 from xtoken_pl.data.cutting import Window
@@ -19,6 +19,23 @@ from xtoken_pl.tokenization.normalization import Normalizer
 LOW_COVERAGE = 0.8
 # Share of the text from which on a normalizer is named as the cause.
 _REWRITTEN = 0.02
+
+
+def say_coverage(batch: DistillBatch, windows: Sequence[Window], where: str) -> None:
+    """Logs the share of the learned tokens of conversations that is in spans with each teacher.
+
+    Args:
+        batch: Some windows of a split, collated.
+        windows: These windows.
+        where: Name of the split or source, for messages.
+    """
+    for name, view in batch.teachers.items():
+        covered = (view.spans.student_span < len(view.spans)).float().mean().item()
+        rank_zero_info(
+            f"{where}: {100 * covered:.1f}% of the tokens to learn are in a span with teacher {name!r}, in "
+            f"{len(windows)} windows; the others are learned by cross-entropy alone (reasoning, parts of tool calls "
+            "and turn ends that the chat templates write differently)"
+        )
 
 
 def warn_of_low_coverage(batch: DistillBatch, windows: Sequence[Window], where: str, maker: WindowMaker) -> None:
@@ -59,9 +76,15 @@ def likely_cause(windows: Sequence[Window], teacher: str, maker: WindowMaker) ->
                 "(in whole words), so that the student and the teacher read different bytes; set data.normalize to "
                 "true to give the rewritten text to both"
             )
+    chats = (
+        ", reasoning and tool calls that the chat templates write differently"
+        if maker.source.holds_conversations
+        else ""
+    )
     return (
-        "No normalizer rewrites it: the text may hold characters that one vocabulary lacks, or stretches that no "
-        f"window of sequence_length={maker.windower.sequence_length} can hold. `python -m xtoken_pl inspect` shows them"
+        f"No normalizer rewrites it: the text may hold characters that one vocabulary lacks{chats}, or stretches that "
+        f"no window of sequence_length={maker.windower.sequence_length} can hold. `python -m xtoken_pl inspect` shows "
+        "them"
     )
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -118,6 +119,7 @@ class RenderedText:
     def __init__(self, conversation: Conversation, render: Callable[..., str], special: re.Pattern[str] | None) -> None:
         self._render = render
         self._special = special
+        self._found: dict[tuple[str, ...], int] = {}
         self.units: list[Unit] = []
         self.marked = messages_of(conversation.turns, self._mark)
         self.marked_text = render(self.marked)
@@ -157,8 +159,11 @@ class RenderedText:
         """Refuses a text in which a content or a call is missing or moved; a template may leave out reasoning."""
         written = [self.units[place.unit] for place in self._places]
         order = [(unit.turn, unit.kind) for unit in written]
-        required = {number for number, unit in enumerate(self.units) if unit.kind is not Kind.REASONING}
-        if not required <= {place.unit for place in self._places} or order != sorted(order):
+        missing = {*range(len(self.units))} - {place.unit for place in self._places}
+        kinds = {self.units[number].kind for number in missing}
+        if Kind.CALL in kinds:
+            raise UnrenderableError("leaves out tool calls")
+        if Kind.CONTENT in kinds or order != sorted(order):
             raise _changed()
 
     # Turns -----------------------------------------------------------------------------------------------------------
@@ -185,22 +190,35 @@ class RenderedText:
         content, calls = of_kind[Kind.CONTENT], of_kind[Kind.CALL]
         begin = places[0].start
         if of_kind[Kind.REASONING] or (calls and not content):
-            begin += self._prompt_end(turn, before, previous) - len(before)
+            find_prompt = partial(self._prompt_end, turn, before, previous)
+            begin += self._once(find_prompt, "prompt", before, self._role(turn - 1)) - len(before)
         end = places[-1].end
         if calls or not content:
-            end += self._turn_end(turn, places[-1].unit, after)
+            find_end = partial(self._turn_end, turn, places[-1].unit, after)
+            end += self._once(find_end, "turn", after, self._role(turn + 1))
         for thought in of_kind[Kind.REASONING]:
             yield Stretch("opening", turn, begin, thought.start)
             yield Stretch("reasoning", turn, thought.start, thought.end)
             begin = content[0].start if content else end
             if calls and not content:
-                begin = thought.end + self._closing_end(turn, thought.unit, self.text[thought.end : calls[0].start])
+                closing = self.text[thought.end : calls[0].start]
+                find_closing = partial(self._closing_end, turn, thought.unit, closing)
+                begin = thought.end + self._once(find_closing, "closing", closing)
             yield Stretch("closing", turn, thought.end, begin)
         for said in content:
             yield Stretch("content", turn, said.start, said.end)
             begin = said.end
         if calls:
             yield Stretch("calls", turn, begin, end, tuple(calls))
+
+    def _once(self, find: Callable[[], int], *given: str) -> int:
+        """Returns what ``find`` returns; the same text is searched once, as each search renders earlier messages."""
+        if given not in self._found:
+            self._found[given] = find()
+        return self._found[given]
+
+    def _role(self, turn: int) -> str:
+        return str(self.marked[turn]["role"]) if 0 <= turn < len(self.marked) else ""
 
     def _prompt_end(self, turn: int, before: str, previous: int | None) -> int:
         """Number of characters of ``before`` that the assistant is given: up to the end of the generation prompt."""

@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from xtoken_pl.batch import teacher_columns
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.conversations import RowError
-from xtoken_pl.data.coverage import likely_cause, warn_of_low_coverage
+from xtoken_pl.data.coverage import likely_cause, say_coverage, warn_of_low_coverage
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.data.left_out import refuse_left_out
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.sources import locate, readable_batches
 from xtoken_pl.data.work_units import UnitWindows, work_units
@@ -55,6 +56,8 @@ def make_windows(
         )
     except RowError as error:
         raise locate(error, texts, maker.source, maker.teacher_of) from None
+    if not len(windows):
+        refuse_left_out(texts.select(range(min(len(texts), DOCUMENTS_PER_CALL))), maker)
     return windows.with_format("numpy")
 
 
@@ -132,6 +135,8 @@ def _check_teacher(name: str, checked: Sequence[Window], where: str, maker: Wind
             f"Raise sequence_length (now {maker.windower.sequence_length}), or give other texts. "
             f"{likely_cause(checked, name, maker)}"
         )
+    if maker.source.holds_conversations:
+        say_coverage(batch, checked, where)
     warn_of_low_coverage(batch, checked, where, maker)
 
 
@@ -157,9 +162,13 @@ def _some_of(windows: Dataset | IterableDataset) -> list[Window]:
 
 
 def _windows_of(texts: IterableDataset, maker: WindowMaker) -> Iterator[Window]:
+    is_empty = True
     for rows in readable_batches(texts.iter(batch_size=DOCUMENTS_PER_CALL), maker.source):
         for piece in maker.pieces(*(rows[column] for column in maker.columns)):
+            is_empty = is_empty and not piece.windows
             yield from piece.windows
+    if is_empty:
+        refuse_left_out(texts.take(DOCUMENTS_PER_CALL), maker)
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:

@@ -174,10 +174,9 @@ class Windower:
         chats = [document for document in documents if isinstance(document, Conversation)]
         assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
         windows: list[Window] = []
-        for prefixes, tokenized in (
-            *self._texts(texts),
-            *tokenize_chats(chats, self.renderers, self.aligners, learned),
-        ):
+        # Texts need no chat templates.
+        tokenized_chats = tokenize_chats(chats, self.renderers, self.aligners, learned) if chats else ()
+        for prefixes, tokenized in (*self._texts(texts), *tokenized_chats):
             cutter = WindowCutter(prefixes, self.sequence_length)
             windows += cutter.cut(tokenized, is_last=True)
             counts.update(cutter.counts)
