@@ -70,10 +70,10 @@ def test_positions_restart_at_every_document_and_at_the_padding() -> None:
 
 
 def test_a_side_without_any_token_of_a_document_does_not_shift_the_others() -> None:
-    windows = [{"student_ids": [5, 6, 7], "loss_mask": [0] * 3, "student_starts": [0, 1], "t/ids": [4], "t/spans": []}]
-    windows[0]["t/starts"] = [0, 0]
-    batch = collate(windows, ["t"])
-    assert cast(Tensor, batch.teachers["t"].tokens.position_ids).tolist() == [[0]]
+    window = {"student_ids": [5, 6, 7], "loss_mask": [0, 0, 1], "student_starts": [0, 1]}
+    window |= {"t/ids": [4, 8], "t/spans": [2, 3, 1, 2], "t/starts": [0, 0]}
+    batch = collate([window], ["t"])
+    assert cast(Tensor, batch.teachers["t"].tokens.position_ids).tolist() == [[0, 1]]
 
 
 def test_windows_that_are_not_separate_have_no_positions() -> None:
