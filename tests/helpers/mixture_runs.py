@@ -176,10 +176,10 @@ def inside(folder: Path) -> Iterator[None]:
         yield
 
 
-def train(workspace: Path, name: str, *arguments: str) -> Path:
-    """Trains in this process from ``config.yaml``; returns the folder of the logs."""
+def train(workspace: Path, name: str, *arguments: str, config: str = "config.yaml") -> Path:
+    """Trains in this process; returns the folder of the logs."""
     with inside(workspace):
-        main(["fit", "--config", "config.yaml", "--trainer.logger.init_args.name", name, *arguments])
+        main(["fit", "--config", config, "--trainer.logger.init_args.name", name, *arguments])
     return workspace / f"runs/{name}/version_0"
 
 

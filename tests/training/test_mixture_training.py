@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, get_args
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from accumulated_runs import parameters
 from logged import scalars
 from mixture_runs import (
+    CONFIG,
     SOURCES,
     TEACHING,
     Recorder,
@@ -86,6 +89,19 @@ def test_a_cache_of_one_teacher_stands_for_it(workspace: Path) -> None:
         main(["cache", "--config", "config.yaml", "--teacher", "split", *stored])
     cached = train(workspace, "cached", *fixed, "--model.teachers.split.cache", "cache")
     assert_same_scalars(scalars(cached), scalars(live))
+
+
+def test_a_single_source_with_a_name_gives_the_losses_of_one_without(workspace: Path) -> None:
+    config = deepcopy(CONFIG)
+    del config["model"]["teachers"]["same"]
+    found = []
+    for name, train_on in (("named", {"texts": SOURCES["texts"]}), ("unnamed", SOURCES["texts"])):
+        config["data"] |= {"train": train_on, "val": train_on}
+        (workspace / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        tags = scalars(train(workspace, name, config=f"{name}.yaml"))
+        found.append({tag: values for tag, values in tags.items() if tag.startswith("train/") or tag == "val/ce"})
+    assert len(found[0]["train/loss"]) == 6
+    assert found[0] == found[1]
 
 
 # Windows, batches and gradients ---------------------------------------------------------------------------------------
