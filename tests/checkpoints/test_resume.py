@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_refused_before_texts_are_read(
     def no_text_is_read(*_: object, **__: object) -> None:
         raise AssertionError("texts were read")
 
-    monkeypatch.setattr("xtoken_pl.data.module.load_source", no_text_is_read)
+    monkeypatch.setattr("xtoken_pl.data.part_windows.load_source", no_text_is_read)
     damaged = checkpoint_of(whole, 3).with_name("damaged-step=99.ckpt")
     damaged.write_bytes(checkpoint_of(whole, 3).read_bytes()[:-5000])
     try:

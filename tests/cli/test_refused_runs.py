@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused_before_texts_are_tokenized(
     def no_text_is_read(*_: object, **__: object) -> None:
         raise AssertionError("texts were read")
 
-    monkeypatch.setattr("xtoken_pl.data.module.load_source", no_text_is_read)
+    monkeypatch.setattr("xtoken_pl.data.part_windows.load_source", no_text_is_read)
     assert expected in failing(run, capsys, *arguments)
 
 

@@ -40,6 +40,10 @@ def test_weights_are_numbers_that_are_not_negative(weight: float) -> None:
         ({"train": {"a": source(weight=1), "b": source()}}, r"all sources .* but b has none, and a has one; give"),
         ({"train": {"a": source(weight=0), "b": source(weight=0)}}, r"weight > 0, got \{'a': 0, 'b': 0\}; raise"),
         ({"train": {"a": source(), "b": source()}, "streaming": True}, r"must have weights.*but a, b have none; give"),
+        (
+            {"train": {"a": "texts.jsonl"}},
+            r"data\.train\.a must be a TextSource, got 'texts\.jsonl'; write TextSource\(",
+        ),
         ({"train": {"a b": source()}}, r"must be letters, digits, _ and -, got 'a b' in data\.train; rename it"),
         ({"train": {"": source()}}, r"must be letters, digits, _ and -, got ''"),
         ({"train": {"path": source()}}, r"cannot be called 'path', which is an option of a source; rename it"),

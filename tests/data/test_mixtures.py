@@ -179,7 +179,7 @@ def test_a_mixed_stream_reads_each_source_as_often_as_its_weight_says(folder: Pa
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"math": {"weight": 3}}, r"weight of data\.train\.math \(2 in the checkpoint, 3 here\)"),
+        ({"math": {"weight": 3}}, r"weight of data\.train\.math \(2\.0 in the checkpoint, 3\.0 here\)"),
         ({"web": {"weight": 1, "teachers": ["split"]}}, r"teachers of data\.train\.web \(split, coarse in .*, split h"),
         ({"code": {"weight": 1, "split": "train[:5]"}}, r"number of windows of data\.train\.code \(6 in"),
     ],

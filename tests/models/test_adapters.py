@@ -118,7 +118,7 @@ def test_the_command_line_refuses_another_student_before_texts_are_read(
     def no_text_is_read(*_: object, **__: object) -> None:
         raise AssertionError("texts were read")
 
-    monkeypatch.setattr("xtoken_pl.data.module.load_source", no_text_is_read)
+    monkeypatch.setattr("xtoken_pl.data.part_windows.load_source", no_text_is_read)
     arguments = ["--model.student.model", str(workspace / "student"), "--model.kd_weight", "0"]
     arguments += ["--data.train.path", str(workspace / "texts.jsonl"), "--trainer.logger", "false"]
     arguments += ["--ckpt_path", str(workspace / "whole/step=2.ckpt")]

@@ -67,7 +67,7 @@ def _of_part(part: PartWindows) -> DataIdentity:
     if of or (source.teachers, source.alphas, source.teacher_field) != (None, None, None):
         identity[f"teachers{of}"] = ", ".join(part.part.teachers) or "none"
     if source.weight is not None:
-        identity[f"weight{of}"] = str(source.weight)
+        identity[f"weight{of}"] = str(float(source.weight))
     if isinstance(windows, Dataset):
         return identity | {
             f"number of windows{of}": len(windows),

@@ -88,5 +88,7 @@ def exact_shares(weights: Sequence[float]) -> list[Fraction]:
 def _section(size: int, begin: int, count: int, seed: int, source: int) -> NDArray[np.int64]:
     """Windows ``begin`` to ``begin + count`` of a source that is read again and again, each time in another order."""
     first, last = begin // size, (begin + count - 1) // size
-    passes = [np.random.default_rng((seed, source, number)).permutation(size) for number in range(first, last + 1)]
+    # Seeds that differ in zeros at their end alone are the same: none of these is that of the order of the sources.
+    seeds = [(seed, source + 1, number + 1) for number in range(first, last + 1)]
+    passes = [np.random.default_rng(own).permutation(size) for own in seeds]
     return np.concatenate(passes)[begin - first * size :][:count]

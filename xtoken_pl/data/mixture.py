@@ -105,11 +105,14 @@ def read_parts(split: str, given: Sources | None, *, streaming: bool = False) ->
     """
     if given is None:
         return []
-    sources = {"": given} if isinstance(given, TextSource) else dict(given)
+    sources = given if isinstance(given, dict) else {"": given}
     if not sources:
         raise UserError(f"data.{split} must have at least one source, got {{}}; name one, or leave data.{split} out")
     parts = [Part(split, name, source) for name, source in sources.items()]
-    if not isinstance(given, TextSource):
+    for part in parts:
+        if not isinstance(part.source, TextSource):
+            raise UserError(f"{part.setting} must be a TextSource, got {part.source!r}; write TextSource(path=...)")
+    if isinstance(given, dict):
         _check_names(split, sources)
     _check_weights(split, parts, streaming=streaming)
     return [part for part in parts if part.source.weight != 0]

@@ -57,7 +57,7 @@ class TextSource:
             by cross-entropy alone.
 
     Raises:
-        UserError: If fields of several kinds are set, or only one of a pair.
+        UserError: If fields of several kinds are set, only one of a pair, or a weight that is negative or not finite.
     """
 
     path: str
