@@ -115,7 +115,7 @@ class MultiTeacherDistillModule(ResumableModule):
         views = teacher_scores(scores, batch, alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
-        sources = [domain.source for domain in self.train_domains]
+        sources = [domain.source for domain in self.train_domains if domain.source]
         totals = self._step_sums.add(
             scores, views, alpha, span_alpha, batch, self._sum_over_processes, num_domains=len(sources)
         )
@@ -126,7 +126,7 @@ class MultiTeacherDistillModule(ResumableModule):
         loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
             loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
-        shares, source_ce = totals.by_source(sources if any(sources) else [])
+        shares, source_ce = totals.by_source(sources)
         return {
             "loss": loss * self._num_averaged,
             "total": self.ce_weight * totals.ce + scale * totals.total_kd,

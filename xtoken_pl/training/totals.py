@@ -37,8 +37,8 @@ class StepTotals:
         row_alpha: Sum of the alphas over all student rows, by teacher.
         num_weighted_rows: Number of these tokens where any teacher has an alpha, by teacher.
         num_scored_tokens: Number of kept tokens so far.
-        domain_nats: ``[D]`` sum of the cross-entropy by domain; empty if there is one.
-        domain_tokens: ``[D]`` number of kept tokens so far by domain; empty if there is one.
+        domain_nats: ``[D]`` sum of the cross-entropy by domain, if sources have names; otherwise empty.
+        domain_tokens: ``[D]`` number of kept tokens so far by domain, in the same way.
     """
 
     token_nats: Tensor
@@ -92,7 +92,7 @@ class StepTotals:
         """Returns the share of each source in the tokens so far, and its mean cross-entropy (NaN without a token).
 
         Args:
-            sources: Source of each domain; none if there is one domain alone.
+            sources: Source of each domain; none if sources have no names.
         """
         nats: dict[str, Tensor] = {}
         tokens: dict[str, Tensor] = {}
@@ -152,7 +152,7 @@ class StepSums:
         span_alpha: Mapping[str, Tensor],
         batch: DistillBatch,
         reduce: Callable[[Tensor], Tensor],
-        num_domains: int = 1,
+        num_domains: int = 0,
     ) -> StepTotals:
         """Adds a batch, and returns the totals of all processes so far.
 
@@ -163,7 +163,7 @@ class StepSums:
             span_alpha: Weight of each span by teacher, a scalar or ``[S]``.
             batch: Batch of this process.
             reduce: Sums a vector over processes, which it may overwrite.
-            num_domains: Number of domains of the training data, D.
+            num_domains: Number of domains of the training data if sources have names, D; otherwise 0.
         """
         step, nats = batch.step_counts, scores.token_nats.detach()
 
@@ -196,7 +196,7 @@ class StepSums:
         width, end = len(_PER_TEACHER), len(values)
         token_nats, num_tokens, num_scored, *rest = total[:end].unbind()
         by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
-        domain_nats, domain_tokens = total[end:].reshape(2, -1)
+        domain_nats, domain_tokens = total[end:].view(2, num_domains)
         return StepTotals(
             token_nats,
             num_tokens,
@@ -208,8 +208,6 @@ class StepSums:
 
 
 def _by_domain(nats: Tensor, batch: DistillBatch, num_domains: int) -> Tensor:
-    """``[2 D]`` sums and counts of ``[N]`` values by domain; none if there is one domain alone."""
-    if num_domains == 1:
-        return nats.new_zeros(0)
+    """``[2 D]`` sums and counts of ``[N]`` values by domain."""
     values = torch.stack((nats, torch.ones_like(nats)))
     return nats.new_zeros(2, num_domains).index_add(1, batch.row_domain, values).flatten()
