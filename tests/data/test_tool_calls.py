@@ -264,6 +264,19 @@ def test_a_space_that_a_tokenizer_puts_before_texts_is_not_aligned(
     assert len(aligned) > 0.9 * len(written)
 
 
+def test_a_template_that_takes_arguments_as_json_text_is_given_them() -> None:
+    template = HERMES.replace("(c.function.arguments | tojson)", "c.function.arguments")
+    assert template != HERMES
+    tokenizer = with_tokens(packing_tokenizer(), template, "<|im_start|>", "<|im_end|>")
+    call = {"name": "f", "arguments": {"city": 'a "b"', "none": "", "deep": [{"x": "é"}]}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    windower = Windower(vocabulary_of(tokenizer), {"t": vocabulary_of(hermes())}, 5000)
+    columns = windower(read_documents(SOURCE, [messages]))
+    learned = [i for i, m in zip(columns["student_ids"][0], columns["loss_mask"][0], strict=True) if m]
+    assert bytes_of(vocabulary_of(tokenizer), learned) == written_symbols(render("hermes", messages, None), {"calls"})
+    assert len(columns["t/spans"][0]) // 4 >= len(learned)  # the same text, the same tokenizer
+
+
 # What a template leaves out -------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,9 @@ def test_the_switches_change_the_fingerprint_only_where_they_are_set() -> None:
     options = [{}, {"learn_reasoning": False}, {"learn_tool_calls": False}, {"tools_field": "t"}]
     assert len({fingerprint(**given) for given in options}) == len(options)
     assert fingerprint() == fingerprint(learn_reasoning=True, learn_tool_calls=True)
+    # That of versions that had no such switches: their windows of plain conversations stay valid.
+    described = json.dumps([windower.chat_fingerprint, 1, False, "none"])
+    assert fingerprint() == hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
 def test_fields_that_are_ignored_are_not_taken_from_the_windows_of_a_saved_data_set(tmp_path: Path) -> None:

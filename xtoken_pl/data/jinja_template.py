@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, partial
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from xtoken_pl.data.conversations import Conversation
-from xtoken_pl.data.rendered import Messages, RenderedText, UnrenderableError
+from xtoken_pl.data.rendered import RejectedError, RenderedText, UnrenderableError
+from xtoken_pl.data.units import Messages
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
@@ -75,7 +77,7 @@ class ChatTemplate:
             UserError: If the template is not valid.
         """
         try:
-            written = RenderedText(conversation, partial(self._apply, conversation), special)
+            written = self._written(conversation, special)
             if conversation.tools and self._ignores_tools(conversation, written):
                 raise UnrenderableError("ignores the tools")
         except UnrenderableError as error:
@@ -86,6 +88,18 @@ class ChatTemplate:
                 f"the {self.side} another chat_template, or remove such conversations"
             ) from error.__cause__
         return written
+
+    def _written(self, conversation: Conversation, special: re.Pattern[str] | None) -> RenderedText:
+        render = partial(self._apply, conversation)
+        try:
+            return RenderedText(conversation, render, special)
+        except RejectedError:
+            # Some templates (DeepSeek's) take the arguments of calls as JSON text.
+            if not any(turn.tool_calls for turn in conversation.turns):
+                raise
+            with suppress(UnrenderableError):
+                return RenderedText(conversation, render, special, as_text=True)
+            raise
 
     def _ignores_tools(self, conversation: Conversation, written: RenderedText) -> bool:
         try:
@@ -108,5 +122,5 @@ class ChatTemplate:
                 "fix it, or give another chat_template"
             ) from error
         except (TemplateError, TypeError) as error:  # TypeError: the template adds a string and None, say
-            raise UnrenderableError(f"rejects the messages ({str(error).rstrip('.')})") from error
+            raise RejectedError(f"rejects the messages ({str(error).rstrip('.')})") from error
         return rendered

@@ -1,22 +1,19 @@
 """Locates the contents of a conversation, and what the assistant writes around them, in the text that a template wrote.
 
-Every text that a template is given (contents, reasoning, names of called tools, strings of their arguments) is a unit.
 The template is applied twice: to marks in place of the units, which shows its own text around each of them, and to the
 units themselves, which shows how it spells them.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from enum import IntEnum
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xtoken_pl.data.conversations import Conversation
-from xtoken_pl.data.messages import TOOL_ROLES, Turn
+from xtoken_pl.data.units import Kind, Messages, Unit, messages_of
 from xtoken_pl.utilities.errors import UserError
 
 # Placeholder for a unit: private use characters, which no template writes or trims.
@@ -24,34 +21,13 @@ _MARK = "\ue0c0{}\ue0c1"
 _MARKS = re.compile(_MARK.format(r"(\d+)"))
 _TO_LAST_TAG = re.compile(r"(?s).*[\s>\])}]|")
 
-#: Messages as chat templates take them.
-Messages = list[dict[str, Any]]
-
 
 class UnrenderableError(UserError):
     """Raised for a conversation that a chat template rejects, or does not write as it is."""
 
 
-class Kind(IntEnum):
-    """Kind of a unit, in the order in which a turn has them."""
-
-    REASONING = 0
-    CONTENT = 1
-    CALL = 2
-
-
-class Unit(NamedTuple):
-    """A text of a message: the number of its turn, its kind, and whether a template may write it as a JSON string."""
-
-    turn: int
-    kind: Kind
-    text: str
-    may_be_json: bool
-
-    @property
-    def spellings(self) -> dict[str, None]:
-        """The texts that a template may write for it."""
-        return dict.fromkeys([json.dumps(self.text, ensure_ascii=False)[1:-1]] * self.may_be_json + [self.text])
+class RejectedError(UnrenderableError):
+    """Raised for a conversation that a chat template rejects."""
 
 
 class Place(NamedTuple):
@@ -76,29 +52,6 @@ class Stretch(NamedTuple):
     units: tuple[Place, ...] = ()
 
 
-def messages_of(turns: Sequence[Turn], write: Callable[[Unit], str]) -> Messages:
-    """Returns messages as chat templates take them, with ``write`` applied to every unit."""
-    return [_message(number, turn, write) for number, turn in enumerate(turns)]
-
-
-def _message(number: int, turn: Turn, write: Callable[[Unit], str]) -> dict[str, Any]:
-    is_result = turn.role in TOOL_ROLES
-    message: dict[str, Any] = {
-        "role": turn.role,
-        "content": write(Unit(number, Kind.CONTENT, turn.content, may_be_json=is_result)),
-    }
-    if turn.reasoning:
-        reasoning = write(Unit(number, Kind.REASONING, turn.reasoning, may_be_json=False))
-        message |= {"reasoning_content": reasoning, "thinking": reasoning}
-    if turn.tool_calls:
-        message["tool_calls"] = [
-            call.as_message(lambda text: write(Unit(number, Kind.CALL, text, may_be_json=True)))
-            for call in turn.tool_calls
-        ]
-    given = {"tool_call_id": turn.tool_call_id, "name": turn.name}
-    return message | {name: value for name, value in given.items() if value is not None}
-
-
 class RenderedText:
     """A conversation as a template writes it.
 
@@ -106,6 +59,7 @@ class RenderedText:
         conversation: The conversation.
         render: Applies the template to messages; ``prompt=True`` adds the generation prompt.
         special: Pattern of the special tokens; None if there are none.
+        as_text: Whether the template is given the arguments of calls as JSON text.
 
     Attributes:
         text: The text.
@@ -116,14 +70,21 @@ class RenderedText:
             once, in order and unchanged.
     """
 
-    def __init__(self, conversation: Conversation, render: Callable[..., str], special: re.Pattern[str] | None) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        render: Callable[..., str],
+        special: re.Pattern[str] | None,
+        *,
+        as_text: bool = False,
+    ) -> None:
         self._render = render
         self._special = special
         self._found: dict[tuple[str, ...], int] = {}
         self.units: list[Unit] = []
-        self.marked = messages_of(conversation.turns, self._mark)
+        self.marked = messages_of(conversation.turns, self._mark, as_text=as_text)
         self.marked_text = render(self.marked)
-        self.text = render(messages_of(conversation.turns, lambda unit: unit.text))
+        self.text = render(messages_of(conversation.turns, lambda unit: unit.text, as_text=as_text))
         self._places = list(self._find_units())
         self._check_places()
         self.stretches = list(self._find_stretches())
