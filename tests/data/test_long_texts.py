@@ -21,8 +21,8 @@ from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.alignment import SpanAligner, Spans
 from xtoken_pl.data import Windower, load_source
 from xtoken_pl.data.maker import WindowMaker
+from xtoken_pl.data.order.streams import BlockStream
 from xtoken_pl.data.packing import Packing
-from xtoken_pl.data.streams import BlockStream
 from xtoken_pl.data.tokenized import make_windows
 from xtoken_pl.data.work_units import UnitWindows, work_units
 

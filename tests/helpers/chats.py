@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.data import Windower
-from xtoken_pl.data.conversations import Conversation, Turn
+from xtoken_pl.data.chats.conversations import Conversation, Turn
 from xtoken_pl.data.maker import WindowMaker
 
 CHATML = (

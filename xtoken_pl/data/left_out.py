@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xtoken_pl.data.conversations import Conversation, read_documents
-from xtoken_pl.data.local_texts import columns_of
+from xtoken_pl.data.chats.conversations import Conversation, read_documents
+from xtoken_pl.data.chats.rendered import UnrenderableError
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.rendered import UnrenderableError
+from xtoken_pl.data.sources.local_texts import columns_of
 from xtoken_pl.utilities.errors import UserError
 
 

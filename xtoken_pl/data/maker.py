@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xtoken_pl.data.conversations import Document, RowError, read_documents, rewritten
+from xtoken_pl.data.chats.conversations import Document, RowError, read_documents, rewritten
 from xtoken_pl.data.cutting import Window, as_columns
 from xtoken_pl.data.packing import Packer, Packing
-from xtoken_pl.data.sources import TextSource
+from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.data.windows import Windower, WindowPiece
 from xtoken_pl.tokenization.normalization import CommonNormalizer
 from xtoken_pl.utilities.words import did_you_mean

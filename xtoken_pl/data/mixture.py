@@ -10,7 +10,7 @@ from typing import Any
 
 from xtoken_pl.batch import DOMAIN, Domain, teacher_columns
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.data.sources import TextSource
+from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import did_you_mean
 

@@ -19,14 +19,14 @@ from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.identity import changeable_settings, describe_data
-from xtoken_pl.data.mixed_order import MixedOrder
 from xtoken_pl.data.mixture import Sources, read_parts, with_teachers
-from xtoken_pl.data.order import GlobalBatchSampler, OrderedLoader, Position
+from xtoken_pl.data.order.mixed_order import MixedOrder
+from xtoken_pl.data.order.sampler import GlobalBatchSampler, OrderedLoader, Position
+from xtoken_pl.data.order.streams import State, StreamLoader
 from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.part_windows import PartWindows, chosen, connect, mixed_order, mixed_stream, open_windows, window_of
-from xtoken_pl.data.sources import TextSource
+from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.data.stored_windows import SpanStore
-from xtoken_pl.data.streams import State, StreamLoader
 from xtoken_pl.data.windows import Windower
 from xtoken_pl.data.worker_errors import CarryingCollate
 from xtoken_pl.tokenization import CanonicalVocabulary

@@ -12,13 +12,13 @@ from datasets import Dataset, IterableDataset
 
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.mixed_order import MixedOrder
-from xtoken_pl.data.mixed_stream import MixedStream, NamedStream
 from xtoken_pl.data.mixture import Part
+from xtoken_pl.data.order.mixed_order import MixedOrder
+from xtoken_pl.data.order.mixed_stream import MixedStream, NamedStream
+from xtoken_pl.data.order.streams import BlockStream
 from xtoken_pl.data.packing import Packing
-from xtoken_pl.data.sources import load_source
+from xtoken_pl.data.sources.text_source import load_source
 from xtoken_pl.data.stored_windows import JoinedWindows, SpanStore, StoredSpans, StoredWindows
-from xtoken_pl.data.streams import BlockStream
 from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream, window_at
 from xtoken_pl.data.windows import Windower
 from xtoken_pl.utilities.errors import UserError

@@ -12,13 +12,13 @@ from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info
 
 from xtoken_pl.batch import teacher_columns
+from xtoken_pl.data.chats.conversations import RowError
 from xtoken_pl.data.collate import collate
-from xtoken_pl.data.conversations import RowError
 from xtoken_pl.data.coverage import likely_cause, say_coverage, warn_of_low_coverage
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.left_out import refuse_left_out
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
-from xtoken_pl.data.sources import locate, readable_batches
+from xtoken_pl.data.sources.text_source import locate, readable_batches
 from xtoken_pl.data.work_units import UnitWindows, work_units
 from xtoken_pl.utilities.errors import UserError, root_cause
 

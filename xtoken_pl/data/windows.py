@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from xtoken_pl.alignment import SpanAligner
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, teacher_columns
-from xtoken_pl.data.chat_template import ChatRenderer
-from xtoken_pl.data.chat_tokens import Prefixes, tokenize_chats
-from xtoken_pl.data.conversations import BY_DEFAULT, Conversation, Document, LearnedParts
+from xtoken_pl.data.chats.conversations import BY_DEFAULT, Conversation, Document, LearnedParts
+from xtoken_pl.data.chats.renderer import ChatRenderer
+from xtoken_pl.data.chats.tokens import Prefixes, tokenize_chats
 from xtoken_pl.data.cutting import Tokenized, Window, WindowCutter, as_columns
 from xtoken_pl.data.pieces import text_pieces
 from xtoken_pl.tokenization import CanonicalVocabulary

@@ -22,15 +22,15 @@ from datasets import (
 )
 from lightning.pytorch.utilities import rank_zero_warn
 
-from xtoken_pl.data.conversations import CONTEXT_COLUMNS, check_context, read_row
-from xtoken_pl.data.files import SLICE_ROWS, read_chunks
-from xtoken_pl.data.local_files import file_stamps
-from xtoken_pl.data.messages import Turn, stored_flag, stored_reasoning
-from xtoken_pl.data.row_errors import RowError
-from xtoken_pl.data.tool_calls import as_json
+from xtoken_pl.data.chats.conversations import CONTEXT_COLUMNS, check_context, read_row
+from xtoken_pl.data.chats.messages import Turn, stored_flag, stored_reasoning
+from xtoken_pl.data.chats.tool_calls import as_json
+from xtoken_pl.data.sources.files import SLICE_ROWS, read_chunks
+from xtoken_pl.data.sources.local_files import file_stamps
+from xtoken_pl.data.sources.row_errors import RowError
 
 if TYPE_CHECKING:
-    from xtoken_pl.data.sources import TextSource
+    from xtoken_pl.data.sources.text_source import TextSource
 
 _FIELDS = ("text_field", "messages_field", "prompt_field", "completion_field", "tools_field", "teacher_field")
 # Fields of the source that do not change what is read of a row; they have these values in the copy on disk.

@@ -98,7 +98,7 @@ def test_prompt_and_template_tokens_receive_no_gradient(
 # The documentation and the command line -------------------------------------------------------------------------------
 
 
-DOCUMENTATION = (Path(__file__).parents[2] / "docs/chat-data.md").read_text()
+DOCUMENTATION = (Path(__file__).parents[3] / "docs/chat-data.md").read_text()
 
 
 def documented(name: str) -> str:
@@ -111,7 +111,7 @@ def test_documented_configuration_and_template_work_as_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "chat.yaml").write_text(documented("chat.yaml"))
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     with pytest.raises(SystemExit):
         main(["fit", "--config", "configs/quickstart.yaml", "--config", str(tmp_path / "chat.yaml"), "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
@@ -129,7 +129,7 @@ def test_documented_tools_and_reasoning_work_as_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tools.yaml").write_text(documented("tools.yaml"))
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     with pytest.raises(SystemExit):
         main(["fit", "--config", "configs/quickstart.yaml", "--config", str(tmp_path / "tools.yaml"), "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)

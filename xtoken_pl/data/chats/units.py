@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from xtoken_pl.data.messages import TOOL_ROLES, Turn
+from xtoken_pl.data.chats.messages import TOOL_ROLES, Turn
 
 #: Messages as chat templates take them.
 Messages = list[dict[str, Any]]

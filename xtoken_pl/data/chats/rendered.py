@@ -12,8 +12,8 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from xtoken_pl.data.conversations import Conversation
-from xtoken_pl.data.units import Kind, Messages, Unit, messages_of
+from xtoken_pl.data.chats.conversations import Conversation
+from xtoken_pl.data.chats.units import Kind, Messages, Unit, messages_of
 from xtoken_pl.utilities.errors import UserError
 
 # Placeholder for a unit: private use characters, which no template writes or trims.

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken_pl.data.chat_parts import Part, UnitBytes
-from xtoken_pl.data.rendered import num_equal
+from xtoken_pl.data.chats.parts import Part, UnitBytes
+from xtoken_pl.data.chats.rendered import num_equal
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 # Bytes that no text has stand for special tokens: one byte for the student's, another for a teacher's, so that they are

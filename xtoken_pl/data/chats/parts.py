@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from xtoken_pl.data.rendered import RenderedText, Stretch
+from xtoken_pl.data.chats.rendered import RenderedText, Stretch
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 #: Parts of a turn that are given to the template: they may spell a special token.

@@ -12,9 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from xtoken_pl.batch import NO_WINDOW
-from xtoken_pl.data.mixed_order import MixedOrder
-from xtoken_pl.data.mixed_stream import MixedStream, NamedStream
-from xtoken_pl.data.order import GlobalBatchSampler, Position
+from xtoken_pl.data.order.mixed_order import MixedOrder
+from xtoken_pl.data.order.mixed_stream import MixedStream, NamedStream
+from xtoken_pl.data.order.sampler import GlobalBatchSampler, Position
 from xtoken_pl.utilities.errors import UserError
 
 MIXTURES = st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0.1, 0.3, 1, 2.5, 7])), min_size=1, max_size=4)

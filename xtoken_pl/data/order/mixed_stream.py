@@ -10,8 +10,8 @@ from typing import Any
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.data.mixed_order import exact_shares
-from xtoken_pl.data.streams import BlockStream, State
+from xtoken_pl.data.order.mixed_order import exact_shares
+from xtoken_pl.data.order.streams import BlockStream, State
 from xtoken_pl.data.worker_errors import Carried
 from xtoken_pl.utilities.errors import UserError
 

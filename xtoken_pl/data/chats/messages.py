@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xtoken_pl.data.row_errors import RowError
-from xtoken_pl.data.tool_calls import ToolCall, read_tool_calls
+from xtoken_pl.data.chats.tool_calls import ToolCall, read_tool_calls
+from xtoken_pl.data.sources.row_errors import RowError
 
 if TYPE_CHECKING:
-    from xtoken_pl.data.sources import TextSource
+    from xtoken_pl.data.sources.text_source import TextSource
 
 #: Fields by which a message says whether it is learned. ``weight`` (OpenAI) and ``loss`` (ms-swift) belong to what the
 #: assistant says; by the others (axolotl) any message may be learned.

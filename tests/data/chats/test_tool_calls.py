@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import SpanAligner, TextSource
 from xtoken_pl.data import Windower
-from xtoken_pl.data.conversations import read_documents
+from xtoken_pl.data.chats.conversations import read_documents
 
 PAIRS = [("hermes", "llama"), ("hermes", "xml"), ("llama", "hermes"), ("xml", "hermes"), ("xml", "llama")]
 Messages = list[dict[str, Any]]

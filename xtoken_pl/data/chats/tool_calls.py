@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xtoken_pl.data.row_errors import RowError
+from xtoken_pl.data.sources.row_errors import RowError
 
 _WAY_OUT = "; remove such rows, or correct them"
 

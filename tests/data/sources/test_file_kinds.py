@@ -13,7 +13,7 @@ import pytest
 
 from xtoken_pl import TextSource
 from xtoken_pl.data import load_source
-from xtoken_pl.data.files import read_chunks
+from xtoken_pl.data.sources.files import read_chunks
 from xtoken_pl.utilities.errors import UserError
 
 #: More digits than Python converts to an integer.

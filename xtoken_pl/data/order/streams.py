@@ -16,8 +16,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
-from xtoken_pl.data.sources import readable_batches
-from xtoken_pl.data.whole_steps import whole_steps
+from xtoken_pl.data.order.whole_steps import whole_steps
+from xtoken_pl.data.sources.text_source import readable_batches
 from xtoken_pl.data.worker_errors import carrying_iterator, raise_carried
 from xtoken_pl.utilities.errors import UserError
 

@@ -12,10 +12,10 @@ from datasets import Dataset, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 
-from xtoken_pl.data.conversations import CONTEXT_COLUMNS, LearnedParts, check_context, read_row
-from xtoken_pl.data.local_files import find_data_files, find_files, is_saved_data_set, load_saved
-from xtoken_pl.data.local_texts import columns_of, load_local
-from xtoken_pl.data.row_errors import RowError
+from xtoken_pl.data.chats.conversations import CONTEXT_COLUMNS, LearnedParts, check_context, read_row
+from xtoken_pl.data.sources.local_files import find_data_files, find_files, is_saved_data_set, load_saved
+from xtoken_pl.data.sources.local_texts import columns_of, load_local
+from xtoken_pl.data.sources.row_errors import RowError
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError, root_cause
 from xtoken_pl.utilities.words import reason_of

@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.data import Windower, load_source
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.streams import BlockStream
+from xtoken_pl.data.order.streams import BlockStream
 
 WINDOWER = Windower(
     CanonicalVocabulary.from_tokenizer(packing_tokenizer()),

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken_pl.alignment import SpanAligner
-from xtoken_pl.data.call_blocks import call_spans
-from xtoken_pl.data.chat_template import ChatRenderer, RenderedChat
-from xtoken_pl.data.conversations import Conversation, LearnedParts
+from xtoken_pl.data.chats.call_blocks import call_spans
+from xtoken_pl.data.chats.conversations import Conversation, LearnedParts
+from xtoken_pl.data.chats.rendered import RenderedText, UnrenderableError
+from xtoken_pl.data.chats.renderer import ChatRenderer, RenderedChat
 from xtoken_pl.data.cutting import Tokenized
-from xtoken_pl.data.rendered import RenderedText, UnrenderableError
 from xtoken_pl.utilities.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
 from xtoken_pl.batch import NO_WINDOW
-from xtoken_pl.data.whole_steps import whole_steps
+from xtoken_pl.data.order.whole_steps import whole_steps
 from xtoken_pl.data.worker_errors import raise_carried
 
 # N windows, W processes, b windows of a batch on each of them, W b windows of a global batch

@@ -28,7 +28,7 @@ from small_models import TEXTS
 
 from xtoken_pl import DistillDataModule, TextSource
 from xtoken_pl.data import Windower
-from xtoken_pl.data.conversations import read_documents
+from xtoken_pl.data.chats.conversations import read_documents
 from xtoken_pl.data.maker import WindowMaker
 
 # Windows ------------------------------------------------------------------------------------------------------------

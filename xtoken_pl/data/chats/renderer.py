@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken_pl.data.call_blocks import CallBlock, block_of
-from xtoken_pl.data.chat_parts import SAID, Part, SpecialTokens, parts_of
-from xtoken_pl.data.conversations import Conversation
-from xtoken_pl.data.jinja_template import ChatTemplate
-from xtoken_pl.data.rendered import RenderedText
+from xtoken_pl.data.chats.call_blocks import CallBlock, block_of
+from xtoken_pl.data.chats.conversations import Conversation
+from xtoken_pl.data.chats.jinja_template import ChatTemplate
+from xtoken_pl.data.chats.parts import SAID, Part, SpecialTokens, parts_of
+from xtoken_pl.data.chats.rendered import RenderedText
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 

@@ -14,9 +14,9 @@ from tool_chats import TOOLS, hermes
 
 from xtoken_pl import DistillDataModule, TextSource
 from xtoken_pl.data import Windower, load_source
-from xtoken_pl.data.conversations import Conversation, read_documents, rewritten
+from xtoken_pl.data.chats.conversations import Conversation, read_documents, rewritten
+from xtoken_pl.data.chats.tool_calls import ToolCall
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.tool_calls import ToolCall
 from xtoken_pl.utilities.errors import UserError
 
 USER, ANSWER = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Sunny."}

@@ -14,9 +14,9 @@ from chats import CHATS, SOURCE, chatml, learned_text, vocabulary_of, windower, 
 
 from xtoken_pl import DistillDataModule, TextSource
 from xtoken_pl.data import load_source
-from xtoken_pl.data.conversations import RowError, read_documents
-from xtoken_pl.data.local_files import load_saved
+from xtoken_pl.data.chats.conversations import RowError, read_documents
 from xtoken_pl.data.maker import WindowMaker
+from xtoken_pl.data.sources.local_files import load_saved
 from xtoken_pl.utilities.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "It is 5."}

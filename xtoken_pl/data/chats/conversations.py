@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xtoken_pl.data.messages import Turn, checked_text, is_empty, listed, read_messages
-from xtoken_pl.data.row_errors import RowError
-from xtoken_pl.data.tool_calls import read_tools
+from xtoken_pl.data.chats.messages import Turn, checked_text, is_empty, listed, read_messages
+from xtoken_pl.data.chats.tool_calls import read_tools
+from xtoken_pl.data.sources.row_errors import RowError
 
 if TYPE_CHECKING:
-    from xtoken_pl.data.sources import TextSource
+    from xtoken_pl.data.sources.text_source import TextSource
 
 __all__ = [
     "BY_DEFAULT",

@@ -15,9 +15,9 @@ from tool_chats import TOOLS, hermes, llama
 
 from xtoken_pl import DistillDataModule, TextSource
 from xtoken_pl.data import Windower
-from xtoken_pl.data.chat_template import ChatRenderer
-from xtoken_pl.data.conversations import read_documents
-from xtoken_pl.data.rendered import UnrenderableError
+from xtoken_pl.data.chats.conversations import read_documents
+from xtoken_pl.data.chats.rendered import UnrenderableError
+from xtoken_pl.data.chats.renderer import ChatRenderer
 from xtoken_pl.utilities.errors import UserError
 
 SOURCE = TextSource(path="x", messages_field="m", tools_field="tools")

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import Student, TextSource
 from xtoken_pl.data import Windower
-from xtoken_pl.data.chat_template import ChatRenderer
+from xtoken_pl.data.chats.renderer import ChatRenderer
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.specs import load_vocabulary
 from xtoken_pl.utilities.errors import UserError

@@ -24,7 +24,7 @@ from xtoken_pl import (
 )
 from xtoken_pl.batch import NO_WINDOW
 from xtoken_pl.data import collate
-from xtoken_pl.data.order import GlobalBatchSampler, Position
+from xtoken_pl.data.order.sampler import GlobalBatchSampler, Position
 from xtoken_pl.data.stored_windows import StoredWindows
 
 STUDENT = CanonicalVocabulary.from_tokenizer(packing_tokenizer())

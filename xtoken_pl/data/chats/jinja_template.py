@@ -10,9 +10,9 @@ from functools import cached_property, partial
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from xtoken_pl.data.conversations import Conversation
-from xtoken_pl.data.rendered import RejectedError, RenderedText, UnrenderableError
-from xtoken_pl.data.units import Messages
+from xtoken_pl.data.chats.conversations import Conversation
+from xtoken_pl.data.chats.rendered import RejectedError, RenderedText, UnrenderableError
+from xtoken_pl.data.chats.units import Messages
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 

@@ -1,0 +1,1 @@
+"""Conversations: read, rendered by every side's chat template, tokenized and aligned."""

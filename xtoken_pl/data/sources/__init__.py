@@ -1,0 +1,1 @@
+"""Sources: local files and data sets, read row by row."""
