@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.alignment import SpanAligner, Spans
 from xtoken_pl.data import Windower, load_source
+from xtoken_pl.data.left_out import LeftOutFile
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.order.streams import BlockStream
 from xtoken_pl.data.packing import Packing
@@ -28,6 +29,7 @@ from xtoken_pl.data.work_units import UnitWindows, work_units
 
 PROSE = "".join(topics[name] for name in sorted(topics))
 SECTION = 4_096
+NOTHING_LEFT_OUT = LeftOutFile("not written")
 
 
 def windower(length: int = 64, *, section_length: int = SECTION) -> Windower:
@@ -155,7 +157,7 @@ def stored_texts(texts: list[str], path: Path) -> Dataset:
 def test_every_unit_of_a_long_text_gives_some_of_its_windows(tmp_path: Path) -> None:
     texts = stored_texts([PROSE[:60_000]], tmp_path)
     units = work_units(texts, maker(), 1)
-    unit_windows = UnitWindows(texts, maker())
+    unit_windows = UnitWindows(texts, maker(), NOTHING_LEFT_OUT)
     counts = [len(unit_windows(units[place : place + 1])["student_ids"]) for place in range(len(units))]
     assert len(units) == 15
     assert min(counts) > 0
@@ -166,7 +168,10 @@ def test_every_unit_of_a_long_text_gives_some_of_its_windows(tmp_path: Path) -> 
 def test_a_unit_continues_a_text_that_another_process_began(packing: Packing, tmp_path: Path) -> None:
     texts = stored_texts(["first", PROSE[:30_000], "last"], tmp_path)
     units = work_units(texts, maker(packing), 1)
-    in_order, alone = UnitWindows(texts, maker(packing)), [UnitWindows(texts, maker(packing)) for _ in units]
+    in_order, alone = (
+        UnitWindows(texts, maker(packing), NOTHING_LEFT_OUT),
+        [UnitWindows(texts, maker(packing), NOTHING_LEFT_OUT) for _ in units],
+    )
     for place, fresh in enumerate(alone):
         unit = units[place : place + 1]
         ours, theirs = rows(in_order(unit)), rows(fresh(unit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +96,18 @@ def test_a_run_without_teachers_needs_none_in_its_sources() -> None:
 def test_two_ways_to_name_teachers_exclude_each_other() -> None:
     with pytest.raises(UserError, match=r"by teachers or by alphas, got teachers=\['a'\] and alphas=\{'a': 1\}; leave"):
         source(teachers=["a"], alphas={"a": 1})
+
+
+def test_the_texts_of_every_source_are_read_before_any_is_tokenized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in the last source costs no time."""
+    (tmp_path / "good.jsonl").write_text('{"text": "a text"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"body": "a text"}\n')
+    sources = {name: TextSource(path=str(tmp_path / f"{name}.jsonl")) for name in ("good", "bad")}
+    data = DistillDataModule(sources)
+    data.connect(STUDENT, {})
+    monkeypatch.setattr("xtoken_pl.data.part_windows.make_windows", lambda *_: pytest.fail("texts were tokenized"))
+    for read in (data.prepare_data, lambda: data.setup("fit")):
+        with pytest.raises(UserError, match=r"data.train.bad: text_field must be a column of the data, got 'text'"):
+            read()

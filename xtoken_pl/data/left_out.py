@@ -1,36 +1,57 @@
-"""Refuses a source of which no conversation can be rendered."""
+"""Counts the conversations that a chat template cannot render, and keeps the first reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from xtoken_pl.data.chats.conversations import Conversation, read_documents
-from xtoken_pl.data.chats.rendered import UnrenderableError
-from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.data.sources.local_texts import columns_of
-from xtoken_pl.utilities.errors import UserError
+#: A unit of work: see :func:`xtoken_pl.data.work_units.work_units`.
+Unit = tuple[int, int, int, int]
+# Lines that are appended at once stay whole, whichever process writes them.
+_LONGEST_REASON = 1000
 
 
-def refuse_left_out(rows: Iterable[Mapping[str, Any]], maker: WindowMaker) -> None:
-    """Gives the reason if a source has no windows because the chat templates render none of its conversations.
+@dataclass
+class LeftOut:
+    """Number of conversations that are left out, and the reason of the first."""
+
+    count: int = 0
+    reason: str = ""
+    _said: int = field(default=0, repr=False)
+
+    def add(self, reasons: Sequence[str]) -> bool:
+        """Adds conversations; returns whether their number has doubled since it was last said."""
+        self.count += len(reasons)
+        self.reason = self.reason or next(iter(reasons), "")
+        if not reasons or self.count < 2 * self._said:
+            return False
+        self._said = self.count
+        return True
+
+
+class LeftOutFile:
+    """File beside stored windows that keeps what was left out when they were made, for runs that find them made.
 
     Args:
-        rows: First rows of the source.
-        maker: Maker of the windows.
-
-    Raises:
-        UserError: If a chat template cannot render one of these conversations.
+        path: The file, which exists if anything was left out.
     """
-    if not maker.source.holds_conversations:
-        return
-    columns = zip(*(columns_of(maker.source, row) for row in rows), strict=True)
-    chats = [chat for chat in read_documents(maker.source, *columns) if isinstance(chat, Conversation)]
-    for chat in chats:
-        for renderer in maker.windower.renderers.values():
-            try:
-                renderer.write(chat)
-            except UnrenderableError as error:
-                raise UserError(
-                    f"every conversation of {maker.source.path!r} is left out. The first: {error}"
-                ) from error
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def append(self, unit: Unit, reasons: Sequence[str]) -> None:
+        """Notes what was left out of one unit of work; several processes may append."""
+        line = {"unit": unit, "count": len(reasons), "reason": reasons[0][:_LONGEST_REASON]}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def total(self, units: Collection[Unit]) -> LeftOut:
+        """Adds up some units of work, each once: an interrupted run may have noted units that were made again."""
+        if not self.path.exists():
+            return LeftOut()
+        lines = map(json.loads, self.path.read_text().splitlines())
+        noted = {tuple(line["unit"]): line for line in lines}
+        own = [noted[unit] for unit in sorted(units) if unit in noted]
+        return LeftOut(sum(line["count"] for line in own), own[0]["reason"] if own else "")

@@ -114,7 +114,7 @@ class WindowMaker:
         for teacher, own in groups.items():
             for piece in self._cut(own, self._sides_for(teacher)):
                 windows = [self._with_all_columns(window) for window in piece.windows]
-                yield WindowPiece(windows, (done + piece.done * len(own)) / len(documents))
+                yield WindowPiece(windows, (done + piece.done * len(own)) / len(documents), piece.left_out)
             done += len(own)
 
     def _cut(self, documents: Sequence[Document], sides: _Sides) -> Iterator[WindowPiece]:
@@ -124,7 +124,7 @@ class WindowMaker:
                 yield piece
                 continue
             held += piece.windows
-            yield WindowPiece(sides.packer.pack(held) if piece.done == 1 else [], piece.done)
+            yield WindowPiece(sides.packer.pack(held) if piece.done == 1 else [], piece.done, piece.left_out)
 
     # Rows that name their teachers -----------------------------------------------------------------------------------
 

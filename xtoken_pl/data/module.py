@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.batch import Domain, Planner
 from xtoken_pl.checkpoints import DATA_KEY, DataIdentity, Run, verify
+from xtoken_pl.data import part_windows
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.identity import changeable_settings, describe_data
@@ -24,7 +25,6 @@ from xtoken_pl.data.order.mixed_order import MixedOrder
 from xtoken_pl.data.order.sampler import GlobalBatchSampler, OrderedLoader, Position
 from xtoken_pl.data.order.streams import State, StreamLoader
 from xtoken_pl.data.packing import Packing
-from xtoken_pl.data.part_windows import PartWindows, chosen, connect, mixed_order, mixed_stream, open_windows, window_of
 from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.data.stored_windows import SpanStore
 from xtoken_pl.data.windows import Windower
@@ -85,10 +85,9 @@ class DistillDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least_one("batch_size", batch_size)
-        check_at_least_one("sequence_length", sequence_length)
-        check_at_least_one("shuffle_buffer", shuffle_buffer)
-        check_at_least_one("num_proc", 1 if num_proc is None else num_proc)
+        sizes = {"batch_size": batch_size, "sequence_length": sequence_length, "shuffle_buffer": shuffle_buffer}
+        for name, size in {**sizes, "num_proc": num_proc}.items():
+            check_at_least_one(name, size)
         check_not_negative("num_workers", num_workers, "0 loads batches in the training process")
         check_not_negative("seed", 0 if seed is None else seed, "leave it out for that of seed_everything")
         self.sources: dict[str, Sources | None] = {"train": train, "val": val, "test": test}
@@ -104,7 +103,7 @@ class DistillDataModule(pl.LightningDataModule):
         self.normalize = normalize
         self.seed = seed
         self.domains: dict[str, list[Domain]] = {}
-        self._parts: dict[str, list[PartWindows]] = {}
+        self._parts: dict[str, list[part_windows.PartWindows]] = {}
         self._windower: Windower | None = None
         self._planners: dict[str, Planner] = {}
         self._stream: StreamLoader | None = None
@@ -146,7 +145,7 @@ class DistillDataModule(pl.LightningDataModule):
         held = [part for parts in self._parts.values() for part in parts] if self._caches == (caches or {}) else []
         self._windower = Windower(student, teachers, self.sequence_length)
         self._planners, self._caches = planners or {}, caches or {}
-        self._parts = connect(splits, self._windower, self.packing, normalize=self.normalize, before=held)
+        self._parts = part_windows.connect(splits, self._windower, self.packing, normalize=self.normalize, before=held)
         self.domains = {split: [domain for part in parts for domain in part.domains] for split, parts in splits.items()}
         return self.packing == "separate"
 
@@ -160,7 +159,7 @@ class DistillDataModule(pl.LightningDataModule):
             )
         return self._windower
 
-    def parts(self, split: str) -> list[PartWindows]:
+    def parts(self, split: str) -> list[part_windows.PartWindows]:
         """Returns the sources of a split with their windows, in order."""
         _ = self.windower  # refuses to go on without
         return self._parts[split]
@@ -173,17 +172,16 @@ class DistillDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenizes and aligns in one process, so that the others find the result in the cache."""
-        stage = "fit" if self.trainer is None else self.trainer.state.fn or "fit"
         if not self.streaming:
-            for part in self._wanted(stage):
+            stage = "fit" if self.trainer is None else self.trainer.state.fn or "fit"
+            for part in part_windows.read_all(self._wanted(stage), streaming=False):
                 part.make(streaming=False, num_proc=self.num_proc)
 
     def setup(self, stage: str) -> None:
         """Makes the windows for a stage: ``fit``, ``validate`` or ``test``."""
-        for part in self._wanted(stage):
-            if part.windows is None:
-                part.hold(part.make(streaming=self.streaming, num_proc=self.num_proc), self._caches)
-        if stage == "fit" and (order := mixed_order(self.parts("train"))) is not None:
+        for part in part_windows.read_all(self._wanted(stage), streaming=self.streaming):
+            part.hold(part.make(streaming=self.streaming, num_proc=self.num_proc), self._caches)
+        if stage == "fit" and (order := part_windows.mixed_order(self.parts("train"))) is not None:
             rank_zero_info(str(order))
 
     def window(self, split: str, index: int, source: str | None = None) -> Window:
@@ -200,16 +198,16 @@ class DistillDataModule(pl.LightningDataModule):
         if not self.splits.get(split):
             known = ", ".join(name for name, parts in self.splits.items() if parts)
             raise UserError(f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another")
-        parts = chosen(self.parts(split), source)
+        parts = part_windows.chosen(self.parts(split), source)
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-        return window_of(parts, index)
+        return part_windows.window_of(parts, index)
 
     def teardown(self, stage: str) -> None:
         """Ends the workers of a stream, but keeps its position."""
         if self._stream is not None:
             self._stream.close()
 
-    def _wanted(self, stage: str) -> list[PartWindows]:
+    def _wanted(self, stage: str) -> list[part_windows.PartWindows]:
         required = {"fit": "train", "validate": "val", "test": "test"}[stage]
         if not self.splits[required]:
             raise UserError(f"{TrainerFn(stage).value} needs texts, got none; set data.{required}.path")
@@ -263,8 +261,10 @@ class DistillDataModule(pl.LightningDataModule):
         sizes = tuple if self.trainer is None else partial(step_sizes, self.trainer)
         if not self.streaming:
             options = {"seed": self.order_seed, "position": None if self.trainer is None else self._position}
-            return self._stored_loader("train", sizes, mixed_order(self.parts("train")), **options)
-        stream = mixed_stream(self.parts("train"), self.shuffle_buffer, seed=self.order_seed, **self._processes)
+            return self._stored_loader("train", sizes, part_windows.mixed_order(self.parts("train")), **options)
+        stream = part_windows.mixed_stream(
+            self.parts("train"), self.shuffle_buffer, seed=self.order_seed, **self._processes
+        )
         loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
         so_far = None if self._stream is None else self._stream.state()  # a loader may be replaced during a run
         begin, self._begin = self._begin or (self._num_done(), so_far), None
@@ -280,7 +280,7 @@ class DistillDataModule(pl.LightningDataModule):
     def _stored_loader(
         self, split: str, sizes: Callable[[], Iterable[int]] = tuple, order: MixedOrder | None = None, **options: Any
     ) -> OrderedLoader:
-        windows = open_windows(self.parts(split))
+        windows = part_windows.open_windows(self.parts(split))
         sampler = GlobalBatchSampler(len(order or windows), self.batch_size, order=order, **self._processes, **options)
         return OrderedLoader(windows, sampler=sampler, step_sizes=sizes, **self._loader_options())
 

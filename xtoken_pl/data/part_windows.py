@@ -45,6 +45,7 @@ class PartWindows:
     windows: Dataset | IterableDataset | None = None
     cached: Mapping[str, StoredSpans] = field(default_factory=dict)
     scratch: TemporaryDirectory[str] | None = None
+    _texts: Dataset | IterableDataset | None = None
 
     @property
     def size(self) -> int:
@@ -57,11 +58,19 @@ class PartWindows:
         with self.part.named():
             return WindowMaker(self.part.source, self.windower, self.packing, normalize=self.normalize)
 
+    def read(self, *, streaming: bool) -> Dataset | IterableDataset:
+        """Reads the texts: files as a whole, of data sets and streams the first row."""
+        _ = self.maker  # before the texts
+        if self._texts is None:
+            with self.part.named():
+                self._texts = load_source(self.part.source, streaming=streaming)
+        return self._texts
+
     def make(self, *, streaming: bool, num_proc: int | None) -> Dataset | IterableDataset:
-        """Reads the texts and makes the windows; those of streamed training data are made as they are read."""
-        maker = self.maker  # before the texts
+        """Makes the windows; those of streamed training data are made as they are read."""
+        texts, maker = self.read(streaming=streaming), self.maker
         with self.part.named():
-            windows = make_windows(load_source(self.part.source, streaming=streaming), maker, num_proc)
+            windows = make_windows(texts, maker, num_proc)
             if isinstance(windows, Dataset) or self.part.split == "train":
                 return windows
             # Processes validate together, and must know the number of batches: these windows are stored for this run.
@@ -74,13 +83,21 @@ class PartWindows:
         length = self.windower.sequence_length
         own = {name: cache for name, cache in caches.items() if name in self.part.teachers}
         self.cached = {name: cache.split(self.part.key, cast(Dataset, windows), length) for name, cache in own.items()}
-        self.windows = windows
+        self.windows, self._texts = windows, None
 
     def stream(self, **options: Any) -> BlockStream:
         """Returns the stream of its windows; ``options`` are those of :class:`BlockStream`."""
         with self.part.named():
             texts = load_source(self.part.source, streaming=True)
         return BlockStream(texts, self.maker, mark=self.part.mark, **options)
+
+
+def read_all(parts: Iterable[PartWindows], *, streaming: bool) -> list[PartWindows]:
+    """Returns the parts without windows, their texts read: a mistake in one is found before another is tokenized."""
+    missing = [part for part in parts if part.windows is None]
+    for part in missing:
+        part.read(streaming=streaming)
+    return missing
 
 
 def connect(

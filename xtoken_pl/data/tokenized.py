@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from xtoken_pl.batch import teacher_columns
 from xtoken_pl.data.chats.conversations import RowError
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.coverage import likely_cause, say_coverage, warn_of_low_coverage
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.data.left_out import refuse_left_out
+from xtoken_pl.data.left_out import LeftOut, LeftOutFile
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.sources.text_source import locate, readable_batches
 from xtoken_pl.data.work_units import UnitWindows, work_units
@@ -42,9 +42,11 @@ def make_windows(
     units = work_units(texts, maker, num_processes)
     grouping = [] if maker.packing == "none" else [num_proc]
     fingerprint = Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping])
+    cache_file = texts._get_cache_file_path(fingerprint)
+    left_out = LeftOutFile(f"{cache_file}.left_out.jsonl")
     try:
         windows = units.map(
-            UnitWindows(texts, maker),
+            UnitWindows(texts, maker, left_out),
             batched=True,
             batch_size=1,
             remove_columns=units.column_names,
@@ -52,13 +54,23 @@ def make_windows(
             num_proc=num_proc and num_processes,
             desc=f"tokenize and align {maker.source.path}",
             new_fingerprint=fingerprint,
-            cache_file_name=texts._get_cache_file_path(fingerprint),
+            cache_file_name=cache_file,
         )
     except RowError as error:
         raise locate(error, texts, maker.source, maker.teacher_of) from None
-    if not len(windows):
-        refuse_left_out(texts.select(range(min(len(texts), DOCUMENTS_PER_CALL))), maker)
+    lost = left_out.total({tuple(unit.values()) for unit in units})
+    if lost.count:
+        _say_left_out(lost, maker, is_all=not len(windows), among=f" of {len(texts):,}")
     return windows.with_format("numpy")
+
+
+def _say_left_out(lost: LeftOut, maker: WindowMaker, *, is_all: bool, among: str = "") -> None:
+    """Warns of conversations that are left out, and refuses a source of which none is left."""
+    if is_all:
+        raise UserError(f"every conversation of {maker.source.path!r} is left out. The first: {lost.reason}")
+    rank_zero_warn(
+        f"{lost.count:,}{among} conversations of {maker.source.path!r} are left out. The first: {lost.reason}"
+    )
 
 
 def _features(maker: WindowMaker) -> Features:
@@ -162,13 +174,14 @@ def _some_of(windows: Dataset | IterableDataset) -> list[Window]:
 
 
 def _windows_of(texts: IterableDataset, maker: WindowMaker) -> Iterator[Window]:
-    is_empty = True
+    lost, is_empty = LeftOut(), True
     for rows in readable_batches(texts.iter(batch_size=DOCUMENTS_PER_CALL), maker.source):
         for piece in maker.pieces(*(rows[column] for column in maker.columns)):
+            lost.add(piece.left_out)
             is_empty = is_empty and not piece.windows
             yield from piece.windows
-    if is_empty:
-        refuse_left_out(texts.take(DOCUMENTS_PER_CALL), maker)
+    if lost.count:
+        _say_left_out(lost, maker, is_all=is_empty)
 
 
 def _each(windows: IterableDataset) -> Iterator[Window]:

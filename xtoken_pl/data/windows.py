@@ -39,10 +39,17 @@ _CHAT_VERSION = 1
 
 
 class WindowPiece(NamedTuple):
-    """Windows that have been made at a time, and the share of the documents that are done, 1 for the last ones."""
+    """Windows that have been made at a time.
+
+    Attributes:
+        windows: The windows.
+        done: Share of the documents that are done, 1 for the last windows.
+        left_out: Reason for each conversation that is left out because a chat template cannot render it.
+    """
 
     windows: list[Window]
     done: float
+    left_out: tuple[str, ...] = ()
 
 
 class Windower:
@@ -148,7 +155,9 @@ class Windower:
             if not is_long:
                 short = list(group)
                 done += sum(1 + _length(document) for document in short)
-                yield WindowPiece(self._windows_of(short, counts, learned), done / total)
+                left_out: list[str] = []
+                windows = self._windows_of(short, counts, learned, left_out)
+                yield WindowPiece(windows, done / total, tuple(left_out))
                 continue
             for text in group:
                 assert isinstance(text, str), "only texts have a length"
@@ -169,13 +178,15 @@ class Windower:
                 self.sequence_length,
             )
 
-    def _windows_of(self, documents: Sequence[Document], counts: Counter[str], learned: LearnedParts) -> list[Window]:
+    def _windows_of(
+        self, documents: Sequence[Document], counts: Counter[str], learned: LearnedParts, left_out: list[str]
+    ) -> list[Window]:
         texts = [document for document in documents if isinstance(document, str)]
         chats = [document for document in documents if isinstance(document, Conversation)]
         assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
         windows: list[Window] = []
         # Texts need no chat templates.
-        tokenized_chats = tokenize_chats(chats, self.renderers, self.aligners, learned) if chats else ()
+        tokenized_chats = tokenize_chats(chats, self.renderers, self.aligners, learned, left_out) if chats else ()
         for prefixes, tokenized in (*self._texts(texts), *tokenized_chats):
             cutter = WindowCutter(prefixes, self.sequence_length)
             windows += cutter.cut(tokenized, is_last=True)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.data.left_out import LeftOutFile
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.windows import WindowPiece
 
@@ -49,11 +50,13 @@ class UnitWindows:
     Args:
         texts: Texts or conversations.
         maker: Maker of the windows.
+        left_out: Takes what is left out.
     """
 
-    def __init__(self, texts: Dataset, maker: WindowMaker) -> None:
+    def __init__(self, texts: Dataset, maker: WindowMaker, left_out: LeftOutFile) -> None:
         self.texts = texts.select_columns(maker.columns)
         self.maker = maker
+        self.left_out = left_out
         self._pieces: Iterator[WindowPiece] = iter(())
         self._done = 0.0
         self._next: tuple[int, int] | None = None
@@ -68,16 +71,21 @@ class UnitWindows:
             self._pieces, self._done = self.maker.pieces(*(rows[column] for column in self.maker.columns)), 0.0
             self._until(part / num_parts)  # nothing, unless the process begins in the middle of a text
         # The last part reads to the very end, where warnings are given.
-        windows = self._until((part + 1) / num_parts if part + 1 < num_parts else math.inf)
+        windows, reasons = self._until((part + 1) / num_parts if part + 1 < num_parts else math.inf)
         self._next = (first, part + 1)
+        if reasons:
+            self.left_out.append((first, last, part, num_parts), reasons)
         return {column: [window[column] for window in windows] for column in self.maker.window_columns}
 
-    def _until(self, share: float) -> list[Window]:
+    def _until(self, share: float) -> tuple[list[Window], list[str]]:
+        """Returns the windows up to a share of the documents, and the reasons for what was left out of them."""
         windows: list[Window] = []
+        reasons: list[str] = []
         while self._done < share and (piece := next(self._pieces, None)) is not None:
             windows += piece.windows
+            reasons += piece.left_out
             self._done = piece.done
-        return windows
+        return windows, reasons
 
 
 def _units(

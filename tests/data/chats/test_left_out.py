@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from xtoken_pl.data import Windower
 from xtoken_pl.data.chats.conversations import read_documents
 from xtoken_pl.data.chats.rendered import UnrenderableError
 from xtoken_pl.data.chats.renderer import ChatRenderer
+from xtoken_pl.data.left_out import LeftOutFile
+from xtoken_pl.data.windows import WindowPiece
 from xtoken_pl.utilities.errors import UserError
 
 SOURCE = TextSource(path="x", messages_field="m", tools_field="tools")
@@ -28,23 +31,18 @@ TWO = [USER, ANSWER | {"tool_calls": [CALL, CALL]}, ANSWER]
 PLAIN = [USER, ANSWER]
 
 
-def windows(
-    chats: list[Any], tools: list[Any] | None = None, teacher: Any = None, student: Any = None
-) -> list[dict[str, Any]]:
+def piece_of(chats: list[Any], teacher: Any = None, student: Any = None) -> WindowPiece:
     teachers = {"t": vocabulary_of(teacher or llama())}
     windower = Windower(vocabulary_of(student or hermes()), teachers, 1000)
-    columns = windower(read_documents(SOURCE, chats, tools or [None] * len(chats)))
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    (piece,) = windower.pieces(read_documents(SOURCE, chats, [None] * len(chats)))
+    return piece
 
 
-def test_a_conversation_that_a_teacher_rejects_is_left_out_and_the_others_are_unchanged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        rows = windows([ONE, TWO, PLAIN, TWO])
-    assert "2 of 4 conversations are left out. The first:" in caplog.text
-    assert "template of the teacher 't' rejects the messages (one call at a time)" in caplog.text
-    for row, same in zip(rows, windows([ONE, PLAIN]), strict=True):
+def test_a_conversation_that_a_teacher_rejects_is_left_out_and_the_others_are_unchanged() -> None:
+    piece = piece_of([ONE, TWO, PLAIN, TWO])
+    assert len(piece.left_out) == 2
+    assert all("template of the teacher 't' rejects the messages (one call at a time)" in r for r in piece.left_out)
+    for row, same in zip(piece.windows, piece_of([ONE, PLAIN]).windows, strict=True):
         assert all(np.array_equal(row[column], same[column]) for column in same)
 
 
@@ -79,7 +77,9 @@ def test_the_reason_is_named(template: str, chat: Any, tools: Any, reason: str) 
 
 
 def test_results_of_tools_are_read_by_templates_without_tools() -> None:
-    (row,) = windows([[USER, {"role": "tool", "content": "21"}, ANSWER]], student=chatml(), teacher=llama3_like())
+    (row,) = piece_of(
+        [[USER, {"role": "tool", "content": "21"}, ANSWER]], student=chatml(), teacher=llama3_like()
+    ).windows
     learned = [token for token, mask in zip(row["student_ids"], row["loss_mask"], strict=True) if mask]
     assert bytes_of(vocabulary_of(chatml()), learned) == b"Sunny."
 
@@ -98,15 +98,41 @@ def test_a_source_of_which_nothing_is_left_is_refused_with_the_first_reason(
         data.setup("fit")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_source_of_which_something_is_left_is_read(
-    tmp_path: Path, streaming: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"m": chat}) + "\n" for chat in (TWO, ONE, PLAIN)))
-    source = TextSource(path=str(tmp_path / "a.jsonl"), messages_field="m")
-    data = DistillDataModule(source, streaming=streaming, num_workers=0)
+def data_of(folder: Path, chats: list[Any], **options: Any) -> DistillDataModule:
+    (folder / "a.jsonl").write_text("".join(json.dumps({"m": chat}) + "\n" for chat in chats))
+    source = TextSource(path=str(folder / "a.jsonl"), messages_field="m")
+    data = DistillDataModule(source, num_workers=0, batch_size=1, shuffle_buffer=1, **options)
     data.connect(vocabulary_of(hermes()), {"t": vocabulary_of(llama())})
+    return data
+
+
+def test_the_number_is_said_for_the_whole_source_also_when_its_windows_are_found_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chats = [TWO, *[PLAIN] * 149, *[TWO] * 4, ONE]  # more than a hundred, which are tokenized at a time
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"5 of 155 conversations of '.*a.jsonl' are left out. The first: a chat"):
+            data_of(tmp_path, chats).setup("fit")
     with caplog.at_level(logging.INFO):
-        data.setup("fit")
-    assert "1 of 3 conversations are left out. The first: a chat template must" in caplog.text
-    assert "% of the tokens to learn are in a span with teacher 't', in 2 windows" in caplog.text
+        data_of(tmp_path, chats).setup("fit")
+    assert "% of the tokens to learn are in a span with teacher 't', in 100 windows" in caplog.text
+
+
+def test_a_unit_that_an_interrupted_run_has_noted_counts_once(tmp_path: Path) -> None:
+    file = LeftOutFile(str(tmp_path / "left_out.jsonl"))
+    assert file.total({(0, 100, 0, 1)}).count == 0
+    file.append((0, 100, 0, 1), ["first", "second"])
+    file.append((100, 150, 0, 1), ["third"])
+    file.append((0, 75, 0, 1), ["of another division"])
+    file.append((0, 100, 0, 1), ["first", "second"])
+    total = file.total({(100, 150, 0, 1), (0, 100, 0, 1)})
+    assert (total.count, total.reason) == (3, "first")
+
+
+def test_a_stream_says_the_number_so_far_whenever_it_has_doubled(tmp_path: Path) -> None:
+    data = data_of(tmp_path, [PLAIN, TWO, PLAIN, TWO, ONE], streaming=True)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="conversations of .* are left out so far") as warned:
+        list(islice(data.train_dataloader(), 12))  # four passes
+    counts = [str(warning.message).split()[0] for warning in warned if "left out so far" in str(warning.message)]
+    assert counts == ["2", "4", "8"]

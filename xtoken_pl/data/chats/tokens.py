@@ -31,24 +31,26 @@ def tokenize_chats(
     renderers: Mapping[str, ChatRenderer],
     aligners: Mapping[str, SpanAligner],
     learned: LearnedParts,
+    left_out: list[str],
 ) -> Iterator[tuple[Prefixes, Tokenized]]:
     """Tokenizes and aligns conversations.
 
     Those in which the assistant says nothing to learn, and those that a chat template cannot render, are left out.
-    Warnings give their numbers, and that of the turns whose reasoning the student's template leaves out.
+    Warnings give the number of the former, and of the turns whose reasoning the student's template leaves out.
 
     Args:
         chats: The conversations.
         renderers: Renderers by side, the student's under ``""``.
         aligners: Aligners by teacher.
         learned: Parts of the assistant's turns that are learned besides their contents.
+        left_out: Takes the reason for each conversation that a chat template cannot render.
     """
     kept = [chat for chat in chats if chat.learns_something(learned)]
     if len(kept) < len(chats):
         logger.warning(
             "%d conversations in which the assistant says nothing to learn are dropped", len(chats) - len(kept)
         )
-    written = _written(kept, renderers) if kept else []
+    written = _written(kept, renderers, left_out)
     if not written:
         return
     rendered = {name: renderer.tokenize([texts[name] for _, texts in written]) for name, renderer in renderers.items()}
@@ -63,18 +65,15 @@ def tokenize_chats(
 
 
 def _written(
-    chats: Sequence[Conversation], renderers: Mapping[str, ChatRenderer]
+    chats: Sequence[Conversation], renderers: Mapping[str, ChatRenderer], left_out: list[str]
 ) -> list[tuple[Conversation, dict[str, RenderedText]]]:
     """Returns the conversations that the templates of all sides can render, with their texts by side."""
     written: list[tuple[Conversation, dict[str, RenderedText]]] = []
-    reasons: list[UnrenderableError] = []
     for chat in chats:
         try:
             written.append((chat, {name: renderer.write(chat) for name, renderer in renderers.items()}))
         except UnrenderableError as error:
-            reasons.append(error)
-    if reasons:
-        logger.warning("%d of %d conversations are left out. The first: %s", len(reasons), len(chats), reasons[0])
+            left_out.append(str(error))
     return written
 
 

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.data.left_out import LeftOut
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.order.whole_steps import whole_steps
 from xtoken_pl.data.sources.text_source import readable_batches
@@ -60,6 +62,7 @@ class BlockStream(TorchIterableDataset[Window]):
     rank: int = 0
     mark: Callable[[Window], Window] = dict
     _state: State = field(init=False, default_factory=_BEGINNING.copy)
+    _left_out: LeftOut = field(init=False, default_factory=LeftOut)
 
     def state_dict(self) -> State:
         """Returns the position of the stream."""
@@ -113,6 +116,12 @@ class BlockStream(TorchIterableDataset[Window]):
         for documents in readable_batches(texts.iter(batch_size=self.documents_per_call), self.maker.source):
             num_read, to_skip = 0, num_skipped
             for piece in self.maker.pieces(*(documents[column] for column in self.maker.columns)):
+                if self._left_out.add(piece.left_out):
+                    lost = self._left_out
+                    rank_zero_warn(
+                        f"{lost.count:,} conversations of {self.maker.source.path!r} are left out so far. The first: "
+                        f"{lost.reason}"
+                    )
                 num_read += len(piece.windows)
                 windows = piece.windows[to_skip:]
                 to_skip -= len(piece.windows) - len(windows)
