@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from html.parser import HTMLParser
@@ -88,6 +89,8 @@ def test_terminal_without_colours_marks_spans_with_brackets() -> None:
 
 
 def test_terminal_colours_alternate_and_a_text_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `datasets` replaces os.environ when it maps in several processes; rich has kept the old one.
+    monkeypatch.setattr(Console, "_environ", os.environ)
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     options = {"width": 70, "force_terminal": True, "color_system": "256"}

@@ -191,7 +191,7 @@ def test_adaptive_weights_sum_to_one_over_the_teachers_of_each_domain(folder: Pa
     teaching = {"texts": {"split", "same"}, "chats": {"split"}, "tools": {"same"}}
     given = sources_of(folder)
     sources = {name: replace(given[name], teachers=sorted(own), alphas=None) for name, own in teaching.items()}
-    weighting = ConfidenceWeighting(scope=scope, sharpness=2.0)
+    weighting = ConfidenceWeighting(scope=scope, sharpness=0.5)
     shared: set[float] = set()
 
     def check(_: Any, arguments: Any, weights: dict[str, torch.Tensor]) -> None:

@@ -47,7 +47,7 @@ class Run:
     module: nn.Module | None = None
     identity: RunIdentity | None = None
     data: DataIdentity | None = None
-    data_settings: Mapping[str, str | None] | None = None
+    data_settings: Mapping[str, str] | None = None
 
 
 def verify(checkpoint: str | Path | Mapping[str, Any] | None, run: Run, stage: Stage) -> None:
@@ -102,7 +102,8 @@ def verify(checkpoint: str | Path | Mapping[str, Any] | None, run: Run, stage: S
     # To resume, the windows and their order are the same; other settings may change, and are logged.
     if resumes and run.data is not None:
         _check_data(checkpoint[DATA_KEY]["identity"], run.data)
-        _log_changes(checkpoint[DATA_KEY].get("settings", {}), run.data_settings or {})
+        before = checkpoint[DATA_KEY].get("settings", {})
+        _log_changes(before, dict.fromkeys(before) | dict(run.data_settings or {}))
 
 
 # Processes and files --------------------------------------------------------------------------------------------------

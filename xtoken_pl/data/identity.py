@@ -54,10 +54,10 @@ def describe_data(
     }
 
 
-def changeable_settings(parts: Sequence[PartWindows]) -> dict[str, str | None]:
+def changeable_settings(parts: Sequence[PartWindows]) -> dict[str, str]:
     """Returns the settings of the training data that may change when training resumes."""
     alphas = {part.part.setting: part.part.source.alphas for part in parts}
-    return {f"alphas of {setting}": None if own is None else str(own) for setting, own in alphas.items()}
+    return {f"alphas of {setting}": str(own) for setting, own in alphas.items() if own is not None}
 
 
 def _of_part(part: PartWindows) -> DataIdentity:

@@ -219,7 +219,8 @@ class DistillDataModule(pl.LightningDataModule):
         """State for the checkpoint. The position in stored windows is part of the progress that Lightning saves."""
         if any(part.windows is None for part in self._parts.get("train", [])) or not self._parts:
             return {}
-        state: dict[str, Any] = {"identity": self._identity(), "settings": changeable_settings(self.parts("train"))}
+        state: dict[str, Any] = {"identity": self._identity()}
+        state |= {"settings": alphas} if (alphas := changeable_settings(self.parts("train"))) else {}
         if self._stream is not None:
             state |= {"num_batches": self._num_done(), "streams": gather(self._stream.state())}
         return state
