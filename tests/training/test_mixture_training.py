@@ -191,7 +191,7 @@ def test_adaptive_weights_sum_to_one_over_the_teachers_of_each_domain(folder: Pa
     teaching = {"texts": {"split", "same"}, "chats": {"split"}, "tools": {"same"}}
     given = sources_of(folder)
     sources = {name: replace(given[name], teachers=sorted(own), alphas=None) for name, own in teaching.items()}
-    weighting = ConfidenceWeighting(scope=scope, sharpness=2.0)
+    weighting = ConfidenceWeighting(scope=scope, sharpness=0.5)
     shared: set[float] = set()
 
     def check(_: Any, arguments: Any, weights: dict[str, torch.Tensor]) -> None:
@@ -212,4 +212,4 @@ def test_adaptive_weights_sum_to_one_over_the_teachers_of_each_domain(folder: Pa
     weighting.register_forward_hook(check)
     _, found = fit(folder, 16, 2, sources, weighting=weighting)
     assert found.num_read == {"split": 96, "same": 96}
-    assert any(0.01 < weight < 0.99 for weight in shared)
+    assert any(0.1 < weight < 0.9 for weight in shared)
