@@ -172,5 +172,6 @@ def window_of(parts: Sequence[PartWindows], index: int) -> Window:
     if isinstance(parts[0].windows, Dataset):
         return window_at(open_windows(parts), where, index)
     if len(parts) > 1:
-        raise UserError(f"a window of several streams must be one of a source of data.{where}, got none; give a source")
+        names = ", ".join(part.part.name for part in parts)
+        raise UserError(f"a window of several streams needs the name of its source, got none; give one of {names}")
     return parts[0].part.mark(window_at(cast(IterableDataset, parts[0].windows), where, index))
