@@ -107,10 +107,10 @@ def connect(
         split: [PartWindows(part, windowers[part.teachers], packing, normalize) for part in parts]
         for split, parts in splits.items()
     }
-    by_key = {old.part.key: old for old in before}
+    made = {old.part.key: old for old in before if old.windows is not None}
     for new in (part for parts in parts_of.values() for part in parts):
-        old = by_key.get(new.part.key)
-        if old is not None and old.windower.fingerprint == new.windower.fingerprint:
+        old = made.get(new.part.key)
+        if old is not None and old.maker.fingerprint == new.maker.fingerprint:
             new.windows, new.cached, new.scratch = old.windows, old.cached, old.scratch
     return parts_of
 
