@@ -53,7 +53,8 @@ class NumeralMonitor(pl.Callback):
     numerals. Training is not affected.
 
     Args:
-        num_batches: Number of batches to measure, the first ones of every validation run in each process.
+        num_batches: Number of batches to measure, the first ones of every validation run in each process. Sources of
+            ``data.val`` follow one another: the first batches may be of the first source alone.
         preceded_by: Measure only numerals after a student token that ends with this text (``=``: results of sums).
 
     Raises:

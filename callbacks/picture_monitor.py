@@ -26,6 +26,8 @@ class PictureMonitor(pl.Callback):
       (through W, if the loss projects) and the loss; at the first validation, which is Lightning's sanity check before
       the first step, and at every ``every_n_validations``-th after it.
 
+    Validation begins with the first source of ``data.val``: a teacher that does not teach on it has only an audit.
+
     The audit builds W between the two vocabularies again, except for ProjectionKL. A drawn validation costs one more
     pass of all models over one sequence, its scores (within another ``logits_memory``), and the drawing; see
     docs/trackers.md for measurements. Training and other validations cost nothing.

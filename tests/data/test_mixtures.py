@@ -176,6 +176,13 @@ def test_a_mixed_stream_reads_each_source_as_often_as_its_weight_says(folder: Pa
     assert Counter(read[:8]) == {0: 4, 1: 2, 2: 2}
 
 
+def test_a_window_of_streams_is_found_by_its_source(folder: Path) -> None:
+    data = data_of(sources(folder, **WEIGHTS), streaming=True)
+    assert data.window("train", 1, source="code")[DOMAIN] == 1
+    with pytest.raises(UserError, match=r"needs the name of its source, got none; give one of math, code, web"):
+        data.window("train", 1)
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
@@ -190,6 +197,15 @@ def test_resuming_another_mixture_is_refused_by_name(folder: Path, tmp_path: Pat
     fit(data_of(sources(folder, **WEIGHTS)), everywhere, max_steps=1)
     with pytest.raises(UserError, match=f"must not change: .*{expected}"):
         fit(data_of(sources(folder, **WEIGHTS | changed)), ckpt_path=everywhere.saved[0][0], max_steps=2)
+
+
+def test_resuming_with_sources_in_another_order_is_refused(folder: Path, tmp_path: Path) -> None:
+    everywhere = SaveEverywhere(tmp_path)
+    fit(data_of(sources(folder, **WEIGHTS)), everywhere, max_steps=1)
+    turned = dict(reversed(sources(folder, **WEIGHTS).items()))
+    expected = r"sources of data\.train \(math, code, web in the checkpoint, web, code, math here\)"
+    with pytest.raises(UserError, match=expected):
+        fit(data_of(turned), ckpt_path=everywhere.saved[0][0], max_steps=2)
 
 
 def test_another_alpha_of_a_source_is_logged_when_a_run_resumes(

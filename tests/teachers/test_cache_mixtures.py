@@ -11,10 +11,11 @@ from cached_teachers import LENGTH, module_of, split_teacher
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
 from xtoken_pl import DistillDataModule, Teacher, TextSource, TokenKL
-from xtoken_pl.batch import NO_WINDOW, cached_column
+from xtoken_pl.batch import DOMAIN, NO_WINDOW, cached_column
 from xtoken_pl.cli.cache import CacheOptions, build_cache
 from xtoken_pl.data.part_windows import open_windows
 from xtoken_pl.data.windows import Windower
+from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -96,3 +97,33 @@ def test_a_source_that_the_cache_lacks_is_named(root: Path, caches: dict[str, st
     module.connect(data)
     with pytest.raises(UserError, match=r"has no 'train_math' split \(it has train_my-web, val\).*build another"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("top_k", [8, "all"])
+def test_rows_without_the_teacher_are_stored_without_running_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_k: Any
+) -> None:
+    """The first batches have none, so that the model is not yet on its device."""
+    names = [None, "same", "split", None, "split"]
+    rows = [{"text": text[:100], "expert": name} for text, name in zip(TEXTS, names, strict=False)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = TextSource(path=str(tmp_path / "rows.jsonl"), teacher_field="expert")
+
+    def data() -> DistillDataModule:
+        return DistillDataModule(source, sequence_length=LENGTH, batch_size=1, num_workers=0)
+
+    runs: list[int] = []
+    run = FrozenModel.run
+    monkeypatch.setattr(
+        FrozenModel, "run", lambda model, ids, *more: (runs.append(len(ids)), run(model, ids, *more))[1]
+    )
+    output = str(tmp_path / "cache")
+    build_cache(module_of(root, teachers_of(root)), data(), CacheOptions(teacher="split", output=output, top_k=top_k))
+    module, cached = module_of(root, teachers_of(root, split=output)), data()
+    module.connect(cached)
+    cached.setup("fit")
+    windows = open_windows(cached.parts("train"))
+    held = [len(windows[index][cached_column("split")]["log_span"]) for index in range(len(windows))]
+    assert [num > 0 for num in held] == [window[DOMAIN] == 0 for window in (windows[i] for i in range(len(windows)))]
+    assert held[0] == 0
+    assert runs == [1] * sum(num > 0 for num in held)

@@ -60,6 +60,16 @@ def test_a_teacher_reads_the_windows_that_it_teaches_alone(make: MakeModule) -> 
         assert len(batch.teachers[name].spans) == len(alone.spans) > 0
 
 
+@pytest.mark.parametrize("column", ["loss_mask", "same/spans"])
+def test_a_window_of_its_source_without_a_span_to_score_is_not_read(make: MakeModule, column: str) -> None:
+    first, *others = windows_of(with_domains(make(StaticWeighting())), 1)
+    nothing = {**first, column: [0] * len(first[column]) if column == "loss_mask" else []}
+    found, expected = (batch_of(windows).teachers["same"] for windows in ([nothing, *others], others))
+    torch.testing.assert_close(found.tokens.input_ids, expected.tokens.input_ids)
+    torch.testing.assert_close(found.tokens.rows, expected.tokens.rows)
+    assert len(expected.spans) > 0
+
+
 def test_loss_and_gradient_are_those_of_each_teachers_own_spans(make: MakeModule) -> None:
     module = with_domains(make(StaticWeighting()))
     parts = [windows_of(module, number) for number in range(3)]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Domain:
     """Windows of one source that the same teachers teach on, each with one static weight.
 
-    A source is one domain. One whose rows name their teacher (``teacher_field``) is as many as there are teachers.
+    A source is one domain. One whose rows name their teacher (``teacher_field``) is one for each teacher, and one for
+    the rows that name none.
 
     Attributes:
         source: Name of the source; ``""`` for the only source of a split.

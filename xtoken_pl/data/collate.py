@@ -38,7 +38,7 @@ def collate(
     """Pads windows on the right and lists the rows to score.
 
     A token is scored if the loss mask keeps it and another token precedes it. A span is scored if all its student
-    tokens are, and a token precedes it on the teacher's side. A teacher gets the windows with a span to score alone.
+    tokens are, and a token precedes it on the teacher's side. A teacher gets only windows with a span to score.
 
     Args:
         windows: Rows of :class:`xtoken_pl.data.Windower`, joined with the cached spans of teachers that have a cache,

@@ -62,18 +62,18 @@ class Part:
 
     @property
     def domains(self) -> list[Domain]:
-        """Its domains: one, or one for each teacher that a row may name."""
+        """Its domains: one; or one for each teacher that a row may name, and one for rows that name none."""
         alphas = {name: (self.source.alphas or {}).get(name) for name in self.teachers}
         if self.source.teacher_field is None:
             return [Domain(self.name, alphas)]
-        return [Domain(self.name, {name: alpha}) for name, alpha in alphas.items()] or [Domain(self.name, {})]
+        return [*(Domain(self.name, {name: alpha}) for name, alpha in alphas.items()), Domain(self.name, {})]
 
     def mark(self, window: Window) -> Window:
         """Adds the domain to a window: that of the teacher whose tokens it holds, if rows name their teachers."""
         domain = self.first_domain
         if self.source.teacher_field is not None:
             held = (place for place, name in enumerate(self.teachers) if len(window[teacher_columns(name)[0]]))
-            domain += next(held, 0)
+            domain += next(held, len(self.teachers))
         return window | {DOMAIN: domain}
 
     @contextmanager

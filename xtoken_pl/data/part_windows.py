@@ -124,10 +124,10 @@ def connect(
         split: [PartWindows(part, windowers[part.teachers], packing, normalize) for part in parts]
         for split, parts in splits.items()
     }
-    by_key = {old.part.key: old for old in before}
+    made = {old.part.key: old for old in before if old.windows is not None}
     for new in (part for parts in parts_of.values() for part in parts):
-        old = by_key.get(new.part.key)
-        if old is not None and old.windower.fingerprint == new.windower.fingerprint:
+        old = made.get(new.part.key)
+        if old is not None and old.maker.fingerprint == new.maker.fingerprint:
             new.windows, new.cached, new.scratch = old.windows, old.cached, old.scratch
     return parts_of
 
@@ -189,5 +189,6 @@ def window_of(parts: Sequence[PartWindows], index: int) -> Window:
     if isinstance(parts[0].windows, Dataset):
         return window_at(open_windows(parts), where, index)
     if len(parts) > 1:
-        raise UserError(f"a window of several streams must be one of a source of data.{where}, got none; give a source")
+        names = ", ".join(part.part.name for part in parts)
+        raise UserError(f"a window of several streams needs the name of its source, got none; give one of {names}")
     return parts[0].part.mark(window_at(cast(IterableDataset, parts[0].windows), where, index))

@@ -13,7 +13,7 @@ def first_sequence(batch: DistillBatch) -> DistillBatch:
     views: dict[str, TeacherBatch] = {}
     for name, view in batch.teachers.items():
         num_spans = int((view.spans.student_first < num_rows).sum())
-        # A teacher reads the sequences in which it has a span alone.
+        # A teacher reads only the sequences in which it has a span.
         tokens, num_teacher_rows = _first(view.tokens) if num_spans else (_nothing(view.tokens), 0)
         spans = SpanBatch(
             student_first=view.spans.student_first[:num_spans],

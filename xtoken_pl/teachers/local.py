@@ -40,13 +40,7 @@ class FrozenModel:
 
     @torch.no_grad()
     def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
-        """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`.
-
-        Without a sequence the model is not run.
-        """
-        if not len(input_ids):
-            size = self.model.config.get_text_config().hidden_size
-            return torch.empty(*input_ids.shape, size, dtype=self.model.dtype, device=input_ids.device), self.head
+        """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`."""
         with self.around(), self._on_device(input_ids.device):
             hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
             return hidden, self.head if self._on_host is None else self.head.fixed()

@@ -63,7 +63,7 @@ class ResumableModule(DistillParts):
                 "a batch must hold the counts of its whole optimizer step, which the losses are divided by, but batch "
                 f"{step.place + 1} of {step.num_batches} {'does not end' if step.is_last else 'ends'} a step of the "
                 f"trainer (accumulate_grad_batches={self.trainer.accumulate_grad_batches}); use DistillDataModule, or "
-                "pass the loader through xtoken_pl.data.order.whole_steps"
+                "pass the loader through xtoken_pl.data.whole_steps"
             )
         if step.is_first and not step.is_last:
             self._run_state.begin_step()

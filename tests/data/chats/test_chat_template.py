@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from small_models import packing_tokenizer, splitting_tokenizer, write_model
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import Student, TextSource
+from xtoken_pl import DistillDataModule, Student, TextSource
 from xtoken_pl.data import Windower
 from xtoken_pl.data.chats.renderer import ChatRenderer
 from xtoken_pl.data.maker import WindowMaker
@@ -153,3 +154,19 @@ def test_template_file_replaces_the_tokenizers_own(tmp_path: Path) -> None:
         assert load_vocabulary(source).tokenizer.chat_template == expected
     with pytest.raises(UserError, match=r"there is none at 'no.jinja'"):
         load_vocabulary(Student(model=str(tmp_path / "model"), chat_template="no.jinja"))
+
+
+def test_windows_are_made_again_for_another_chat_template(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    source = TextSource(path=str(path), messages_field="messages")
+    data = DistillDataModule(source, sequence_length=256, num_workers=0)
+    held = []
+    for template in (CHATML, CHATML, LLAMA3):
+        data.connect(vocabulary_of(with_tokens(chatml(), template)), {})
+        held.append(data.datasets.get("train"))
+        data.setup("fit")
+    assert held[0] is None
+    assert held[1] is not None
+    assert held[2] is None
+    assert data.datasets["train"][0]["student_ids"].tolist() != held[1][0]["student_ids"].tolist()

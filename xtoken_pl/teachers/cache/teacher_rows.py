@@ -62,6 +62,11 @@ class RowFormat:
             return self.num_ids * self.precision // 8 + 8
         return self.top_k * (self.precision // 8 + 2) + num_high_bits(self.num_ids) * -(-self.top_k // 8) + 12
 
+    def nothing(self) -> SpanArrays:
+        """Returns the arrays of no span."""
+        none = np.empty(0, dtype=np.float32)
+        return self.encode(torch.empty(0, self.num_ids)) | {"log_continuation": none, "log_span": none}
+
     def encode(self, log_probs: Tensor) -> SpanArrays:
         """Encodes log-probabilities ``[P, V_t]`` as arrays of P rows."""
         if self.top_k == "all":
@@ -103,6 +108,8 @@ class TeacherRows:
     def compute(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
         """Computes the rows to store for each window, and the number of learned student tokens.
 
+        The teacher is not run if no window has a span with it.
+
         Args:
             windows: Windows of one batch.
             place: Origin of the windows, for messages.
@@ -111,6 +118,8 @@ class TeacherRows:
             UserError: If the teacher's log-probabilities are NaN or infinite.
         """
         batch = collate(windows, [self.name])
+        if not len(batch.teachers[self.name].spans):
+            return [self.row_format.nothing()] * len(windows), len(batch.student.labels)
         view = batch.teachers[self.name].to(self.device)
         tokens = view.tokens
         hidden, head = self.model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids)
