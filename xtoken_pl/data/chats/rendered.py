@@ -186,16 +186,18 @@ class RenderedText:
         opened, closed = (self._rest(self.marked[:turn], previous, prompt=prompt) for prompt in (True, False))
         if opened is None or closed is None or not opened.startswith(closed):
             return len(before)
-        prompt = opened.removeprefix(closed)
-        if not prompt:  # The template writes none: what it writes before a content takes its place.
-            says = {"role": "assistant", "content": _MARK.format(len(self.units))}
-            opened = self._rest([*self.marked[:turn], says], previous, until=len(self.units)) or ""
-        if before.startswith(opened):
-            return len(opened)
-        # Some templates begin the reasoning in their prompt, and then write a turn that has none without it.
-        common = _num_equal_tags(before, opened)
-        first_line = prompt.find("\n") + 1 or len(prompt)
-        return common if common >= len(closed) + first_line else len(before)
+        if prompt := opened.removeprefix(closed):
+            if before.startswith(opened):
+                return len(opened)
+            # Some templates begin the reasoning in their prompt, and then write a turn that has none without it.
+            common = _num_equal_tags(before, opened)
+            first_line = prompt.find("\n") + 1 or len(prompt)
+            if common >= len(closed) + first_line:
+                return common
+        # Without such a prompt, what the template writes before a content takes its place.
+        says = {"role": "assistant", "content": _MARK.format(len(self.units))}
+        plain = self._rest([*self.marked[:turn], says], previous, until=len(self.units))
+        return len(before) if plain is None or not before.startswith(plain) else len(plain)
 
     def _turn_end(self, turn: int, last: int, after: str) -> int:
         """Number of characters of ``after`` up to the special token that ends the turn."""
