@@ -277,39 +277,6 @@ def test_a_template_that_takes_arguments_as_json_text_is_given_them() -> None:
     assert len(columns["t/spans"][0]) // 4 >= len(learned)  # the same text, the same tokenizer
 
 
-def learned_of(template: str, messages: Messages) -> bytes:
-    """Bytes that a student with a template learns, with one byte for each special token."""
-    tags = ("<|im_start|>", "<|im_end|>", "<|python_tag|>")
-    vocabulary = vocabulary_of(with_tokens(packing_tokenizer(), template, *tags))
-    columns = Windower(vocabulary, {}, 5000)(read_documents(SOURCE, [messages]))
-    learned = np.asarray(columns["student_ids"][0])[np.asarray(columns["loss_mask"][0]) == 1]
-    return symbols(vocabulary, learned)
-
-
-@pytest.mark.parametrize("joined", ["~", "}}{{"])
-def test_arguments_that_a_template_prints_are_json(joined: str) -> None:
-    template = (
-        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name "
-        + joined
-        + " c.function.arguments }}{% endfor %}{% endfor %}"
-    )
-    calls = [{"name": "f", "arguments": {"city": 'a "b"', "none": None, "deep": [True]}}]
-    answer = {"role": "assistant", "content": "b", "tool_calls": json.dumps(calls)}  # in which a null is a value
-    learned = learned_of(template, [{"role": "user", "content": "a"}, answer])
-    assert learned == b'bf{"city": "a \\"b\\"", "none": null, "deep": [true]}'
-
-
-def test_the_beginning_of_a_call_is_learned_if_the_prompt_begins_a_reasoning_that_the_turn_lacks() -> None:
-    """In the manner of DeepSeek: the prompt is one line."""
-    template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + m.content }}{% for c in m.tool_calls or [] %}"
-        "{{ '<|python_tag|>call ' + c.function.name }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant<think>\\n' }}{% endif %}"
-    )
-    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
-    assert learned_of(template, [{"role": "user", "content": "a"}, call]) == b"\xffcall f"
-
-
 # What a template leaves out -------------------------------------------------------------------------------------------
 
 

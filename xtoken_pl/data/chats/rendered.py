@@ -222,9 +222,9 @@ class RenderedText:
     def _rest(
         self, messages: Messages, last: int | None, *, prompt: bool = False, until: int | None = None
     ) -> str | None:
-        """Text of other messages after the mark of the unit ``last``, and before that of the unit ``until``.
+        """Text of other messages after the unit ``last``, and before the unit ``until``.
 
-        None if the template rejects them, or other marks stand there.
+        None if the template rejects them, or other units stand there; those that it writes again do not count.
         """
         if not messages:
             return None
@@ -232,10 +232,14 @@ class RenderedText:
             around, units = _split(self._render(messages, prompt=prompt))
         except UnrenderableError:
             return None
-        expected = [number for number in (last, until) if number is not None]
-        if units[-len(expected) :] != expected if expected else units:
+        if (last is not None and last not in units) or (until is not None and units[-1:] != [until]):
             return None
-        return around[-1] if until is None else around[-2]
+        first = 0 if last is None else units.index(last) + 1
+        repeated = units[first : len(units) - (until is not None)]
+        if not {*repeated} <= {*units[:first]}:
+            return None
+        written = (self.units[number].text + text for number, text in zip(repeated, around[first + 1 :], strict=False))
+        return around[first] + "".join(written)
 
 
 def num_equal(first: str | bytes, second: str | bytes) -> int:
