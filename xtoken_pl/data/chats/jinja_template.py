@@ -107,7 +107,10 @@ class ChatTemplate:
         """Whether the template prints the arguments of calls as they are, so that objects would not be JSON."""
         mark = "\ue000"  # Python prints its code.
         call = ToolCall("f", {"a": mark}).as_message()
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        messages: Messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
         with suppress(UnrenderableError):
             return repr(mark)[1:-1] in self._apply(Conversation(()), messages)
         return False
