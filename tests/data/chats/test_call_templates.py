@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import SOURCE, vocabulary_of, with_tokens
+from chats import SOURCE, bytes_of, vocabulary_of, with_tokens
 from small_models import packing_tokenizer
+from tokenizers import normalizers
+from tool_chats import HERMES, hermes
 
 from xtoken_pl.data import Windower
 from xtoken_pl.data.chats.conversations import read_documents
@@ -63,3 +65,26 @@ def test_a_call_whose_last_text_is_written_twice_is_learned_to_its_end() -> None
         learned = learned_of(template, [{"role": "user", "content": "a"}, *messages])
         number = messages.count(answer)
         assert learned == b' to=g\xff<invoke g>{"days": 1}</invoke>: ' * number, messages
+
+
+def test_what_a_normalizer_rewrites_in_a_call_does_not_hide_the_rest() -> None:
+    tokenizer = with_tokens(packing_tokenizer(620), HERMES, "<|im_start|>", "<|im_end|>")
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    arguments = {"first": "an e\u0301 that is composed", "city": "Paris, é", "days": 3}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "get_weather", "arguments": arguments}]}
+    sides = [vocabulary_of(hermes()), vocabulary_of(tokenizer)]
+    for student, teacher in (sides, reversed(sides)):
+        messages = [{"role": "user", "content": "a"}, call]
+        columns = Windower(student, {"t": teacher}, 5000)(read_documents(SOURCE, [messages]))
+        row = {name: values[0] for name, values in columns.items()}
+        aligned = b""
+        for start, end, other_start, other_end in np.asarray(row["t/spans"]).reshape(-1, 4):
+            if row["loss_mask"][start]:
+                aligned += bytes_of(student, row["student_ids"][start:end])
+                assert aligned.endswith(bytes_of(teacher, row["t/ids"][other_start:other_end]))
+        for part in (
+            '<tool_call>\n{"name": "get_weather", "arguments": {"',
+            '", "city": "Paris, é", "days": 3}}\n</tool_call>',
+        ):
+            assert part.encode() in aligned
+        assert "e\u0301" not in aligned.decode()
