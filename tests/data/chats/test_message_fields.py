@@ -75,6 +75,7 @@ def test_completions_follow_flags_and_prompts_are_not_learned() -> None:
         (ASSISTANT | {"train": "no"}, "train must be 0 or 1, false or true, got train 'no'"),
         (ASSISTANT | {"weight": 0, "train": True}, "must agree, got train True, weight 0"),
         (USER | {"weight": 1}, "a message of the role 'user' has weight 1 .* or say `train: true`"),
+        ({"role": "tool", "content": "a", "train": True}, "'tool' has train True .* set it to 0 or leave it out$"),
         ({"role": "gpt", "content": "a"}, "must be one of system, .*, got 'gpt' .*rename it, or say by a field"),
         (ASSISTANT | {"function_call": {"name": "f"}}, "also has function_call .*ignored_fields: \\[function_call\\]"),
         (USER | {"tool_calls": [{"name": "f"}], "thinking": "r"}, "also has tool_calls, thinking"),

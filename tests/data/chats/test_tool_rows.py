@@ -100,6 +100,12 @@ def test_tools_are_objects_or_json_text(tools: Any) -> None:
     assert conversation.tools == tuple(TOOLS)
 
 
+@pytest.mark.parametrize("nothing", [None, "", "null", "[]", []])
+def test_nothing_stands_for_no_tools_and_no_calls(nothing: Any) -> None:
+    (conversation,) = read_documents(SOURCE, [[USER, ANSWER | {"tool_calls": nothing}]], [nothing])
+    assert (conversation.tools, conversation.turns[1].tool_calls) == ((), ())
+
+
 def test_calls_alone_are_an_answer_and_their_fields_may_be_ignored(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": CALLS[:2]}))
     (conversation,) = read(source_of(tmp_path / "a.jsonl", ignored_fields=["reasoning_content"]))

@@ -39,18 +39,18 @@ class CallBlock:
     """The tool calls of a turn as one side writes them.
 
     Attributes:
-        text: Bytes of the calls, with :data:`SPECIAL` for each special token.
+        text: Bytes of the tokens, with :data:`SPECIAL` for each special token.
         units: What is called and with which strings, in the order of the text.
         first: First token, counted from the start of the conversation.
         num_tokens: Number of tokens, n.
-        bounds: ``[n + 1]`` bytes at which the tokens begin and end; None if they do not reproduce the text.
+        bounds: ``[n + 1]`` bytes at which the tokens begin and end.
     """
 
     text: bytes
     units: tuple[UnitBytes, ...]
     first: int
     num_tokens: int
-    bounds: NDArray[np.int64] | None
+    bounds: NDArray[np.int64]
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -66,22 +66,29 @@ def block_of(vocabulary: CanonicalVocabulary, parts: Sequence[tuple[Part, Sequen
         parts: Texts and special tokens, with their tokens.
         first: First token, counted from the start of the conversation.
     """
-    text, units, lengths, is_exact = b"", list[UnitBytes](), list[int](), True
+    text, units, lengths = b"", list[UnitBytes](), [0]
     for part, ids in parts:
-        own = part.text.encode()
-        sizes = [len(vocabulary.token_bytes[token]) for token in ids]
-        written = b"".join(vocabulary.token_bytes[token] for token in ids)
-        if part.special is not None:
-            own, sizes = SPECIAL, [len(SPECIAL)]
-        elif written == b" " + own:
-            sizes[0] -= 1  # the space that some tokenizers put before a text
-        else:
-            is_exact = is_exact and written == own
-        units += [UnitBytes(unit, start + len(text), end + len(text)) for unit, start, end in part.units]
-        text += own
+        pieces = [SPECIAL if vocabulary.is_special[token] else vocabulary.token_bytes[token] for token in ids]
+        given, written = part.text.encode(), b"".join(pieces)
+        sizes = list(map(len, pieces))
+        if written.startswith(b" ") and not given.startswith(b" "):
+            written, sizes[0] = written[1:], sizes[0] - 1  # the space that some tokenizers put before a text
+        units += [UnitBytes(unit, start + len(text), end + len(text)) for unit, start, end in _units_in(part, written)]
+        text += written
         lengths += sizes
-    bounds = np.cumsum([0, *lengths], dtype=np.int64) if is_exact else None
-    return CallBlock(text, tuple(units), first, len(lengths), bounds)
+    return CallBlock(text, tuple(units), first, len(lengths) - 1, np.cumsum(lengths, dtype=np.int64))
+
+
+def _units_in(part: Part, written: bytes) -> Iterator[UnitBytes]:
+    """Yields the units of a text that lie before and after what a normalizer rewrote in it."""
+    given = part.text.encode()
+    head = num_equal(given, written)
+    tail = num_equal(given[head:][::-1], written[head:][::-1])
+    for unit, start, end in part.units:
+        if end <= head:
+            yield UnitBytes(unit, start, end)
+        elif start >= len(given) - tail:
+            yield UnitBytes(unit, start - len(given) + len(written), end - len(given) + len(written))
 
 
 def call_spans(student: CallBlock, teacher: CallBlock) -> NDArray[np.int64]:
@@ -91,10 +98,13 @@ def call_spans(student: CallBlock, teacher: CallBlock) -> NDArray[np.int64]:
         ``[S, 4]`` spans (student_start, student_end, teacher_start, teacher_end) that hold the same bytes.
     """
     found = [np.empty((0, 4), dtype=np.int64)]
-    bounds, other_bounds = student.bounds, teacher.bounds
-    if bounds is not None and other_bounds is not None:
-        found += [_spans_in(equal, bounds, other_bounds) for equal in equal_bytes(student, teacher)]
-    return np.concatenate(found) + (student.first, student.first, teacher.first, teacher.first)
+    found += [_spans_in(equal, student.bounds, teacher.bounds) for equal in equal_bytes(student, teacher)]
+    return np.concatenate(found) + (
+        student.first,
+        student.first,
+        teacher.first,
+        teacher.first,
+    )
 
 
 def _spans_in(equal: EqualBytes, bounds: NDArray[np.int64], other_bounds: NDArray[np.int64]) -> NDArray[np.int64]:

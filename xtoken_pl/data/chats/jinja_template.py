@@ -12,6 +12,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from xtoken_pl.data.chats.conversations import Conversation
 from xtoken_pl.data.chats.rendered import RejectedError, RenderedText, UnrenderableError
+from xtoken_pl.data.chats.tool_calls import ToolCall
 from xtoken_pl.data.chats.units import Messages
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -92,7 +93,7 @@ class ChatTemplate:
     def _written(self, conversation: Conversation, special: re.Pattern[str] | None) -> RenderedText:
         render = partial(self._apply, conversation)
         try:
-            return RenderedText(conversation, render, special)
+            return RenderedText(conversation, render, special, as_text=self._prints_arguments)
         except RejectedError:
             # Some templates (DeepSeek's) take the arguments of calls as JSON text.
             if not any(turn.tool_calls for turn in conversation.turns):
@@ -100,6 +101,19 @@ class ChatTemplate:
             with suppress(UnrenderableError):
                 return RenderedText(conversation, render, special, as_text=True)
             raise
+
+    @cached_property
+    def _prints_arguments(self) -> bool:
+        """Whether the template prints the arguments of calls as they are, so that objects would not be JSON."""
+        mark = "\ue000"  # Python prints its code.
+        call = ToolCall("f", {"a": mark}).as_message()
+        messages: Messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        with suppress(UnrenderableError):
+            return repr(mark)[1:-1] in self._apply(Conversation(()), messages)
+        return False
 
     def _ignores_tools(self, conversation: Conversation, written: RenderedText) -> bool:
         try:

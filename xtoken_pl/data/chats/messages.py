@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from xtoken_pl.data.sources.text_source import TextSource
 
 #: Fields by which a message says whether it is learned. ``weight`` (OpenAI) and ``loss`` (ms-swift) belong to what the
-#: assistant says; by the others (axolotl) any message may be learned.
+#: assistant says; by the others (axolotl) any message may be learned, except what a tool returned.
 _ASSISTANT_FLAGS = ("weight", "loss")
 _FLAGS = ("train", "training", "trainable", *_ASSISTANT_FLAGS)
-#: Roles that chat templates know.
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "environment")
 #: Roles of what tools return.
-TOOL_ROLES = ("tool", "function", "ipython")
+TOOL_ROLES = ("tool", "function", "ipython", "environment")
+#: Roles that chat templates know.
+_ROLES = ("system", "developer", "user", "assistant", *TOOL_ROLES)
 #: Names of a message's reasoning, in the order in which transformers looks for it.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -197,10 +197,12 @@ def _is_learned(role: str, flags: Mapping[str, Any], column: str, *, is_context:
             "; rename it, or say by a field `train` (true or false) whether such messages are learned",
         )
     learned = any(flags.values()) if flags else role == "assistant" and not is_context
-    if learned and (is_context or (role != "assistant" and any(flags.get(name) for name in _ASSISTANT_FLAGS))):
+    is_never_learned = is_context or role in TOOL_ROLES
+    if learned and (is_never_learned or (role != "assistant" and any(flags.get(name) for name in _ASSISTANT_FLAGS))):
         said = "the prompt" if is_context else f"a message of the role {role!r}"
         raise RowError(
             f"only what the assistant answers is learned, but {said} has {given} in ",
-            "; set it to 0 or leave it out" + ("" if is_context else ", or say `train: true` to learn the message"),
+            "; set it to 0 or leave it out"
+            + ("" if is_never_learned else ", or say `train: true` to learn the message"),
         )
     return learned

@@ -186,16 +186,18 @@ class RenderedText:
         opened, closed = (self._rest(self.marked[:turn], previous, prompt=prompt) for prompt in (True, False))
         if opened is None or closed is None or not opened.startswith(closed):
             return len(before)
-        prompt = opened.removeprefix(closed)
-        if not prompt:  # The template writes none: what it writes before a content takes its place.
-            says = {"role": "assistant", "content": _MARK.format(len(self.units))}
-            opened = self._rest([*self.marked[:turn], says], previous, until=len(self.units)) or ""
-        if before.startswith(opened):
-            return len(opened)
-        # Some templates begin the reasoning in their prompt, and then write a turn that has none without it.
-        common = _num_equal_tags(before, opened)
-        first_line = prompt.find("\n") + 1 or len(prompt)
-        return common if common >= len(closed) + first_line else len(before)
+        if prompt := opened.removeprefix(closed):
+            if before.startswith(opened):
+                return len(opened)
+            # Some templates begin the reasoning in their prompt, and then write a turn that has none without it.
+            common = _num_equal_tags(before, opened)
+            first_line = prompt.find("\n") + 1 or len(prompt)
+            if common >= len(closed) + first_line:
+                return common
+        # Without such a prompt, what the template writes before a content takes its place.
+        says = {"role": "assistant", "content": _MARK.format(len(self.units))}
+        plain = self._rest([*self.marked[:turn], says], previous, until=len(self.units))
+        return len(before) if plain is None or not before.startswith(plain) else len(plain)
 
     def _turn_end(self, turn: int, last: int, after: str) -> int:
         """Number of characters of ``after`` up to the special token that ends the turn."""
@@ -220,9 +222,9 @@ class RenderedText:
     def _rest(
         self, messages: Messages, last: int | None, *, prompt: bool = False, until: int | None = None
     ) -> str | None:
-        """Text of other messages after the mark of the unit ``last``, and before that of the unit ``until``.
+        """Text of other messages after the unit ``last``, and before the unit ``until``.
 
-        None if the template rejects them, or other marks stand there.
+        None if the template rejects them, or other units stand there; those that it writes again do not count.
         """
         if not messages:
             return None
@@ -230,10 +232,14 @@ class RenderedText:
             around, units = _split(self._render(messages, prompt=prompt))
         except UnrenderableError:
             return None
-        expected = [number for number in (last, until) if number is not None]
-        if units[-len(expected) :] != expected if expected else units:
+        if (last is not None and last not in units) or (until is not None and units[-1:] != [until]):
             return None
-        return around[-1] if until is None else around[-2]
+        first = 0 if last is None else units.index(last) + 1
+        repeated = units[first : len(units) - (until is not None)]
+        if not {*repeated} <= {*units[:first]}:
+            return None
+        written = (self.units[number].text + text for number, text in zip(repeated, around[first + 1 :], strict=False))
+        return around[first] + "".join(written)
 
 
 def num_equal(first: str | bytes, second: str | bytes) -> int:

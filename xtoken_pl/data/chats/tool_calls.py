@@ -90,10 +90,10 @@ def as_json(value: Any, what: str) -> str:
 
 def _values(value: Any, what: str, *, keep_nulls: bool) -> list[Any]:
     """Returns the items of a list, or of the JSON text of a list; none for null and an empty text."""
-    if value is None or value == "":
-        return []
     is_text = isinstance(value, str)
-    value = _parsed(value, what) if is_text else value
+    value = _parsed(value or "null", what) if is_text else value
+    if value is None:
+        return []
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise RowError(f"{what} must be a list, or its JSON text, got {type(value).__name__} in ", _WAY_OUT)
     as_json(value, what)
