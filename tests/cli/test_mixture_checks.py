@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_a_projection_is_learned_where_a_source_gives_its_teacher_an_alpha(
     assert not [warning for warning in recwarn if "learn_projection" in str(warning.message)]
     with pytest.warns(UserWarning, match=r"split\.learn_projection has no effect: at alpha: 0"):
         warn_of_idle_options(module, DistillDataModule({"a": source(alphas={"other": 0.5})}))
+
+
+def test_a_projection_is_learned_where_a_source_leaves_its_teacher_the_alpha_of_its_specification(
+    module: MultiTeacherDistillModule, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.teachers, "split", replace(module.teachers["split"], alpha=1.0))
+    sources = {"a": source(teachers=["split"]), "b": source("b.jsonl", alphas={"split": 0})}
+    warn_of_idle_options(module, DistillDataModule(sources))
+    assert not [warning for warning in recwarn if "learn_projection" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"split\.learn_projection has no effect: at alpha: 0"):
+        warn_of_idle_options(module, DistillDataModule({"a": source(teachers=["other"]), "b": sources["b"]}))
 
 
 def check(module: MultiTeacherDistillModule, tmp_path: Path, callback: Callback) -> None:

@@ -186,8 +186,9 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
     if isinstance(module, MultiTeacherDistillModule):
         learned = {name: teacher for name, teacher in module.teachers.items() if teacher.learn_projection}
         for name, teacher in learned.items():
-            own = [alphas[name] for part in data.splits["train"] if name in (alphas := part.source.alphas or {})]
-            if module.kd_weight == 0 or max([*own, 0 if own else teacher.alpha]) == 0:
+            taught = (part.source for part in data.splits["train"] if name in (part.source.teachers or [name]))
+            alphas = [(source.alphas or {}).get(name, teacher.alpha) for source in taught]
+            if module.kd_weight == 0 or not any(alphas):
                 zero = "kd_weight" if module.kd_weight == 0 else "alpha"
                 idle[f"model.teachers.{name}.learn_projection"] = f"at {zero}: 0 nothing is learned from the teacher"
         if not any(part.source.holds_conversations for parts in data.splits.values() for part in parts):
