@@ -67,7 +67,7 @@ def test_sources_and_weights_that_do_not_fit_are_refused(splits: dict[str, Any],
         ({"a": source(teachers=["split"])}, r"none names teacher 'same'; name it .*or remove model\.teachers\.same"),
         (
             {"a": source(teachers=["split"], weight=1), "b": source(teachers=["same"], weight=0)},
-            r"none names teacher 'same'",
+            r"on a source of data\.train of weight > 0, but none names teacher 'same'",
         ),
     ],
     ids=["unknown", "unknown alpha", "none", "all zero", "idle", "idle: weight 0"],
