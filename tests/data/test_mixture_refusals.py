@@ -30,6 +30,13 @@ def test_weights_are_numbers_that_are_not_negative(weight: float) -> None:
         source(alphas={"split": weight})
 
 
+def test_what_a_source_cannot_be_names_its_path() -> None:
+    """One of several sources is at fault, and its name in the mixture is not known to it."""
+    for options in ({"weight": -1}, {"teachers": ["a"], "alphas": {"a": 1}}, {"learn_turn_end": True}):
+        with pytest.raises(UserError, match=r"^source 'nowhere\.jsonl': .*; "):
+            source(**options)
+
+
 @pytest.mark.parametrize(
     ("splits", "expected"),
     [
