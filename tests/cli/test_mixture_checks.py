@@ -65,8 +65,9 @@ def test_a_projection_is_learned_where_a_source_leaves_its_teacher_the_alpha_of_
         warn_of_idle_options(module, DistillDataModule({"a": source(teachers=["other"]), "b": sources["b"]}))
 
 
-def check(module: MultiTeacherDistillModule, tmp_path: Path, callback: Callback) -> None:
-    data = DistillDataModule(source(), {"math": source("m.jsonl"), "code": source("c.jsonl")}, sequence_length=64)
+def check(module: MultiTeacherDistillModule, tmp_path: Path, callback: Callback, val: Any = None) -> None:
+    val = val or {"math": source("m.jsonl"), "code": source("c.jsonl")}
+    data = DistillDataModule(source(), val, sequence_length=64)
     trainer = pl.Trainer(max_steps=1, callbacks=[callback], logger=False, default_root_dir=tmp_path)
     check_fit(trainer, module, data)
 
@@ -79,6 +80,17 @@ def test_values_of_a_source_can_be_monitored(module: MultiTeacherDistillModule, 
         check(module, tmp_path, ModelCheckpoint(monitor="val/math/bits_per_bite"))
     with pytest.raises(UserError, match=r"mode must be max for 'val/code/top1_agreement/split'"):
         check(module, tmp_path, EarlyStopping(monitor="val/code/top1_agreement/split"))
+
+
+def test_a_value_of_a_teacher_is_not_monitored_where_it_does_not_teach(
+    module: MultiTeacherDistillModule, tmp_path: Path
+) -> None:
+    val = {"math": source("m.jsonl", teachers=["other"]), "code": source("c.jsonl", alphas={"split": 1})}
+    check(module, tmp_path, ModelCheckpoint(monitor="val/code/kd/split"), val)
+    with pytest.raises(UserError, match=r"got 'val/math/kd/split'; did you mean val/"):
+        check(module, tmp_path, ModelCheckpoint(monitor="val/math/kd/split"), val)
+    with pytest.raises(UserError, match=r"got 'val/kd/split'; did you mean val/"):
+        check(module, tmp_path, ModelCheckpoint(monitor="val/kd/split"), {"math": val["math"]})
 
 
 def test_the_summary_gives_alphas_by_source() -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoConfig
 
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.data.mixture import with_teachers
 from xtoken_pl.models.loading import check_weights
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
@@ -229,8 +230,8 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
     unknown = [callback for callback in callbacks if type(callback).__module__.split(".")[0] not in _KNOWN_PACKAGES]
     if type(module) is not MultiTeacherDistillModule or unknown:
         return  # these may log any tag
-    places = ["val/", *(f"val/{part.name}/" for part in data.splits["val"] if part.name)]
-    known = {f"{place}{tag}": None for place in places for tag, _ in EvaluationMetrics(module.teachers).items()}
+    domains = [domain for part in with_teachers(data.splits, module.teachers)["val"] for domain in part.domains]
+    known = {f"val/{tag}": None for tag, _ in EvaluationMetrics(module.teachers, domains).items()}
     for callback in callbacks:
         tag = getattr(callback, "monitor", None)
         if not (isinstance(callback, ModelCheckpoint | EarlyStopping) and isinstance(tag, str)):
