@@ -65,6 +65,17 @@ def test_a_projection_is_learned_where_a_source_leaves_its_teacher_the_alpha_of_
         warn_of_idle_options(module, DistillDataModule({"a": source(teachers=["other"]), "b": sources["b"]}))
 
 
+def test_a_source_whose_teachers_have_no_alpha_is_named(
+    module: MultiTeacherDistillModule, recwarn: pytest.WarningsRecorder
+) -> None:
+    given = {"a": source(teachers=["split"]), "b": source(teachers=["split", "other"]), "c": source()}
+    with pytest.warns(UserWarning, match=r"data\.train\.a is learned by cross-entropy alone, .* alpha 0: split; give"):
+        warn_of_idle_options(module, DistillDataModule(given))
+    recwarn.clear()
+    warn_of_idle_options(module, DistillDataModule(given | {"a": source(alphas={"split": 1})}))
+    assert not [warning for warning in recwarn if "cross-entropy" in str(warning.message)]
+
+
 def check(module: MultiTeacherDistillModule, tmp_path: Path, callback: Callback, val: Any = None) -> None:
     val = val or {"math": source("m.jsonl"), "code": source("c.jsonl")}
     data = DistillDataModule(source(), val, sequence_length=64)

@@ -200,11 +200,25 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
             idle["model.optimizer.projection_learning_rate"] = "no teacher sets learn_projection"
     for option, reason in idle.items():
         rank_zero_warn(f"{option} has no effect: {reason}")
+    if isinstance(module, MultiTeacherDistillModule) and module.kd_weight != 0:
+        _warn_of_sources_without_alpha(module, data)
     for measured in data.splits["val"]:
         if learned_part := next((p for p in data.splits["train"] if p.texts == measured.texts), None):
             rank_zero_warn(
                 f"{measured.setting} names the texts of {learned_part.setting}: validation measures texts that are "
                 "learned"
+            )
+
+
+def _warn_of_sources_without_alpha(module: MultiTeacherDistillModule, data: DistillDataModule) -> None:
+    """Warns of sources whose teachers all have the alpha 0 of their specification."""
+    for part in data.splits["train"]:
+        own = {name: teacher.alpha for name, teacher in module.teachers.items()} | (part.source.alphas or {})
+        taught = {name: alpha for name, alpha in own.items() if name in (part.source.teachers or own)}
+        if taught and not any(taught.values()):
+            rank_zero_warn(
+                f"{part.setting} is learned by cross-entropy alone, since its teachers have alpha 0: "
+                f"{', '.join(taught)}; give the source alphas, or raise those under model.teachers"
             )
 
 
