@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,31 @@ def test_a_projection_is_learned_where_a_source_gives_its_teacher_an_alpha(
         warn_of_idle_options(module, DistillDataModule({"a": source(alphas={"other": 0.5})}))
 
 
-def check(module: MultiTeacherDistillModule, tmp_path: Path, callback: Callback) -> None:
-    data = DistillDataModule(source(), {"math": source("m.jsonl"), "code": source("c.jsonl")}, sequence_length=64)
+def test_a_projection_is_learned_where_a_source_leaves_its_teacher_the_alpha_of_its_specification(
+    module: MultiTeacherDistillModule, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.teachers, "split", replace(module.teachers["split"], alpha=1.0))
+    sources = {"a": source(teachers=["split"]), "b": source("b.jsonl", alphas={"split": 0})}
+    warn_of_idle_options(module, DistillDataModule(sources))
+    assert not [warning for warning in recwarn if "learn_projection" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"split\.learn_projection has no effect: at alpha: 0"):
+        warn_of_idle_options(module, DistillDataModule({"a": source(teachers=["other"]), "b": sources["b"]}))
+
+
+def test_a_source_whose_teachers_have_no_alpha_is_named(
+    module: MultiTeacherDistillModule, recwarn: pytest.WarningsRecorder
+) -> None:
+    given = {"a": source(teachers=["split"]), "b": source(teachers=["split", "other"]), "c": source()}
+    with pytest.warns(UserWarning, match=r"data\.train\.a is learned by cross-entropy alone, .* alpha 0: split; give"):
+        warn_of_idle_options(module, DistillDataModule(given))
+    recwarn.clear()
+    warn_of_idle_options(module, DistillDataModule(given | {"a": source(alphas={"split": 1})}))
+    assert not [warning for warning in recwarn if "cross-entropy" in str(warning.message)]
+
+
+def check(module: MultiTeacherDistillModule, tmp_path: Path, callback: Callback, val: Any = None) -> None:
+    val = val or {"math": source("m.jsonl"), "code": source("c.jsonl")}
+    data = DistillDataModule(source(), val, sequence_length=64)
     trainer = pl.Trainer(max_steps=1, callbacks=[callback], logger=False, default_root_dir=tmp_path)
     check_fit(trainer, module, data)
 
@@ -67,6 +91,17 @@ def test_values_of_a_source_can_be_monitored(module: MultiTeacherDistillModule, 
         check(module, tmp_path, ModelCheckpoint(monitor="val/math/bits_per_bite"))
     with pytest.raises(UserError, match=r"mode must be max for 'val/code/top1_agreement/split'"):
         check(module, tmp_path, EarlyStopping(monitor="val/code/top1_agreement/split"))
+
+
+def test_a_value_of_a_teacher_is_not_monitored_where_it_does_not_teach(
+    module: MultiTeacherDistillModule, tmp_path: Path
+) -> None:
+    val = {"math": source("m.jsonl", teachers=["other"]), "code": source("c.jsonl", alphas={"split": 1})}
+    check(module, tmp_path, ModelCheckpoint(monitor="val/code/kd/split"), val)
+    with pytest.raises(UserError, match=r"got 'val/math/kd/split'; did you mean val/"):
+        check(module, tmp_path, ModelCheckpoint(monitor="val/math/kd/split"), val)
+    with pytest.raises(UserError, match=r"got 'val/kd/split'; did you mean val/"):
+        check(module, tmp_path, ModelCheckpoint(monitor="val/kd/split"), {"math": val["math"]})
 
 
 def test_the_summary_gives_alphas_by_source() -> None:

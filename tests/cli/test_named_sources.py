@@ -68,9 +68,10 @@ def test_both_kinds_are_parsed_and_written_as_they_are_read(capsys: pytest.Captu
             "val",
             {"new": {"path": "y"}, "b": {"path": "z"}},
         ),
+        ("one", ["--data.val.new", "{path: y, alphas: {two: 2}}"], "val", {"new": {"path": "y", "alphas": {"two": 2}}}),
         ("named", ["--data.train", "{a: {path: y}, b: {path: z}}"], "train", {"a": {"path": "y"}, "b": {"path": "z"}}),
     ],
-    ids=["path", "alpha", "other split", "a first name", "names over one", "all of them"],
+    ids=["path", "alpha", "other split", "a first name", "names over one", "a whole source", "all of them"],
 )
 def test_options_change_one_source(
     base: str, options: list[str], split: str, expected: Any, capsys: pytest.CaptureFixture[str]
@@ -128,6 +129,34 @@ def test_teachers_whose_names_are_options_of_a_source_are_still_merged(capsys: p
             "{train: c.jsonl}",
             [],
             "data.train in extra.yaml must be a mapping of options, got 'c.jsonl'; did you mean {path: c.jsonl}?",
+        ),
+        (
+            "{train: {math: {alphas: {one: abc, two: 1}}}}",
+            [],
+            "data.train.math.alphas in extra.yaml must be a mapping to numbers or null, got {'one': 'abc', 'two': 1}",
+        ),
+        (
+            "{train: {code: null}}",
+            [],
+            "source 'code' must be a mapping of options, got null; weight: 0 leaves a source out",
+        ),
+        (
+            "{train: {path: {path: x}}}",
+            [],
+            "a source cannot be called 'path', which is an option of a source; rename it",
+        ),
+        (
+            "{train: {path: x, web: {path: y}}}",
+            [],
+            "a split holds the options of one source, or several sources by name, got path beside web: {path: ...}; "
+            "give the options a name, too, or remove one of the two",
+        ),
+        ("{train: null}", [], "data.train is required, not given; set it in a file for --config, or as an option"),
+        (
+            "{}",
+            ["--data.train.mth.weight", "7"],
+            "data.train.mth.path is required, not given; set it in a file for --config, or as an option; did you mean "
+            "math?",
         ),
         ("{}", ["--data.train.math.wieght", "7"], "--data.train.math.wieght is not an option; did you mean weight?"),
         ("{}", ["--data.val.pth", "7"], "--data.val.pth is not an option; did you mean path?"),

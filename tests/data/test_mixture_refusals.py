@@ -31,6 +31,13 @@ def test_weights_are_numbers_that_are_not_negative(weight: float) -> None:
         source(alphas={"split": weight})
 
 
+def test_what_a_source_cannot_be_names_its_path() -> None:
+    """One of several sources is at fault, and its name in the mixture is not known to it."""
+    for options in ({"weight": -1}, {"teachers": ["a"], "alphas": {"a": 1}}, {"learn_turn_end": True}):
+        with pytest.raises(UserError, match=r"^source 'nowhere\.jsonl': .*; "):
+            source(**options)
+
+
 @pytest.mark.parametrize(
     ("splits", "expected"),
     [
@@ -68,7 +75,7 @@ def test_sources_and_weights_that_do_not_fit_are_refused(splits: dict[str, Any],
         ({"a": source(teachers=["split"])}, r"none names teacher 'same'; name it .*or remove model\.teachers\.same"),
         (
             {"a": source(teachers=["split"], weight=1), "b": source(teachers=["same"], weight=0)},
-            r"none names teacher 'same'",
+            r"on a source of data\.train of weight > 0, but none names teacher 'same'",
         ),
     ],
     ids=["unknown", "unknown alpha", "none", "all zero", "idle", "idle: weight 0"],

@@ -94,11 +94,12 @@ def test_a_teacher_that_does_not_exist_is_refused_with_its_row(tmp_path: Path, k
         data_of(source, streaming=streaming)
 
 
-def test_only_teachers_of_the_source_may_be_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_only_teachers_of_the_source_may_be_named(tmp_path: Path, streaming: bool) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
-    given = {"rows": TextSource(path=path, teacher_field="expert", teachers=["split"]), "all": TextSource(path=path)}
+    rows = TextSource(path=path, weight=1, teacher_field="expert", teachers=["split"])
     with pytest.raises(UserError, match=r"^data\.train\.rows: expert must name .* got 'coarse' in row 2"):
-        data_of(given)
+        data_of({"rows": rows, "all": TextSource(path=path, weight=1)}, streaming=streaming)
 
 
 def test_a_column_that_holds_no_names_is_refused(tmp_path: Path) -> None:

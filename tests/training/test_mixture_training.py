@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -58,6 +59,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(workspace: Path) -> Path:
     """The logs of a run of one process."""
     return train(workspace, "whole")
+
+
+@pytest.mark.filterwarnings("default")
+def test_sources_that_a_limit_leaves_out_of_validation_are_named(workspace: Path) -> None:
+    short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches"]
+    # Batches of 4 windows: of 6 chats, 12 texts and 6 tools, in the order of the file.
+    with pytest.warns(
+        UserWarning, match=r"limit_val_batches ends before .* data\.val: texts, tools\. Their values are"
+    ):
+        train(workspace, "one", *short, "1")
+    with pytest.warns(UserWarning, match=r"limit_val_batches ends before .* data\.val: tools\."):
+        train(workspace, "four", *short, "4")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*limit_val_batches ends before.*")
+        train(workspace, "five", *short, "5")
 
 
 # One process ----------------------------------------------------------------------------------------------------------

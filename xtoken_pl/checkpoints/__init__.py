@@ -1,6 +1,7 @@
 """Checkpoints that are written atomically, hold everything for an exact resume, and are verified when read."""
 
 from xtoken_pl.checkpoints.identity import (
+    SOURCES_KEY,
     DataIdentity,
     describe_student,
     holds_adapter,
@@ -13,6 +14,7 @@ from xtoken_pl.checkpoints.verify import DATA_KEY, Run, Stage, verify
 
 __all__ = [
     "DATA_KEY",
+    "SOURCES_KEY",
     "AtomicCheckpointIO",
     "DataIdentity",
     "Run",

@@ -16,6 +16,8 @@ RUN_KEY = "xtoken_pl"
 
 #: Description of the training data in a checkpoint: values by setting, in words for messages.
 DataIdentity = dict[str, int | str]
+#: Names of the sources of a mixture, in a :data:`DataIdentity`.
+SOURCES_KEY = "sources of data.train, in order"
 
 #: Settings of a teacher that may change when training resumes.
 _MAY_CHANGE = ("loss", "alpha", "temperature", "cache", "dtype", "quantization")

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from xtoken_pl.checkpoints.identity import DataIdentity, RunIdentity, holds_adapter, stored_identity
+from xtoken_pl.checkpoints.identity import SOURCES_KEY, DataIdentity, RunIdentity, holds_adapter, stored_identity
 from xtoken_pl.checkpoints.io import check_whole, is_remote, without_tensors
 from xtoken_pl.projection import LearnedProjection
 from xtoken_pl.utilities.errors import UserError
@@ -254,14 +254,16 @@ def _log_changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def _check_data(saved: DataIdentity, ours: DataIdentity) -> None:
-    changed = [
-        f"{name} ({saved.get(name, 'nothing')} in the checkpoint, {ours.get(name, 'nothing')} here)"
-        for name in saved | ours
-        if saved.get(name) != ours.get(name)
-    ]
+    changed = [name for name in saved | ours if saved.get(name) != ours.get(name)]
+    if SOURCES_KEY in changed:  # what is said of a source that only one of the two has follows from this
+        changed = [name for name in changed if name == SOURCES_KEY or {name} <= saved.keys() & ours.keys()]
     if changed:
+        described = (
+            f"{name} ({saved.get(name, 'nothing')} in the checkpoint, {ours.get(name, 'nothing')} here)"
+            for name in changed
+        )
         raise UserError(
-            f"to resume in the middle of the data, these must not change: {', '.join(changed)}. "
+            f"to resume in the middle of the data, these must not change: {', '.join(described)}. "
             "Restore the former values, or start a new run from the exported student (--model.student.model FOLDER)"
         )
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoConfig
 
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.data.mixture import with_teachers
 from xtoken_pl.models.loading import check_weights
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
@@ -186,8 +187,9 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
     if isinstance(module, MultiTeacherDistillModule):
         learned = {name: teacher for name, teacher in module.teachers.items() if teacher.learn_projection}
         for name, teacher in learned.items():
-            own = [alphas[name] for part in data.splits["train"] if name in (alphas := part.source.alphas or {})]
-            if module.kd_weight == 0 or max([*own, 0 if own else teacher.alpha]) == 0:
+            taught = (part.source for part in data.splits["train"] if name in (part.source.teachers or [name]))
+            alphas = [(source.alphas or {}).get(name, teacher.alpha) for source in taught]
+            if module.kd_weight == 0 or not any(alphas):
                 zero = "kd_weight" if module.kd_weight == 0 else "alpha"
                 idle[f"model.teachers.{name}.learn_projection"] = f"at {zero}: 0 nothing is learned from the teacher"
         if not any(part.source.holds_conversations for parts in data.splits.values() for part in parts):
@@ -198,11 +200,25 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
             idle["model.optimizer.projection_learning_rate"] = "no teacher sets learn_projection"
     for option, reason in idle.items():
         rank_zero_warn(f"{option} has no effect: {reason}")
+    if isinstance(module, MultiTeacherDistillModule) and module.kd_weight != 0:
+        _warn_of_sources_without_alpha(module, data)
     for measured in data.splits["val"]:
         if learned_part := next((p for p in data.splits["train"] if p.texts == measured.texts), None):
             rank_zero_warn(
                 f"{measured.setting} names the texts of {learned_part.setting}: validation measures texts that are "
                 "learned"
+            )
+
+
+def _warn_of_sources_without_alpha(module: MultiTeacherDistillModule, data: DistillDataModule) -> None:
+    """Warns of sources whose teachers all have the alpha 0 of their specification."""
+    for part in data.splits["train"]:
+        own = {name: teacher.alpha for name, teacher in module.teachers.items()} | (part.source.alphas or {})
+        taught = {name: alpha for name, alpha in own.items() if name in (part.source.teachers or own)}
+        if taught and not any(taught.values()):
+            rank_zero_warn(
+                f"{part.setting} is learned by cross-entropy alone, since its teachers have alpha 0: "
+                f"{', '.join(taught)}; give the source alphas, or raise those under model.teachers"
             )
 
 
@@ -228,8 +244,8 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
     unknown = [callback for callback in callbacks if type(callback).__module__.split(".")[0] not in _KNOWN_PACKAGES]
     if type(module) is not MultiTeacherDistillModule or unknown:
         return  # these may log any tag
-    places = ["val/", *(f"val/{part.name}/" for part in data.splits["val"] if part.name)]
-    known = {f"{place}{tag}": None for place in places for tag, _ in EvaluationMetrics(module.teachers).items()}
+    domains = [domain for part in with_teachers(data.splits, module.teachers)["val"] for domain in part.domains]
+    known = {f"val/{tag}": None for tag, _ in EvaluationMetrics(module.teachers, domains).items()}
     for callback in callbacks:
         tag = getattr(callback, "monitor", None)
         if not (isinstance(callback, ModelCheckpoint | EarlyStopping) and isinstance(tag, str)):

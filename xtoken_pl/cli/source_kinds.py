@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 from jsonargparse._util import NestedArg
 
 from xtoken_pl.data import TextSource
+from xtoken_pl.utilities.errors import UserError
 
 #: Keys of ``data`` that hold one source or several by name.
 SPLITS = ("train", "val", "test")
@@ -27,14 +28,15 @@ _adapt_typehints = typehints.adapt_typehints
 
 def are_other_kinds(one: Any, other: Any) -> bool:
     """Whether one of two values of a split is a single source of texts, and the other one holds named sources."""
-    return (_are_named(one) and _is_single(other)) or (_is_single(one) and _are_named(other))
+    return (are_named(one) and _is_single(other)) or (_is_single(one) and are_named(other))
 
 
 def _is_single(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(_FIELDS & value.keys())
 
 
-def _are_named(value: Any) -> bool:
+def are_named(value: Any) -> bool:
+    """Whether a value of a split holds named sources."""
     if not isinstance(value, Mapping) or _is_single(value):
         return False
     return any(isinstance(inner, Mapping | Namespace) for inner in value.values())
@@ -51,6 +53,8 @@ def _adapt(value: Any, typehint: Any, *positional: Any, **options: Any) -> Any:
     if {TextSource, _BY_NAME} <= set(kinds):
         if isinstance(value, str):
             _refuse_text(value)
+        if isinstance(value, Mapping):
+            _refuse_both(value)
         kind = _BY_NAME if _are_given_by_name(value) else TextSource
         typehint = NoneType if value is None and NoneType in kinds else kind
     if typehint == _BY_NAME:
@@ -61,21 +65,38 @@ def _adapt(value: Any, typehint: Any, *positional: Any, **options: Any) -> Any:
 def _are_given_by_name(value: Any) -> bool:
     if isinstance(value, NestedArg):  # of an option: --data.train.KEY VALUE
         first, dot, _ = value.key.partition(".")
-        return bool(dot) and first not in {*_FIELDS, "init_args"}
-    return _are_named(value)
+        return bool(dot or isinstance(value.val, dict)) and first not in {*_FIELDS, "init_args"}
+    return are_named(value)
 
 
 def _by_name(value: Any, options: dict[str, Any]) -> Any:
     """Applies an option of one of the named sources to its former value, and refuses a path in place of a source."""
     if isinstance(value, NestedArg):
-        name, key = value.key.split(".", 1)
+        name, _, key = value.key.partition(".")
         before = previous if isinstance(previous := options.get("prev_val"), dict) else {}
+        if not key:
+            return {**before, name: value.val}
         option = NestedArg(key, value.val)
         return {**before, name: _adapt_typehints(option, TextSource, **(options | {"prev_val": before.get(name)}))}
     for name, source in value.items() if isinstance(value, dict) else ():
         if isinstance(source, str):
             _refuse_text(source, f'Parser key "{name}":\n')
+        if source is None:
+            raise UserError(f"source {name!r} must be a mapping of options, got null; weight: 0 leaves a source out")
     return value
+
+
+def _refuse_both(value: Mapping[str, Any]) -> None:
+    """Refuses options of a single source beside named sources, and a named source that is called as an option."""
+    named = [key for key, inner in value.items() if isinstance(inner, Mapping) and "path" in inner and key != "alphas"]
+    options = [key for key in value if key in _FIELDS and key not in named]
+    if taken := next((name for name in named if name in _FIELDS), None):
+        raise UserError(f"a source cannot be called {taken!r}, which is an option of a source; rename it")
+    if named and options:
+        raise UserError(
+            f"a split holds the options of one source, or several sources by name, got {options[0]} beside "
+            f"{named[0]}: {{path: ...}}; give the options a name, too, or remove one of the two"
+        )
 
 
 def _refuse_text(text: str, place: str = "") -> NoReturn:

@@ -13,12 +13,12 @@ from functools import reduce
 from importlib import import_module
 from inspect import isabstract
 from itertools import groupby
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, auto_cli
 
 from xtoken_pl.cli.config_files import config_paths, merge, read_config, refuse_duplicate_keys
-from xtoken_pl.cli.source_kinds import distinguish_sources
+from xtoken_pl.cli.source_kinds import SPLITS, are_named, distinguish_sources
 from xtoken_pl.cli.verbs import PROGRAM
 from xtoken_pl.utilities.errors import UsageError, UserError
 from xtoken_pl.utilities.words import did_you_mean, literals, nearest, type_in_words
@@ -105,25 +105,41 @@ def _missing(names: list[str], keys: list[str], arguments: list[str]) -> str:
         names = sorted(name.strip().removeprefix(f"{verb}.") for name in names)
         how = "in a file for --config" if in_file else f"with --{' and --'.join(names)}"
         return f"{verb} needs {' and '.join(names)}, not given; set {'it' if len(names) == 1 else 'them'} {how}"
-    config: dict[str, Any] = reduce(merge, map(read_config, config_paths(arguments)), {})
-    incomplete = (
-        [*parts, item]
-        for parts, value in _places(config)
-        if _is_at(keys, parts) and isinstance(value, dict)
-        for item, settings in value.items()
-        if isinstance(settings, dict) and names[0] not in settings
+    items, near = keys, ""
+    for parts, value in _places(_given(arguments)):
+        complete = [item for item, settings in _items(parts, value) if names[0] in settings]
+        for item in (item for item, _ in _items(parts, value) if _is_at(keys, parts) and item not in complete):
+            items, near = [*parts, item], did_you_mean(item, complete)
+    return (
+        f"{'.'.join([*items, names[0]])} is required, not given; set it in a file for --config, or as an option{near}"
     )
-    place = ".".join([*next(incomplete, keys), names[0]])
-    return f"{place} is required, not given; set it in a file for --config, or as an option"
+
+
+def _given(arguments: list[str]) -> dict[str, Any]:
+    """Merges the files and options of a command line."""
+    options = (option[2:].split(".") for option in arguments if option.startswith("--") and "." in option)
+    nested = [reduce(lambda value, key: {key: value}, reversed(parts), cast(Any, None)) for parts in options]
+    return reduce(merge, [*map(read_config, config_paths(arguments)), *nested], {})
+
+
+def _items(parts: list[str], value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Lists the items of a mapping of teachers, or of named sources; none for another value."""
+    has_items = parts[-1] == "teachers" or (parts[-1] in SPLITS and are_named(value))
+    found = value.items() if has_items and isinstance(value, dict) else ()
+    return [(item, settings) for item, settings in found if isinstance(settings, dict)]
 
 
 def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], arguments: list[str]) -> str:
     """Returns the message for an invalid value."""
     if not keys:
         return reason
-    found = re.search(r"(?:Got|Given) value: (.+)", message)
+    inner = message.rpartition("Parser key")[2]
+    union = re.search(r"Subtypes: \[(.+)\]", inner)
+    whole = re.search(r"Given value: (.+)", inner)
+    is_mapping = union is not None and union[1].startswith("dict[") and whole is not None and whole[1].startswith("{")
+    # The value that a mapping holds is not that of its key.
+    found = whole if is_mapping else re.search(r"(?:Got|Given) value: (.+)", message)
     value = found[1] if found else ""
-    union = re.search(r"Subtypes: \[(.+)\]", message.rpartition("Parser key")[2])
     types = union[1] if union else reason
     if found := re.search(r"Unable to load config ['\"](.+?)['\"]", reason):
         value = found[1]

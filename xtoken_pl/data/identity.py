@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from xtoken_pl.checkpoints import DataIdentity
+from xtoken_pl.checkpoints import SOURCES_KEY, DataIdentity
 from xtoken_pl.checkpoints.fingerprints import training_windows_fingerprint
 from xtoken_pl.data.part_windows import PartWindows
 
@@ -41,7 +41,7 @@ def describe_data(
     if first.normalizer is not None:
         identity["data.normalize"] = "true"
     if len(parts) > 1:
-        identity["sources of data.train"] = ", ".join(part.part.name for part in parts)
+        identity[SOURCES_KEY] = f"[{', '.join(part.part.name for part in parts)}]"
     for part in parts:
         identity |= _of_part(part)
     if isinstance(parts[0].windows, Dataset):
@@ -65,7 +65,7 @@ def _of_part(part: PartWindows) -> DataIdentity:
     of = f" of {part.part.setting}" if part.part.name else ""
     identity: DataIdentity = {}
     if of or (source.teachers, source.alphas, source.teacher_field) != (None, None, None):
-        identity[f"teachers{of}"] = ", ".join(part.part.teachers) or "none"
+        identity[f"teachers{of}"] = f"[{', '.join(part.part.teachers)}]"
     if source.weight is not None:
         identity[f"weight{of}"] = str(float(source.weight))
     if isinstance(windows, Dataset):

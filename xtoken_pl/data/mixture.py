@@ -190,9 +190,10 @@ def with_teachers(splits: Mapping[str, Sequence[Part]], teachers: Collection[str
             first += len(known.domains)
     taught = {name for part in filled["train"] for name in part.teachers}
     if idle := [name for name in teachers if name not in taught]:
+        which = " of weight > 0" if any(part.source.weight is not None for part in filled["train"]) else ""
         raise UserError(
-            f"every teacher must teach on a source of data.train, but none names teacher {idle[0]!r}; name it in the "
-            f"`teachers` or `alphas` of a source, or remove model.teachers.{idle[0]}"
+            f"every teacher must teach on a source of data.train{which}, but none names teacher {idle[0]!r}; name it "
+            f"in the `teachers` or `alphas` of a source, or remove model.teachers.{idle[0]}"
         )
     return filled
 

@@ -79,7 +79,8 @@ class PartWindows:
 
     def hold(self, windows: Dataset | IterableDataset, caches: Mapping[str, SpanStore]) -> None:
         """Checks windows and the caches of the part's teachers, and holds both."""
-        check_windows(windows, self.part.label, self.maker)
+        with self.part.named():  # a stream is first read here
+            check_windows(windows, self.part.label, self.maker)
         length = self.windower.sequence_length
         own = {name: cache for name, cache in caches.items() if name in self.part.teachers}
         self.cached = {name: cache.split(self.part.key, cast(Dataset, windows), length) for name, cache in own.items()}

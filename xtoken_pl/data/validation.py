@@ -1,10 +1,12 @@
-"""Whether a run validates."""
+"""Whether a run validates, and on which sources."""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, cast
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.data.module import DistillDataModule
 
@@ -14,3 +16,21 @@ def validates(trainer: pl.Trainer) -> bool:
     data = cast(Any, trainer).datamodule
     has_texts = not isinstance(data, DistillDataModule) or data.sources["val"] is not None
     return has_texts and trainer.enable_validation
+
+
+def warn_of_unread_sources(trainer: pl.Trainer, split: str) -> None:
+    """Warns if a limit on the batches of ``val`` or ``test`` leaves out whole sources, which are read one by one."""
+    data = getattr(trainer, "datamodule", None)
+    if trainer.sanity_checking or not isinstance(data, DistillDataModule):
+        return
+    num_batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches)
+    num_processes = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    num_read = num_batches * data.batch_size * num_processes
+    parts = data.parts(split)
+    firsts = accumulate((part.size for part in parts), initial=0)
+    if unread := [part.part.name for part, first in zip(parts, firsts, strict=False) if first >= num_read > 0]:
+        option = f"trainer.limit_{split}_batches"
+        rank_zero_warn(
+            f"{option} ends before these sources of data.{split}: {', '.join(unread)}. Their values are NaN, and those "
+            f"of all sources are of the others alone; raise {option}, or leave it out"
+        )

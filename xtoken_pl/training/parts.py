@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from xtoken_pl.batch import Domain, Planner
 from xtoken_pl.checkpoints import Run, Stage, verify
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.data.validation import warn_of_unread_sources
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models.adapters import check_adapter
 from xtoken_pl.models.placement import place_student
@@ -153,6 +154,12 @@ class DistillParts(pl.LightningModule):
     def _make_metrics(self) -> None:
         self.validation_metrics = EvaluationMetrics(self.teachers, self.domains.get("val", ()))
         self.test_metrics = EvaluationMetrics(self.teachers, self.domains.get("test", ()))
+
+    def on_validation_start(self) -> None:
+        warn_of_unread_sources(self.trainer, "val")
+
+    def on_test_start(self) -> None:
+        warn_of_unread_sources(self.trainer, "test")
 
     def setup(self, stage: str) -> None:
         """Binds every teacher's loss to its pair of vocabularies, building or loading W."""

@@ -13,6 +13,7 @@ _WORDS = {
     "str": "text",
     "NoneType": "null",
     "dict": "a mapping",
+    "dict[str, float]": "a mapping to numbers",
     "list": "a list",
 }
 _MOST_NAMES = 16
@@ -28,7 +29,7 @@ def type_in_words(types: str) -> str:
     """
     named = literals(types)
     words = [f"{'one of ' if len(named) > 1 else ''}{', '.join(named)}"] if named else []
-    for name in re.findall(r"<class '(?:\w+\.)*(\w+)'>|\b(dict|list)\[", types):
+    for name in re.findall(r"<class '(?:\w+\.)*(\w+)'>|\b(dict\[str, float\]|dict(?=\[)|list(?=\[))", types):
         word = "".join(name)
         words.append(_WORDS.get(word, f"a {word}"))
     return " or ".join(dict.fromkeys(words))

@@ -190,8 +190,8 @@ def test_tools_beside_conversations_are_refused_with_the_field_that_reads_them(t
         ({"tools_field": "tools"}, "tools_field needs conversations"),
         ({"learn_reasoning": False}, "learn_reasoning needs conversations"),
         ({"learn_tool_calls": False}, "learn_tool_calls needs conversations"),
-        ({"messages_field": "m", "tools_field": "m"}, "the columns of a source must be different, got m, m"),
-        ({"teacher_field": "text"}, "the columns of a source must be different, got text, text"),
+        ({"messages_field": "m", "tools_field": "m"}, "columns must be different, got m, m"),
+        ({"teacher_field": "text"}, "columns must be different, got text, text"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(options: dict[str, Any], expected: str) -> None:

@@ -80,6 +80,13 @@ class TextSource:
     teacher_field: str | None = None
 
     def __post_init__(self) -> None:
+        try:
+            self._check_columns()
+            self._check_mixture()
+        except UserError as error:
+            raise UserError(f"source {self.path!r}: {error}") from None
+
+    def _check_columns(self) -> None:
         if (self.prompt_field is None) != (self.completion_field is None):
             given, missing = ("prompt", "completion") if self.completion_field is None else ("completion", "prompt")
             raise UserError(
@@ -107,11 +114,7 @@ class TextSource:
         if needed := {"role", "content"} & set(self.ignored):
             raise UserError(f"role and content cannot be ignored_fields, got {', '.join(sorted(needed))}; leave it out")
         if len(set(self.columns)) < len(self.columns):
-            raise UserError(
-                f"the columns of a source must be different, got {', '.join(self.columns)}; name each column in one "
-                "field only"
-            )
-        self._check_mixture()
+            raise UserError(f"columns must be different, got {', '.join(self.columns)}; name each in one field only")
 
     def _check_mixture(self) -> None:
         if self.weight is not None:
@@ -292,7 +295,5 @@ def _without_context(row: Mapping[str, Any], source: TextSource, where: str = ""
 def _has_more_fields(feature: Any) -> bool:
     """Whether messages may have other fields than role and content."""
     message = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
-    return not isinstance(message, Value) and set(message if isinstance(message, Mapping) else ()) != {
-        "role",
-        "content",
-    }
+    names = set(message) if isinstance(message, Mapping) else set()
+    return not isinstance(message, Value) and names != {"role", "content"}
