@@ -97,8 +97,7 @@ class DistillDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.streaming = streaming
         self.shuffle_buffer = shuffle_buffer
-        self.num_workers = num_workers
-        self.num_proc = num_proc
+        self.num_workers, self.num_proc = num_workers, num_proc
         self.packing = packing
         self.normalize = normalize
         self.seed = seed
