@@ -65,10 +65,15 @@ class DistillBatch(Movable):
         return self.student.rows // self.student.input_ids.shape[1]
 
     @property
+    def sequence_domain(self) -> Tensor:
+        """``[B]`` domain of each of the student's sequences."""
+        sequences = self.student.input_ids
+        return sequences.new_zeros(len(sequences)) if self.domain is None else self.domain
+
+    @property
     def row_domain(self) -> Tensor:
         """``[N]`` domain that each student row is in."""
-        rows = self.row_sequence
-        return rows.new_zeros(rows.shape) if self.domain is None else self.domain[rows]
+        return self.sequence_domain[self.row_sequence]
 
     def only(self, names: Collection[str]) -> DistillBatch:
         """Returns the batch with the views of some teachers alone; its rows may be cut at the same places."""

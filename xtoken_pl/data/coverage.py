@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from xtoken_pl.batch import STUDENT_IDS, DistillBatch, teacher_columns
+from xtoken_pl.batch import STUDENT_IDS, TeacherBatch, teacher_columns
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -21,41 +21,29 @@ LOW_COVERAGE = 0.8
 _REWRITTEN = 0.02
 
 
-def say_coverage(batch: DistillBatch, windows: Sequence[Window], where: str) -> None:
-    """Logs the share of the learned tokens of conversations that is in spans with each teacher.
+def check_coverage(view: TeacherBatch, name: str, windows: Sequence[Window], where: str, maker: WindowMaker) -> None:
+    """Warns if less than :data:`LOW_COVERAGE` of the learned tokens are in a span; of conversations, logs the share.
 
     Args:
-        batch: Some windows of a split, collated.
-        windows: These windows.
-        where: Name of the split or source, for messages.
-    """
-    for name, view in batch.teachers.items():
-        covered = (view.spans.student_span < len(view.spans)).float().mean().item()
-        rank_zero_info(
-            f"{where}: {100 * covered:.1f}% of the tokens to learn are in a span with teacher {name!r}, in "
-            f"{len(windows)} windows; the others are learned by cross-entropy alone (reasoning, parts of tool calls "
-            "and turn ends that the chat templates write differently)"
-        )
-
-
-def warn_of_low_coverage(batch: DistillBatch, windows: Sequence[Window], where: str, maker: WindowMaker) -> None:
-    """Warns of each teacher with which less than :data:`LOW_COVERAGE` of the learned tokens are in a span.
-
-    Args:
-        batch: Some windows of a source, collated.
+        view: A teacher's view of some windows of a source, collated.
+        name: Name of the teacher.
         windows: These windows.
         where: Name of the split, or of the source, for messages.
         maker: Maker of the windows.
     """
-    for name, view in batch.teachers.items():
-        is_covered = view.spans.student_span < len(view.spans)
-        coverage = is_covered.float().mean().item()
-        if coverage < LOW_COVERAGE:
-            rank_zero_warn(
-                f"{where}: only {100 * coverage:.0f}% of the tokens to learn are in a span with teacher {name!r}, in "
-                f"{len(windows)} windows (95% or more is usual); the others are learned by cross-entropy alone. "
-                f"{likely_cause(windows, name, maker)}"
-            )
+    coverage = (view.spans.student_span < len(view.spans)).float().mean().item()
+    if maker.source.holds_conversations:
+        rank_zero_info(
+            f"{where}: {100 * coverage:.1f}% of the tokens to learn are in a span with teacher {name!r}, in "
+            f"{len(windows)} windows; the others are learned by cross-entropy alone (reasoning, parts of tool calls "
+            "and turn ends that the chat templates write differently)"
+        )
+    if coverage < LOW_COVERAGE:
+        rank_zero_warn(
+            f"{where}: only {100 * coverage:.0f}% of the tokens to learn are in a span with teacher {name!r}, in "
+            f"{len(windows)} windows (95% or more is usual); the others are learned by cross-entropy alone. "
+            f"{likely_cause(windows, name, maker)}"
+        )
 
 
 def likely_cause(windows: Sequence[Window], teacher: str, maker: WindowMaker) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,11 +47,11 @@ class LeftOutFile:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def total(self, units: Collection[Unit]) -> LeftOut:
+    def total(self, units: Iterable[Unit]) -> LeftOut:
         """Adds up some units of work, each once: an interrupted run may have noted units that were made again."""
         if not self.path.exists():
             return LeftOut()
         lines = map(json.loads, self.path.read_text().splitlines())
         noted = {tuple(line["unit"]): line for line in lines}
-        own = [noted[unit] for unit in sorted(units) if unit in noted]
+        own = [noted[unit] for unit in sorted(noted.keys() & set(units))]
         return LeftOut(sum(line["count"] for line in own), own[0]["reason"] if own else "")

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from xtoken_pl.batch import teacher_columns
 from xtoken_pl.data.chats.conversations import RowError
 from xtoken_pl.data.collate import collate
-from xtoken_pl.data.coverage import likely_cause, say_coverage, warn_of_low_coverage
+from xtoken_pl.data.coverage import check_coverage, likely_cause
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.left_out import LeftOut, LeftOutFile
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
@@ -58,7 +58,7 @@ def make_windows(
         )
     except RowError as error:
         raise locate(error, texts, maker.source, maker.teacher_of) from None
-    lost = left_out.total({tuple(unit.values()) for unit in units})
+    lost = left_out.total(tuple(unit.values()) for unit in units)
     if lost.count:
         _say_left_out(lost, maker, is_all=not len(windows), among=f" of {len(texts):,}")
     return windows.with_format("numpy")
@@ -140,16 +140,14 @@ def check_windows(windows: Dataset | IterableDataset, where: str, maker: WindowM
 
 
 def _check_teacher(name: str, checked: Sequence[Window], where: str, maker: WindowMaker) -> None:
-    batch = collate(checked, [name])
-    if len(batch.teachers[name].spans) == 0:
+    view = collate(checked, [name]).teachers[name]
+    if len(view.spans) == 0:
         raise UserError(
             f"the {len(checked)} checked windows of {where} have no span in common with teacher {name!r}. "
             f"Raise sequence_length (now {maker.windower.sequence_length}), or give other texts. "
             f"{likely_cause(checked, name, maker)}"
         )
-    if maker.source.holds_conversations:
-        say_coverage(batch, checked, where)
-    warn_of_low_coverage(batch, checked, where, maker)
+    check_coverage(view, name, checked, where, maker)
 
 
 def _by_teacher_in_words(windows: Dataset, teachers: Sequence[str]) -> str:

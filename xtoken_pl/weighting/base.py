@@ -34,6 +34,7 @@ class TeacherScores:
         num_bytes: ``[S]`` bytes of each span; a span without bytes (eos) counts as one.
         sequence: ``[N]`` index of the sequence that each student row is in.
         domain: ``[B]`` domain of each sequence.
+        row_domain: ``[N]`` domain of each student row.
     """
 
     domain_alpha: Tensor
@@ -44,16 +45,12 @@ class TeacherScores:
     num_bytes: Tensor
     sequence: Tensor
     domain: Tensor
+    row_domain: Tensor
 
     @property
     def num_sequences(self) -> int:
         """Number of sequences in the batch, B."""
         return len(self.domain)
-
-    @cached_property
-    def row_domain(self) -> Tensor:
-        """``[N]`` domain of each student row."""
-        return self.domain[self.sequence]
 
     @cached_property
     def alpha(self) -> Tensor:
@@ -77,8 +74,7 @@ def teacher_scores(
         alphas: Static weight in each domain, by teacher name; None where a teacher does not teach.
         num_bytes_of_token: ``[V_s]`` number of bytes of each token of the student's vocabulary.
     """
-    sequence = batch.row_sequence  # [N]
-    domain = sequence.new_zeros(len(batch.student.input_ids)) if batch.domain is None else batch.domain
+    sequence, domain, row_domain = batch.row_sequence, batch.sequence_domain, batch.row_domain  # [N], [B], [N]
     num_bytes = num_bytes_of_token[batch.student.labels]  # [N]
     views: dict[str, TeacherScores] = {}
     for name, span_scores in scores.spans.items():
@@ -92,6 +88,7 @@ def teacher_scores(
             num_bytes=spans.sum_student_rows(num_bytes).clamp_min(1),
             sequence=sequence,
             domain=domain,
+            row_domain=row_domain,
         )
     return views
 

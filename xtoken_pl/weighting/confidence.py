@@ -66,18 +66,18 @@ class _ByConfidence(Weighting):
         if not teachers:
             return {}
         views = list(teachers.values())
-        domain_of_sequence, row_domain = views[0].domain, views[0].row_domain
+        row_domain = views[0].row_domain
         alphas = torch.stack([view.domain_alpha for view in views])  # [M, D]
         if self.scope == "span":
             scores = torch.stack([self._by_student_row(view) for view in views])  # [M, N]
             alphas = alphas[:, row_domain]
         else:
-            places = alphas.shape[1] if self.scope == "batch" else len(domain_of_sequence)
+            places = alphas.shape[1] if self.scope == "batch" else views[0].num_sequences
             sums = torch.stack([self._sums(view, places) for view in views])  # [M, 2, R]
             if self.scope == "batch":
                 sums = sum_over_processes(sums)
             else:
-                alphas = alphas[:, domain_of_sequence]
+                alphas = alphas[:, views[0].domain]
             scores = self._score(sums[:, 0], sums[:, 1])
         weights = self.choose(scores.masked_fill(alphas == 0, -torch.inf), alphas)  # [M, R]
         if self.scope == "sequence":

@@ -40,7 +40,7 @@ class CallBlock:
 
     Attributes:
         text: Bytes of the tokens, with :data:`SPECIAL` for each special token.
-        units: What is called and with which strings, in the order of the text.
+        units: Called names and strings of arguments, in the order of the text.
         first: First token, counted from the start of the conversation.
         num_tokens: Number of tokens, n.
         bounds: ``[n + 1]`` bytes at which the tokens begin and end.

@@ -63,7 +63,7 @@ class RenderedText:
 
     Attributes:
         text: The text.
-        stretches: What belongs to a turn, in order; the rest of the text is the template's.
+        stretches: Parts of the text that belong to a turn, in order; the rest is the template's.
 
     Raises:
         UnrenderableError: If the template rejects the conversation, or does not write every content and every call
