@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from configurations import ROOT, command_of
+from configurations import ROOT, SMALL_TRAINER, command_of
 from logged import scalars
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
@@ -92,15 +92,7 @@ def test_recipe_trains_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "shuffle_buffer": 4,
             "num_workers": 0,
         },
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 2,
-            "accumulate_grad_batches": 1,
-            "precision": "32-true",
-            "val_check_interval": 2,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
+        "trainer": SMALL_TRAINER,
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(overlay))
     (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from configurations import ROOT, command_of
+from configurations import ROOT, SMALL_TRAINER, command_of
 from logged import scalars
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -48,15 +48,7 @@ SMALL: dict[str, Any] = {
         "streaming": False,
         "num_workers": 0,
     },
-    "trainer": {
-        "accelerator": "cpu",
-        "max_steps": 2,
-        "accumulate_grad_batches": 1,
-        "precision": "32-true",
-        "val_check_interval": 2,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    },
+    "trainer": SMALL_TRAINER,
 }
 
 

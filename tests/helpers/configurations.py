@@ -8,6 +8,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+#: Laid over the trainer of a recipe: two small steps on the CPU.
+SMALL_TRAINER = {
+    "accelerator": "cpu",
+    "max_steps": 2,
+    "accumulate_grad_batches": 1,
+    "precision": "32-true",
+    "val_check_interval": 2,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def command_of(config: Path) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
-from small_models import TEXTS
+import torch
+from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, write_model
 from torch import Tensor
 
 from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TokenKL, Weighting
@@ -16,6 +18,22 @@ from xtoken_pl.weighting import TeacherScores, teacher_scores
 NAMES = ["other", "same"]
 ALPHAS = {"other": 0.3, "same": 0.6}
 MakeModule = Callable[..., MultiTeacherDistillModule]
+
+
+def write_folders(root: Path) -> dict[str, str]:
+    """Writes the models of a student and of both teachers."""
+    return {
+        "student": write_model(root / "student", packing_tokenizer(), seed=1),
+        "other": write_model(root / "other", reversing_tokenizer(), seed=2),
+        "same": write_model(root / "same", packing_tokenizer(), seed=3, scale=12.0),
+    }
+
+
+def gradient(module: MultiTeacherDistillModule, loss: Tensor) -> Tensor:
+    """Gradient of a loss in the student's parameters."""
+    module.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in module.student.parameters() if p.grad is not None])
 
 
 def make_module(

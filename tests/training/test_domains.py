@@ -10,8 +10,7 @@ import pytest
 import torch
 from domains import DOMAINS, NAMES, batch_of, windows_of, with_domains
 from small_models import packing_tokenizer, reversing_tokenizer, write_model
-from torch import Tensor
-from weighted_teachers import MakeModule, make_module, weights_of
+from weighted_teachers import MakeModule, gradient, make_module, weights_of, write_folders
 
 from xtoken_pl import (
     BytePrefixKL,
@@ -33,19 +32,7 @@ ALPHAS = {"math": {"other": 0.3}, "code": {"same": 0.6}, "web": {"other": 0.5, "
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> MakeModule:
-    root = tmp_path_factory.mktemp("models")
-    folders = {
-        "student": write_model(root / "student", packing_tokenizer(), seed=1),
-        "other": write_model(root / "other", reversing_tokenizer(), seed=2),
-        "same": write_model(root / "same", packing_tokenizer(), seed=3, scale=12.0),
-    }
-    return partial(make_module, folders)
-
-
-def gradient(module: MultiTeacherDistillModule, loss: Tensor) -> Tensor:
-    module.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in module.student.parameters() if p.grad is not None])
+    return partial(make_module, write_folders(tmp_path_factory.mktemp("models")))
 
 
 def test_a_teacher_reads_the_windows_that_it_teaches_alone(make: MakeModule) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_models import TEXTS
 from torch import Tensor
-from weighted_teachers import NAMES, MakeModule, batch_for, views_of, weights_of
+from weighted_teachers import NAMES, MakeModule, batch_for, gradient, views_of, weights_of
 
 from xtoken_pl import (
     ConfidenceWeighting,
@@ -25,12 +25,6 @@ from xtoken_pl import (
 )
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.weighting.confidence import Scope
-
-
-def gradient(module: MultiTeacherDistillModule, loss: Tensor) -> Tensor:
-    module.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in module.student.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("scope", get_args(Scope))

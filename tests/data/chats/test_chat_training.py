@@ -6,14 +6,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
 from chats import CHATML, CHATS, chatml, llama3_like, plain, text_of, vocabulary_of, windows_of, with_tokens
+from module_steps import watch_hidden_states
 from small_models import packing_tokenizer, write_model
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import (
@@ -32,7 +32,6 @@ from xtoken_pl import (
 from xtoken_pl.cli import main
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.data.maker import WindowMaker
-from xtoken_pl.models import hidden_states
 
 # The gradient -------------------------------------------------------------------------------------------------------
 
@@ -64,15 +63,7 @@ def test_prompt_and_template_tokens_receive_no_gradient(
     module: MultiTeacherDistillModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compares with the mask that transformers derives from the template's ``generation`` block."""
-    seen: list[Tensor] = []
-
-    def watched(*arguments: Any) -> Tensor:
-        states = hidden_states(*arguments)
-        states.retain_grad()
-        seen.append(states)
-        return states
-
-    monkeypatch.setattr("xtoken_pl.training.module.hidden_states", watched)
+    seen = watch_hidden_states(monkeypatch)
     given = Windower(module.student_vocabulary, module.teacher_vocabularies, 1000)
     batch = collate(windows_of(CHATS, given=given), list(module.teachers), module.planners())
     scores = module.score(batch)
@@ -107,14 +98,24 @@ def documented(name: str) -> str:
     return found[1]
 
 
-def test_documented_configuration_and_template_work_as_described(
+@pytest.fixture
+def print_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "chat.yaml").write_text(documented("chat.yaml"))
-    monkeypatch.chdir(Path(__file__).parents[3])
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", "configs/quickstart.yaml", "--config", str(tmp_path / "chat.yaml"), "--print_config"])
-    config = yaml.safe_load(capsys.readouterr().out)
+) -> Callable[[str], dict[str, Any]]:
+    """A function that parses a documented configuration, merged into the quickstart's."""
+
+    def parsed(name: str) -> dict[str, Any]:
+        (tmp_path / name).write_text(documented(name))
+        monkeypatch.chdir(Path(__file__).parents[3])
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", "configs/quickstart.yaml", "--config", str(tmp_path / name), "--print_config"])
+        return cast(dict[str, Any], yaml.safe_load(capsys.readouterr().out))
+
+    return parsed
+
+
+def test_documented_configuration_and_template_work_as_described(print_config: Callable[[str], dict[str, Any]]) -> None:
+    config = print_config("chat.yaml")
     assert config["data"]["init_args"]["train"]["messages_field"] == "messages"
     assert config["data"]["init_args"]["packing"] == "separate"
     assert config["model"]["init_args"]["student"]["chat_template"] == "chatml.jinja"
@@ -125,14 +126,8 @@ def test_documented_configuration_and_template_work_as_described(
     assert rendered[0] == rendered[1]
 
 
-def test_documented_tools_and_reasoning_work_as_described(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "tools.yaml").write_text(documented("tools.yaml"))
-    monkeypatch.chdir(Path(__file__).parents[3])
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", "configs/quickstart.yaml", "--config", str(tmp_path / "tools.yaml"), "--print_config"])
-    config = yaml.safe_load(capsys.readouterr().out)
+def test_documented_tools_and_reasoning_work_as_described(print_config: Callable[[str], dict[str, Any]]) -> None:
+    config = print_config("tools.yaml")
     assert config["data"]["init_args"]["train"]["tools_field"] == "tools"
     assert config["model"]["init_args"]["teachers"]["smollm2"]["chat_template"] == "tools.jinja"
     row = json.loads(re.findall(r'\n(\{"tools": .*\})\n', DOCUMENTATION)[0])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from jinja2.exceptions import TemplateError
+from module_steps import watch_hidden_states
 from real_templates import GEMMA3, LLAMA3, QWEN3, SMOLLM2, RealTemplate, windows_of
 from reference_chats import (
     RenderedReference,
@@ -23,11 +24,9 @@ from reference_chats import (
 )
 from small_models import write_model
 from tool_conversations import BARE_CALL, CALL, PLAIN, REASONING, RESULT, TOOLS, TWO_CALLS, call
-from torch import Tensor
 
 from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Student, Teacher
 from xtoken_pl.data import collate
-from xtoken_pl.models import hidden_states
 
 CHATS = {
     "plain": PLAIN,
@@ -234,18 +233,10 @@ def test_prompts_and_results_receive_no_gradient(
     teacher: RealTemplate,
     chat: dict[str, Any],
 ) -> None:
-    seen: list[Tensor] = []
-
-    def watched(*arguments: Any) -> Tensor:
-        states = hidden_states(*arguments)
-        states.retain_grad()
-        seen.append(states)
-        return states
-
     (tmp_path / "chats").mkdir()
     (window,) = windows_of(tmp_path / "chats", student, [teacher], [chat])
     module = module_of(tmp_path, student, teacher)
-    monkeypatch.setattr("xtoken_pl.training.module.hidden_states", watched)
+    seen = watch_hidden_states(monkeypatch)
     scores = module.score(collate([window], [teacher.name], module.planners()))
     (states,) = seen
     reference = render(student, chat["messages"], chat.get("tools"))
