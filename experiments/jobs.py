@@ -95,6 +95,7 @@ def make_jobs(suites: Mapping[str, Suite], folder: Path, others: Mapping[str, Su
         values = {"${folder}": str(folder)}
         if run.lines:
             values["${lines}"] = str(lines_file(run.lines, seed))
+            values |= {f"${{lines/{part.task}}}": str(lines_file((part,), seed)) for part in run.lines}
         values |= {f"${{run:{reference}}}": str(job.run_folder) for reference, job in needed.items()}
         settings = _settings(run, seed, values, {name: job.settings for name, job in needed.items()}, fingerprint)
         run_folder = folder / run.suite / run.name / f"seed_{seed}-{settings[:8]}"

@@ -4,7 +4,8 @@ A suite is a file in ``experiments/suites``. Its configuration is that of ``pyth
 the files it names and from what a run adds, by the rules of several ``--config``. In it
 
 - ``${folder}`` is the folder of all experiments, ``${run_folder}`` that of this run;
-- ``${lines}`` is a file with the lines that ``lines`` describes, drawn under this seed;
+- ``${lines}`` is a file with the lines that ``lines`` describes, drawn under this seed, ``${lines/TASK}`` one with those
+  of a task alone;
 - ``${run:SUITE/RUN}`` is the folder of another run, which is run first: the one of the same seed, or its only one.
 """
 
@@ -123,7 +124,7 @@ def _with_variants(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         f"{name}_{variant}": {
             **given,
-            "title": f"{given.get('title', name)}, {variant}",
+            "title": f"{given.get('title', name)}, {variant.replace('_', ' ')}",
             "config": merge(given.get("config", {}), change),
         }
         for name, given in runs.items()
