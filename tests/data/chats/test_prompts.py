@@ -176,7 +176,7 @@ def test_prompts_under_real_templates_are_cut_alike(student: RealTemplate, teach
         ]
         assert said[0] == said[1]
         num_cut += prompt[PROMPT][1]
-    assert 0 < num_cut
+    assert num_cut > 0
 
 
 # Conversations without a prompt ---------------------------------------------------------------------------------------
