@@ -21,7 +21,6 @@ from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.maker import WindowMaker
 from xtoken_pl.data.prompts import PromptMaker
 from xtoken_pl.specs import PromptSettings
-from xtoken_pl.utilities.errors import UserError
 
 SIDES = {"": STUDENT, **TEACHERS}
 words = st.sampled_from(["the ", "12345", " tokenizer", "\n\n", "é", "数字", "👩‍👧", "  ", "def f(x):", "\t"])
@@ -234,67 +233,6 @@ def test_a_prompt_has_the_teacher_of_its_row_alone_and_none_without_a_teacher(tm
         seen.add((sides, int(window[DOMAIN])))
     without = {(None, 2)} if settings is MIXED else set()
     assert seen == {(("", "llama"), 0), (("", "plain"), 1)} | without
-
-
-# What is said and refused ---------------------------------------------------------------------------------------------
-
-
-def test_the_log_counts_windows_with_prompts_and_those_that_are_cut(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [{"text": "Answer: 3"}, {"text": TEXTS[0][:100] + " Answer: 4"}, {"text": "nothing"}]
-    source = TextSource(path=write(tmp_path / "a.jsonl", rows))
-    with caplog.at_level("INFO"):
-        data_of(source, PromptSettings(max_new_tokens=170, end="Answer:"), sequence_length=200)
-    expected = (
-        "train: 2 of 3 windows have a prompt; 1 prompts are cut at their beginning, to leave room for max_new_tok"
-    )
-    assert expected in caplog.text
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("only", [False, True])
-def test_data_without_any_prompt_are_refused(tmp_path: Path, streaming: bool, only: bool) -> None:
-    source = TextSource(path=write(tmp_path / "a.jsonl", TEXT_ROWS[:2]))
-    settings = PromptSettings(max_new_tokens=20, end="ANSWER:", only=only)
-    with pytest.raises(UserError, match=r"(none of|every window).*prompt_end"):
-        data_of(source, settings, streaming=streaming)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"packing": "joined"}, r"one document .* got packing='joined'; set data.packing to none"),
-        ({"sequence_length": 21}, r"max_new_tokens must leave room in sequence_length .*=20 and .*=21; .* at most 19"),
-    ],
-)
-def test_settings_without_room_for_a_prompt_are_refused(tmp_path: Path, options: Any, expected: str) -> None:
-    source = TextSource(path=write(tmp_path / "a.jsonl", TEXT_ROWS))
-    with pytest.raises(UserError, match=expected):
-        data_of(source, MIXED, setup=False, **options)
-
-
-@pytest.mark.parametrize("prompts", [None, MIXED], ids=["off-policy", "mixed"])
-def test_prompts_without_answers_are_refused_where_answers_are_learned(tmp_path: Path, prompts: Any) -> None:
-    path = write(tmp_path / "a.jsonl", [{"p": "What?", "messages": [{"role": "user", "content": "What?"}]}])
-    with pytest.raises(UserError, match=r"data\.train has only prompt_field='p'; set completion_field.*share: 1"):
-        data_of(TextSource(path=path, prompt_field="p"), prompts)
-    with pytest.raises(UserError, match="role 'assistant' to learn from"):
-        data_of(TextSource(path=path, messages_field="messages"), prompts)
-
-
-def test_prompts_without_answers_are_refused_in_validation(tmp_path: Path) -> None:
-    source = TextSource(path=write(tmp_path / "a.jsonl", [{"p": "What?"}]), prompt_field="p")
-    data = DistillDataModule(source, {"asked": source}, sequence_length=96)
-    with pytest.raises(UserError, match=r"data\.val\.asked has only prompt_field='p'.*or leave the source out"):
-        data.connect(STUDENT, TEACHERS, prompts=ONLY)
-    unanswered = TextSource(
-        path=write(tmp_path / "b.jsonl", [{"m": [{"role": "user", "content": "a"}]}]), messages_field="m"
-    )
-    data = DistillDataModule(unanswered, unanswered, sequence_length=96)
-    data.connect(STUDENT, TEACHERS, prompts=ONLY)
-    with pytest.raises(UserError, match="role 'assistant' to learn from"):
-        data.setup("fit")
 
 
 def test_blank_and_empty_windows_are_collated() -> None:
