@@ -11,6 +11,7 @@ from chats import CHATML, CHATS, LLAMA2, bytes_of, chatml, conversation, llama3_
 from hypothesis import given
 from hypothesis import strategies as st
 from real_templates import GEMMA3, LLAMA3, QWEN3, SMOLLM2, RealTemplate
+from real_tokenizers import llama2_style
 from small_models import packing_tokenizer
 from tool_conversations import CALL, PLAIN, RESULT
 
@@ -67,7 +68,9 @@ def test_calls_and_tools_are_a_part_of_a_prompt() -> None:
 
 
 def test_a_prompt_begins_as_the_conversation_with_its_answer_does() -> None:
-    for tokenizer in (chatml(), llama3_like(), plain()):
+    space_before_texts = copy.deepcopy(llama2_style())
+    space_before_texts.chat_template = LLAMA2
+    for tokenizer in (chatml(), llama3_like(), plain(), space_before_texts):
         renderer = ChatRenderer(vocabulary_of(tokenizer), "student")
         chats = [conversation(messages) for messages in CHATS]
         pairs = zip(renderer.tokenize_prompts(chats), renderer.render(chats), strict=True)
