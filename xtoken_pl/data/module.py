@@ -137,7 +137,7 @@ class DistillDataModule(pl.LightningDataModule):
             Whether the models must keep packed documents apart.
 
         Raises:
-            UserError: If teachers, caches or prompts do not fit the sources and settings, see `xtoken_pl.data.refusals`.
+            UserError: If teachers, caches or prompts do not fit the sources and settings (see `data.refusals`).
         """
         check_caches(caches or {}, streaming=self.streaming)
         check_prompts(prompts, self.packing, self.sequence_length, [student, *teachers.values()])
