@@ -6,6 +6,7 @@ import math
 import os
 
 from xtoken_pl.rollouts.engine import RolloutEngine, Sampling
+from xtoken_pl.rollouts.transformers_engine import TransformersEngine
 from xtoken_pl.specs import PromptSettings
 from xtoken_pl.utilities.checks import check_at_least_one, check_not_negative
 from xtoken_pl.utilities.errors import UserError
@@ -71,7 +72,7 @@ class Rollouts:
         )
         self.num_samples = num_samples
         self.seed = seed
-        self.engine = engine
+        self.engine = TransformersEngine() if engine is None else engine
         self.prompts = PromptSettings(max_new_tokens, prompt_bytes, prompt_end, only=share == 1)
 
     @property
