@@ -48,10 +48,10 @@ class TransformersEngine(RolloutEngine):
         student: PreTrainedModel,
         vocabulary: CanonicalVocabulary,
     ) -> list[Rollout]:
-        if not all(request.prompt_ids for request in requests):
+        if not all(len(request.prompt_ids) for request in requests):
             raise UserError("a prompt must have at least one token to write behind, got none; leave the request out")
         by_length = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt_ids))
-        size = self.batch_size or len(requests)
+        size = self.batch_size or max(len(requests), 1)
         written: dict[int, Rollout] = {}
         # Entered without requests, too: other processes gather the weights.
         with inference_state(student), _own_generation_config(student):
