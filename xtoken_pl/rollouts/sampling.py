@@ -49,7 +49,8 @@ class TokenSampler(LogitsProcessor):
         self._is_greedy = sampling.temperature == 0
         self._warpers = LogitsProcessorList()
         if not self._is_greedy and sampling.temperature != 1:
-            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            # Below 1e-38 it would be 0 in float32.
+            self._warpers.append(TemperatureLogitsWarper(max(float(sampling.temperature), 1e-30)))
         if sampling.top_k is not None:
             self._warpers.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
@@ -68,6 +69,7 @@ class TokenSampler(LogitsProcessor):
         if self._is_greedy:
             return scores
         numbers = self._uniform[:, input_ids.shape[1] - self._prompt_length]
+        scores = scores - scores.amax(-1, keepdim=True)  # a temperature close to 0 must not make it infinite
         chosen = draw(self._warpers(input_ids, scores), numbers)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
