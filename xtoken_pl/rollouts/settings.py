@@ -10,8 +10,8 @@ from xtoken_pl.specs import PromptSettings
 from xtoken_pl.utilities.checks import check_at_least_one, check_not_negative
 from xtoken_pl.utilities.errors import UserError
 
-# The fraction of the square root of 2, times 2^64. Its multiples, modulo 2^64, are spread evenly, and so are those at the
-# distance of a usual log interval; of the golden ratio, every 500th or 1000th multiple is nearly the same.
+# The fraction of the square root of 2, times 2^64. Its multiples, modulo 2^64, are spread evenly, and so are those at
+# the distance of a usual log interval; of the golden ratio, every 500th or 1000th multiple is nearly the same.
 _IRRATIONAL = 0x6A09E667F3BCC909
 
 
