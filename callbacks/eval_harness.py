@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from xtoken_pl.callbacks.clocks import pause_clock
 from xtoken_pl.callbacks.shared import distill_module, output_folder
-from xtoken_pl.models.sharding import gathered
+from xtoken_pl.models.inference import inference_state
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
@@ -242,16 +242,9 @@ class EvalHarness(pl.Callback):
 
 @contextmanager
 def evaluation_state(student: torch.nn.Module) -> Iterator[None]:
-    """Gathers the student, in evaluation mode and not compiled; restores its state and random states afterwards."""
-    modes = {module: module.training for module in student.modules()}
-    try:
-        # Compiled layers would be recompiled for the lengths of every batch.
-        with isolate_rng(), torch.compiler.set_stance("force_eager"), gathered(student):
-            student.eval()
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    """Enters :func:`~xtoken_pl.models.inference.inference_state`, and restores the random states afterwards."""
+    with isolate_rng(), inference_state(student):
+        yield
 
 
 def scalars(results: dict[str, Any], parts: dict[str, list[str]]) -> dict[str, float]:

@@ -3,5 +3,6 @@
 from xtoken_pl.rollouts.engine import Request, RolloutEngine, Sampling
 from xtoken_pl.rollouts.rollout import Ending, Rollout
 from xtoken_pl.rollouts.settings import Rollouts
+from xtoken_pl.rollouts.transformers_engine import TransformersEngine
 
-__all__ = ["Ending", "Request", "Rollout", "RolloutEngine", "Rollouts", "Sampling"]
+__all__ = ["Ending", "Request", "Rollout", "RolloutEngine", "Rollouts", "Sampling", "TransformersEngine"]
