@@ -7,11 +7,13 @@ from torch import Tensor
 
 from xtoken_pl.batch import Planner
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
-from xtoken_pl.losses.group_kl import group_kl
+from xtoken_pl.losses.divergence import Divergence
+from xtoken_pl.losses.group_divergence import group_divergence
 from xtoken_pl.losses.prefix_mass import PrefixMass
 from xtoken_pl.prefix_map import PrefixMap, PrefixPlan, PrefixPlanner, build_prefix_map
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -74,9 +76,10 @@ class BytePrefixKL(SpanLoss):
 
     unwritten: Tensor  # student tokens that the teacher cannot write
 
-    def __init__(self, *, prefix_map: str | None = None) -> None:
+    def __init__(self, *, prefix_map: str | None = None, divergence: Divergence = "forward") -> None:
         super().__init__()
         self.prefix_map = prefix_map
+        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self._planner: PrefixPlanner | None = None
         self._summary: list[tuple[str, int, int]] = []
 
@@ -95,12 +98,14 @@ class BytePrefixKL(SpanLoss):
             raise UserError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
         self._summary = prefix_map.summary()
         self._planner = PrefixPlanner(prefix_map, student, teacher)
-        self.mass = PrefixMass(prefix_map)
+        self.mass = PrefixMass(prefix_map, all_positive=self.divergence != "forward")
         unwritten = torch.from_numpy(prefix_map.lead < 0).nonzero().squeeze(1)
         self.register_buffer("unwritten", unwritten, persistent=False)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{count:,} {label}" for label, count, _ in self._summary)
+        return ", ".join(
+            [f"divergence={self.divergence}", *(f"{count:,} {label}" for label, count, _ in self._summary)]
+        )
 
     @property
     def planner(self) -> Planner:
@@ -118,7 +123,7 @@ class BytePrefixKL(SpanLoss):
             self.mass.at_boundaries(plan.boundary, block.teacher),
             self.mass.inside_tokens(plan.inside, block.teacher),
         )
-        row_nats = group_kl(student.log_probs, *groups)  # [P]
+        row_nats = group_divergence(student.log_probs, *groups, divergence=self.divergence)  # [P]
         first = student.first_rows()
         unmapped_mass = first.detach().index_select(1, self.unwritten).exp().sum(-1).clamp(0, 1)
         return SpanScores(student.sum_by_span(row_nats), unmapped_mass, self._agreement(block))
