@@ -96,8 +96,8 @@ def test_every_position_equals_the_slow_reference(name: str, divergence: Diverge
 
 
 def numerals(*, longest_token: int, longest_split: int) -> PreTrainedTokenizerFast:
-    """Numerals of the digits 0 and 1. What a text is split into may be shorter than the tokens that there are."""
-    tokens = ["".join(digits) for length in range(1, longest_token + 1) for digits in product("01", repeat=length)]
+    """Numerals of the digits 0, 1 and 2. What a text is split into may be shorter than the tokens that there are."""
+    tokens = ["".join(digits) for length in range(1, longest_token + 1) for digits in product("012", repeat=length)]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], ignore_merges=True))
     split = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{longest_split}}}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -114,7 +114,7 @@ def test_tokens_that_the_text_rules_out_have_no_mass_and_are_charged_as_such(
     """The student writes a numeral in shorter tokens than it has; the path's end belongs to the one that it wrote."""
     student_side = numerals(longest_token=3, longest_split=1)
     teacher_side = numerals(longest_token=teacher_split, longest_split=teacher_split)
-    pair = Pair.of(student_side, teacher_side, "01101001101", divergence=divergence)
+    pair = Pair.of(student_side, teacher_side, "01201001210", divergence=divergence)
     student, teacher = pair.rows()
     groups = pair.groups(teacher)
     nats = group_divergence(student, *groups, divergence=divergence)
