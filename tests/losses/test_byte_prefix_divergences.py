@@ -96,8 +96,9 @@ def test_every_position_equals_the_slow_reference(name: str, divergence: Diverge
 
 
 def numerals(*, longest_token: int, longest_split: int) -> PreTrainedTokenizerFast:
-    """Numerals of the digits 0, 1 and 2. What a text is split into may be shorter than the tokens that there are."""
-    tokens = ["".join(digits) for length in range(1, longest_token + 1) for digits in product("012", repeat=length)]
+    """Numerals of the digits 0 and 1, and an x. A text may be split into shorter tokens than there are."""
+    lengths = range(1, longest_token + 1)
+    tokens = ["x", *("".join(digits) for length in lengths for digits in product("01", repeat=length))]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], ignore_merges=True))
     split = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{longest_split}}}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -114,7 +115,7 @@ def test_tokens_that_the_text_rules_out_have_no_mass_and_are_charged_as_such(
     """The student writes a numeral in shorter tokens than it has; the path's end belongs to the one that it wrote."""
     student_side = numerals(longest_token=3, longest_split=1)
     teacher_side = numerals(longest_token=teacher_split, longest_split=teacher_split)
-    pair = Pair.of(student_side, teacher_side, "01201001210", divergence=divergence)
+    pair = Pair.of(student_side, teacher_side, "01101001101", divergence=divergence)
     student, teacher = pair.rows()
     groups = pair.groups(teacher)
     nats = group_divergence(student, *groups, divergence=divergence)
@@ -250,3 +251,49 @@ def test_loss_is_zero_where_the_groups_agree_and_grows_with_the_mass_outside(nam
         rows = learned[has_outside[learned]]
         assert len(rows)
         torch.testing.assert_close(after[rows] - before[rows], torch.full_like(before[rows], -math.log(0.7)))
+
+
+def certain(labels: Tensor, size: int, gap: float) -> Tensor:
+    """Float32 log-probabilities of rows that are almost sure of their labels."""
+    logits = torch.zeros(len(labels), size)
+    logits[torch.arange(len(labels)), labels] = gap
+    return logits.log_softmax(-1)
+
+
+@every_new_divergence
+@pytest.mark.parametrize(
+    ("name", "kind", "place", "student_token", "teacher_token"),
+    [("packing from splitting", "boundary", 0, b"x", b"x"), ("splitting from packing", "inside", 2, b"7", b"57")],
+    ids=["boundary", "inside"],
+)
+def test_a_probability_of_the_teacher_costs_no_more_where_it_underflows(
+    name: str, kind: str, place: int, student_token: bytes, teacher_token: bytes, divergence: Divergence
+) -> None:
+    """And no less: it is not a token that the teacher cannot write."""
+    pair = make(name, divergence, SHORT)
+    positions = getattr(pair.plan, kind)
+    row, teacher_row = int(positions.row[place]), int(positions.teacher[place])
+    labels = torch.full_like(pair.batch.student.labels, pair.student.token_bytes.index(student_token))
+    student = certain(labels, len(pair.student), 30.0)
+    losses = []
+    for nats in (-80.0, -95.0, -120.0, -300.0):
+        teacher = pair.rows()[1].float()
+        teacher[teacher_row, pair.teacher.token_bytes.index(teacher_token)] = nats
+        values, gradient = nats_and_gradient(student, pair.groups(teacher), divergence)
+        assert (65536 * gradient).isfinite().all()
+        losses.append(float(values[row]))
+    assert losses == pytest.approx(losses[:1] * 4, rel=1e-4)
+    assert losses[0] == pytest.approx(70 if divergence == "reverse" else math.log(2), rel=0.05)
+
+
+@pytest.mark.parametrize("gap", [30.0, 50.0, 90.0])
+def test_a_student_that_stops_where_the_teacher_surely_goes_on_pays_no_rounding_error(gap: float) -> None:
+    """The teacher's probability to stop, 1 minus the others, is known to 1e-7 in single precision, or is 0."""
+    pair = make("packing from splitting", "reverse", SHORT)
+    row = int(pair.plan.boundary.row[0])
+    assert pair.student.token_bytes[pair.batch.student.labels[row]] == b"123"
+    shorter = torch.full_like(pair.batch.student.labels, pair.student.token_bytes.index(b"1"))
+    student = certain(shorter, len(pair.student), 30.0)
+    teacher = certain(pair.batch.teachers["t"].tokens.labels, len(pair.teacher), gap)
+    loss = group_divergence(student, *pair.groups(teacher), divergence="reverse")[row].item()
+    assert loss == pytest.approx(-math.log(torch.finfo(torch.float32).eps), abs=0.7)
