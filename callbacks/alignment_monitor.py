@@ -54,7 +54,7 @@ class AlignmentMonitor(Monitor):
             counts = _count(module, batch)
             self._counts = counts if batch.step_counts.is_first else self._counts + counts
         elif is_logged(trainer):  # the loader's batches are not what was trained on
-            self._counts = _count_windows(module, written_step(module).windows)
+            self._counts = count_windows(module, written_step(module).windows)
         if not is_logged(trainer):
             return
         # Sum over all processes before dividing.
@@ -74,7 +74,7 @@ def _count(module: MultiTeacherDistillModule, batch: DistillBatch) -> Tensor:
     return torch.cat((num_taught, spans), dim=1)
 
 
-def _count_windows(module: MultiTeacherDistillModule, windows: Sequence[Window]) -> Tensor:
+def count_windows(module: MultiTeacherDistillModule, windows: Sequence[Window]) -> Tensor:
     """Returns the ``[M, 5]`` counts of windows, as :func:`_count`; a process may have none."""
     names = list(module.teachers)
     if not windows:

@@ -22,7 +22,7 @@ from written_steps import OnPolicyModule, on_policy_outputs
 
 from xtoken_pl.batch import STUDENT_IDS, teacher_columns
 from xtoken_pl.callbacks import AlignmentMonitor, ProjectionMonitor, RolloutMonitor, TeacherMonitor, ThroughputMonitor
-from xtoken_pl.callbacks.alignment_monitor import _count_windows
+from xtoken_pl.callbacks.alignment_monitor import count_windows
 from xtoken_pl.callbacks.charts import collect_charts
 from xtoken_pl.data import collate, whole_steps
 from xtoken_pl.inspection.rollouts import COLUMNS, rollout_rows
@@ -102,6 +102,10 @@ def test_every_step_logs_under_its_own_kind_and_nothing_old_is_written_again(mix
             assert list(values) == (mixed.on_policy if kind == "rollouts" else mixed.on_data), tag
     assert "train/ce" in mixed.scalars
     assert not any(tag.startswith("rollouts/ce") for tag in mixed.scalars)
+    # What ModelCheckpoint may monitor has the last value of both kinds.
+    latest = mixed.trainer.callback_metrics
+    for kind, steps in (("rollouts", mixed.on_policy), ("train", mixed.on_data)):
+        assert latest[f"{kind}/loss"] == pytest.approx(mixed.scalars[f"{kind}/loss"][steps[-1]])
 
 
 def test_values_of_on_policy_steps_are_those_of_their_outputs(mixed: Run) -> None:
@@ -232,8 +236,8 @@ def test_timing_of_the_writing_is_removed_after_training(mixed: Run) -> None:
 
 
 def test_process_without_prompts_counts_no_spans(mixed: Run) -> None:
-    counts = _count_windows(mixed.module, [])
-    some = _count_windows(mixed.module, mixed.module.steps[mixed.on_policy[0]].windows)
+    counts = count_windows(mixed.module, [])
+    some = count_windows(mixed.module, mixed.module.steps[mixed.on_policy[0]].windows)
     assert counts.shape == some.shape
     assert not counts.any()
     assert some.any()
