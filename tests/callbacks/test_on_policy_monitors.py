@@ -14,11 +14,11 @@ from html_tables import cells_of
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from monitored_run import batches, make_module, write_models
+from scripted_rollouts import OnPolicyModule, on_policy_outputs
 from small_models import TEXTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from torch.utils.data import DataLoader
-from written_steps import OnPolicyModule, on_policy_outputs
 
 from xtoken_pl.batch import STUDENT_IDS, teacher_columns
 from xtoken_pl.callbacks import AlignmentMonitor, ProjectionMonitor, RolloutMonitor, TeacherMonitor, ThroughputMonitor

@@ -14,8 +14,8 @@ import torch
 from asks_the_device import AsksTheDevice
 from inspected import vocabularies
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from scripted_rollouts import on_policy_outputs, write, write_step
 from small_models import TEXTS
-from written_steps import on_policy_outputs, write, write_step
 
 from xtoken_pl import Student
 from xtoken_pl.callbacks import RolloutMonitor

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from inspected import NASTY, vocabularies
+from scripted_rollouts import write
 from small_models import TEXTS
-from written_steps import write
 
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, Prompt
 from xtoken_pl.inspection.rollouts import COLUMNS, rollout_rows

@@ -1,24 +1,24 @@
-"""What a process wrote in an on-policy step, for callbacks."""
+"""What the student wrote in an on-policy step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xtoken_pl.batch import Prompt
+from xtoken_pl.batch.prompts import Prompt
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.rollouts.rollout import Rollout
 
 
 @dataclass(frozen=True)
 class WrittenStep:
-    """All texts that this process wrote in an optimizer step, in the order of the step's batches.
+    """What the student wrote in an on-policy step, in all its batches on this process.
 
     Attributes:
         step: Number of the optimizer step.
-        prompts: Prompt of each text; one that is sampled several times is repeated.
-        rollouts: The texts.
-        windows: Windows that are made of them, as every side reads them.
-        seconds: Duration of writing.
+        prompts: The prompts, each once for every rollout of it.
+        rollouts: The rollout behind each prompt.
+        windows: The window of each rollout, as all sides read it.
+        seconds: Time that it took to write, in seconds.
     """
 
     step: int
