@@ -93,6 +93,18 @@ def test_a_probability_of_1e_minus_9_is_drawn_as_often_as_it_is_probable() -> No
     assert draw(scores, inside + 1e-9).item() == 2
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-30, 1e-300])
+def test_a_temperature_close_to_zero_takes_the_most_probable_token(temperature: float) -> None:
+    uniform = torch.rand(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(50, NUM_IDS, generator=torch.Generator().manual_seed(0)) * 1000
+    prompt = torch.ones(50, 1, dtype=torch.long)
+    greedy, drawn = (
+        TokenSampler(Sampling(1, value), letters(), uniform, prompt_length=1)(prompt, logits).argmax(-1)
+        for value in (0.0, temperature)
+    )
+    torch.testing.assert_close(drawn, greedy, rtol=0, atol=0)
+
+
 def test_logits_that_are_no_numbers_still_give_ids() -> None:
     sampler = TokenSampler(Sampling(1), letters(), torch.tensor([[0.5]], dtype=torch.float64), prompt_length=1)
     scores = sampler(torch.ones(1, 1, dtype=torch.long), torch.full((1, NUM_IDS), torch.nan))

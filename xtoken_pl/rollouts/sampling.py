@@ -19,6 +19,9 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 
 # R rows, T new tokens, V rows of the student's head
 
+# Probability 1 as an integer. A probability below 2^-62 becomes 0; sums that exceed 1 by rounding stay below 2^63.
+_ONE = 2.0**62
+
 
 class TokenSampler(LogitsProcessor):
     """Chooses the next token of every row: it gets the score 0, all others -inf, for a greedy search to find.
@@ -46,23 +49,27 @@ class TokenSampler(LogitsProcessor):
         self._is_greedy = sampling.temperature == 0
         self._warpers = LogitsProcessorList()
         if not self._is_greedy and sampling.temperature != 1:
-            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            # Below 1e-38 it would be 0 in float32.
+            self._warpers.append(TemperatureLogitsWarper(max(float(sampling.temperature), 1e-30)))
         if sampling.top_k is not None:
             self._warpers.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
         self._exists = torch.tensor(vocabulary.exists)
-        self._missing: Tensor | None = None
+        self._missing_ids: Tensor | None = None  # known when the size of the head is
         self._uniform = uniform
         self._prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self._missing is None:
-            self._missing = ~_fit(self._exists, scores.shape[-1]).to(scores.device)
-        scores = scores.masked_fill(self._missing, -torch.inf)
+        if self._missing_ids is None:
+            # The head may have more rows than the tokenizer has ids, or fewer.
+            exists = torch.nn.functional.pad(self._exists, (0, scores.shape[-1] - len(self._exists)), value=False)
+            self._missing_ids = (~exists).nonzero()[:, 0].to(scores.device)
+        scores = scores.index_fill(1, self._missing_ids, -torch.inf)
         if self._is_greedy:
             return scores
         numbers = self._uniform[:, input_ids.shape[1] - self._prompt_length]
+        scores = scores - scores.amax(-1, keepdim=True)  # a temperature close to 0 must not make it infinite
         chosen = draw(self._warpers(input_ids, scores), numbers)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
@@ -85,14 +92,9 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
     """
     # MPS has no float64.
     device = torch.device("cpu") if scores.device.type == "mps" else scores.device
-    probs = scores.to(device).softmax(-1)
-    # The scan of a GPU may round so that a sum differs from the one before it without a probability in between.
-    cumulative = probs.cumsum(-1, dtype=torch.float64).masked_fill_(probs == 0, 0)
-    # Numbers are at most 1 - 2^-53, so that the product is less than the largest sum, also after rounding.
-    threshold = uniform.to(device)[:, None] * cumulative.amax(-1, keepdim=True)
-    return (cumulative > threshold).int().argmax(-1).to(scores.device)
-
-
-def _fit(exists: Tensor, size: int) -> Tensor:
-    """``[size]``: the head may have more rows than the tokenizer has ids, or fewer."""
-    return torch.nn.functional.pad(exists, (0, size - len(exists)), value=False)
+    # Sums of integers are exact in any order: they only grow where a probability is above 0, on a GPU, too.
+    cumulative = scores.to(device).softmax(-1).mul_(_ONE).long().cumsum_(-1)
+    total = cumulative[:, -1:]
+    threshold = (uniform.to(device)[:, None] * total).long().clamp(max=total - 1)
+    chosen = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return chosen.clamp(max=scores.shape[-1] - 1).to(scores.device)  # logits that are NaN give any id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 from xtoken_pl.rollouts.engine import RolloutEngine, Sampling
@@ -11,8 +10,9 @@ from xtoken_pl.specs import PromptSettings
 from xtoken_pl.utilities.checks import check_at_least_one, check_not_negative
 from xtoken_pl.utilities.errors import UserError
 
-# Multiples of it, modulo 1, are spread evenly over [0, 1), with no period that a log interval could share.
-_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# The fraction of the square root of 2, times 2^64. Its multiples, modulo 2^64, are spread evenly, and so are those at
+# the distance of a usual log interval; of the golden ratio, every 500th or 1000th multiple is nearly the same.
+_IRRATIONAL = 0x6A09E667F3BCC909
 
 
 class Rollouts:
@@ -89,4 +89,4 @@ class Rollouts:
 
         Every stretch of n steps has ``share * n`` of them, to within a few.
         """
-        return (self.draw_seed + step + 1) * _GOLDEN_RATIO % 1 < self.share
+        return (self.draw_seed + step + 1) * _IRRATIONAL % 2**64 < self.share * 2**64
