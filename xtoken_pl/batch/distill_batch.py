@@ -23,14 +23,15 @@ class StepCounts:
         num_spans: Number of spans of all of them, by teacher.
         place: Place of this batch in the step, counted from 0.
         num_batches: Number of batches of the step.
-        prompts: Prompts of every batch of the step, with its first batch only; None for data without prompts.
+        prompts: Prompts of every batch of the step, see :class:`DistillBatch`, with its first batch only; None for data
+            without prompts.
     """
 
     num_tokens: int
     num_spans: dict[str, int]
     place: int = 0
     num_batches: int = 1
-    prompts: list[list[Prompt]] | None = None
+    prompts: list[list[Prompt | None]] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -54,7 +55,8 @@ class DistillBatch(Movable):
         cuts: Places at which the rows may be cut.
         step: Counts of the optimizer step that the batch is a part of; None if it is a step by itself.
         domain: ``[B]`` index of the domain (:class:`xtoken_pl.batch.Domain`) of each student sequence; None: all are 0.
-        prompts: Prompts that the student may write from instead; None for data without prompts.
+        prompts: Prompt of each row, which the student may write from instead, None for a row that has none; None for
+            data without prompts.
         is_rollout: Whether the student wrote the text, which then has no cross-entropy.
     """
 
@@ -63,7 +65,7 @@ class DistillBatch(Movable):
     cuts: RowCuts
     step: StepCounts | None = None
     domain: Tensor | None = None
-    prompts: list[Prompt] | None = None
+    prompts: list[Prompt | None] | None = None
     is_rollout: bool = False
 
     @property

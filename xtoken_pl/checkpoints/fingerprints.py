@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, starts_column, teacher_columns
+from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, prompt_column, starts_column, teacher_columns
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
@@ -80,10 +80,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def training_windows_fingerprint(windows: Dataset, maker_fingerprint: str) -> str:
-    """Hash of how windows were made and of the student's tokens in 64 of them; stored in checkpoints."""
+    """Hash of how windows were made and of the student's tokens and prompts in 64 of them; stored in checkpoints."""
     digest = hashlib.sha256(f"{maker_fingerprint} {len(windows)}".encode())
+    columns = [column for column in (STUDENT_IDS, prompt_column("")) if column in windows.column_names]
     for index in _spread(len(windows) - 1, _NUM_IN_CHECKPOINT):
-        digest.update(np.asarray(windows[index][STUDENT_IDS], dtype=np.int64).tobytes())
+        window = windows[index]
+        for column in columns:
+            digest.update(np.asarray(window[column], dtype=np.int64).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from xtoken_pl.batch import (
     DOMAIN,
     LOSS_MASK,
+    PROMPT,
     STUDENT_IDS,
     CachedRows,
     DistillBatch,
     Planner,
+    Prompt,
     RowCuts,
     SpanBatch,
     TeacherBatch,
@@ -42,13 +44,14 @@ def collate(
 
     Args:
         windows: Rows of :class:`xtoken_pl.data.Windower`, joined with the cached spans of teachers that have a cache,
-            and with their domain if there are several. A window may lack the columns of a teacher.
+            with their domain if there are several, and with their prompts. A window may lack the columns of a teacher,
+            and hold nothing but a prompt.
         teachers: Names of the teachers.
         planners: Batch planners of the losses that define one, by teacher name.
     """
     ids = [np.asarray(window[STUDENT_IDS], dtype=np.int64) for window in windows]
     masks = [np.asarray(window[LOSS_MASK], dtype=bool) for window in windows]
-    width = max(map(len, ids))
+    width = max(1, *map(len, ids))
     student_rows: list[NDArray[np.int64]] = []
     row_of_token: list[NDArray[np.int64]] = []  # row that predicts each token, -1 for none
     num_rows = 0
@@ -63,7 +66,10 @@ def collate(
     views = {name: _teacher(windows, name, row_of_token, num_rows) for name in teachers}
     cuts = RowCuts.from_spans(num_rows, {name: view.spans for name, view in views.items()})
     domain = torch.tensor([window.get(DOMAIN, 0) for window in windows])
-    return DistillBatch(student, views, cuts, domain=domain).planned(planners or {})
+    prompts = None
+    if any(PROMPT in window for window in windows):
+        prompts = [Prompt.from_window(window, teachers) for window in windows]
+    return DistillBatch(student, views, cuts, domain=domain, prompts=prompts).planned(planners or {})
 
 
 def _teacher(
@@ -115,7 +121,7 @@ def _starts(windows: Sequence[Window], side: str) -> list[NDArray[np.int64]] | N
 def _tokens(
     ids: list[NDArray[np.int64]], rows: NDArray[np.int64], starts: list[NDArray[np.int64]] | None
 ) -> TokenBatch:
-    width = max(map(len, ids), default=1)
+    width = max(1, *map(len, ids)) if ids else 1
     # Padding is masked on every side, so any id will do.
     input_ids = np.zeros((len(ids), width), dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)

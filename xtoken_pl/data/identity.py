@@ -10,6 +10,7 @@ from datasets import Dataset
 from xtoken_pl.checkpoints import SOURCES_KEY, DataIdentity
 from xtoken_pl.checkpoints.fingerprints import training_windows_fingerprint
 from xtoken_pl.data.part_windows import PartWindows
+from xtoken_pl.specs import PromptSettings
 
 
 def describe_data(
@@ -40,6 +41,8 @@ def describe_data(
         identity["data.packing"] = first.packing
     if first.normalizer is not None:
         identity["data.normalize"] = "true"
+    if first.prompts is not None:
+        identity["prompts (model.rollouts)"] = _prompts_in_words(first.prompts, parts)
     if len(parts) > 1:
         identity[SOURCES_KEY] = f"[{', '.join(part.part.name for part in parts)}]"
     for part in parts:
@@ -58,6 +61,15 @@ def changeable_settings(parts: Sequence[PartWindows]) -> dict[str, str]:
     """Returns the settings of the training data that may change when training resumes."""
     alphas = {part.part.setting: part.part.source.alphas for part in parts}
     return {f"alphas of {setting}": str(own) for setting, own in alphas.items() if own is not None}
+
+
+def _prompts_in_words(prompts: PromptSettings, parts: Sequence[PartWindows]) -> str:
+    """Lists the settings that determine the prompts of some parts."""
+    words = ["share: 1" if prompts.only else "share: less than 1", f"max_new_tokens: {prompts.max_new_tokens}"]
+    if any(not part.part.source.holds_conversations for part in parts):
+        is_by_length = prompts.end is None
+        words.append(f"prompt_bytes: {prompts.num_bytes}" if is_by_length else f"prompt_end: {prompts.end!r}")
+    return ", ".join(words)
 
 
 def _of_part(part: PartWindows) -> DataIdentity:

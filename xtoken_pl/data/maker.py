@@ -12,8 +12,10 @@ import numpy as np
 from xtoken_pl.data.chats.conversations import Document, RowError, read_documents, rewritten
 from xtoken_pl.data.cutting import Window, as_columns
 from xtoken_pl.data.packing import Packer, Packing
+from xtoken_pl.data.prompts import PromptMaker
 from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.data.windows import Windower, WindowPiece
+from xtoken_pl.specs import PromptSettings
 from xtoken_pl.tokenization.normalization import CommonNormalizer
 from xtoken_pl.utilities.words import did_you_mean
 
@@ -26,6 +28,7 @@ class _Sides(NamedTuple):
 
     windower: Windower
     packer: Packer | None
+    prompts: PromptMaker | None
 
 
 class WindowMaker:
@@ -39,6 +42,7 @@ class WindowMaker:
         windower: Cuts documents into windows, with all teachers of the source.
         packing: How short windows are packed; only windows from the same call are packed together.
         normalize: Rewrite texts as the normalizers of all sides do, before any side reads them.
+        prompts: How prompts are taken; None for windows without prompts.
 
     Raises:
         UserError: If the source holds conversations and a side has no chat template, or the normalizers of two sides
@@ -46,11 +50,18 @@ class WindowMaker:
     """
 
     def __init__(
-        self, source: TextSource, windower: Windower, packing: Packing = "none", *, normalize: bool = False
+        self,
+        source: TextSource,
+        windower: Windower,
+        packing: Packing = "none",
+        *,
+        normalize: bool = False,
+        prompts: PromptSettings | None = None,
     ) -> None:
         self.source = source
         self.windower = windower
         self.packing = packing
+        self.prompts = prompts
         self.normalizer = CommonNormalizer(windower.named_sides) if normalize else None
         self._sides = self._read_together(windower)
         self._sides_of_teacher: dict[str, _Sides] = {}
@@ -58,9 +69,11 @@ class WindowMaker:
             _ = windower.renderers  # raises here, before any row is read
 
     def _read_together(self, windower: Windower) -> _Sides:
+        prompts = None if self.prompts is None else PromptMaker(windower, self.prompts)
         if self.packing == "none":
-            return _Sides(windower, None)
-        return _Sides(windower, Packer(windower.sides, windower.sequence_length, self.packing))
+            return _Sides(windower, None, prompts)
+        assert prompts is None, "packed windows have no prompts"
+        return _Sides(windower, Packer(windower.sides, windower.sequence_length, self.packing), None)
 
     @property
     def columns(self) -> list[str]:
@@ -68,8 +81,20 @@ class WindowMaker:
         return self.source.columns
 
     @property
+    def left_out_are(self) -> tuple[str, str]:
+        """The word for one, and for several, of what may be left out."""
+        return ("conversation", "conversations") if self.source.holds_conversations else ("window", "windows")
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of everything that determines the windows of a row."""
+        """Hash of everything that determines the windows of a row, and their prompts."""
+        if (prompts := self._sides.prompts) is None:
+            return self._windows_fingerprint
+        described = prompts.described(is_chat=self.source.holds_conversations)
+        return hashlib.sha256(json.dumps([self._windows_fingerprint, *described]).encode()).hexdigest()[:32]
+
+    @property
+    def _windows_fingerprint(self) -> str:
         chats, is_mixed = self.source.holds_conversations, self.source.teacher_field is not None
         own = self.windower.chat_fingerprint if chats else self.windower.fingerprint
         if self.packing == "none" and not chats and not is_mixed and self.normalizer is None:
@@ -84,8 +109,9 @@ class WindowMaker:
     @property
     def window_columns(self) -> list[str]:
         """Columns of a window."""
-        packer = self._sides.packer
-        return [*self.windower.columns, *([] if packer is None else packer.start_columns)]
+        _, packer, prompts = self._sides
+        more = [*([] if packer is None else packer.start_columns), *([] if prompts is None else prompts.columns)]
+        return [*self.windower.columns, *more]
 
     def __call__(self, *columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Converts columns of rows to columns of windows."""
@@ -118,6 +144,9 @@ class WindowMaker:
             done += len(own)
 
     def _cut(self, documents: Sequence[Document], sides: _Sides) -> Iterator[WindowPiece]:
+        if sides.prompts is not None:
+            yield from sides.prompts.pieces(documents, self.source.learned)
+            return
         held: list[Window] = []
         for piece in sides.windower.pieces(documents, self.source.learned):
             if sides.packer is None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from xtoken_pl.batch import DOMAIN, Domain, teacher_columns
+from xtoken_pl.batch import DOMAIN, Domain, prompt_column, teacher_columns
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.utilities.errors import UserError
@@ -72,7 +72,7 @@ class Part:
         """Adds the domain to a window: that of the teacher whose tokens it holds, if rows name their teachers."""
         domain = self.first_domain
         if self.source.teacher_field is not None:
-            held = (place for place, name in enumerate(self.teachers) if len(window[teacher_columns(name)[0]]))
+            held = (place for place, name in enumerate(self.teachers) if is_read_by(name, window))
             domain += next(held, len(self.teachers))
         return window | {DOMAIN: domain}
 
@@ -87,6 +87,11 @@ class Part:
     def say_where(self, error: UserError) -> UserError:
         """Puts the place of a source with a name before an error's message."""
         return UserError(f"{self.setting}: {error}") if self.name else error
+
+
+def is_read_by(teacher: str, window: Window) -> bool:
+    """Whether a window holds tokens of a teacher, or its prompt does."""
+    return any(len(window.get(column, ())) for column in (teacher_columns(teacher)[0], prompt_column(teacher)))
 
 
 # Before the teachers are known ----------------------------------------------------------------------------------------

@@ -25,10 +25,12 @@ from xtoken_pl.data.order.mixed_order import MixedOrder
 from xtoken_pl.data.order.sampler import GlobalBatchSampler, OrderedLoader, Position
 from xtoken_pl.data.order.streams import State, StreamLoader
 from xtoken_pl.data.packing import Packing
+from xtoken_pl.data.refusals import check_caches, check_prompts, check_split, with_answers
 from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.data.stored_windows import SpanStore
 from xtoken_pl.data.windows import Windower
 from xtoken_pl.data.worker_errors import CarryingCollate
+from xtoken_pl.specs import PromptSettings
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_at_least_one, check_not_negative
 from xtoken_pl.utilities.errors import UserError
@@ -120,6 +122,7 @@ class DistillDataModule(pl.LightningDataModule):
         teachers: dict[str, CanonicalVocabulary],
         planners: dict[str, Planner] | None = None,
         caches: Mapping[str, SpanStore] | None = None,
+        prompts: PromptSettings | None = None,
     ) -> bool:
         """Sets all that the data depend on. Nothing else is taken from the module that is trained.
 
@@ -128,23 +131,23 @@ class DistillDataModule(pl.LightningDataModule):
             teachers: Vocabulary of each teacher.
             planners: Planner of each loss that plans a batch, by teacher.
             caches: Opened cache of each teacher that has one.
+            prompts: How prompts are taken from the training data; None if the student writes nothing.
 
         Returns:
             Whether the models must keep packed documents apart.
 
         Raises:
-            UserError: If there is a cache when streaming, a source has no teacher, or a teacher no source.
+            UserError: If there is a cache when streaming, a source has no teacher, or a teacher no source; if prompts
+                have no room, windows with prompts are packed, or a source has no answers where they are needed.
         """
-        if caches and self.streaming:
-            raise UserError(
-                f"a cache knows windows by their place, and a stream has none, but teacher {next(iter(caches))!r} has "
-                "a cache; set data.streaming to false, or leave `cache` out"
-            )
-        splits = with_teachers(self.splits, teachers)
+        check_caches(caches or {}, streaming=self.streaming)
+        check_prompts(prompts, self.packing, self.sequence_length, [student, *teachers.values()])
+        splits = with_answers(with_teachers(self.splits, teachers), prompts)
         held = [part for parts in self._parts.values() for part in parts] if self._caches == (caches or {}) else []
         self._windower = Windower(student, teachers, self.sequence_length)
         self._planners, self._caches = planners or {}, caches or {}
-        self._parts = part_windows.connect(splits, self._windower, self.packing, normalize=self.normalize, before=held)
+        options: dict[str, Any] = {"packing": self.packing, "normalize": self.normalize, "prompts": prompts}
+        self._parts = part_windows.connect(splits, self._windower, before=held, **options)
         self.domains = {split: [domain for part in parts for domain in part.domains] for split, parts in splits.items()}
         return self.packing == "separate"
 
@@ -194,9 +197,7 @@ class DistillDataModule(pl.LightningDataModule):
         Raises:
             UserError: If the split has no texts, or there is no such source or window.
         """
-        if not self.splits.get(split):
-            known = ", ".join(name for name, parts in self.splits.items() if parts)
-            raise UserError(f"split must be one with texts ({known}), got {split!r}; set data.{split}.path, or another")
+        check_split(split, self.splits)
         parts = part_windows.chosen(self.parts(split), source)
         self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
         return part_windows.window_of(parts, index)

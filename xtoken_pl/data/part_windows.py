@@ -21,6 +21,7 @@ from xtoken_pl.data.sources.text_source import load_source
 from xtoken_pl.data.stored_windows import JoinedWindows, SpanStore, StoredSpans, StoredWindows
 from xtoken_pl.data.tokenized import check_windows, make_windows, stored_stream, window_at
 from xtoken_pl.data.windows import Windower
+from xtoken_pl.specs import PromptSettings
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import did_you_mean
 
@@ -33,6 +34,7 @@ class PartWindows:
         part: The part.
         windower: Cuts its documents, with the teachers of the part.
         packing, normalize: See :class:`xtoken_pl.DistillDataModule`.
+        prompts: How prompts are taken; None for windows without prompts.
         windows: The windows, once they are made.
         cached: Cached spans of the windows, by teacher name.
         scratch: Directory of stored windows of a stream.
@@ -42,6 +44,7 @@ class PartWindows:
     windower: Windower
     packing: Packing
     normalize: bool
+    prompts: PromptSettings | None = None
     windows: Dataset | IterableDataset | None = None
     cached: Mapping[str, StoredSpans] = field(default_factory=dict)
     scratch: TemporaryDirectory[str] | None = None
@@ -56,7 +59,8 @@ class PartWindows:
     def maker(self) -> WindowMaker:
         """Maker of the windows; refuses a configuration that does not fit."""
         with self.part.named():
-            return WindowMaker(self.part.source, self.windower, self.packing, normalize=self.normalize)
+            options: dict[str, Any] = {"normalize": self.normalize, "prompts": self.prompts}
+            return WindowMaker(self.part.source, self.windower, self.packing, **options)
 
     def read(self, *, streaming: bool) -> Dataset | IterableDataset:
         """Reads the texts: files as a whole, of data sets and streams the first row."""
@@ -104,9 +108,10 @@ def read_all(parts: Iterable[PartWindows], *, streaming: bool) -> list[PartWindo
 def connect(
     splits: Mapping[str, Sequence[Part]],
     windower: Windower,
-    packing: Packing,
     *,
+    packing: Packing,
     normalize: bool,
+    prompts: PromptSettings | None = None,
     before: Iterable[PartWindows] = (),
 ) -> dict[str, list[PartWindows]]:
     """Gives every part a windower with its teachers, one for each set of teachers.
@@ -115,6 +120,7 @@ def connect(
         splits: Parts by split.
         windower: Windower with all teachers.
         packing, normalize: See :class:`xtoken_pl.DistillDataModule`.
+        prompts: How prompts are taken from the training data; None for windows without prompts.
         before: Parts that may hold the same windows already.
     """
     known, windowers = windower.teachers, {tuple(windower.teachers): windower}
@@ -122,7 +128,10 @@ def connect(
         own = {name: known[name] for name in names}
         windowers[names] = Windower(windower.student, own, windower.sequence_length)
     parts_of = {
-        split: [PartWindows(part, windowers[part.teachers], packing, normalize) for part in parts]
+        split: [
+            PartWindows(part, windowers[part.teachers], packing, normalize, prompts if split == "train" else None)
+            for part in parts
+        ]
         for split, parts in splits.items()
     }
     made = {old.part.key: old for old in before if old.windows is not None}

@@ -10,7 +10,16 @@ from typing import Any, Protocol
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
-from xtoken_pl.batch import LOSS_MASK, NO_WINDOW, STUDENT_IDS, SpanArrays, cached_column, starts_column, teacher_columns
+from xtoken_pl.batch import (
+    LOSS_MASK,
+    NO_WINDOW,
+    PROMPT,
+    STUDENT_IDS,
+    SpanArrays,
+    cached_column,
+    starts_column,
+    teacher_columns,
+)
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.worker_errors import carrying_iterator
 
@@ -54,6 +63,7 @@ class StoredWindows(TorchDataset[Window]):
             self.blank |= {ids: [0], spans: []}
         starts = map(starts_column, ("", *teachers))
         self.blank |= {column: [0] for column in starts if column in windows.column_names}
+        self.blank |= {PROMPT: []} if PROMPT in windows.column_names else {}
 
     def __len__(self) -> int:
         return len(self.windows)

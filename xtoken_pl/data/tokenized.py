@@ -11,14 +11,16 @@ from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from xtoken_pl.batch import teacher_columns
+from xtoken_pl.batch import prompt_column, teacher_columns
 from xtoken_pl.data.chats.conversations import RowError
 from xtoken_pl.data.collate import collate
 from xtoken_pl.data.coverage import check_coverage, likely_cause
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.left_out import LeftOut, LeftOutFile
 from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
-from xtoken_pl.data.sources.text_source import locate, readable_batches
+from xtoken_pl.data.prompt_counts import count_prompts
+from xtoken_pl.data.sources.checked_rows import locate
+from xtoken_pl.data.sources.text_source import readable_batches
 from xtoken_pl.data.work_units import UnitWindows, work_units
 from xtoken_pl.utilities.errors import UserError, root_cause
 
@@ -65,12 +67,12 @@ def make_windows(
 
 
 def _say_left_out(lost: LeftOut, maker: WindowMaker, *, is_all: bool, among: str = "") -> None:
-    """Warns of conversations that are left out, and refuses a source of which none is left."""
+    """Warns of conversations, or windows, that are left out, and refuses a source of which none is left."""
+    path, (one, several) = maker.source.path, maker.left_out_are
     if is_all:
-        raise UserError(f"every conversation of {maker.source.path!r} is left out. The first: {lost.reason}")
-    rank_zero_warn(
-        f"{lost.count:,}{among} conversations of {maker.source.path!r} are left out. The first: {lost.reason}"
-    )
+        raise UserError(f"every {one} of {path!r} is left out. The first: {lost.reason}")
+    among = among if maker.source.holds_conversations else ""  # a text has many windows
+    rank_zero_warn(f"{lost.count:,}{among} {several} of {path!r} are left out. The first: {lost.reason}")
 
 
 def _features(maker: WindowMaker) -> Features:
@@ -111,7 +113,8 @@ def window_at(windows: Sequence[Window] | IterableDataset, where: str, index: in
 def check_windows(windows: Dataset | IterableDataset, where: str, maker: WindowMaker) -> None:
     """Refuses windows from which nothing can be learned, and warns if much of them is in no span.
 
-    If rows name their teachers, each teacher is checked on its own windows, and not at all if none of them is found.
+    Windows that hold nothing but prompts have no spans yet; of prompts the log gives numbers. If rows name their
+    teachers, each teacher is checked on its own windows, and not at all if none of them is found.
 
     Args:
         windows: Windows of a source.
@@ -119,7 +122,8 @@ def check_windows(windows: Dataset | IterableDataset, where: str, maker: WindowM
         maker: Maker of the windows.
 
     Raises:
-        UserError: If there are no windows, or a hundred of them have no span in common with a teacher.
+        UserError: If there are no windows, a hundred of them have no span in common with a teacher, or prompts are
+            wanted and there are none.
     """
     windower, found = maker.windower, _some_of(windows)
     if not found:
@@ -130,7 +134,11 @@ def check_windows(windows: Dataset | IterableDataset, where: str, maker: WindowM
     if maker.normalizer is not None:
         rank_zero_info(f"{where}: every side reads the texts as rewritten by {maker.normalizer.description}")
     if maker.source.teacher_field is not None and windower.teachers and isinstance(windows, Dataset):
-        rank_zero_info(f"{where}: {_by_teacher_in_words(windows, list(windower.teachers))}")
+        rank_zero_info(f"{where}: {_by_teacher_in_words(windows, maker)}")
+    if maker.prompts is not None:
+        count_prompts(windows if isinstance(windows, Dataset) else found, where, maker)
+    if maker.prompts is not None and maker.prompts.only:
+        return
     for name in windower.teachers:
         checked = found
         if maker.source.teacher_field is not None:
@@ -150,17 +158,18 @@ def _check_teacher(name: str, checked: Sequence[Window], where: str, maker: Wind
     check_coverage(view, name, checked, where, maker)
 
 
-def _by_teacher_in_words(windows: Dataset, teachers: Sequence[str]) -> str:
+def _by_teacher_in_words(windows: Dataset, maker: WindowMaker) -> str:
     """Counts the windows of each teacher, where each window has one or none."""
-    table = windows.with_format("arrow")
-    counts = dict.fromkeys(teachers, 0)
-    for part in table.select_columns([teacher_columns(name)[0] for name in teachers]).iter(batch_size=_ROWS_PER_READ):
-        for name in teachers:
-            lengths = pc.list_value_length(part.column(teacher_columns(name)[0]))
-            counts[name] += pc.sum(pc.greater(lengths, 0)).as_py()
+    is_only = maker.prompts is not None and maker.prompts.only
+    columns = {name: prompt_column(name) if is_only else teacher_columns(name)[0] for name in maker.windower.teachers}
+    counts = dict.fromkeys(columns, 0)
+    for part in windows.with_format("arrow").select_columns([*columns.values()]).iter(batch_size=_ROWS_PER_READ):
+        for name, column in columns.items():
+            counts[name] += pc.sum(pc.greater(pc.list_value_length(part.column(column)), 0)).as_py()
     rest = len(windows) - sum(counts.values())
     taught = ", ".join(f"{count:,} by teacher {name!r}" for name, count in counts.items())
-    return f"taught are {taught}; {rest:,} windows without a teacher are learned by cross-entropy alone"
+    of_rest = "" if is_only else f"; {rest:,} windows without a teacher are learned by cross-entropy alone"
+    return f"taught are {taught}{of_rest}"
 
 
 def _some_of(windows: Dataset | IterableDataset) -> list[Window]:

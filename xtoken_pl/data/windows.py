@@ -45,11 +45,13 @@ class WindowPiece(NamedTuple):
         windows: The windows.
         done: Share of the documents that are done, 1 for the last windows.
         left_out: Reason for each conversation that is left out because a chat template cannot render it.
+        chats: The conversations that the windows are of, in order, and the number of windows of each.
     """
 
     windows: list[Window]
     done: float
     left_out: tuple[str, ...] = ()
+    chats: tuple[tuple[Conversation, int], ...] = ()
 
 
 class Windower:
@@ -156,8 +158,8 @@ class Windower:
                 short = list(group)
                 done += sum(1 + _length(document) for document in short)
                 left_out: list[str] = []
-                windows = self._windows_of(short, counts, learned, left_out)
-                yield WindowPiece(windows, done / total, tuple(left_out))
+                windows, chats = self._windows_of(short, counts, learned, left_out)
+                yield WindowPiece(windows, done / total, tuple(left_out), tuple(chats))
                 continue
             for text in group:
                 assert isinstance(text, str), "only texts have a length"
@@ -180,22 +182,27 @@ class Windower:
 
     def _windows_of(
         self, documents: Sequence[Document], counts: Counter[str], learned: LearnedParts, left_out: list[str]
-    ) -> list[Window]:
+    ) -> tuple[list[Window], list[tuple[Conversation, int]]]:
+        """Returns windows, and the conversations that they are of with their numbers of windows."""
         texts = [document for document in documents if isinstance(document, str)]
         chats = [document for document in documents if isinstance(document, Conversation)]
         assert len(texts) + len(chats) == len(documents), "documents are texts or conversations"
         windows: list[Window] = []
+        chats_of_windows: list[tuple[Conversation, int]] = []
         # Texts need no chat templates.
         tokenized_chats = tokenize_chats(chats, self.renderers, self.aligners, learned, left_out) if chats else ()
-        for prefixes, tokenized in (*self._texts(texts), *tokenized_chats):
+        for document, prefixes, tokenized in (*self._texts(texts), *tokenized_chats):
             cutter = WindowCutter(prefixes, self.sequence_length)
-            windows += cutter.cut(tokenized, is_last=True)
+            own = list(cutter.cut(tokenized, is_last=True))
+            windows += own
+            if own and isinstance(document, Conversation):
+                chats_of_windows.append((document, len(own)))
             counts.update(cutter.counts)
-        return windows
+        return windows, chats_of_windows
 
     def _windows_of_long(self, text: str, counts: Counter[str]) -> Iterator[tuple[list[Window], int]]:
         """Yields the windows of a text piece by piece, and the number of characters that are done."""
-        cutter = WindowCutter(self._prefixes, self.sequence_length)
+        cutter = WindowCutter(self.text_prefixes, self.sequence_length)
         start = 0
         for piece in text_pieces(text, self.sides, self.section_length):
             is_last = piece.end == len(text)
@@ -208,17 +215,17 @@ class Windower:
     # Documents -> tokens and spans -----------------------------------------------------------------------------------
 
     @property
-    def _prefixes(self) -> Prefixes:
+    def text_prefixes(self) -> Prefixes:
         """Tokens to put before every window of a text, by side."""
         return {name: side.prefix_ids for name, side in self.sides.items()}
 
-    def _texts(self, texts: list[str]) -> Iterator[tuple[Prefixes, Tokenized]]:
+    def _texts(self, texts: list[str]) -> Iterator[tuple[str, Prefixes, Tokenized]]:
         for batch in _batches(texts, self.section_length):
             encoded = {name: side.encode(batch) for name, side in self.sides.items()}
             for index in range(len(batch)):
                 ids = {name: np.array(sequences[index], dtype=np.int64) for name, sequences in encoded.items()}
                 if len(ids[""]):
-                    yield self._prefixes, self._aligned(_with_eos(self.sides, ids))
+                    yield batch[index], self.text_prefixes, self._aligned(_with_eos(self.sides, ids))
 
     def _aligned(self, ids: dict[str, NDArray[np.int64]], *, mid_text: bool = False) -> Tokenized:
         spans = {

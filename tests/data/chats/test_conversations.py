@@ -115,7 +115,6 @@ def test_prompts_and_completions_become_user_and_assistant_turns() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"prompt_field": "p"}, "set completion_field, too, or leave prompt_field out"),
         ({"completion_field": "c"}, "set prompt_field, too, or leave completion_field out"),
         (
             {"messages_field": "m", "prompt_field": "p", "completion_field": "c"},

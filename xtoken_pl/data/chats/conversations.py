@@ -67,6 +67,12 @@ class Conversation:
             for turn in self.turns
         )
 
+    @property
+    def before_answer(self) -> Conversation:
+        """The conversation up to its last message that is not the assistant's: what the assistant is to answer."""
+        last = max((place for place, turn in enumerate(self.turns) if turn.role != "assistant"), default=-1)
+        return Conversation(self.turns[: last + 1], self.tools)
+
     def __str__(self) -> str:
         """Describes the conversation in messages by its first words."""
         said = next((turn.content for turn in self.turns if turn.content), "")
@@ -154,13 +160,13 @@ def read_row(source: TextSource, row: Sequence[Any], *, keep_nulls: bool = False
 
 def _conversation(source: TextSource, values: Sequence[Any], *, keep_nulls: bool) -> list[list[Turn]]:
     """Reads the turns in each column of a conversation."""
-    prompted = len(values) == 2
+    prompted = source.prompt_field is not None
     read = [
         read_messages(value, column, role, source, is_context=prompted and role == "user", keep_nulls=keep_nulls)
         for value, column, role in zip(values, source.document_columns, ("user", "assistant"), strict=False)
     ]
     answer = read[-1]
-    if not any(turn.role == "assistant" or turn.is_learned for turn in answer):
+    if source.needs_answers and not any(turn.role == "assistant" or turn.is_learned for turn in answer):
         raise RowError(
             "a conversation must have a message with the role 'assistant' to learn from, got the roles "
             f"{[turn.role for turn in answer]} in ",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, partial
@@ -19,6 +20,8 @@ from xtoken_pl.utilities.errors import UserError
 
 # Some templates write today's date; Llama 3's falls back to this one when it has no clock.
 _DATE = datetime(2024, 7, 26)
+# Placeholder for an answer: a private use character, which no template writes or trims.
+_ANSWER = "\ue001"
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
@@ -66,20 +69,24 @@ class ChatTemplate:
             )
         return template
 
-    def write(self, conversation: Conversation, special: re.Pattern[str] | None) -> RenderedText:
+    def write(
+        self, conversation: Conversation, special: re.Pattern[str] | None, *, is_prompt: bool = False
+    ) -> RenderedText:
         """Writes a conversation.
 
         Args:
             conversation: The conversation.
             special: Pattern of the special tokens; None if there are none.
+            is_prompt: Whether the assistant is to answer: the template's generation prompt follows the conversation.
 
         Raises:
             UnrenderableError: If the template rejects the conversation, changes what is said, or ignores the tools.
             UserError: If the template is not valid.
         """
         try:
-            written = self._written(conversation, special)
-            if conversation.tools and self._ignores_tools(conversation, written):
+            apply = self._apply_prompt if is_prompt else self._apply
+            written = self._written(conversation, special, apply)
+            if conversation.tools and self._ignores_tools(conversation, written, apply):
                 raise UnrenderableError("ignores the tools")
         except UnrenderableError as error:
             roles = [turn.role for turn in conversation.turns]
@@ -90,8 +97,10 @@ class ChatTemplate:
             ) from error.__cause__
         return written
 
-    def _written(self, conversation: Conversation, special: re.Pattern[str] | None) -> RenderedText:
-        render = partial(self._apply, conversation)
+    def _written(
+        self, conversation: Conversation, special: re.Pattern[str] | None, apply: Callable[..., str]
+    ) -> RenderedText:
+        render = partial(apply, conversation)
         try:
             return RenderedText(conversation, render, special, as_text=self._prints_arguments)
         except RejectedError:
@@ -115,11 +124,25 @@ class ChatTemplate:
             return repr(mark)[1:-1] in self._apply(Conversation(()), messages)
         return False
 
-    def _ignores_tools(self, conversation: Conversation, written: RenderedText) -> bool:
+    def _ignores_tools(self, conversation: Conversation, written: RenderedText, apply: Callable[..., str]) -> bool:
         try:
-            return self._apply(Conversation(conversation.turns), written.marked) == written.marked_text
+            return apply(Conversation(conversation.turns), written.marked) == written.marked_text
         except UnrenderableError:
             return False
+
+    def _apply_prompt(self, conversation: Conversation, messages: Messages, *, prompt: bool = True) -> str:
+        if not prompt or self._has_prompt:
+            return self._apply(conversation, messages, prompt=prompt)
+        answered = self._apply(conversation, [*messages, {"role": "assistant", "content": _ANSWER}])
+        return answered.partition(_ANSWER)[0]
+
+    @cached_property
+    def _has_prompt(self) -> bool:
+        """Whether the template has a generation prompt; if not, what it writes before an answer takes its place."""
+        question: Messages = [{"role": "user", "content": "a"}]
+        with suppress(UnrenderableError):
+            return self._apply(Conversation(()), question) != self._apply(Conversation(()), question, prompt=True)
+        return True
 
     def _apply(self, conversation: Conversation, messages: Messages, *, prompt: bool = False) -> str:
         try:

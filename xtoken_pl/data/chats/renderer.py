@@ -103,6 +103,29 @@ class ChatRenderer:
         """
         return self._template.write(conversation, self._special.pattern)
 
+    def write_prompt(self, conversation: Conversation) -> RenderedText:
+        """Writes what the assistant is to answer as text, with the template's generation prompt at its end.
+
+        A space at the very end belongs to the answer, as it does where an answer follows.
+
+        Args:
+            conversation: The conversation; the assistant's messages at its end are left out.
+
+        Raises:
+            UnrenderableError: If the template rejects the conversation or changes what is said.
+        """
+        written = self._template.write(conversation.before_answer, self._special.pattern, is_prompt=True)
+        written.text = written.text.removesuffix(" ")
+        return written
+
+    def tokenize_prompts(self, conversations: Sequence[Conversation]) -> list[RenderedChat]:
+        """Tokenizes what the assistant is to answer in each conversation, see :meth:`write_prompt`.
+
+        Raises:
+            UnrenderableError: If the template rejects a conversation or changes what is said.
+        """
+        return self.tokenize([self.write_prompt(conversation) for conversation in conversations])
+
     def tokenize(self, written: Sequence[RenderedText]) -> list[RenderedChat]:
         """Tokenizes conversations."""
         cut = [list(parts_of(text, self._special)) for text in written]

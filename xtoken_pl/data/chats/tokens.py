@@ -32,7 +32,7 @@ def tokenize_chats(
     aligners: Mapping[str, SpanAligner],
     learned: LearnedParts,
     left_out: list[str],
-) -> Iterator[tuple[Prefixes, Tokenized]]:
+) -> Iterator[tuple[Conversation, Prefixes, Tokenized]]:
     """Tokenizes and aligns conversations.
 
     Those in which the assistant says nothing to learn, and those that a chat template cannot render, are left out.
@@ -59,9 +59,9 @@ def tokenize_chats(
     for index, (chat, _) in enumerate(written):
         sides = {name: chats[index] for name, chats in rendered.items()}
         mask, ended = _learned_tokens(chat, sides[""], learned)
-        spans = {name: _spans(aligner, sides[""], sides[name], ended) for name, aligner in aligners.items()}
+        spans = {name: align_chats(aligner, sides[""], sides[name], ended) for name, aligner in aligners.items()}
         ids = {name: side.ids for name, side in sides.items()}
-        yield {name: side.prefix for name, side in sides.items()}, Tokenized(ids, mask, spans)
+        yield chat, {name: side.prefix for name, side in sides.items()}, Tokenized(ids, mask, spans)
 
 
 def _written(
@@ -112,10 +112,20 @@ def _learned_tokens(
     return mask, ended
 
 
-def _spans(
-    aligner: SpanAligner, student: RenderedChat, teacher: RenderedChat, ended: Sequence[int]
+def align_chats(
+    aligner: SpanAligner, student: RenderedChat, teacher: RenderedChat, ended: Sequence[int] = ()
 ) -> NDArray[np.int64]:
-    """Spans of what both sides write: contents, reasoning and what is equal around it, calls, and turn ends."""
+    """Spans of what both sides write: contents, reasoning and what is equal around it, calls, and turn ends.
+
+    Args:
+        aligner: Aligner of the teacher.
+        student: The conversation as the student reads it.
+        teacher: The conversation as the teacher reads it.
+        ended: Numbers of the turns whose ends are aligned.
+
+    Returns:
+        ``[S, 4]`` spans.
+    """
     found = [np.empty((0, 4), dtype=np.int64)]
 
     def align(ours: tuple[int, int], theirs: tuple[int, int], **options: bool) -> None:

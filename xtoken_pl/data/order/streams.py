@@ -119,8 +119,8 @@ class BlockStream(TorchIterableDataset[Window]):
                 if self._left_out.add(piece.left_out):
                     lost = self._left_out
                     rank_zero_warn(
-                        f"{lost.count:,} conversations of {self.maker.source.path!r} are left out so far. The first: "
-                        f"{lost.reason}"
+                        f"{lost.count:,} {self.maker.left_out_are[1]} of {self.maker.source.path!r} are left out so "
+                        f"far. The first: {lost.reason}"
                     )
                 num_read += len(piece.windows)
                 windows = piece.windows[to_skip:]

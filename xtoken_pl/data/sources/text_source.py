@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
-from datasets import Dataset, IterableDataset, Value, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
-from datasets.fingerprint import Hasher
 
-from xtoken_pl.data.chats.conversations import CONTEXT_COLUMNS, LearnedParts, check_context, read_row
+from xtoken_pl.data.chats.conversations import LearnedParts
+from xtoken_pl.data.sources.checked_rows import with_checked_columns
 from xtoken_pl.data.sources.local_files import find_data_files, find_files, is_saved_data_set, load_saved
-from xtoken_pl.data.sources.local_texts import columns_of, load_local
-from xtoken_pl.data.sources.row_errors import RowError
+from xtoken_pl.data.sources.local_texts import load_local
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError, root_cause
 from xtoken_pl.utilities.words import reason_of
@@ -39,7 +38,8 @@ class TextSource:
         revision: Branch, tag or commit of the data set.
         messages_field: Column that holds conversations instead of texts, as lists of messages ``{role, content}``.
         prompt_field, completion_field: Columns that hold a user's prompt and the assistant's answer instead of texts,
-            as strings or lists of messages; only the completion is learned.
+            as strings or lists of messages; only the completion is learned. ``prompt_field`` alone holds prompts that
+            the student answers itself (``model.rollouts`` with ``share: 1``).
         learn_turn_end: Also learn the special token that ends the assistant's turn, so that the student learns to
             stop.
         learn_reasoning: Learn the reasoning of the assistant (``reasoning_content`` or ``thinking`` of a message).
@@ -59,6 +59,9 @@ class TextSource:
     Raises:
         UserError: If fields of several kinds are set, only one of a pair, or a weight that is negative or not finite.
     """
+
+    #: Whether the rows must hold an answer of the assistant to learn from.
+    needs_answers: ClassVar[bool] = True
 
     path: str
     name: str | None = None
@@ -87,11 +90,10 @@ class TextSource:
             raise UserError(f"source {self.path!r}: {error}") from None
 
     def _check_columns(self) -> None:
-        if (self.prompt_field is None) != (self.completion_field is None):
-            given, missing = ("prompt", "completion") if self.completion_field is None else ("completion", "prompt")
+        if self.prompt_field is None and self.completion_field is not None:
             raise UserError(
-                f"prompt_field and completion_field belong together, got only {given}_field="
-                f"{getattr(self, given + '_field')!r}; set {missing}_field, too, or leave {given}_field out"
+                "prompt_field and completion_field belong together, got only completion_field="
+                f"{self.completion_field!r}; set prompt_field, too, or leave completion_field out"
             )
         if self.messages_field is not None and self.prompt_field is not None:
             raise UserError(
@@ -159,9 +161,20 @@ class TextSource:
         """Names of the columns that hold a text or the messages of a conversation."""
         if self.messages_field is not None:
             return [self.messages_field]
-        if self.prompt_field is not None and self.completion_field is not None:
-            return [self.prompt_field, self.completion_field]
+        if self.prompt_field is not None:
+            return [self.prompt_field, *([] if self.completion_field is None else [self.completion_field])]
         return [self.text_field]
+
+
+class PromptSource(TextSource):
+    """A source that is read for its prompts alone: conversations need no answer."""
+
+    needs_answers = False
+
+    @classmethod
+    def from_source(cls, source: TextSource) -> PromptSource:
+        """Returns the same source, read for its prompts alone."""
+        return cls(**{field.name: getattr(source, field.name) for field in fields(source)})
 
 
 def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | IterableDataset:
@@ -200,7 +213,7 @@ def load_source(source: TextSource, *, streaming: bool = False) -> Dataset | Ite
         first = next(iter(dataset), None)
     if first is None:
         raise _empty(source)
-    return dataset if found is not None else _with_checked_columns(dataset, first, source)
+    return dataset if found is not None else with_checked_columns(dataset, first, source)
 
 
 @contextmanager
@@ -236,64 +249,3 @@ def _empty(source: TextSource) -> UserError:
     return UserError(
         f"a data set must hold at least one text, but {source.path!r} is empty (split {source.split!r}); give another"
     )
-
-
-def locate(
-    error: RowError, texts: Dataset, source: TextSource, check: Callable[[Sequence[Any]], object] = list
-) -> RowError:
-    """Finds the first row of a stored data set that cannot be used, and names it in the error.
-
-    Args:
-        error: Error without the place of the row.
-        texts: The data set.
-        source: Its source.
-        check: Further check of the columns of a row; raises a RowError.
-    """
-    for number, row in enumerate(texts.select_columns(source.columns), start=1):
-        try:
-            read_row(source, columns_of(source, row))
-            check(columns_of(source, row))
-        except RowError as found:
-            return found.at(f"row {number:,} of {source.path!r} (split {source.split!r})")
-    return error
-
-
-def _with_checked_columns(
-    dataset: Dataset | IterableDataset, first: Mapping[str, Any], source: TextSource
-) -> Dataset | IterableDataset:
-    """Checks the first row of a data set, and what stands beside its conversations."""
-    try:
-        read_row(source, columns_of(source, first))
-    except RowError as error:
-        raise error.at(f"row 1 of {source.path!r}") from None
-    if not source.holds_conversations:
-        return dataset
-    beside = [name for name in first if name in CONTEXT_COLUMNS and name not in (*source.columns, *source.ignored)]
-    if isinstance(dataset, Dataset) and any(
-        _has_more_fields(dataset.features[column]) for column in source.document_columns
-    ):
-        # Earlier versions did not read these fields, and the fields that are left out change the windows: do not take
-        # those of other settings from the cache of `datasets`.
-        dataset._fingerprint = Hasher.hash([dataset._fingerprint, "fields of messages", *sorted(source.ignored)])
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(_without_context, fn_kwargs={"source": source}, remove_columns=beside) if beside else dataset
-    batches = dataset.select_columns(beside).iter(batch_size=1000) if beside else ()
-    rows = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
-    for number, row in enumerate(rows, start=1):
-        _without_context(row, source, f"row {number:,} of {source.path!r}")
-    return dataset
-
-
-def _without_context(row: Mapping[str, Any], source: TextSource, where: str = "") -> dict[str, Any]:
-    try:
-        check_context(source, row)
-    except RowError as error:
-        raise error.at(where or f"a row of {source.path!r}") from None
-    return {}
-
-
-def _has_more_fields(feature: Any) -> bool:
-    """Whether messages may have other fields than role and content."""
-    message = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
-    names = set(message) if isinstance(message, Mapping) else set()
-    return not isinstance(message, Value) and names != {"role", "content"}
