@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xtoken_pl.losses import GOLD, ULD, BytePrefixKL, HybridKL, MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
     from xtoken_pl.prefix_map import PrefixMap, build_prefix_map
     from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
+    from xtoken_pl.rollouts import Rollouts
     from xtoken_pl.specs import LoRA, Student, Teacher
     from xtoken_pl.tokenization import CanonicalVocabulary
     from xtoken_pl.training.metrics import BitsPerByte, TopOneAgreement
@@ -40,6 +41,7 @@ __all__ = [
     "PrefixMap",
     "Projection",
     "ProjectionKL",
+    "Rollouts",
     "SpanAligner",
     "SpanLoss",
     "SpanStatistics",
@@ -64,6 +66,7 @@ _NAMES_BY_MODULE = {
     "losses": "GOLD ULD BytePrefixKL HybridKL MatchedRowLoss ProjectionKL SpanLoss TokenKL",
     "prefix_map": "PrefixMap build_prefix_map",
     "projection": "Projection VocabularyPartition build_projection",
+    "rollouts": "Rollouts",
     "specs": "LoRA Student Teacher",
     "tokenization": "CanonicalVocabulary",
     "training.metrics": "BitsPerByte TopOneAgreement",

@@ -6,20 +6,24 @@ from xtoken_pl.batch.columns import (
     DOMAIN,
     LOSS_MASK,
     NO_WINDOW,
+    PROMPT,
     STUDENT_IDS,
     cached_column,
+    prompt_column,
     starts_column,
     teacher_columns,
 )
 from xtoken_pl.batch.distill_batch import DistillBatch, StepCounts, as_steps
 from xtoken_pl.batch.domains import Domain
 from xtoken_pl.batch.movable import Movable
+from xtoken_pl.batch.prompts import Prompt
 from xtoken_pl.batch.types import LossPlan, Planner, SpanBatch, TeacherBatch, TokenBatch, sum_by_span
 
 __all__ = [
     "DOMAIN",
     "LOSS_MASK",
     "NO_WINDOW",
+    "PROMPT",
     "STUDENT_IDS",
     "Block",
     "CachedRows",
@@ -28,6 +32,7 @@ __all__ = [
     "LossPlan",
     "Movable",
     "Planner",
+    "Prompt",
     "RowCuts",
     "SpanArrays",
     "SpanBatch",
@@ -36,6 +41,7 @@ __all__ = [
     "TokenBatch",
     "as_steps",
     "cached_column",
+    "prompt_column",
     "starts_column",
     "sum_by_span",
     "teacher_columns",

@@ -21,3 +21,12 @@ def starts_column(side: str) -> str:
 def cached_column(teacher: str) -> str:
     """Column of the cached teacher rows of a window's spans."""
     return f"{teacher}/cached"
+
+
+#: Column of a window's prompt: whether it is a conversation's, and whether its beginning is left out; empty for none.
+PROMPT = "prompt"
+
+
+def prompt_column(side: str) -> str:
+    """Column of the prompt's token ids, for a teacher, given by name, or for the student, ``""``."""
+    return f"{side}/prompt_ids" if side else "prompt_ids"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xtoken_pl.batch.blocks import RowCuts
 from xtoken_pl.batch.movable import Movable
+from xtoken_pl.batch.prompts import Prompt
 from xtoken_pl.batch.types import Planner, TeacherBatch, TokenBatch
 
 
@@ -22,12 +23,14 @@ class StepCounts:
         num_spans: Number of spans of all of them, by teacher.
         place: Place of this batch in the step, counted from 0.
         num_batches: Number of batches of the step.
+        prompts: Prompts of every batch of the step, with its first batch only; None for data without prompts.
     """
 
     num_tokens: int
     num_spans: dict[str, int]
     place: int = 0
     num_batches: int = 1
+    prompts: list[list[Prompt]] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -51,6 +54,8 @@ class DistillBatch(Movable):
         cuts: Places at which the rows may be cut.
         step: Counts of the optimizer step that the batch is a part of; None if it is a step by itself.
         domain: ``[B]`` index of the domain (:class:`xtoken_pl.batch.Domain`) of each student sequence; None: all are 0.
+        prompts: Prompts that the student may write from instead; None for data without prompts.
+        is_rollout: Whether the student wrote the text, which then has no cross-entropy.
     """
 
     student: TokenBatch
@@ -58,6 +63,8 @@ class DistillBatch(Movable):
     cuts: RowCuts
     step: StepCounts | None = None
     domain: Tensor | None = None
+    prompts: list[Prompt] | None = None
+    is_rollout: bool = False
 
     @property
     def row_sequence(self) -> Tensor:
@@ -110,4 +117,8 @@ def as_steps(batches: Sequence[DistillBatch]) -> list[StepCounts]:
     for batch in batches:
         num_spans.update({name: len(view.spans) for name, view in batch.teachers.items()})
     num_tokens = sum(len(batch.student.labels) for batch in batches)
-    return [StepCounts(num_tokens, dict(num_spans), place, len(batches)) for place in range(len(batches))]
+    steps = [StepCounts(num_tokens, dict(num_spans), place, len(batches)) for place in range(len(batches))]
+    prompts = [batch.prompts for batch in batches if batch.prompts is not None]
+    if len(prompts) == len(batches):
+        steps[0].prompts = prompts
+    return steps
