@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xtoken_pl.alignment import SpanAligner
 from xtoken_pl.alignment.byte_merge import Run, chained_runs, equal_runs
@@ -31,10 +32,12 @@ class _Answer:
     Attributes:
         text: The text, without what only the student's chat template asks for.
         runs: Runs of equal bytes of the student's tokens and of ``text``; none holds a special token of the student's.
+        num_skipped: Number of the student's bytes before the text, which ``runs`` do not count.
     """
 
     text: str
     runs: list[Run]
+    num_skipped: int
 
 
 class RolloutReader:
@@ -105,18 +108,19 @@ class RolloutReader:
     def _answer(self, prompt: Prompt, rollout: Rollout) -> _Answer:
         """Returns the text of a rollout without the spaces that its chat template puts around an answer."""
         side, form = self._sides[""], self._format("", is_chat=prompt.is_chat)
-        data, start = rollout.text, min(self._num_added("", form), _num_spaces(rollout.text))
+        num_skipped = min(self._num_added("", form), _num_spaces(rollout.text))
+        data = rollout.text[num_skipped:]
         if rollout.ended == "stop":
             end, _ = side.byte_stream(np.array(form.end_ids, dtype=np.int64))
-            data = data[:start] + data[start:].removesuffix(end.tobytes())
+            data = data.removesuffix(end.tobytes())
         else:
             data = _without_partial_end(data)
         ids = np.array(rollout.ids, dtype=np.int64)
-        ends = np.cumsum(side.num_bytes[ids])
+        ends = np.maximum(np.cumsum(side.num_bytes[ids]) - num_skipped, 0)
         places = [0, *ends[side.is_special[ids]].tolist(), len(data)]
         between_special = [(low, low, high - low) for low, high in pairwise(places)]
-        text, runs = _read(data, start)
-        return _Answer(text, chained_runs(between_special, runs))
+        text, runs = _read(data)
+        return _Answer(text, chained_runs(between_special, runs), num_skipped)
 
     def _encode(self, name: str, texts: Sequence[str], formats: Sequence[AnswerFormat]) -> list[list[int]]:
         """Encodes the texts of all rollouts at once, as a teacher reads them behind its prompts."""
@@ -135,8 +139,11 @@ class RolloutReader:
     ) -> Window:
         aligner, is_ended = self._aligners[name], rollout.ended == "stop"
         stream, _ = self._sides[name].byte_stream(np.array(ids, dtype=np.int64))
-        runs = chained_runs(answer.runs, _runs_of(answer.text.encode(), stream.tobytes(), self._num_added(name, form)))
-        spans = [aligner.align_within(rollout.ids, ids, runs).to_array()]
+        text, read = answer.text.encode(), stream.tobytes()
+        num_skipped = min(self._num_added(name, form), max(0, _num_spaces(read) - _num_spaces(text)))
+        runs = chained_runs(answer.runs, equal_runs(_symbols(text), _symbols(read[num_skipped:])))
+        skipped = answer.num_skipped, num_skipped
+        spans = [aligner.align_within(rollout.ids, ids, runs, skipped=skipped).to_array()]
         own = [*ids, *form.end_ids] if is_ended else ids
         if is_ended and form.stop_id is not None:
             end = aligner.align(rollout.ids[-1:], own[-1:]).to_array()
@@ -145,8 +152,8 @@ class RolloutReader:
         shifted = np.concatenate(spans) + np.repeat((len(prompt.ids[""]), len(before)), 2)
         shifted = shifted[shifted[:, 3] <= self._sequence_length]
         ids_column, spans_column = teacher_columns(name)
-        read = np.array([*before, *own], dtype=np.int64)
-        return {ids_column: read[: self._sequence_length], spans_column: shifted.ravel()}
+        whole = np.array([*before, *own], dtype=np.int64)
+        return {ids_column: whole[: self._sequence_length], spans_column: shifted.ravel()}
 
 
 def _student_columns(prompt: Prompt, rollout: Rollout) -> Window:
@@ -170,10 +177,10 @@ def _without_partial_end(data: bytes) -> bytes:
     return data.removesuffix(waiting)
 
 
-def _read(data: bytes, start: int) -> tuple[str, list[Run]]:
-    """Reads bytes from a place on as UTF-8, with U+FFFD for what is not valid, and the runs of equal bytes."""
-    text, runs, length = list[str](), list[Run](), 0
-    for piece in _INVALID.split(data[start:].decode(errors="surrogateescape")):
+def _read(data: bytes) -> tuple[str, list[Run]]:
+    """Reads bytes as UTF-8, with U+FFFD for what is not valid; returns the text and the runs of equal bytes."""
+    text, runs, start, length = list[str](), list[Run](), 0, 0
+    for piece in _INVALID.split(data.decode(errors="surrogateescape")):
         given = piece.encode(errors="surrogateescape")
         text.append(given.decode(errors="replace"))
         read = text[-1].encode()
@@ -183,8 +190,5 @@ def _read(data: bytes, start: int) -> tuple[str, list[Run]]:
     return "".join(text), runs
 
 
-def _runs_of(text: bytes, read: bytes, num_added: int) -> list[Run]:
-    """Runs of equal bytes of a text and of the tokens that a teacher reads, before which some spaces may be added."""
-    start = min(num_added, max(0, _num_spaces(read) - _num_spaces(text)))
-    sides = (np.frombuffer(data, dtype=np.uint8).astype(np.uint16) for data in (text, read[start:]))
-    return [(first, other + start, length) for first, other, length in equal_runs(*sides)]
+def _symbols(data: bytes) -> NDArray[np.uint16]:
+    return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
