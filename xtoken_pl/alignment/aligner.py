@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from xtoken_pl.alignment.byte_merge import anchors, equal_runs
+from xtoken_pl.alignment.byte_merge import Run, anchors, equal_runs
 from xtoken_pl.alignment.dynamic_programme import align_stretch
 from xtoken_pl.alignment.spans import Spans
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -77,9 +77,49 @@ class SpanAligner:
                 pieces.append(align_stretch(ours, theirs) + (start, start, other_start, other_start))
             spans = np.concatenate(pieces)
             spans = spans[np.argsort(spans[:, 0], kind="stable")]
-        first, end, other_first, other_end = spans.T
-        student_range = student_index[first], student_index[end - 1] + 1
-        return Spans(*student_range, teacher_index[other_first], teacher_index[other_end - 1] + 1)
+        return _spans(spans, student_index, teacher_index)
+
+    def align_within(
+        self, student_ids: TokenIds, teacher_ids: TokenIds, runs: list[Run], *, skipped: tuple[int, int] = (0, 0)
+    ) -> Spans:
+        """Aligns two token sequences only where their bytes are known to be equal.
+
+        Args:
+            student_ids: ``[n]`` token ids; special tokens have no bytes.
+            teacher_ids: ``[m]`` token ids, likewise.
+            runs: Stretches of equal bytes, in order: first byte of the student's, first byte of the teacher's, number
+                of bytes.
+            skipped: Number of bytes at the start of either side that are not text, and from which the bytes of ``runs``
+                are counted.
+
+        Returns:
+            The smallest spans within the runs. No span reaches beyond its run.
+
+        Raises:
+            UserError: If an id is outside its vocabulary.
+        """
+        student_ends, student_index = _ends(self.student, student_ids, skipped[0])
+        teacher_ends, teacher_index = _ends(self.teacher, teacher_ids, skipped[1])
+        if not runs:
+            return _spans(np.empty((0, 4), dtype=np.int64), student_index, teacher_index)
+        student_anchor, teacher_anchor, run = anchors(runs, student_ends, teacher_ends)
+        spans = np.stack((student_anchor[:-1], student_anchor[1:], teacher_anchor[:-1], teacher_anchor[1:]), axis=1)
+        return _spans(spans[run[:-1] == run[1:]], student_index, teacher_index)
+
+
+def _ends(vocabulary: CanonicalVocabulary, ids: TokenIds, skipped: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ends of the tokens that have bytes behind the first ``skipped`` ones, counted from there, and their indices."""
+    _, lengths = vocabulary.byte_stream(np.asarray(ids, dtype=np.int64))
+    ends = np.maximum(np.cumsum(lengths) - skipped, 0)
+    index = np.flatnonzero(np.diff(ends, prepend=0))
+    return ends[index], index
+
+
+def _spans(ranges: NDArray[np.int64], student_index: NDArray[np.int64], teacher_index: NDArray[np.int64]) -> Spans:
+    """Returns ``[S, 4]`` ranges of the tokens that have bytes as ranges of all tokens, given the former's indices."""
+    first, end, other_first, other_end = ranges.T
+    student_range = student_index[first], student_index[end - 1] + 1
+    return Spans(*student_range, teacher_index[other_first], teacher_index[other_end - 1] + 1)
 
 
 def _stream(

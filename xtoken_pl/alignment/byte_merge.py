@@ -41,19 +41,41 @@ def equal_runs(student: NDArray[np.uint16], teacher: NDArray[np.uint16]) -> list
         i, j = i + skip_student, j + skip_teacher
 
 
+def chained_runs(first: list[Run], second: list[Run]) -> list[Run]:
+    """Finds the runs of equal symbols of the streams A and C, from those of A and B and those of B and C.
+
+    Args:
+        first: Runs of A and B, in order.
+        second: Runs of B and C, in order.
+    """
+    runs: list[Run] = []
+    left = right = 0
+    while left < len(first) and right < len(second):
+        (i, j, length), (other_j, k, other_length) = first[left], second[right]
+        start, end = max(j, other_j), min(j + length, other_j + other_length)
+        if start < end:
+            runs.append((i + start - j, k + start - other_j, end - start))
+        if j + length <= other_j + other_length:
+            left += 1
+        else:
+            right += 1
+    return runs
+
+
 def anchors(
     runs: list[Run], student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Finds the token boundaries that both sides share.
 
     Args:
-        runs: Runs found by :func:`equal_runs`.
+        runs: Runs of equal symbols, in order, at least one.
         student_ends: ``[n]`` end of each student token in symbols, increasing.
         teacher_ends: ``[m]`` end of each teacher token in symbols, increasing.
 
     Returns:
         ``[A]`` student token index, ``[A]`` teacher token index (a span starts at these tokens, or ends before
-        them) and ``[A]`` run index of each anchor. The first anchor is (0, 0), the last (n, m).
+        them) and ``[A]`` run index of each anchor. The first anchor is (0, 0) and the last one (n, m) if the runs are
+        those of :func:`equal_runs`.
     """
     student_bounds = np.concatenate(([0], student_ends))
     teacher_bounds = np.concatenate(([0], teacher_ends))

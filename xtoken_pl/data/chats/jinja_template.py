@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from xtoken_pl.data.chats.conversations import Conversation
 from xtoken_pl.data.chats.rendered import RejectedError, RenderedText, UnrenderableError
 from xtoken_pl.data.chats.tool_calls import ToolCall
-from xtoken_pl.data.chats.units import Messages
+from xtoken_pl.data.chats.units import Messages, messages_of
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
@@ -96,6 +96,14 @@ class ChatTemplate:
                 f"the {self.side} another chat_template, or remove such conversations"
             ) from error.__cause__
         return written
+
+    def apply(self, conversation: Conversation, *, prompt: bool) -> str:
+        """Returns the text of a conversation, with the generation prompt or without.
+
+        Raises:
+            UnrenderableError: If the template rejects the conversation.
+        """
+        return self._apply(conversation, messages_of(conversation.turns, lambda unit: unit.text), prompt=prompt)
 
     def _written(
         self, conversation: Conversation, special: re.Pattern[str] | None, apply: Callable[..., str]

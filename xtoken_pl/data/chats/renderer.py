@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken_pl.data.chats.answers import AnswerFormat
 from xtoken_pl.data.chats.call_blocks import CallBlock, block_of
 from xtoken_pl.data.chats.conversations import Conversation
 from xtoken_pl.data.chats.jinja_template import ChatTemplate
@@ -86,6 +88,11 @@ class ChatRenderer:
     def template(self) -> str:
         """The template, as part of a fingerprint."""
         return self._template.description
+
+    @cached_property
+    def answer_format(self) -> AnswerFormat:
+        """How the template surrounds an answer."""
+        return AnswerFormat.from_template(self, self._template, self._special)
 
     def render(self, conversations: Sequence[Conversation]) -> list[RenderedChat]:
         """Renders all conversations, in order.

@@ -1,0 +1,194 @@
+"""Makes windows of rollouts: the student's ids as it wrote them, and the same text as each teacher reads it."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken_pl.alignment import SpanAligner
+from xtoken_pl.alignment.byte_merge import Run, chained_runs, equal_runs
+from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, teacher_columns
+from xtoken_pl.batch.columns import DOMAIN
+from xtoken_pl.batch.prompts import Prompt
+from xtoken_pl.data.chats.answers import AnswerFormat
+from xtoken_pl.data.chats.renderer import ChatRenderer
+from xtoken_pl.data.cutting import Window
+from xtoken_pl.rollouts.rollout import Rollout
+from xtoken_pl.tokenization import CanonicalVocabulary
+
+_INVALID = re.compile("([\udc80-\udcff]+)")  # what `surrogateescape` decodes invalid bytes to
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The text of a rollout as the teachers read it.
+
+    Attributes:
+        text: The text, without what only the student's chat template asks for.
+        runs: Runs of equal bytes of the student's tokens and of ``text``; none holds a special token of the student's.
+        num_skipped: Number of the student's bytes before the text, which ``runs`` do not count.
+    """
+
+    text: str
+    runs: list[Run]
+    num_skipped: int
+
+
+class RolloutReader:
+    """Reads rollouts as the student and every teacher do.
+
+    The student's ids are those that it generated, all of them in the loss mask. A teacher reads its own tokens of the
+    same text behind its own prompt, and its own end if a stop token ended the rollout. Spans lie in the rollout alone,
+    and hold equal bytes at the same place of the text. Tokens of the student's with bytes that are not UTF-8, its
+    special tokens within the text, and text that the teacher's normalizer rewrites are in no span.
+
+    Args:
+        student: Vocabulary of the student.
+        teachers: Vocabularies of the teachers, by name.
+        sequence_length: Largest number of tokens of a window on a teacher's side; what follows is left out.
+    """
+
+    def __init__(
+        self, student: CanonicalVocabulary, teachers: Mapping[str, CanonicalVocabulary], sequence_length: int
+    ) -> None:
+        self._sides = {"": student, **teachers}
+        self._sequence_length = sequence_length
+        self._aligners = {name: SpanAligner(student.tokenizer, side.tokenizer) for name, side in teachers.items()}
+        self._formats: dict[tuple[str, bool], AnswerFormat] = {}
+
+    def stop_ids(self, prompt: Prompt) -> frozenset[int]:
+        """Token ids that end what the student writes behind a prompt."""
+        formats = (self._format("", is_chat=is_chat) for is_chat in {prompt.is_chat, False})
+        return frozenset(form.stop_id for form in formats if form.stop_id is not None)
+
+    def read(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Window]:
+        """Makes a window of each rollout.
+
+        Args:
+            prompts: Prompt of each rollout.
+            rollouts: The rollouts.
+
+        Returns:
+            The windows, without the columns of teachers that have no ids in the prompt.
+        """
+        written = list(zip(prompts, rollouts, strict=True))
+        windows = [_student_columns(prompt, rollout) for prompt, rollout in written]
+        answers = [self._answer(prompt, rollout) for prompt, rollout in written]
+        for name in self._aligners:
+            taught = [index for index, prompt in enumerate(prompts) if name in prompt.ids]
+            formats = [self._format(name, is_chat=prompts[index].is_chat) for index in taught]
+            texts = [form.lead + answers[index].text for form, index in zip(formats, taught, strict=True)]
+            encoded = self._encode(name, texts, formats)
+            for index, form, ids in zip(taught, formats, encoded, strict=True):
+                windows[index] |= self._teacher_columns(name, *written[index], answers[index], form, ids)
+        return windows
+
+    # Formats ---------------------------------------------------------------------------------------------------------
+
+    def _format(self, name: str, *, is_chat: bool) -> AnswerFormat:
+        """Format of a side; chat templates are read when they are needed, as not every teacher has one."""
+        if (name, is_chat) not in self._formats:
+            side = self._sides[name]
+            renderer = ChatRenderer(side, f"teacher {name!r}" if name else "student") if is_chat else None
+            self._formats[name, is_chat] = renderer.answer_format if renderer else AnswerFormat.for_text(side)
+        return self._formats[name, is_chat]
+
+    def _num_added(self, name: str, form: AnswerFormat) -> int:
+        """Largest number of spaces before an answer that are no part of it."""
+        return len(form.lead) + (form.is_first and self._sides[name].components.dummy_prefix)
+
+    # Rollout -> text -> tokens of a teacher --------------------------------------------------------------------------
+
+    def _answer(self, prompt: Prompt, rollout: Rollout) -> _Answer:
+        """Returns the text of a rollout without the spaces that its chat template puts around an answer."""
+        side, form = self._sides[""], self._format("", is_chat=prompt.is_chat)
+        num_skipped = min(self._num_added("", form), _num_spaces(rollout.text))
+        data = rollout.text[num_skipped:]
+        if rollout.ended == "stop":
+            end, _ = side.byte_stream(np.array(form.end_ids, dtype=np.int64))
+            data = data.removesuffix(end.tobytes())
+        else:
+            data = _without_partial_end(data)
+        ids = np.array(rollout.ids, dtype=np.int64)
+        ends = np.maximum(np.cumsum(side.num_bytes[ids]) - num_skipped, 0)
+        places = [0, *ends[side.is_special[ids]].tolist(), len(data)]
+        between_special = [(low, low, high - low) for low, high in pairwise(places)]
+        text, runs = _read(data)
+        return _Answer(text, chained_runs(between_special, runs), num_skipped)
+
+    def _encode(self, name: str, texts: Sequence[str], formats: Sequence[AnswerFormat]) -> list[list[int]]:
+        """Encodes the texts of all rollouts at once, as a teacher reads them behind its prompts."""
+        side = self._sides[name]
+        pairs = list(zip(texts, formats, strict=True))
+        first = iter(side.encode([text for text, form in pairs if form.is_first]))
+        with side.mid_text_backend() as backend:
+            inside = [text for text, form in pairs if not form.is_first]
+            others = iter([encoding.ids for encoding in backend.encode_batch_fast(inside, add_special_tokens=False)])
+        return [next(first if form.is_first else others) for form in formats]
+
+    # Window ----------------------------------------------------------------------------------------------------------
+
+    def _teacher_columns(
+        self, name: str, prompt: Prompt, rollout: Rollout, answer: _Answer, form: AnswerFormat, ids: list[int]
+    ) -> Window:
+        aligner, is_ended = self._aligners[name], rollout.ended == "stop"
+        stream, _ = self._sides[name].byte_stream(np.array(ids, dtype=np.int64))
+        text, read = answer.text.encode(), stream.tobytes()
+        num_skipped = min(self._num_added(name, form), max(0, _num_spaces(read) - _num_spaces(text)))
+        runs = chained_runs(answer.runs, equal_runs(_symbols(text), _symbols(read[num_skipped:])))
+        skipped = answer.num_skipped, num_skipped
+        spans = [aligner.align_within(rollout.ids, ids, runs, skipped=skipped).to_array()]
+        own = [*ids, *form.end_ids] if is_ended else ids
+        if is_ended and form.stop_id is not None:
+            end = aligner.align(rollout.ids[-1:], own[-1:]).to_array()
+            spans.append(end + np.repeat((len(rollout.ids) - 1, len(own) - 1), 2))
+        before = prompt.ids[name]
+        shifted = np.concatenate(spans) + np.repeat((len(prompt.ids[""]), len(before)), 2)
+        shifted = shifted[shifted[:, 3] <= self._sequence_length]
+        ids_column, spans_column = teacher_columns(name)
+        whole = np.array([*before, *own], dtype=np.int64)
+        return {ids_column: whole[: self._sequence_length], spans_column: shifted.ravel()}
+
+
+def _student_columns(prompt: Prompt, rollout: Rollout) -> Window:
+    before = prompt.ids[""]
+    return {
+        STUDENT_IDS: np.array([*before, *rollout.ids], dtype=np.int64),
+        LOSS_MASK: np.repeat((0, 1), (len(before), len(rollout.ids))),
+        DOMAIN: prompt.domain,
+    }
+
+
+def _num_spaces(data: bytes) -> int:
+    return len(data) - len(data.lstrip(b" "))
+
+
+def _without_partial_end(data: bytes) -> bytes:
+    """Removes the bytes of a character at the end that is not complete."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    waiting, _ = decoder.getstate()
+    return data.removesuffix(waiting)
+
+
+def _read(data: bytes) -> tuple[str, list[Run]]:
+    """Reads bytes as UTF-8, with U+FFFD for what is not valid; returns the text and the runs of equal bytes."""
+    text, runs, start, length = list[str](), list[Run](), 0, 0
+    for piece in _INVALID.split(data.decode(errors="surrogateescape")):
+        given = piece.encode(errors="surrogateescape")
+        text.append(given.decode(errors="replace"))
+        read = text[-1].encode()
+        if given == read:
+            runs.append((start, length, len(read)))
+        start, length = start + len(given), length + len(read)
+    return "".join(text), runs
+
+
+def _symbols(data: bytes) -> NDArray[np.uint16]:
+    return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
