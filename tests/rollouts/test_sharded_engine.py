@@ -20,7 +20,11 @@ from xtoken_pl.rollouts import TransformersEngine
 def test_each_process_writes_its_own_texts_at_its_own_pace(tmp_path: Path) -> None:
     script = str(Path(sharded_writing.__file__))
     processes = [subprocess.Popen([sys.executable, script, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     student = tiny_student()
     expected = TransformersEngine().write(requests(PROMPTS), SAMPLING, student, letters())
     for rank in range(2):

@@ -26,5 +26,3 @@ def inference_state(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        # Casts of weights that autocast made without a gradient would serve the training step's forward pass, too.
-        torch.clear_autocast_cache()
