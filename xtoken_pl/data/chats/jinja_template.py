@@ -148,8 +148,10 @@ class ChatTemplate:
     def _has_prompt(self) -> bool:
         """Whether the template has a generation prompt; if not, what it writes before an answer takes its place."""
         question: Messages = [{"role": "user", "content": "a"}]
-        with suppress(UnrenderableError):
-            return self._apply(Conversation(()), question) != self._apply(Conversation(()), question, prompt=True)
+        for before in ([], [{"role": "system", "content": "a"}]):  # some templates need a message of the system
+            with suppress(UnrenderableError):
+                opened, closed = (self._apply(Conversation(()), before + question, prompt=own) for own in (True, False))
+                return opened != closed
         return True
 
     def _apply(self, conversation: Conversation, messages: Messages, *, prompt: bool = False) -> str:
