@@ -32,9 +32,10 @@ _OWN = {
     "marked": lambda: with_tokens(real_tokenizers.llama2_style(), MARKED, "<|user|>", "<|assistant|>"),
 }
 OFTEN = ["SMOLLM2", "QWEN3", *_OWN]
+# GLM's ends an answer only if a message follows, and gpt-oss's ends the last one differently: no pair has both.
 SHIPPED = [
-    *("cohere", "deepseekv3", "gemma4_v5", "glm4moe", "gptoss", "lfm2_v2", "llama3_1", "muse_glimmer"),
-    *("nemotron_3_nano", "phi3", "qwen2_5", "qwen3_5_think", "qwen3_8"),
+    *("cohere", "deepseekv3", "gemma4_v5", "glm4moe", "lfm2_v2", "llama3_1", "muse_glimmer", "nemotron_3_nano"),
+    *("phi3", "gptoss", "qwen2_5", "qwen3_5_think", "qwen3_8"),
 ]
 ANSWERS = [
     *(turn["content"].strip() for turn in PLAIN["messages"] if turn["role"] == "assistant"),
@@ -71,16 +72,19 @@ def windower(student: str, teacher: str) -> Windower:
 
 
 def trained(student: str, teacher: str, answer: str) -> Both:
-    messages = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": "One answer."}]
-    chat = conversation([*messages, messages[0], {"role": "assistant", "content": answer}])
+    question = {"role": "user", "content": "A question?"}
+    messages = [question, {"role": "assistant", "content": "One answer."}]
+    messages += [question, {"role": "assistant", "content": answer}]
     own = windower(student, teacher)
-    (rendered,) = own.renderers[""].render([chat])
-    last = rendered.turns[-1]
-    columns = own([chat], LearnedParts(turn_ends=last.end is not None))
+    sides = [side.render([conversation(messages)])[0] for side in own.renderers.values()]
+    if any(side.turns[3].end is None for side in sides):
+        messages.append(question)
+    rendered = own.renderers[""].render([conversation(messages)])[0]
+    tokens, before = rendered.turns[3], len(rendered.prefix)
+    columns = own([conversation(messages)], LearnedParts(turn_ends=tokens.end is not None))
     window = {name: np.asarray(values[0]) for name, values in columns.items()}
-    start, before = last.content[0] + len(rendered.prefix), len(rendered.prefix)
-    end = last.content[1] if last.end is None else last.end + 1
-    return Both(window, start, window["student_ids"][start : end + before].tolist())
+    start, end = tokens.content[0] + before, (tokens.content[1] if tokens.end is None else tokens.end + 1) + before
+    return Both(window, start, window["student_ids"][start:end].tolist())
 
 
 def read(student: str, teacher: str, ids: list[int]) -> dict[str, Any]:
@@ -96,9 +100,10 @@ def last_place(ids: list[int], part: list[int]) -> int:
     return max(place for place in range(len(ids)) if ids[place : place + len(part)] == part)
 
 
-def spans(window: dict[str, Any], start: int, other_start: int) -> list[list[int]]:
+def spans(window: dict[str, Any], start: int, other_start: int, num_tokens: int) -> list[list[int]]:
+    """Spans of an answer of a number of tokens, counted from its start."""
     shifted = window["t/spans"].reshape(-1, 4) - np.repeat((start, other_start), 2)
-    return [row for row in shifted.tolist() if row[0] >= 0]
+    return [row for row in shifted.tolist() if 0 <= row[0] < num_tokens]
 
 
 def check_equal(student: str, teacher: str, answer: str) -> None:
@@ -106,7 +111,8 @@ def check_equal(student: str, teacher: str, answer: str) -> None:
     found = read(student, teacher, both.ids)
     assert found["student_ids"].tolist() == [0, *both.ids]
     place = last_place(both.window["t/ids"].tolist(), found["t/ids"].tolist()[1:])
-    assert spans(found, 1, 1) == spans(both.window, both.start, place) != []
+    expected = spans(both.window, both.start, place, len(both.ids))
+    assert spans(found, 1, 1, len(both.ids)) == expected != []
 
 
 def slow(*names: str) -> Any:
