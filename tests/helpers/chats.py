@@ -28,6 +28,12 @@ LLAMA2 = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+#: Ends its prompt with a special token, behind which a SentencePiece tokenizer may put a space; and with a space there.
+MARKED = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+SPACED = MARKED.replace("'|>' +", "'|> ' +").replace("<|assistant|>", "<|assistant|> ")
 PLAIN = "A chat.\n{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
 
 CHATS = [
