@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from written_steps import ScriptedEngine, prompt_of, prompts_batch, tiny_tokenizer, write_double, written_step
 
 from xtoken_pl import MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TokenKL
+from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import whole_steps
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.utilities.errors import UserError
@@ -35,11 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> MakeWriter:
-    def make(*names: str, loss: Any = None, share: float = 1.0, **options: Any) -> MultiTeacherDistillModule:
+    def make(
+        *names: str, loss: Any = None, share: float = 1.0, temperature: float = 1.0, **options: Any
+    ) -> MultiTeacherDistillModule:
         teachers = {
             name: Teacher(
                 model=str(folder / name),
                 dtype="float64",
+                temperature=temperature,
                 loss=loss or (TokenKL() if name == "same" else ProjectionKL()),
             )
             for name in names or ("same", "pairs")
@@ -92,7 +97,8 @@ def test_reverse_token_kl_is_the_on_policy_loss_of_gkd(make: MakeWriter) -> None
 
 
 def test_likelihoods_are_per_byte_of_the_spans_and_of_the_own_text(make: MakeWriter) -> None:
-    module = make("same", "pairs")
+    """At temperature 1, whatever the losses compare."""
+    module = make("same", "pairs", temperature=2.0)
     step = written_step(module, TEXTS, [prompt_of(module, "ab")] * 3)
     sides: dict[str, Any] = {"": (LETTERS, module.student), "same": (LETTERS, module.loaded_teachers["same"].model)}
     sides["pairs"] = PAIRS, module.loaded_teachers["pairs"].model
@@ -168,6 +174,63 @@ def test_data_of_a_foreign_loader_must_have_prompts(make: MakeWriter) -> None:
         UserError, match=r"writes from prompts, and the batches of an on-policy step have none; use Dis"
     ):
         step_of(module, batch_of_data(module))
+
+
+def test_an_engine_that_loses_a_text_is_named(make: MakeWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make("same")
+    monkeypatch.setattr(ScriptedEngine, "write", lambda *_: [])
+    with pytest.raises(UserError, match=r"one rollout for each request, but ScriptedEngine.write returned 0 for 1"):
+        written_step(module, TEXTS[:1], [prompt_of(module, "ab")])
+
+
+def test_weights_that_are_nan_write_nothing(make: MakeWriter) -> None:
+    module = make("same")
+    module._finite.note(0, {"student's gradient": torch.tensor(torch.nan)})
+    with pytest.raises(UserError, match=r"the student's gradient was not at step 0"):
+        written_step(module, TEXTS[:1], [prompt_of(module, "ab")])
+    engine = module.rollouts.engine  # type: ignore[union-attr]
+    assert isinstance(engine, ScriptedEngine)
+    assert not engine.requests
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_it_is_said_what_the_losses_of_both_kinds_of_steps_are(
+    make: MakeWriter, caplog: pytest.LogCaptureFixture, is_scaled: bool
+) -> None:
+    module = make("same", share=0.25, ce_weight=1.0, kd_weight=1.0 if is_scaled else 0.5)
+    if is_scaled:
+        module.kd_scale = DynamicLossScaling.scale
+    caplog.clear()
+    module.setup("fit")
+    weight, scale = ("1", "DynamicLossScaling.scale") if is_scaled else ("0.5", "0.5")
+    assert (
+        f"in a share of 0.25 of the optimizer steps the student learns its own text, at {weight} KD without CE; in the "
+        f"others it learns the data, at 1 CE + {scale} KD"
+    ) in caplog.text
+
+
+def test_the_time_of_writing_is_taken_around_the_engine(make: MakeWriter) -> None:
+    module, seen = make("same"), list[str]()
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    module.around_writing = around
+    written_step(module, TEXTS[:1], [prompt_of(module, "ab")])
+    assert seen == ["in", "out"]
+
+
+def test_a_share_of_zero_is_a_run_without_rollouts(make: MakeWriter) -> None:
+    module, plain = make("same", share=0), make("same", share=0)
+    plain.rollouts = None
+    assert module.rollouts is None
+    assert "rollouts" in module.run_identity.settings
+    assert module.run_identity == plain.run_identity
+    assert not module.is_on_policy_step
+    assert make("same", share=0.5).run_identity.settings["rollouts"].startswith("share=0.5, num_samples=1, seed=0")
 
 
 def batch_of_data(module: MultiTeacherDistillModule) -> Any:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -15,11 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, Prompt, as_steps
-from xtoken_pl.data import collate
+from xtoken_pl.data import DistillDataModule, collate
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.rollouts import Request
+from xtoken_pl.rollouts import Request, Rollout, TransformersEngine
 from xtoken_pl.rollouts.reading import RolloutReader
-from xtoken_pl.rollouts.transformers_engine import TransformersEngine
 from xtoken_pl.rollouts.written import WrittenStep
 from xtoken_pl.scoring.tasks import RowScores
 from xtoken_pl.training.resumable import ResumableModule
@@ -49,6 +47,12 @@ class WritingModule(ResumableModule):
         self.written: WrittenStep | None = None
         self.around_writing: Callable[[], AbstractContextManager[None]] = nullcontext
         self._written_batches: list[DistillBatch] = []
+        self._reader: RolloutReader | None = None
+
+    def connect(self, data: DistillDataModule) -> None:
+        """Connects a data module, and reads rollouts anew at its length of sequences."""
+        super().connect(data)
+        self._reader = None
 
     def setup(self, stage: str) -> None:
         """Binds the losses, and logs which steps are on-policy and what the losses are multiplied by."""
@@ -92,16 +96,12 @@ class WritingModule(ResumableModule):
 
     def _write_step(self, prompts: Sequence[Sequence[Prompt | None]]) -> list[DistillBatch]:
         """Writes the texts of all batches of an optimizer step, given the prompts of each."""
-        assert self.rollouts is not None
-        engine, reader = self.rollouts.engine or TransformersEngine(), self._rollout_reader
         asked = list(self._requests(prompts))
         begin = perf_counter()
-        with self.around_writing():
-            requests = [request for _, _, request in asked]
-            rollouts = engine.write(requests, self.rollouts.sampling, self.student, self.student_vocabulary)
+        rollouts = self._write([request for _, _, request in asked])
         seconds = perf_counter() - begin
         of_text = [prompt for _, prompt, _ in asked]
-        windows = reader.read(of_text, rollouts)
+        windows = self._rollout_reader.read(of_text, rollouts)
         self.written = WrittenStep(self.global_step, of_text, rollouts, windows, seconds)
 
         teachers, planners = list(self.teachers), self.planners()
@@ -110,6 +110,18 @@ class WritingModule(ResumableModule):
             own = [window for window, (place, _, _) in zip(windows, asked, strict=True) if place == number]
             batches.append(replace(collate(own or [_BLANK], teachers, planners), is_rollout=True))
         return [replace(batch, step=counts) for batch, counts in zip(batches, as_steps(batches), strict=True)]
+
+    def _write(self, requests: list[Request]) -> list[Rollout]:
+        assert self.rollouts is not None
+        engine = self.rollouts.engine or TransformersEngine()
+        with self.around_writing():
+            rollouts = engine.write(requests, self.rollouts.sampling, self.student, self.student_vocabulary)
+        if len(rollouts) != len(requests):
+            raise UserError(
+                f"an engine must write one rollout for each request, but {type(engine).__name__}.write returned "
+                f"{len(rollouts)} for {len(requests)}; correct the engine"
+            )
+        return rollouts
 
     def _requests(self, prompts: Sequence[Sequence[Prompt | None]]) -> Iterator[tuple[int, Prompt, Request]]:
         """Yields the number of the batch, the prompt and the request of every text of an optimizer step.
@@ -133,10 +145,12 @@ class WritingModule(ResumableModule):
         trainer = attached_trainer(self)
         return 1 if trainer is None else trainer.world_size
 
-    @cached_property
+    @property
     def _rollout_reader(self) -> RolloutReader:
-        limit = sys.maxsize if self.sequence_length is None else self.sequence_length
-        return RolloutReader(self.student_vocabulary, self.teacher_vocabularies, limit)
+        if self._reader is None:
+            limit = sys.maxsize if self.sequence_length is None else self.sequence_length
+            self._reader = RolloutReader(self.student_vocabulary, self.teacher_vocabularies, limit)
+        return self._reader
 
 
 def text_sums(scores: RowScores, batch: DistillBatch, num_bytes_of_token: Tensor) -> Tensor:
