@@ -29,7 +29,7 @@ _LOGGED_BY = {
     "numerals/": ("NumeralMonitor",),
     "projection/": ("ProjectionMonitor",),
     "throughput/": ("ThroughputMonitor",),
-    "rollouts/": ("TeacherMonitor", "RolloutMonitor"),
+    "rollouts/": ("TeacherMonitor", "AlignmentMonitor", "RolloutMonitor"),
 }
 
 
