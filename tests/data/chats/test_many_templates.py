@@ -17,9 +17,13 @@ from real_tokenizers import smollm2
 from tool_conversations import TOOLS, call
 
 from xtoken_pl import CanonicalVocabulary, TextSource
+from xtoken_pl.batch import PROMPT, prompt_column
 from xtoken_pl.data import Windower
 from xtoken_pl.data.chats.conversations import Conversation, read_documents
 from xtoken_pl.data.chats.rendered import UnrenderableError
+from xtoken_pl.data.chats.renderer import RenderedChat
+from xtoken_pl.data.prompts import PromptMaker
+from xtoken_pl.specs import PromptSettings
 
 SOURCE = TextSource(path="x", messages_field="m", tools_field="tools")
 TEMPLATES = [
@@ -117,3 +121,53 @@ def check_spans(windower: Windower, row: dict[str, Any]) -> None:
         ours = spelled(windower.student, row["student_ids"][start:end])
         theirs = spelled(windower.teachers["t"], row["t/ids"][other_start:other_end])
         assert ours.lstrip(b" ") == theirs.lstrip(b" ")
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def said_behind(side: CanonicalVocabulary, chat: RenderedChat, ids: list[int]) -> list[bytes]:
+    """What the messages say in the last tokens of a prompt, which must be those of the whole prompt."""
+    first = len(chat.prefix) + len(chat.ids) - len(ids)
+    assert tuple(ids[: len(chat.prefix)]) == chat.prefix
+    assert ids[len(chat.prefix) :] == chat.ids[first:].tolist()
+    contents = (chat.ids[max(first, turn.content[0]) : turn.content[1]] for turn in chat.turns)
+    return [spelled(side, content).removeprefix(b" ") for content in contents]
+
+
+@pytest.mark.parametrize("student", TEMPLATES)
+def test_prompts_are_what_a_template_writes_before_an_answer_and_are_cut_alike(student: str) -> None:
+    chance, num_read, num_cut = random.Random(student), 0, 0
+    for number in range(12):
+        teacher = TEMPLATES[(TEMPLATES.index(student) + number) % len(TEMPLATES)]
+        messages, _ = random_chat(chance)
+        tools = TOOLS if number % 3 == 0 and "deepseekv3" not in (student, teacher) else None
+        (conversation,) = read_documents(SOURCE, [messages], [tools])
+        assert isinstance(conversation, Conversation)
+        windower = Windower(vocabulary(student), {"t": vocabulary(teacher)}, 9000)
+        renderers = {"": windower.renderers[""], "t": windower.renderers["t"]}
+        try:
+            whole = {name: renderer.tokenize_prompts([conversation])[0] for name, renderer in renderers.items()}
+            answered = renderers[""].write(conversation).text
+        except UnrenderableError:
+            continue
+        num_read += 1
+        prompt = renderers[""].write_prompt(conversation).text
+        if "reasoning_content" not in str(messages) and "think" not in prompt[-20:]:
+            assert answered.startswith(prompt)
+        longest = max(len(chat.prefix) + len(chat.ids) for chat in whole.values())
+        room = chance.randint(longest // 2, longest)
+        made = PromptMaker(windower, PromptSettings(max_new_tokens=9000 - room))
+        (found,) = made.of_chats([conversation], [])
+        if found is None:
+            continue
+        sides = {name: found[prompt_column(name)].tolist() for name in renderers}
+        assert max(map(len, sides.values())) <= room
+        num_cut += found[PROMPT][1]
+        ours, theirs = (said_behind(windower.sides[name], whole[name], ids) for name, ids in sides.items())
+        turns = zip(conversation.before_answer.turns, ours, theirs, strict=True)
+        assert all(
+            our == their for turn, our, their in turns if turn.role != "tool"
+        )  # some write those as JSON strings
+    assert num_read > 2
+    assert num_cut > 0
