@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xtoken_pl.alignment import SpanAligner
-from xtoken_pl.alignment.byte_merge import Run, chained_runs, equal_runs
+from xtoken_pl.alignment.byte_merge import Run, chained_runs
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, teacher_columns
 from xtoken_pl.batch.columns import DOMAIN
 from xtoken_pl.batch.prompts import Prompt
 from xtoken_pl.data.chats.answers import AnswerFormat
 from xtoken_pl.data.chats.renderer import ChatRenderer
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.rollouts.matching import moved, num_spaces, read_utf8, token_runs, without_partial_end
 from xtoken_pl.rollouts.rollout import Rollout
 from xtoken_pl.tokenization import CanonicalVocabulary
-
-_INVALID = re.compile("([\udc80-\udcff]+)")  # what `surrogateescape` decodes invalid bytes to
 
 
 @dataclass(frozen=True)
@@ -108,18 +104,18 @@ class RolloutReader:
     def _answer(self, prompt: Prompt, rollout: Rollout) -> _Answer:
         """Returns the text of a rollout without the spaces that its chat template puts around an answer."""
         side, form = self._sides[""], self._format("", is_chat=prompt.is_chat)
-        num_skipped = min(self._num_added("", form), _num_spaces(rollout.text))
+        num_skipped = min(self._num_added("", form), num_spaces(rollout.text))
         data = rollout.text[num_skipped:]
         if rollout.ended == "stop":
             end, _ = side.byte_stream(np.array(form.end_ids, dtype=np.int64))
             data = data.removesuffix(end.tobytes())
         else:
-            data = _without_partial_end(data)
+            data = without_partial_end(data)
         ids = np.array(rollout.ids, dtype=np.int64)
         ends = np.maximum(np.cumsum(side.num_bytes[ids]) - num_skipped, 0)
         places = [0, *ends[side.is_special[ids]].tolist(), len(data)]
         between_special = [(low, low, high - low) for low, high in pairwise(places)]
-        text, runs = _read(data)
+        text, runs = read_utf8(data)
         return _Answer(text, chained_runs(between_special, runs), num_skipped)
 
     def _encode(self, name: str, texts: Sequence[str], formats: Sequence[AnswerFormat]) -> list[list[int]]:
@@ -138,11 +134,13 @@ class RolloutReader:
         self, name: str, prompt: Prompt, rollout: Rollout, answer: _Answer, form: AnswerFormat, ids: list[int]
     ) -> Window:
         aligner, is_ended = self._aligners[name], rollout.ended == "stop"
-        stream, _ = self._sides[name].byte_stream(np.array(ids, dtype=np.int64))
-        text, read = answer.text.encode(), stream.tobytes()
-        num_skipped = min(self._num_added(name, form), max(0, _num_spaces(read) - _num_spaces(text)))
-        runs = chained_runs(answer.runs, equal_runs(_symbols(text), _symbols(read[num_skipped:])))
-        skipped = answer.num_skipped, num_skipped
+        text, side = form.lead + answer.text, self._sides[name]
+        read, _ = side.byte_stream(np.array(ids, dtype=np.int64))
+        num_extra = num_spaces(read.tobytes()) - num_spaces(answer.text.encode())
+        num_skipped = min(self._num_added(name, form), max(0, num_extra))
+        runs = moved(answer.runs, len(form.lead), len(text.encode()))
+        runs = chained_runs(runs, token_runs(side, text, ids, is_first=form.is_first))
+        runs, skipped = moved(runs, -num_skipped, len(read)), (answer.num_skipped, num_skipped)
         spans = [aligner.align_within(rollout.ids, ids, runs, skipped=skipped).to_array()]
         own = [*ids, *form.end_ids] if is_ended else ids
         if is_ended and form.stop_id is not None:
@@ -163,32 +161,3 @@ def _student_columns(prompt: Prompt, rollout: Rollout) -> Window:
         LOSS_MASK: np.repeat((0, 1), (len(before), len(rollout.ids))),
         DOMAIN: prompt.domain,
     }
-
-
-def _num_spaces(data: bytes) -> int:
-    return len(data) - len(data.lstrip(b" "))
-
-
-def _without_partial_end(data: bytes) -> bytes:
-    """Removes the bytes of a character at the end that is not complete."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(data)
-    waiting, _ = decoder.getstate()
-    return data.removesuffix(waiting)
-
-
-def _read(data: bytes) -> tuple[str, list[Run]]:
-    """Reads bytes as UTF-8, with U+FFFD for what is not valid; returns the text and the runs of equal bytes."""
-    text, runs, start, length = list[str](), list[Run](), 0, 0
-    for piece in _INVALID.split(data.decode(errors="surrogateescape")):
-        given = piece.encode(errors="surrogateescape")
-        text.append(given.decode(errors="replace"))
-        read = text[-1].encode()
-        if given == read:
-            runs.append((start, length, len(read)))
-        start, length = start + len(given), length + len(read)
-    return "".join(text), runs
-
-
-def _symbols(data: bytes) -> NDArray[np.uint16]:
-    return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)

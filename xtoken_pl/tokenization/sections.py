@@ -86,7 +86,7 @@ class _Encoded:
     @classmethod
     def of(cls, vocabulary: CanonicalVocabulary, text: str, start: int, stop: int) -> _Encoded:
         stop = min(stop, len(text))
-        with _exact_ranges(vocabulary.tokenizer.backend_tokenizer) as backend:
+        with exact_ranges(vocabulary.tokenizer.backend_tokenizer) as backend:
             encoding = backend.encode_batch([text[start:stop]], add_special_tokens=False)[0]
         words = [-1 if word is None else word for word in encoding.word_ids]
         ranges = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
@@ -145,7 +145,7 @@ def _last_common_end(current: _Encoded, following: _Encoded, overlap: int) -> in
 
 
 @contextmanager
-def _exact_ranges(backend: Any) -> Iterator[Any]:
+def exact_ranges(backend: Any) -> Iterator[Any]:
     """Sets a tokenizer to encode special tokens as text and to give the whole range of every token.
 
     Some post-processors leave white space out of the ranges.
