@@ -54,7 +54,7 @@ class TransformersEngine(RolloutEngine):
         size = self.batch_size or max(len(requests), 1)
         written: dict[int, Rollout] = {}
         # Entered without requests, too: other processes gather the weights.
-        with inference_state(student), _own_generation_config(student):
+        with inference_state(student), _without_generation_config(student):
             for start in range(0, len(requests), size):
                 places = by_length[start : start + size]
                 batch = [requests[place] for place in places]
@@ -109,7 +109,7 @@ def _padded(rows: Sequence[Sequence[int]], size: int, padding: int) -> Tensor:
 
 
 @contextmanager
-def _own_generation_config(student: PreTrainedModel) -> Iterator[None]:
+def _without_generation_config(student: PreTrainedModel) -> Iterator[None]:
     """Puts the model's generation configuration aside: ``generate`` takes from it whatever it is not given."""
     before = student.generation_config
     student.generation_config = GenerationConfig()
