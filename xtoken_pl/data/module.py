@@ -137,8 +137,7 @@ class DistillDataModule(pl.LightningDataModule):
             Whether the models must keep packed documents apart.
 
         Raises:
-            UserError: If there is a cache when streaming, a source has no teacher, or a teacher no source; if prompts
-                have no room, windows with prompts are packed, or a source has no answers where they are needed.
+            UserError: If teachers, caches or prompts do not fit the sources and settings (see `data.refusals`).
         """
         check_caches(caches or {}, streaming=self.streaming)
         check_prompts(prompts, self.packing, self.sequence_length, [student, *teachers.values()])

@@ -38,9 +38,9 @@ def count_prompts(windows: Dataset | Sequence[Window], where: str, maker: Window
             f"{_reason(maker)}; give other data, or leave model.rollouts out"
         )
     rank_zero_info(
-        f"{where}: {len(flags):,} of {of} windows have a prompt; {flags[:, 1].sum():,} prompts are cut at their "
-        f"beginning, to leave room for max_new_tokens={maker.prompts.max_new_tokens} in sequence_length="
-        f"{maker.windower.sequence_length}"
+        f"{where}: {len(flags):,} of {of} windows have a prompt. Prompts that are cut at their beginning, to leave "
+        f"room for max_new_tokens={maker.prompts.max_new_tokens} in sequence_length="
+        f"{maker.windower.sequence_length}: {flags[:, 1].sum():,}"
     )
 
 
