@@ -26,8 +26,12 @@ class DynamicLossScaling(pl.Callback):
     the logged factor, which is that of the whole step. On the quickstart, the gradient of 32 windows in 4 or 32 batches
     deviates by 0.4 and 0.5 % (medians; at most 1.0 %) from that of the unsplit step, for which the formula is exact.
 
+    On-policy steps (``model.rollouts``) have no cross-entropy: their distillation loss is not scaled, and the factors
+    of the other steps do not depend on them.
+
     Raises:
-        UserError: Before training, if the module's fixed weights are not 1, or a teacher's loss can be negative.
+        UserError: Before training, if the module's fixed weights are not 1, a teacher's loss can be negative, or all
+            steps are on-policy.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, dynamic scaling.
@@ -49,6 +53,11 @@ class DynamicLossScaling(pl.Callback):
             raise UserError(
                 "DynamicLossScaling and fixed weights exclude each other, got "
                 f"ce_weight={module.ce_weight} and kd_weight={module.kd_weight}; remove the callback, or the weights"
+            )
+        if module.rollouts is not None and module.rollouts.share == 1:
+            raise UserError(
+                "DynamicLossScaling scales to the cross-entropy, and with model.rollouts.share=1 no step has one; "
+                "remove the callback, or lower the share"
             )
         for name, teacher in module.teachers.items():
             if teacher.loss != "auto" and teacher.loss.can_be_negative:

@@ -14,7 +14,7 @@ import yaml
 from small_models import packing_tokenizer, splitting_tokenizer, write_model
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TextSource
+from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Rollouts, Student, Teacher, TextSource
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge_config_arguments
 from xtoken_pl.cli.preflight import check_positions, warn_of_idle_options, warn_of_missing_eos
@@ -66,6 +66,21 @@ def test_options_of_teachers_without_effect_are_said(
     recipe = OptimizerRecipe(projection_learning_rate=rate)
     with pytest.warns(UserWarning, match=option):
         warn_of_idle_options(module(folder, recipe, **teacher), DistillDataModule(TEXTS))
+
+
+def test_a_weight_of_the_cross_entropy_without_effect_is_said(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    def warned(share: float, **options: Any) -> bool:
+        teachers = {"split": Teacher(model=str(folder / "split"), loss=ProjectionKL())}
+        student, rollouts = Student(model=str(folder / "student")), Rollouts(share=share)
+        recwarn.clear()
+        warn_of_idle_options(
+            MultiTeacherDistillModule(student, teachers, rollouts=rollouts, **options), DistillDataModule(TEXTS)
+        )
+        return any("model.ce_weight has no effect" in str(warning.message) for warning in recwarn)
+
+    assert warned(1, ce_weight=0.5)
+    assert not warned(1)
+    assert not warned(0.5, ce_weight=0.5)
 
 
 def test_nothing_is_said_of_options_that_have_an_effect(folder: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -57,6 +57,34 @@ CASES = [
         *("mode must be max for 'val/top1_agreement/same'", "stop on improvements", "set mode: max"),
         config=callback("lightning.pytorch.callbacks.EarlyStopping", monitor="val/top1_agreement/same"),
     ),
+    case(
+        "rollouts: nothing to learn from",
+        "--model.rollouts xtoken_pl.Rollouts --model.kd_weight 0",
+        *("kd_weight must be > 0 with rollouts", "got 0", "leave rollouts out"),
+    ),
+    case(
+        "rollouts: a teacher that cannot read them",
+        "--model.rollouts xtoken_pl.Rollouts --model.teachers.same.cache stored",
+        *("teachers must be run", "'same' has a cache", "leave `cache` out"),
+    ),
+    case(
+        "rollouts: nothing to scale to",
+        "--model.rollouts xtoken_pl.Rollouts",
+        *("DynamicLossScaling scales to the cross-entropy", "model.rollouts.share=1", "lower the share"),
+        config=callback("xtoken_pl.callbacks.DynamicLossScaling"),
+    ),
+    case(
+        "rollouts: monitor of steps that there are none of",
+        "--model.rollouts xtoken_pl.Rollouts",
+        *("monitors 'train/loss'", "model.rollouts.share: 1", "monitor another tag"),
+        config=callback(_CHECKPOINT, monitor="train/loss"),
+    ),
+    case(
+        "rollouts: monitor without them",
+        "",
+        *("monitors 'rollouts/loss'", "without model.rollouts", "monitor another tag"),
+        config=callback(_CHECKPOINT, monitor="rollouts/loss"),
+    ),
     case("nothing: no batches to train", "--trainer.limit_train_batches 0", "must be > 0", "got 0", "validate"),
     case(
         "nothing: no batches to validate",

@@ -29,6 +29,7 @@ _LOGGED_BY = {
     "numerals/": ("NumeralMonitor",),
     "projection/": ("ProjectionMonitor",),
     "throughput/": ("ThroughputMonitor",),
+    "rollouts/": ("TeacherMonitor", "AlignmentMonitor", "RolloutMonitor"),
 }
 
 
@@ -195,6 +196,8 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
         if not any(part.source.holds_conversations for parts in data.splits.values() for part in parts):
             with_template = (name for name, teacher in module.teachers.items() if teacher.chat_template is not None)
             idle |= {f"model.teachers.{name}.chat_template": "it is for conversations" for name in with_template}
+        if module.rollouts is not None and module.rollouts.share == 1 and module.ce_weight != 1:
+            idle["model.ce_weight"] = "at model.rollouts.share: 1 no step has a cross-entropy"
         rate = module.optimizer_recipe.projection_learning_rate
         if not learned and rate != _default(OptimizerRecipe, "projection_learning_rate"):
             idle["model.optimizer.projection_learning_rate"] = "no teacher sets learn_projection"
@@ -261,6 +264,8 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
                 f"{name} monitors {tag!r}, which needs texts to validate on, and {missing}, or monitor a tag of "
                 "training, such as 'train/loss'"
             )
+        if reason := _why_never_logged(module, tag):
+            raise UserError(f"{name} monitors {tag!r}, and {reason}; monitor another tag")
         if tag in known:
             _check_mode(cast(Any, callback), tag)
         elif loggers := next((names for prefix, names in _LOGGED_BY.items() if tag.startswith(prefix)), None):
@@ -271,6 +276,15 @@ def _check_monitors(trainer: pl.Trainer, module: pl.LightningModule, data: Disti
                 )
         elif near := did_you_mean(tag, known):
             raise UserError(f"{name}.monitor must be a tag that is logged, got {tag!r}{near}")
+
+
+def _why_never_logged(module: MultiTeacherDistillModule, tag: str) -> str | None:
+    """Reason why no step has a tag; None if some may have it."""
+    if tag.startswith("rollouts/") and module.rollouts is None:
+        return "without model.rollouts no step is on-policy"
+    if tag.startswith("train/") and module.rollouts is not None and module.rollouts.share == 1:
+        return "at model.rollouts.share: 1 no step learns the data"
+    return None
 
 
 def _check_mode(callback: ModelCheckpoint | EarlyStopping, tag: str) -> None:

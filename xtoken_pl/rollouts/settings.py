@@ -75,6 +75,10 @@ class Rollouts:
         self.engine = TransformersEngine() if engine is None else engine
         self.prompts = PromptSettings(max_new_tokens, prompt_bytes, prompt_end, only=share == 1)
 
+    def __str__(self) -> str:
+        engine = "" if self.engine is None else f", engine={type(self.engine).__name__}"
+        return f"share={self.share:g}, num_samples={self.num_samples}, seed={self.draw_seed}, {self.sampling}{engine}"
+
     @property
     def draw_seed(self) -> int:
         """Seed of all draws."""

@@ -8,6 +8,7 @@ budget had room to keep, or from logits that are computed again; those of the la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def evaluate_rows(
     token_nats, *losses = _Differentiable.apply(evaluation, results, *evaluation.inputs)
     (scores,) = results
     spans = zip(scores.spans.items(), losses, strict=True)
-    return RowScores(token_nats, {name: s._replace(loss=loss) for (name, s), loss in spans}, scores.confidence)
+    return replace(scores, token_nats=token_nats, spans={name: s._replace(loss=loss) for (name, s), loss in spans})
 
 
 class _Differentiable(torch.autograd.Function):

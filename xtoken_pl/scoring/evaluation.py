@@ -105,6 +105,7 @@ class Evaluation:
             torch.exp(log_probs, out=kept.probs[inside])
         spans: dict[str, SpanScores] = {}
         confidence: dict[str, Tensor] = {}
+        nats: dict[str, Tensor] = {}
         for name, task in self.teachers.items():
             teacher = self._teacher_side(name, block, piece, rows)
             with torch.set_grad_enabled(kept is not None):
@@ -118,7 +119,9 @@ class Evaluation:
             spans[name] = scores._replace(loss=scores.loss.detach())
             if (of_spans := task.span_confidence(piece.spans[name], teacher)) is not None:
                 confidence[name] = of_spans
-        return RowScores(token_nats, spans, confidence)
+            if (of_text := task.span_nats(piece.spans[name], teacher)) is not None:
+                nats[name] = of_text
+        return RowScores(token_nats, spans, confidence, nats)
 
     # The second pass -----------------------------------------------------------------------------------------------
 

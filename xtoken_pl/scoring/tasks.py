@@ -61,7 +61,7 @@ class KnownRows:
 
 @dataclass(frozen=True)
 class TeacherTask:
-    """The loss of one teacher and, if a weighting asks for it, the teacher's confidence."""
+    """The loss of one teacher and, if they are asked for, its confidence and the likelihood that it gives the text."""
 
     rows: HiddenRows | KnownRows
     spans: SpanBatch
@@ -69,6 +69,7 @@ class TeacherTask:
     temperature: float = 1.0
     confidence: RowConfidence | None = None
     plan: LossPlan | None = None
+    measures_nats: bool = False
 
     @torch.no_grad()
     def side(self, piece_rows: slice, spans: slice, logits: Tensor | None) -> SideRows:
@@ -92,14 +93,23 @@ class TeacherTask:
 
     def span_confidence(self, spans: slice, side: SideRows) -> Tensor | None:
         """Sums the confidence of a span's rows, ``[P]`` for a piece's spans; None if it is not asked for."""
-        if self.confidence is None:
-            return None
+        return None if self.confidence is None else self._sum_of_rows(self.confidence, spans, side)
+
+    def span_nats(self, spans: slice, side: SideRows) -> Tensor | None:
+        """``[P]`` negative log-likelihood of each span's text; None if it is not asked for."""
+        return -self._sum_of_rows(_observed, spans, side) if self.measures_nats else None
+
+    def _sum_of_rows(self, measure: RowConfidence, spans: slice, side: SideRows) -> Tensor:
         if isinstance(self.rows, KnownRows):
             # A cache only knows the log-probability; weightings that need more are rejected at set-up.
             return self.rows.cached.span_log_prob(spans)
         # The distribution at temperature 1, whatever the loss compares.
         log_probs = side.log_probs if self.temperature == 1.0 else (side.log_probs * self.temperature).log_softmax(-1)
-        return side.sum_by_span(self.confidence(log_probs, side.labels))
+        return side.sum_by_span(measure(log_probs, side.labels))
+
+
+def _observed(log_probs: Tensor, labels: Tensor) -> Tensor:
+    return log_probs.gather(1, labels[:, None]).squeeze(1)
 
 
 def _known_side(rows: KnownRows, spans: slice) -> SideRows:
@@ -122,23 +132,29 @@ class RowScores:
         token_nats: ``[N]`` cross-entropy of every student row.
         spans: Scores of every span, by teacher.
         confidence: ``[S]`` confidence summed over the rows of every span, by teacher; only if it was asked for.
+        teacher_nats: ``[S]`` negative log-likelihood of every span's text, by teacher; only if it was asked for.
     """
 
     token_nats: Tensor
     spans: dict[str, SpanScores]
     confidence: dict[str, Tensor]
+    teacher_nats: dict[str, Tensor]
 
-    def with_silent(self, names: Iterable[str], *, has_confidence: bool = False) -> RowScores:
+    def with_silent(self, names: Iterable[str], *, has_confidence: bool = False, has_nats: bool = False) -> RowScores:
         """Returns the scores of all teachers in the given order, with no span for those that were not run.
 
         Args:
             names: Names of the teachers.
-            has_confidence: Whether the scores hold a confidence.
+            has_confidence, has_nats: Whether the scores hold a confidence, and the teachers' likelihoods.
         """
         none = self.token_nats.detach().new_zeros(0)
         silent = SpanScores(none, none, none)
-        confidence = {name: self.confidence.get(name, none) for name in names} if has_confidence else self.confidence
-        return RowScores(self.token_nats, {name: self.spans.get(name, silent) for name in names}, confidence)
+        return RowScores(
+            self.token_nats,
+            {name: self.spans.get(name, silent) for name in names},
+            {name: self.confidence.get(name, none) for name in names if has_confidence},
+            {name: self.teacher_nats.get(name, none) for name in names if has_nats},
+        )
 
     @classmethod
     def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:
@@ -150,7 +166,10 @@ class RowScores:
         return cls(
             part.token_nats.new_empty(num_rows),
             {name: room(scores, num_spans[name]) for name, scores in part.spans.items()},
-            {name: values.new_empty(num_spans[name]) for name, values in part.confidence.items()},
+            *(
+                {name: values.new_empty(num_spans[name]) for name, values in measured.items()}
+                for measured in (part.confidence, part.teacher_nats)
+            ),
         )
 
     def write(self, piece: Block, part: RowScores) -> None:
@@ -172,6 +191,8 @@ class RowScores:
                     )
             if name in self.confidence:
                 self.confidence[name][spans] = part.confidence[name]
+            if name in self.teacher_nats:
+                self.teacher_nats[name][spans] = part.teacher_nats[name]
 
 
 def _shape(values: Tensor | None) -> str:

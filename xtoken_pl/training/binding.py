@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -52,6 +53,23 @@ def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empt
             "from configure_teachers, or train on cross-entropy alone with kd_weight=0"
         )
     return dict(result)
+
+
+def check_judges(teachers: Mapping[str, Teacher]) -> None:
+    """Checks that teachers can read what the student writes.
+
+    Args:
+        teachers: The teachers of a run with on-policy steps.
+
+    Raises:
+        UserError: If a teacher has a cache.
+    """
+    for name, teacher in teachers.items():
+        if teacher.cache is not None:
+            raise UserError(
+                f"teachers must be run to read what the student writes, but teacher {name!r} has a cache, which knows "
+                "the texts of the data only; leave `cache` out, or set model.rollouts.share to 0"
+            )
 
 
 def bind_loss(

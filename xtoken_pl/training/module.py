@@ -17,13 +17,14 @@ from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models import Head, hidden_states
 from xtoken_pl.models.sharding import release
+from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.training.metrics import EvaluationMetrics
+from xtoken_pl.training.on_policy import WritingModule, text_sums
 from xtoken_pl.training.optimization import OptimizerRecipe
-from xtoken_pl.training.resumable import ResumableModule
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
@@ -35,7 +36,7 @@ from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher
 KDScale = Callable[[Tensor, Tensor], Tensor]
 
 
-class MultiTeacherDistillModule(ResumableModule):
+class MultiTeacherDistillModule(WritingModule):
     r"""Distils one or several teachers into a student whose tokenizer may differ from theirs.
 
     .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
@@ -63,6 +64,8 @@ class MultiTeacherDistillModule(ResumableModule):
             validation and monitors only.
         logits_memory: Memory in GB for logits and for what the losses compute from them. If all of a batch fits, the
             second pass over the products of the heads is avoided; the results are the same.
+        rollouts: On-policy training: in a share of the optimizer steps the student writes the text that it learns from,
+            at :math:`L = \lambda_{KD} L_{KD}`, since its own text has no cross-entropy to learn or to scale by.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699
@@ -78,16 +81,24 @@ class MultiTeacherDistillModule(ResumableModule):
         ce_weight: float = 1.0,
         kd_weight: float = 1.0,
         logits_memory: float = 0.5,
+        rollouts: Rollouts | None = None,
     ) -> None:
         check_not_negative("ce_weight", ce_weight, "0 leaves the cross-entropy out")
         check_not_negative("kd_weight", kd_weight, "0 leaves the distillation loss out")
         if ce_weight == 0 and kd_weight == 0:
             raise UserError("ce_weight or kd_weight must be > 0, got 0 and 0: there would be nothing to learn")
+        if rollouts is not None and rollouts.share > 0 and kd_weight == 0:
+            raise UserError(
+                "the student learns from its own text by the distillation loss alone, so that kd_weight must be > 0 "
+                f"with rollouts, got {kd_weight}; raise it, or leave rollouts out"
+            )
         if not 0 < logits_memory < math.inf:
             raise UserError(
                 f"logits_memory must be a finite number > 0 of GB, got {logits_memory}; 0.5 is enough for any batch"
             )
-        super().__init__(student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0)
+        super().__init__(
+            student, teachers, weighting or StaticWeighting(), needs_teachers=kd_weight > 0, rollouts=rollouts
+        )
         self.optimizer_recipe = optimizer or OptimizerRecipe()
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
@@ -103,33 +114,42 @@ class MultiTeacherDistillModule(ResumableModule):
             ``loss``; ``total``, ``ce``, ``kd``, ``kd_scale``; by teacher ``alpha``, ``teacher_kd``, ``span_coverage``,
             ``unmapped_mass``; and by source of a mixture ``share`` of the tokens and ``source_ce``. All but ``loss``
             are means over the optimizer step and all processes at the last batch of the step, and before that what the
-            batches so far contribute to these means.
+            batches so far contribute to these means. An on-policy step (``is_rollout``) has ``student_nats_per_byte``
+            and by teacher ``teacher_nats_per_byte``, too.
         """
+        if self.is_on_policy_step:
+            batch = self.written_batch(batch)
         step, alphas = batch.step_counts, self.domain_alphas
         for name in self.trained_teachers:
             if step.is_first and step.num_spans[name] == 0 and None not in alphas[name]:
+                which = "an on-policy step" if batch.is_rollout else "a step"
                 where = " on the first process" if self._num_processes > 1 else ""
-                rank_zero_warn(f"a step has no span in common with teacher {name!r}{where}: nothing to learn from it")
+                rank_zero_warn(f"{which} has no span in common with teacher {name!r}{where}: nothing to learn from it")
         scores = self.score(batch)
         self._finite.check()  # the step before
         views = teacher_scores(scores, batch, alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
         sources = [domain.source for domain in self.train_domains if domain.source]
+        text = text_sums(scores, batch, self.student_num_bytes) if batch.is_rollout else None
         totals = self._step_sums.add(
-            scores, views, alpha, span_alpha, batch, self._sum_over_processes, num_domains=len(sources)
+            scores, views, alpha, span_alpha, batch, self._sum_over_processes, num_domains=len(sources), text=text
         )
-        scale = self.kd_scale(*self._step_sums.expected_losses(totals, step))
+        if batch.is_rollout:  # its own text has no cross-entropy, neither to learn nor to scale by
+            ce_weight, scale = 0.0, self.fixed_kd_scale(totals.ce, totals.total_kd)
+        else:
+            ce_weight, scale = self.ce_weight, self.kd_scale(*self._step_sums.expected_losses(totals, step))
+        student_loss = "student's log-probability of its own text" if batch.is_rollout else "student's cross-entropy"
         teacher_losses = {f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()}
-        self._finite.note(self.global_step, {"student's cross-entropy": totals.ce, **teacher_losses})
+        self._finite.note(self.global_step, {student_loss: totals.ce, **teacher_losses})
 
-        loss = scores.token_nats.sum() * (self.ce_weight / totals.num_tokens.clamp_min(1))
+        loss = scores.token_nats.sum() * (ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
             loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
         shares, source_ce = totals.by_source(sources)
         return {
             "loss": loss * self._num_averaged,
-            "total": self.ce_weight * totals.ce + scale * totals.total_kd,
+            "total": ce_weight * totals.ce + scale * totals.total_kd,
             "ce": totals.ce,
             "kd": totals.total_kd,
             "kd_scale": scale,
@@ -139,6 +159,8 @@ class MultiTeacherDistillModule(ResumableModule):
             "unmapped_mass": totals.mean_unmapped_mass,
             "share": shares,
             "source_ce": source_ce,
+            "is_rollout": batch.is_rollout,
+            **totals.likelihoods(scores.teacher_nats),
         }
 
     def score(self, batch: DistillBatch) -> RowScores:
@@ -149,7 +171,7 @@ class MultiTeacherDistillModule(ResumableModule):
         tasks = self.teacher_tasks(batch)
         scores = evaluate_rows(student, tasks, batch.only(tasks).cuts, self.logit_memory)
         has_confidence = self.training and self.weighting.row_confidence is not None
-        scores = scores.with_silent(batch.teachers, has_confidence=has_confidence)
+        scores = scores.with_silent(batch.teachers, has_confidence=has_confidence, has_nats=batch.is_rollout)
         # DDP waits for the gradient of every parameter, also of a W that nothing is learned from.
         unused = [weight.sum() for name in self.teachers.keys() - tasks for weight in self.losses[name].parameters()]
         return replace(scores, token_nats=scores.token_nats + 0 * sum(unused)) if self.training and unused else scores
@@ -174,7 +196,7 @@ class MultiTeacherDistillModule(ResumableModule):
         tasks: dict[str, TeacherTask] = {}
         for name, view in batch.teachers.items():
             if has_spans[name]:
-                tasks[name] = self.teacher_task(name, view)
+                tasks[name] = replace(self.teacher_task(name, view), measures_nats=batch.is_rollout)
             elif name in elsewhere:
                 one = batch.student.input_ids.new_zeros(1, 1)
                 self.loaded_teachers[name].run(one, torch.ones_like(one))
@@ -203,11 +225,6 @@ class MultiTeacherDistillModule(ResumableModule):
     def fixed_kd_scale(self, ce: Tensor, kd: Tensor) -> Tensor:
         """Returns ``kd_weight``, the factor of the distillation loss without a callback."""
         return torch.full_like(kd, self.kd_weight)
-
-    @property
-    def _num_processes(self) -> int:
-        trainer = attached_trainer(self)
-        return 1 if trainer is None else trainer.world_size
 
     @property
     def _num_averaged(self) -> int:

@@ -20,11 +20,12 @@ from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models.adapters import check_adapter
 from xtoken_pl.models.placement import place_student
 from xtoken_pl.projection import LearnedProjection, Projection
+from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher, load_vocabulary
 from xtoken_pl.teachers.cache.reader import TeacherCache, open_caches
 from xtoken_pl.teachers.local import FrozenModel, place_teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.training.binding import bind_loss, check_teachers
+from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.refused_callbacks import check_callbacks
 from xtoken_pl.training.strategies import check_strategy
@@ -42,13 +43,20 @@ class DistillParts(pl.LightningModule):
         teachers: Specifications of the teachers, by name.
         weighting: Weights between teachers.
         needs_teachers: Whether the student learns from teachers.
+        rollouts: Settings of on-policy training; None to learn from the data alone.
     """
 
     student: PreTrainedModel
     student_num_bytes: Tensor
 
     def __init__(
-        self, student: Student, teachers: dict[str, Teacher] | None, weighting: Weighting, *, needs_teachers: bool
+        self,
+        student: Student,
+        teachers: dict[str, Teacher] | None,
+        weighting: Weighting,
+        *,
+        needs_teachers: bool,
+        rollouts: Rollouts | None = None,
     ) -> None:
         super().__init__()
         self.student_source = student
@@ -57,6 +65,11 @@ class DistillParts(pl.LightningModule):
         self._given_teachers = teachers
         self._needs_teachers = needs_teachers
         self.weighting = weighting
+        #: Settings of on-policy training; None to learn from the data alone, as at a share of 0.
+        self.rollouts = rollouts if rollouts is not None and rollouts.share > 0 else None
+        #: Largest number of tokens of a sequence that a rollout is in; None for no limit. It is set by :meth:`connect`,
+        #: or by the user of other data.
+        self.sequence_length: int | None = None
         self.losses = nn.ModuleDict()
         #: Reason for the choice of each loss, by teacher.
         self.loss_reasons: dict[str, str] = {}
@@ -87,6 +100,8 @@ class DistillParts(pl.LightningModule):
         teachers = check_teachers(result, given=self._given_teachers, may_be_empty=not self._needs_teachers)
         if self._needs_teachers:
             self.weighting.check({name: teacher.alpha for name, teacher in teachers.items()})
+        if self.rollouts is not None:
+            check_judges(teachers)
         return teachers
 
     @property
@@ -147,7 +162,9 @@ class DistillParts(pl.LightningModule):
         Losses are bound first, so that a configuration that does not fit is refused before texts are tokenized.
         """
         student, teachers = self.vocabularies()
-        self.separates_documents = data.connect(student, teachers, self.planners(), self.caches)
+        prompts = None if self.rollouts is None else self.rollouts.prompts
+        self.separates_documents = data.connect(student, teachers, self.planners(), self.caches, prompts)
+        self.sequence_length = data.sequence_length
         self.domains = data.domains
         self._make_metrics()
 

@@ -106,6 +106,7 @@ class ResumableModule(DistillParts):
             "ce_weight": self.ce_weight,
             "kd_weight": self.kd_weight,
             "weighting": str(self.weighting),
+            "rollouts": None if self.rollouts is None else str(self.rollouts),
             "accumulate_grad_batches": 1 if trainer is None else trainer.accumulate_grad_batches,
             **asdict(self.optimizer_recipe),
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class StepTotals:
         num_scored_tokens: Number of kept tokens so far.
         domain_nats: ``[D]`` sum of the cross-entropy by domain, if sources have names; otherwise empty.
         domain_tokens: ``[D]`` number of kept tokens so far by domain, in the same way.
+        text: ``[1 + M, 2]`` result of :func:`xtoken_pl.training.on_policy.text_sums`; otherwise ``[0, 2]``.
     """
 
     token_nats: Tensor
@@ -54,6 +56,7 @@ class StepTotals:
     num_scored_tokens: Tensor
     domain_nats: Tensor
     domain_tokens: Tensor
+    text: Tensor
 
     @property
     def ce(self) -> Tensor:
@@ -102,6 +105,21 @@ class StepTotals:
         total = self.num_scored_tokens.clamp_min(1)
         shares = {source: count / total for source, count in tokens.items()}
         return shares, {source: nats[source] / count for source, count in tokens.items()}
+
+    def likelihoods(self, teachers: Iterable[str]) -> dict[str, Any]:
+        """Returns the negative log-likelihood per byte of the student's own text, NaN without a byte.
+
+        Args:
+            teachers: Names of the teachers whose likelihoods were added up.
+
+        Returns:
+            ``student_nats_per_byte``, and by teacher ``teacher_nats_per_byte``; nothing if none were added up.
+        """
+        if not len(self.text):
+            return {}
+        student, *of_teachers = (self.text[:, 0] / self.text[:, 1]).unbind()
+        by_teacher = dict(zip(teachers, of_teachers, strict=True))
+        return {"student_nats_per_byte": student, "teacher_nats_per_byte": by_teacher}
 
 
 def _divided(sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,6 +171,7 @@ class StepSums:
         batch: DistillBatch,
         reduce: Callable[[Tensor], Tensor],
         num_domains: int = 0,
+        text: Tensor | None = None,
     ) -> StepTotals:
         """Adds a batch, and returns the totals of all processes so far.
 
@@ -164,6 +183,7 @@ class StepSums:
             batch: Batch of this process.
             reduce: Sums a vector over processes, which it may overwrite.
             num_domains: Number of domains of the training data if sources have names, D; otherwise 0.
+            text: ``[1 + M, 2]`` likelihoods and bytes to be added up, too.
         """
         step, nats = batch.step_counts, scores.token_nats.detach()
 
@@ -185,9 +205,9 @@ class StepSums:
             values += [loss.sum(), (span_alpha[name] * loss).sum(), count(step.num_spans[name])]
             values += [spans.unmapped_mass.sum(), num_covered, is_taught.sum()]
             values += [rows[name].sum(), (is_weighted & is_taught).sum()]
-        sums = torch.cat(
-            (torch.stack([value.to(nats.dtype) for value in values]), _by_domain(nats, batch, num_domains))
-        )
+        by_domain = _by_domain(nats, batch, num_domains)
+        of_text = nats.new_zeros(0) if text is None else text.to(nats.dtype).flatten()
+        sums = torch.cat((torch.stack([value.to(nats.dtype) for value in values]), by_domain, of_text))
         if not step.is_first:
             assert self._sums is not None, f"batch {step.place + 1} of a step came without the first one"
             sums = self._sums + sums
@@ -196,13 +216,15 @@ class StepSums:
         width, end = len(_PER_TEACHER), len(values)
         token_nats, num_tokens, num_scored, *rest = total[:end].unbind()
         by_teacher = [dict(zip(scores.spans, rest[place::width], strict=True)) for place in range(width)]
-        domain_nats, domain_tokens = total[end:].view(2, num_domains)
+        behind = end + len(by_domain)
+        domain_nats, domain_tokens = total[end:behind].view(2, num_domains)
         return StepTotals(
             token_nats,
             num_tokens,
             num_scored_tokens=num_scored,
             domain_nats=domain_nats,
             domain_tokens=domain_tokens,
+            text=total[behind:].view(-1, 2),
             **dict(zip(_PER_TEACHER, by_teacher, strict=True)),
         )
 
