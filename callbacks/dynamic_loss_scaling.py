@@ -54,7 +54,7 @@ class DynamicLossScaling(pl.Callback):
                 "DynamicLossScaling and fixed weights exclude each other, got "
                 f"ce_weight={module.ce_weight} and kd_weight={module.kd_weight}; remove the callback, or the weights"
             )
-        if module.rollouts is not None and module.rollouts.share == 1:
+        if module.rollouts is not None and not module.rollouts.learns_data:
             raise UserError(
                 "DynamicLossScaling scales to the cross-entropy, and with model.rollouts.share=1 no step has one; "
                 "remove the callback, or lower the share"

@@ -35,8 +35,7 @@ def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTe
 def step_kinds(module: pl.LightningModule) -> list[StepKind]:
     """Kinds of optimizer steps that a run has."""
     rollouts: Rollouts | None = getattr(module, "rollouts", None)
-    share = 0 if rollouts is None else rollouts.share
-    kinds: dict[StepKind, bool] = {"train": share < 1, "rollouts": share > 0}
+    kinds: dict[StepKind, bool] = {"train": rollouts is None or rollouts.learns_data, "rollouts": rollouts is not None}
     return [kind for kind, exists in kinds.items() if exists]
 
 

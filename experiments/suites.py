@@ -4,8 +4,8 @@ A suite is a file in ``experiments/suites``. Its configuration is that of ``pyth
 the files it names and from what a run adds, by the rules of several ``--config``. In it
 
 - ``${folder}`` is the folder of all experiments, ``${run_folder}`` that of this run;
-- ``${lines}`` is a file with the lines that ``lines`` describes, drawn under this seed, ``${lines/TASK}`` one with those
-  of a task alone;
+- ``${lines}`` is a file with the lines that ``lines`` describes, drawn under this seed, and ``${lines/TASK}`` one with
+  those of a task alone;
 - ``${run:SUITE/RUN}`` is the folder of another run, which is run first: the one of the same seed, or its only one.
 """
 

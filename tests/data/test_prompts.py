@@ -210,14 +210,14 @@ def test_conversations_need_no_answer_and_each_gives_one_prompt(tmp_path: Path) 
 
 
 def test_texts_give_one_prompt_for_each_window_that_has_one(tmp_path: Path) -> None:
-    rows = [{"text": TEXTS[0][:300]}, {"text": "Question. Answer: 3"}]
+    rows = [{"text": TEXTS[0][:300]}, {"text": "Question, é. Answer: 3"}]
     source = TextSource(path=write(tmp_path / "a.jsonl", rows))
-    settings = PromptSettings(max_new_tokens=20, end="Answer:", only=True)
-    with pytest.warns(UserWarning, match=r"\d windows of .* are left out. The first: .* ends with 'Answer:'"):
+    settings = PromptSettings(max_new_tokens=20, end="Answer:|Reply:", only=True)
+    with pytest.warns(UserWarning, match=r"\d windows of .* are left out. The first: .* ends with a match of 'Answer:.Reply:'"):
         (window,) = windows_of(data_of(source, settings))
     prompt = Prompt.from_window(window, list(TEACHERS))
     assert prompt is not None
-    assert bytes_of(STUDENT, prompt.ids[""]) == b"Question. Answer:"
+    assert bytes_of(STUDENT, prompt.ids[""]) == "Question, é. Answer:".encode()
 
 
 @pytest.mark.parametrize("settings", [MIXED, ONLY], ids=["mixed", "only"])

@@ -51,6 +51,14 @@ def test_at_share_zero_and_one_all_steps_are_alike(share: int) -> None:
     assert Rollouts(share=share).prompts.only == bool(share)
 
 
+def test_no_step_of_the_warm_up_is_on_policy_and_the_others_are_as_without_it() -> None:
+    rollouts = Rollouts(share=0.5, warm_up_steps=7)
+    steps = [rollouts.is_on_policy(step) for step in range(100)]
+    assert not any(steps[:7])
+    assert steps[7:] == on_policy(0.5, num_steps=100)[7:].tolist()
+    assert not Rollouts(share=1, warm_up_steps=1).prompts.only  # the data are learned from first
+
+
 def test_a_step_is_a_function_of_its_number_and_the_seed() -> None:
     steps = on_policy(0.5, seed=3)
     rollouts = Rollouts(share=0.5, seed=3)
@@ -79,7 +87,10 @@ def test_the_seed_is_that_of_seed_everything_by_default(monkeypatch: pytest.Monk
         ({"top_k": 0}, "top_k must be >= 1, got 0"),
         ({"num_samples": 0}, "num_samples must be >= 1, got 0"),
         ({"prompt_bytes": 0}, "prompt_bytes must be >= 1, got 0"),
-        ({"prompt_end": ""}, "prompt_end must be a text, got ''"),
+        ({"prompt_end": ""}, "prompt_end must not match an empty text, but '' does"),
+        ({"prompt_end": "a*"}, "prompt_end must not match an empty text, but 'a\\*' does"),
+        ({"prompt_end": "("}, r"prompt_end must be a regular expression, got '\(' \(missing \)"),
+        ({"warm_up_steps": -1}, "warm_up_steps must be a finite number >= 0, got -1"),
         ({"seed": -1}, "seed must be a finite number >= 0, got -1"),
     ],
 )

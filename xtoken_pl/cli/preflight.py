@@ -196,7 +196,7 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
         if not any(part.source.holds_conversations for parts in data.splits.values() for part in parts):
             with_template = (name for name, teacher in module.teachers.items() if teacher.chat_template is not None)
             idle |= {f"model.teachers.{name}.chat_template": "it is for conversations" for name in with_template}
-        if module.rollouts is not None and module.rollouts.share == 1 and module.ce_weight != 1:
+        if module.rollouts is not None and not module.rollouts.learns_data and module.ce_weight != 1:
             idle["model.ce_weight"] = "at model.rollouts.share: 1 no step has a cross-entropy"
         rate = module.optimizer_recipe.projection_learning_rate
         if not learned and rate != _default(OptimizerRecipe, "projection_learning_rate"):
@@ -282,7 +282,7 @@ def _why_never_logged(module: MultiTeacherDistillModule, tag: str) -> str | None
     """Reason why no step has a tag; None if some may have it."""
     if tag.startswith("rollouts/") and module.rollouts is None:
         return "without model.rollouts no step is on-policy"
-    if tag.startswith("train/") and module.rollouts is not None and module.rollouts.share == 1:
+    if tag.startswith("train/") and module.rollouts is not None and not module.rollouts.learns_data:
         return "at model.rollouts.share: 1 no step learns the data"
     return None
 

@@ -63,7 +63,7 @@ def _reason(maker: WindowMaker) -> str:
             "messages up to the last one of these"
         )
     if maker.prompts.end is not None:
-        return f"Each must hold model.rollouts.prompt_end={maker.prompts.end!r}"
+        return f"Each must hold a match of model.rollouts.prompt_end={maker.prompts.end!r}"
     return (
         f"On all sides a token must end within the first {maker.prompts.num_bytes} bytes (model.rollouts.prompt_bytes)"
     )

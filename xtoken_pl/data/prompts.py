@@ -5,6 +5,7 @@ A prompt ends, and if it is too long begins, where a token ends on all sides: ev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -130,13 +131,15 @@ class PromptMaker:
         if self.settings.end is None:
             return self.settings.num_bytes
         stream, _ = self.windower.student.byte_stream(text.ids[""])
-        place = stream.tobytes().find(self.settings.end.encode())
-        if place < 0:
+        # A window may begin or end within a character.
+        decoded = stream.tobytes().decode(errors="surrogateescape")
+        match = re.search(self.settings.end, decoded)
+        if match is None:
             raise NoPromptError(
-                f"the prompt of a window of a text ends with {self.settings.end!r}, which a window does not hold; set "
-                "model.rollouts.prompt_end to a text that the data hold, or leave it out"
+                f"the prompt of a window of a text ends with a match of {self.settings.end!r}, which a window does not "
+                "hold; set model.rollouts.prompt_end to an expression that fits the data, or leave it out"
             )
-        return place + len(self.settings.end.encode())
+        return len(decoded[: match.end()].encode(errors="surrogateescape"))
 
     # Conversations ---------------------------------------------------------------------------------------------------
 

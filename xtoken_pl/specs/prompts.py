@@ -12,7 +12,8 @@ class PromptSettings:
     Attributes:
         max_new_tokens: Room that a prompt leaves in a window, on every side, for what is written behind it.
         num_bytes: Length of the prompt at the beginning of a window of a text.
-        end: Text behind whose first occurrence the prompt of a window of a text ends, in place of ``num_bytes``.
+        end: Regular expression behind whose first match the prompt of a window of a text ends, in place of
+            ``num_bytes``.
         only: Whether the data are read for their prompts alone, since the student writes every batch.
     """
 

@@ -63,13 +63,14 @@ class WritingModule(ResumableModule):
     def _losses_of_steps(self) -> str:
         assert self.rollouts is not None
         own_text = f"learns its own text, at {self.kd_weight:g} KD without CE"
-        if self.rollouts.share == 1:
+        if not self.rollouts.learns_data:
             return f"the student {own_text}, in every optimizer step"
         is_fixed = self.kd_scale == self.fixed_kd_scale
         scale = f"{self.kd_weight:g}" if is_fixed else getattr(self.kd_scale, "__qualname__", str(self.kd_scale))
+        after = f" after the first {warm_up:,}" if (warm_up := self.rollouts.warm_up_steps) else ""
         return (
-            f"in a share of {self.rollouts.share:g} of the optimizer steps the student {own_text}; in the others it "
-            f"learns the data, at {self.ce_weight:g} CE + {scale} KD"
+            f"in a share of {self.rollouts.share:g} of the optimizer steps{after} the student {own_text}; in the "
+            f"others it learns the data, at {self.ce_weight:g} CE + {scale} KD"
         )
 
     @property
