@@ -56,7 +56,7 @@ class AnswerFormat:
             UnrenderableError: If the template rejects the example, with and without a message of the system.
         """
         before = _accepted_start(renderer)
-        opening = _opening(renderer, template, before)
+        opening = template.write(Conversation(before), special.pattern, is_prompt=True).text
         text = opening.removesuffix(" ")
         end_ids = _end_ids(renderer, before)
         lead = opening[len(text) :]
@@ -74,16 +74,6 @@ def _accepted_start(renderer: ChatRenderer) -> tuple[Turn, ...]:
             raise error from None
         return (_SYSTEM, _QUESTION)
     return (_QUESTION,)
-
-
-def _opening(renderer: ChatRenderer, template: ChatTemplate, before: tuple[Turn, ...]) -> str:
-    """Text before an answer: with the generation prompt, or as in a conversation if the template has none."""
-    with_prompt, without = (template.apply(Conversation(before), prompt=prompt) for prompt in (True, False))
-    if with_prompt != without:
-        return with_prompt
-    written = renderer.write(Conversation((*before, _ANSWER)))
-    (content,) = (part for part in written.stretches if part.part == "content" and part.turn == len(before))
-    return written.text[: content.start]
 
 
 def _is_first(text: str, special: SpecialTokens) -> bool:

@@ -51,14 +51,6 @@ class ChatTemplate:
         """The template, as part of a fingerprint."""
         return json.dumps(self.tokenizer.chat_template, sort_keys=True)
 
-    def apply(self, conversation: Conversation, *, prompt: bool) -> str:
-        """Returns the text of a conversation, with the generation prompt or without.
-
-        Raises:
-            UnrenderableError: If the template rejects the conversation.
-        """
-        return self._apply(conversation, messages_of(conversation.turns, lambda unit: unit.text), prompt=prompt)
-
     @cached_property
     def _dated(self) -> str:
         """The template with a fixed date instead of today's: windows are cached, so they must not depend on the day."""
