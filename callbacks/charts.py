@@ -49,7 +49,7 @@ class Monitor(pl.Callback, ABC):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: DistillBatch, batch_idx: int
     ) -> None:
-        if len(step_kinds(pl_module)) > 1 and batch.step_counts.is_first and _has_logged(trainer):
+        if len(step_kinds(distill_module(pl_module, self))) > 1 and batch.step_counts.is_first and _has_logged(trainer):
             # Without a step of its kind until the next log, a value would be written again as if it were new.
             forget_logged(trainer, _OF_ONE_KIND)
 

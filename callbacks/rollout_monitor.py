@@ -73,8 +73,7 @@ class RolloutMonitor(Monitor):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        distill_module(pl_module, self)
-        is_on = "rollouts" in step_kinds(pl_module) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        is_on = "rollouts" in step_kinds(distill_module(pl_module, self)) and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._has_tables = is_on and takes_tables(trainer)
         self._next_table = 0
         self._begin()
@@ -86,15 +85,16 @@ class RolloutMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        module = distill_module(pl_module, self)
         if step_kind(outputs) == "rollouts" and not is_accumulating(trainer):
-            written = written_step(pl_module)
+            written = written_step(module)
             self._add(written, outputs)
             if self._has_tables and trainer.is_global_zero and trainer.global_step >= self._next_table:
                 self._next_table = (trainer.global_step // self.every_n_steps + 1) * self.every_n_steps
-                self._log_samples(trainer, distill_module(pl_module, self), written)
+                self._log_samples(trainer, module, written)
         # Every process has the same kinds of steps.
         if is_logged(trainer) and self._num_steps:
-            self._log(trainer, distill_module(pl_module, self))
+            self._log(trainer, module)
             self._begin()
 
     def _add(self, written: WrittenStep, outputs: Any) -> None:

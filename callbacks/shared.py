@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
-from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.rollouts.written import WrittenStep
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
@@ -32,9 +31,9 @@ def distill_module(module: pl.LightningModule, callback: pl.Callback) -> MultiTe
     return module
 
 
-def step_kinds(module: pl.LightningModule) -> list[StepKind]:
+def step_kinds(module: MultiTeacherDistillModule) -> list[StepKind]:
     """Kinds of optimizer steps that a run has."""
-    rollouts: Rollouts | None = getattr(module, "rollouts", None)
+    rollouts = module.rollouts
     kinds: dict[StepKind, bool] = {"train": rollouts is None or rollouts.learns_data, "rollouts": rollouts is not None}
     return [kind for kind, exists in kinds.items() if exists]
 
@@ -44,11 +43,10 @@ def step_kind(outputs: Mapping[str, Any]) -> StepKind:
     return "rollouts" if outputs.get("is_rollout", False) else "train"
 
 
-def written_step(module: pl.LightningModule) -> WrittenStep:
+def written_step(module: MultiTeacherDistillModule) -> WrittenStep:
     """Returns what the student has written for the on-policy step that has just ended."""
-    written: WrittenStep | None = getattr(module, "written", None)
-    assert written is not None, "an on-policy step has no rollouts"
-    return written
+    assert module.written is not None, "an on-policy step has no rollouts"
+    return module.written
 
 
 def output_folder(trainer: pl.Trainer, dirpath: str | None, default: str) -> Path:

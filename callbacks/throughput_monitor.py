@@ -60,8 +60,8 @@ class ThroughputMonitor(Monitor):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._teachers = distill_module(pl_module, self).loaded_teachers
-        self._writer: Any = pl_module if "rollouts" in step_kinds(pl_module) else None
+        self._module = distill_module(pl_module, self)
+        self._teachers, self._writes = self._module.loaded_teachers, "rollouts" in step_kinds(self._module)
         self._waiting = WaitingClock(trainer.profiler)  # type: ignore[attr-defined]
         trainer.profiler = self._waiting  # type: ignore[attr-defined]
         self._passes = PassClock(pl_module.device)
@@ -79,8 +79,7 @@ class ThroughputMonitor(Monitor):
     def on_train_batch_start(self, *_: Any) -> None:
         for name, teacher in self._teachers.items():
             teacher.around = partial(self._passes.around, name)
-        if self._writer is not None:
-            self._writer.around_writing = partial(self._passes.around, _WRITING)
+        self._module.around_writing = partial(self._passes.around, _WRITING)
 
     def on_before_backward(self, *_: Any) -> None:
         self._leave_models()
@@ -91,7 +90,7 @@ class ThroughputMonitor(Monitor):
         if step_kind(outputs) == "train":
             self._num_tokens += batch.student.attention_mask.sum()
         elif not is_accumulating(trainer):  # the rollouts of the whole step, in place of the loader's batches
-            self._num_tokens += sum(len(window[STUDENT_IDS]) for window in written_step(pl_module).windows)
+            self._num_tokens += sum(len(window[STUDENT_IDS]) for window in written_step(self._module).windows)
         if is_logged(trainer):
             pl_module.log_dict(self._measure(trainer, pl_module.device))
             self._begin(trainer, pl_module)
@@ -114,7 +113,7 @@ class ThroughputMonitor(Monitor):
             "throughput/seconds_per_step": mean / (trainer.global_step - self._step),
             "throughput/waiting_share": waited / total,
             **{f"throughput/teacher_share/{name}": part / total for name, part in shares},
-            **{f"throughput/{part}_share": own / total for part, own in of_step.items() if self._writer is not None},
+            **{f"throughput/{part}_share": own / total for part, own in of_step.items() if self._writes},
             "throughput/peak_memory": peak,
         }
 
@@ -130,8 +129,7 @@ class ThroughputMonitor(Monitor):
     def _leave_models(self) -> None:
         for teacher in self._teachers.values():
             teacher.around = nullcontext
-        if self._writer is not None:
-            self._writer.around_writing = nullcontext
+        self._module.around_writing = nullcontext
 
 
 def peak_memory(device: torch.device) -> float:

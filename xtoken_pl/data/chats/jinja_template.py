@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from xtoken_pl.data.chats.conversations import Conversation
 from xtoken_pl.data.chats.rendered import RejectedError, RenderedText, UnrenderableError
 from xtoken_pl.data.chats.tool_calls import ToolCall
-from xtoken_pl.data.chats.units import Messages, messages_of
+from xtoken_pl.data.chats.units import Messages
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
