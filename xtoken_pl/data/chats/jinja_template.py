@@ -105,14 +105,6 @@ class ChatTemplate:
             ) from error.__cause__
         return written
 
-    def apply(self, conversation: Conversation, *, prompt: bool) -> str:
-        """Returns the text of a conversation, with the generation prompt or without.
-
-        Raises:
-            UnrenderableError: If the template rejects the conversation.
-        """
-        return self._apply(conversation, messages_of(conversation.turns, lambda unit: unit.text), prompt=prompt)
-
     def _written(
         self, conversation: Conversation, special: re.Pattern[str] | None, apply: Callable[..., str]
     ) -> RenderedText:
