@@ -10,7 +10,7 @@ import torch
 from module_steps import step_of
 from small_models import write_neox
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl import MultiTeacherDistillModule
 from xtoken_pl.batch import DistillBatch, Prompt
