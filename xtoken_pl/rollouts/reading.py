@@ -27,7 +27,7 @@ class _Answer:
 
     Attributes:
         text: The text, without what only the student's chat template asks for.
-        runs: Runs of equal bytes of the student's tokens and of ``text``; none holds a special token of the student's.
+        runs: Runs of equal bytes of the student's tokens and of ``text``; a run ends at a special token of the student.
         num_skipped: Number of the student's bytes before the text, which ``runs`` do not count.
     """
 
@@ -41,8 +41,8 @@ class RolloutReader:
 
     The student's ids are those that it generated, all of them in the loss mask. A teacher reads its own tokens of the
     same text behind its own prompt, and its own end if a stop token ended the rollout. Spans lie in the rollout alone,
-    and hold equal bytes at the same place of the text. Tokens of the student's with bytes that are not UTF-8, its
-    special tokens within the text, and text that the teacher's normalizer rewrites are in no span.
+    and hold equal bytes at the same place of the text. In no span are student tokens with bytes that are not valid
+    UTF-8, special tokens that the student wrote within the text, and text that the teacher's normalizer rewrites.
 
     Args:
         student: Vocabulary of the student.
