@@ -57,7 +57,7 @@ def _sharpen(path: str, eos: int) -> None:
     with torch.no_grad():
         head = model.get_output_embeddings().weight
         head.mul_(8)
-        head[eos] *= 3
+        head[eos] *= 30
     model.save_pretrained(path)
 
 

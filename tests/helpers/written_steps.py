@@ -10,7 +10,7 @@ import torch
 from module_steps import step_of
 from small_models import write_neox
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl import MultiTeacherDistillModule
 from xtoken_pl.batch import DistillBatch, Prompt
@@ -33,7 +33,6 @@ def tiny_tokenizer(letters: str, *merged: tuple[str, str]) -> PreTrainedTokenize
 def write_double(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, scale: float = 20.0) -> str:
     """A model that computes in double precision, and is sure of some tokens; returns its path."""
     path = write_neox(folder, tokenizer, seed=seed)
-    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():

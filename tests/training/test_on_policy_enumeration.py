@@ -92,10 +92,11 @@ class Enumeration:
             return self._byte_prefix(list(ids), theirs, rows, teacher), len(spans)
         sides = (rows, teacher, labels, torch.tensor(theirs), spans)
         if isinstance(self.loss, TokenKL):
-            return token_divergence(*sides).sum(), len(spans)
+            return token_divergence(*sides, kind=self.loss.options["divergence"]).sum(), len(spans)
         projection = build_projection(STUDENT, self.other)
         dense = projection.to_teacher(torch.eye(len(STUDENT), dtype=torch.float64))
-        return projection_divergence(*sides, dense).sum(), len(spans)
+        kind = self.loss.options["divergence"]
+        return projection_divergence(*sides, dense, kind=kind).sum(), len(spans)
 
     def _byte_prefix(self, ids: list[int], theirs: list[int], rows: Tensor, teacher: Tensor) -> Tensor:
         texts = [
@@ -115,7 +116,14 @@ class Enumeration:
         return total
 
 
-@pytest.mark.parametrize("loss", [BytePrefixKL(), ProjectionKL(), TokenKL()], ids=lambda loss: type(loss).__name__)
+LOSSES: list[SpanLoss] = [
+    BytePrefixKL(),
+    *(ProjectionKL(divergence=kind) for kind in ("forward", "reverse")),
+    *(TokenKL(divergence=kind) for kind in ("forward", "reverse", "jensen_shannon")),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{type(loss).__name__}({loss.extra_repr()})")
 def test_gradients_of_all_rollouts_are_the_gradient_of_the_expected_loss(loss: SpanLoss, tmp_path: Path) -> None:
     other = STUDENT if isinstance(loss, TokenKL) else OTHER
     student = Student(model=write_double(tmp_path / "student", STUDENT, seed=1), dtype="float64")

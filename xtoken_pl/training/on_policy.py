@@ -93,6 +93,9 @@ class WritingModule(ResumableModule):
                 )
             self._finite.check()  # weights that are NaN write nothing
             self._written_batches = self._write_step(step.prompts)
+        assert len(self._written_batches) == step.num_batches, (
+            f"batch {step.place + 1} of a step came without the first one"
+        )
         return self._written_batches[step.place].to(batch.student.labels.device)
 
     def _write_step(self, prompts: Sequence[Sequence[Prompt | None]]) -> list[DistillBatch]:
