@@ -8,6 +8,7 @@ from xtoken_pl.callbacks.numeral_monitor import NumeralMonitor
 from xtoken_pl.callbacks.picture_monitor import PictureMonitor
 from xtoken_pl.callbacks.projection_export import ProjectionExport
 from xtoken_pl.callbacks.projection_monitor import ProjectionMonitor
+from xtoken_pl.callbacks.rollout_monitor import RolloutMonitor
 from xtoken_pl.callbacks.teacher_monitor import TeacherMonitor
 from xtoken_pl.callbacks.throughput_monitor import ThroughputMonitor
 
@@ -20,6 +21,7 @@ __all__ = [
     "PictureMonitor",
     "ProjectionExport",
     "ProjectionMonitor",
+    "RolloutMonitor",
     "TeacherMonitor",
     "ThroughputMonitor",
 ]

@@ -10,15 +10,19 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.batch import DistillBatch
+from xtoken_pl.callbacks.shared import distill_module, step_kinds
 from xtoken_pl.training.module import MultiTeacherDistillModule
-from xtoken_pl.utilities.lightning_internals import is_accumulating
+from xtoken_pl.utilities.lightning_internals import forget_logged, is_accumulating
 
 #: Page -> chart -> the tags of its curves.
 Charts = dict[str, dict[str, list[str]]]
 
 #: The order of the pages; others follow.
-PAGES = ("Losses", "Teachers", "Data", "Alignment", "W", "Throughput", "Validation")
+PAGES = ("Losses", "Teachers", "Rollouts", "Data", "Alignment", "W", "Throughput", "Validation")
+
+# Values of one kind of step only, on the data or on-policy.
+_OF_ONE_KIND = ("train/", "data/", "rollouts/")
 
 
 class Monitor(pl.Callback, ABC):
@@ -42,11 +46,23 @@ class Monitor(pl.Callback, ABC):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(layout)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: DistillBatch, batch_idx: int
+    ) -> None:
+        if len(step_kinds(pl_module)) > 1 and batch.step_counts.is_first and _has_logged(trainer):
+            # Without a step of its kind until the next log, a value would be written again as if it were new.
+            forget_logged(trainer, _OF_ONE_KIND)
+
 
 def is_logged(trainer: pl.Trainer) -> bool:
     """Whether the batch that has just ended completes a step whose scalars are written."""
+    return _has_logged(trainer) and not is_accumulating(trainer)
+
+
+def _has_logged(trainer: pl.Trainer) -> bool:
+    """Whether the scalars of the last complete step are written."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and trainer.global_step % every == 0 and not is_accumulating(trainer)
+    return every > 0 and trainer.global_step % every == 0
 
 
 def collect_charts(callbacks: Iterable[pl.Callback], module: MultiTeacherDistillModule) -> Charts:

@@ -1,9 +1,10 @@
-"""Sends pictures to the trackers that accept them."""
+"""Sends pictures and tables to the trackers that accept them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 100
-_TAKE_PICTURES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
+_TAKE_MEDIA = (TensorBoardLogger, WandbLogger, MLFlowLogger)
 
 
 class FlatMLFlowLogger(MLFlowLogger):
@@ -30,12 +31,21 @@ class FlatMLFlowLogger(MLFlowLogger):
 
 def takes_pictures(trainer: pl.Trainer) -> bool:
     """Whether any logger of the trainer accepts pictures; warns about each that does not."""
+    return _takes(trainer, "pictures")
+
+
+def takes_tables(trainer: pl.Trainer) -> bool:
+    """Whether any logger of the trainer accepts tables of text; warns about each that does not."""
+    return _takes(trainer, "tables of text")
+
+
+def _takes(trainer: pl.Trainer, media: str) -> bool:
     for logger in trainer.loggers:
-        if not isinstance(logger, _TAKE_PICTURES):
+        if not isinstance(logger, _TAKE_MEDIA):
             rank_zero_warn(
-                f"{type(logger).__name__} does not support pictures; use TensorBoard, W&B or MLflow to see them"
+                f"{type(logger).__name__} does not support {media}; use TensorBoard, W&B or MLflow to see them"
             )
-    return any(isinstance(logger, _TAKE_PICTURES) for logger in trainer.loggers)
+    return any(isinstance(logger, _TAKE_MEDIA) for logger in trainer.loggers)
 
 
 def log_picture(trainer: pl.Trainer, tag: str, figure: Figure, step: int) -> None:
@@ -59,6 +69,49 @@ def log_picture(trainer: pl.Trainer, tag: str, figure: Figure, step: int) -> Non
             logger.log_image(tag, [pixels], step)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_image(logger.run_id, pixels, key=tag, step=step)
+
+
+def log_table(
+    trainer: pl.Trainer, tag: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int, *, title: str = ""
+) -> None:
+    """Logs a table of text to each of the trainer's TensorBoard, W&B and MLflow loggers.
+
+    Cells are shown as they are, line by line and with all spaces: nothing in them is taken for Markdown or HTML. Any
+    process may call this; only the first one logs.
+
+    Args:
+        trainer: The trainer.
+        tag: Tag such as ``rollouts/samples``; MLflow writes ``tables/rollouts~samples-step=10.html``.
+        columns: Headings.
+        rows: Cells of each row.
+        step: Training step.
+        title: Text above the table.
+    """
+    if not trainer.is_global_zero:
+        return
+    table = _html(columns, rows, title)
+    page = f'<!doctype html><meta charset="utf-8">{table}'
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, table, step)
+        elif isinstance(logger, WandbLogger):
+            from wandb import Html
+
+            logger.log_metrics(cast(Any, {tag: Html(page, inject=False)}), step)
+        elif isinstance(logger, MLFlowLogger):
+            file = f"tables/{tag.replace('/', '~')}-step={step}.html"
+            logger.experiment.log_text(logger.run_id, page, file)
+
+
+def _html(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
+    """HTML of a table, with tags that TensorBoard shows. It is one block of Markdown, which has no empty line."""
+    head = "".join(f"<th>{_escaped(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td><pre>{_escaped(cell)}</pre></td>' for cell in row)}</tr>" for row in rows)
+    return f"<p>{_escaped(title)}</p><table><tr>{head}</tr>{body}</table>"
+
+
+def _escaped(text: str) -> str:
+    return escape(text).replace("\n", "&#10;")
 
 
 def _flat(tag: str) -> str:

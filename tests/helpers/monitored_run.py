@@ -24,7 +24,9 @@ def write_models(root: Path) -> dict[str, str]:
     return {name: write_model(root / name, tokenizer) for name, tokenizer in tokenizers.items()}
 
 
-def make_module(folders: dict[str, str]) -> MultiTeacherDistillModule:
+def make_module(
+    folders: dict[str, str], kind: type[MultiTeacherDistillModule] = MultiTeacherDistillModule
+) -> MultiTeacherDistillModule:
     """Makes a module whose teachers have a learned W, a fixed W and no W."""
     teachers = {
         "splits": Teacher(model=folders["splits"], loss=ProjectionKL(), learn_projection=True),
@@ -32,7 +34,7 @@ def make_module(folders: dict[str, str]) -> MultiTeacherDistillModule:
         "same": Teacher(model=folders["packs"], loss=TokenKL()),
     }
     recipe = OptimizerRecipe(learning_rate=1e-3, warmup_fraction=0.0)
-    return MultiTeacherDistillModule(Student(model=folders["packs"]), teachers, optimizer=recipe)
+    return kind(Student(model=folders["packs"]), teachers, optimizer=recipe)
 
 
 def batches(module: MultiTeacherDistillModule, num: int) -> list[DistillBatch]:

@@ -5,6 +5,7 @@ Without colours (NO_COLOR, or no terminal) brackets mark the spans instead.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -30,6 +31,9 @@ _BRACKETS: dict[Shade, str] = {"even": "[]", "odd": "[]", "gap": "{}", "masked":
 _DIM, _BOLD = Style(dim=True), Style(bold=True)
 _BETWEEN = "│"  # separates the tokens of a span
 _BAR_WIDTH = 12
+_SIGNS = "· is a space, ↵ the end of a line"
+#: How a text without colours is to be read.
+BRACKETS = f"[token{_BETWEEN}token of a span] {{in no span}} (not learned); {_SIGNS}"
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
@@ -40,6 +44,13 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     for name, view in inspection.teachers.items():
         printer.line(Text())
         printer.teacher(name, view)
+
+
+def alignment_text(view: TeacherView, name: str, *, width: int) -> str:
+    """Returns both tokenizations of a text, one above the other, spans in brackets, in lines of a number of columns."""
+    file = io.StringIO()
+    _Printer(Console(file=file, width=width, force_terminal=False)).cells(name, view)
+    return file.getvalue().rstrip("\n")
 
 
 class _Printer:
@@ -56,6 +67,12 @@ class _Printer:
         self.line(Text(f"{name}: {view.tokenizer}, {len(view.tokens):,} tokens", _BOLD))
         self.line(Text(view.summary))
         self.line(self._legend())
+        self.cells(name, view)
+        if view.counterparts is not None:
+            self._counterparts(view.counterparts)
+        self._predictions(name, view)
+
+    def cells(self, name: str, view: TeacherView) -> None:
         gutter = max(cell_len("student"), cell_len(name)) + 2
         for cells in break_lines(view.cells, lambda cell: self._width(cell) + 1, self.console.width - gutter):
             student = [(cell, self._side(cell, cell.student)) for cell in cells]
@@ -68,17 +85,13 @@ class _Printer:
                 row.rstrip()
                 self.line(row)
             self.line(Text())
-        if view.counterparts is not None:
-            self._counterparts(view.counterparts)
-        self._predictions(name, view)
 
     def _legend(self) -> Text:
-        signs = "· is a space, ↵ the end of a line"
         if not self.has_colors:
-            return Text(f"[token{_BETWEEN}token of a span] {{in no span}} (not learned); {signs}")
+            return Text(BRACKETS)
         labels: dict[Shade, str] = {"even": " span ", "odd": " span ", "gap": " in no span ", "masked": " not learned "}
         parts = [(label, _STYLES[shade]) for shade, label in labels.items()]
-        return Text.assemble(*parts, (f"  {signs}", _DIM))
+        return Text.assemble(*parts, (f"  {_SIGNS}", _DIM))
 
     def _width(self, cell: Cell) -> int:
         return max(self._side(cell, tokens).cell_len for tokens in (cell.student, cell.teacher))

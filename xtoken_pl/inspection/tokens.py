@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -60,6 +61,17 @@ class Token:
 def tokens_of(vocabulary: CanonicalVocabulary, ids: Iterable[int]) -> list[Token]:
     """Returns the tokens with the given ids."""
     return [_token(vocabulary, int(token_id)) for token_id in ids]
+
+
+def text_of(vocabulary: CanonicalVocabulary, ids: Iterable[int]) -> str:
+    """Returns the text of tokens for reading: plain spaces, a line break after each ``↵``, special tokens by name."""
+    parts = groupby(tokens_of(vocabulary, ids), key=lambda token: bool(token.raw))
+    return "".join(
+        visible(b"".join(token.raw for token in tokens)).replace("·", " ").replace("↵", "↵\n")
+        if has_text
+        else "".join(token.text for token in tokens)
+        for has_text, tokens in parts
+    )
 
 
 def _token(vocabulary: CanonicalVocabulary, token_id: int) -> Token:

@@ -31,6 +31,21 @@ def is_accumulating(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def forget_logged(trainer: pl.Trainer, prefixes: tuple[str, ...]) -> None:
+    """Keeps Lightning from writing values of ``on_train_batch_end`` once more before they are logged again.
+
+    At each logging step it writes the last value of every tag of the epoch, however old it is. The values stay in
+    ``trainer.callback_metrics`` and on the progress bar.
+
+    Args:
+        trainer: The trainer, in training.
+        prefixes: Beginnings of the tags.
+    """
+    for value in (trainer._results or {}).values():
+        if value.meta.fx == "on_train_batch_end" and value.meta.name.startswith(prefixes):
+            value.reset()
+
+
 def num_batches_begun(trainer: pl.Trainer) -> int:
     """Number of batches of the current epoch that were begun, restored from the checkpoint when training resumes.
 
