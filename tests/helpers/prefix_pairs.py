@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import BytePrefixKL, CanonicalVocabulary
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.data import Windower, collate
+from xtoken_pl.losses import Divergence
 from xtoken_pl.losses.base import SideRows, SpanBlock
-from xtoken_pl.losses.group_kl import Groups
+from xtoken_pl.losses.group_divergence import Groups
 from xtoken_pl.prefix_map import PrefixPlan
 from xtoken_pl.tokenization.writing import write_bytes
 
@@ -42,11 +43,12 @@ class Pair:
         *,
         masked: Sequence[int] = (),
         loss: BytePrefixKL | None = None,
+        divergence: Divergence = "forward",
     ) -> Pair:
         """``masked`` student tokens are not learned; ``loss`` is bound to the two already."""
         vocabularies = [CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)]
         if loss is None:
-            loss = BytePrefixKL()
+            loss = BytePrefixKL(divergence=divergence)
             loss.bind(*vocabularies, None)
         columns = Windower(vocabularies[0], {"t": vocabularies[1]}, 10_000)([text])
         window = {name: column[0] for name, column in columns.items()}
@@ -107,7 +109,9 @@ class Pair:
         exists = [index in known for index in range(len(teacher_ids))]
         of_row = (self.batch.student.rows + 1 - skip_s).tolist()
         return {
-            row: reference.loss(of_row[row], student_ids, teacher_ids, rows, student[row].exp().tolist(), exists)
+            row: reference.loss(
+                of_row[row], student_ids, teacher_ids, rows, student[row].exp().tolist(), exists, self.loss.divergence
+            )
             for row in torch.nonzero(self.spans.student_span < len(self.spans)).flatten().tolist()
         }
 

@@ -3,7 +3,9 @@ r"""Slow reference of the byte-prefix KL, written from its definition alone.
 Plain loops over tokens in Python floats. At every student position the student's vocabulary is cut into groups, and
 every group gets the mass that the teacher's rows along the observed text give it:
 
-    L = Σ_g Q_g·log(Q_g / P_g), Q_g the teacher's mass, P_g = Σ_{s∈g} p_S(s), in nats.
+    L = D(Q, P̃) - log M, Q_g the teacher's mass, P_g = Σ_{s∈g} p_S(s), M = Σ_g P_g over the groups that have mass,
+    P̃_g = P_g / M, in nats. D is KL(Q ‖ P̃), the forward form, so that L = Σ_g Q_g·log(Q_g / P_g); or KL(P̃ ‖ Q), or
+    ½ KL(Q ‖ m) + ½ KL(P̃ ‖ m) with m = (Q + P̃) / 2.
 
 τ(s) is the teacher's writing of student token s, φ(x) the longest student token that is a byte prefix of x. The
 teacher's tokens from the one that covers the position on are t_1, t_2, …; q_d is the row that predicts t_d;
@@ -190,13 +192,26 @@ class BytePrefixReference:
         rows: Sequence[Sequence[float]],
         student_probs: Sequence[float],
         row_exists: Sequence[bool] | None = None,
+        divergence: str = "forward",
     ) -> float:
-        """Σ_g Q_g·log(Q_g / P_g) over the groups that have mass, in nats; 0 where none has."""
-        total = 0.0
-        for mass, tokens in self.groups(position, student_ids, teacher_ids, rows, row_exists).values():
-            if mass > 0:
-                probability = sum(student_probs[s] for s in tokens)
-                total += mass * math.log(mass / probability) if probability > 0 else math.inf
+        """The divergence over the groups that have mass, in nats; 0 where none has."""
+        groups = self.groups(position, student_ids, teacher_ids, rows, row_exists).values()
+        pairs = [(mass, math.fsum(student_probs[s] for s in tokens)) for mass, tokens in groups if mass > 0]
+        if divergence == "forward":
+            return sum(mass * math.log(mass / ours) if ours > 0 else math.inf for mass, ours in pairs)
+        covered = math.fsum(ours for _, ours in pairs)
+        if not pairs or not covered:
+            return math.inf if pairs else 0.0
+        total = -math.log(covered)
+        for mass, ours in pairs:
+            share = ours / covered
+            if divergence == "reverse":
+                total += share * math.log(share / mass) if share > 0 else 0.0
+            else:
+                assert divergence == "jensen_shannon"
+                middle = (mass + share) / 2
+                total += mass * math.log(mass / middle) / 2
+                total += share * math.log(share / middle) / 2 if share > 0 else 0.0
         return total
 
 

@@ -9,14 +9,15 @@ from typing import cast
 
 import pytest
 import torch
-from loss_cases import CASES
+from loss_cases import CASES, DIVERGENCES
 from prefix_pairs import Pair
 from reference_byte_prefix import BytePrefixReference
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 
 from xtoken_pl import BytePrefixKL, TokenKL
-from xtoken_pl.losses.group_kl import Groups, group_kl
+from xtoken_pl.losses import Divergence
+from xtoken_pl.losses.group_divergence import Groups, group_divergence
 from xtoken_pl.prefix_map import PrefixPlan
 
 PAIRS = {
@@ -36,7 +37,7 @@ def make(name: str) -> Pair:
 def assert_equals_the_reference(pair: Pair) -> None:
     student, teacher = pair.rows()
     groups = pair.groups(teacher)
-    ours, expected = group_kl(student, *groups), pair.slow_nats(student, teacher)
+    ours, expected = group_divergence(student, *groups), pair.slow_nats(student, teacher)
     assert {int(row) for part in groups for row in part.row} == expected.keys()
     for row, nats in expected.items():
         assert ours[row].item() == pytest.approx(nats, abs=1e-10, rel=1e-10), row
@@ -75,7 +76,7 @@ def test_without_the_path_it_is_the_kl_of_leading_tokens() -> None:
         assert float(teacher[teacher_row].exp()[dropped].sum()) < 1e-3
         total = 1 - float(teacher[teacher_row].exp()[dropped].sum())
         normalized = expected / total - math.log(total)
-        assert group_kl(student, groups)[row].item() == pytest.approx(normalized, abs=1e-10)
+        assert group_divergence(student, groups)[row].item() == pytest.approx(normalized, abs=1e-10)
 
 
 def lead_of(reference: BytePrefixReference, v: int) -> int | None:
@@ -93,10 +94,10 @@ def test_gradient_by_hand_is_that_of_autograd(name: str) -> None:
     groups = pair.groups(teacher)
     weights = torch.rand(len(student), dtype=torch.float64)
     ours, plain = student.clone().requires_grad_(), student.clone().requires_grad_()
-    (group_kl(ours, *groups) * weights).sum().backward()
+    (group_divergence(ours, *groups) * weights).sum().backward()
     loss = plain_group_kl(plain, *groups)
     (loss * weights).sum().backward()
-    torch.testing.assert_close(group_kl(student, *groups), loss.detach(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(group_divergence(student, *groups), loss.detach(), rtol=0, atol=1e-10)
     torch.testing.assert_close(ours.grad, plain.grad, rtol=0, atol=1e-10)
 
 
@@ -123,8 +124,7 @@ def plain_group_kl(log_probs: Tensor, *groups: Groups) -> Tensor:
 
 
 def test_rows_that_every_loss_is_tested_on_have_groups_of_both_kinds() -> None:
-    (case,) = (case for case in CASES if case.kind is BytePrefixKL)
-    rows = case.rows()
+    rows = next(case for case in CASES if case.kind is BytePrefixKL).rows()
     assert rows.pair is not None
     groups = rows.pair.groups(rows.teacher)
     assert all(part.branch_mass.numel() for part in groups), "at boundaries and inside tokens"
@@ -146,26 +146,28 @@ def test_other_precisions_are_close(of_student: torch.dtype, of_teacher: torch.d
     torch.testing.assert_close(nats.double().detach(), exact, rtol=1e-4, atol=1e-4)
 
 
-def test_a_broken_row_shows_and_spoils_no_other_window() -> None:
-    pair = make("packing from splitting")
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_broken_row_shows_and_spoils_no_other_window(divergence: Divergence) -> None:
+    pair = Pair.of(packing_tokenizer(), splitting_tokenizer(), divergence=divergence)
     student, teacher = pair.rows()
-    before = group_kl(student, *pair.groups(teacher))
+    before = group_divergence(student, *pair.groups(teacher), divergence=divergence)
     teacher[0] = math.nan
-    after = group_kl(student, *pair.groups(teacher))
+    after = group_divergence(student, *pair.groups(teacher), divergence=divergence)
     reads_it = pair.plan.boundary.teacher == 0
     assert after[pair.plan.boundary.row[reads_it]].isnan().all()
     impossible = pair.rows()[1]
     impossible[0, pair.batch.teachers["t"].tokens.labels[0]] = -math.inf
-    after = group_kl(student, *pair.groups(impossible))
+    after = group_divergence(student, *pair.groups(impossible), divergence=divergence)
     assert after.isfinite().all()
     torch.testing.assert_close(after[50:], before[50:], rtol=0, atol=1e-9)
 
 
-def test_the_same_tokenizer_gives_token_kl() -> None:
-    pair = Pair.of(packing_tokenizer(), packing_tokenizer())
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_same_tokenizer_gives_token_kl(divergence: Divergence) -> None:
+    pair = Pair.of(packing_tokenizer(), packing_tokenizer(), divergence=divergence)
     student, teacher = pair.rows()
     results = []
-    for loss in (pair.loss, TokenKL()):
+    for loss in (pair.loss, TokenKL(divergence=divergence)):
         leaf = student.clone().requires_grad_()
         nats = loss(pair.block(leaf.log_softmax(-1), teacher)).loss
         nats.sum().backward()

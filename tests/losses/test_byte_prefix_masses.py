@@ -12,7 +12,7 @@ from toy_languages import Language, Position, Toy
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary
-from xtoken_pl.losses.group_kl import Groups
+from xtoken_pl.losses.group_divergence import Groups
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,34 @@ from torch import Tensor
 
 from xtoken_pl.batch import Planner
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
-from xtoken_pl.losses.group_kl import group_kl
+from xtoken_pl.losses.divergence import Divergence
+from xtoken_pl.losses.group_divergence import group_divergence
 from xtoken_pl.losses.prefix_mass import PrefixMass
 from xtoken_pl.prefix_map import PrefixMap, PrefixPlan, PrefixPlanner, build_prefix_map
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
 
 class BytePrefixKL(SpanLoss):
-    r"""KL(teacher || student) over groups of student tokens, all whose masses the teacher's one pass gives.
+    r"""Divergence over groups of student tokens, all whose masses the teacher's one pass gives.
 
-    .. math:: L = \sum_{\text{positions}} \sum_g Q_g \log \frac{Q_g}{\sum_{s \in g} p_S(s)}
+    .. math:: L = \sum_{\text{positions}} D(Q, \tilde P) - \log M, \quad P_g = \sum_{s \in g} p_S(s), \quad
+              M = \sum_{g:\, Q_g > 0} P_g, \quad \tilde P_g = P_g / M
 
-    per span, summed over its student positions. With the observed teacher tokens :math:`t_1, t_2, \ldots` from a
+    per span, summed over its student positions, where D is
+
+    .. math::
+        \text{forward: } & KL(Q \| \tilde P), \text{ so that } L = \sum_{\text{positions}} \sum_g Q_g \log (Q_g / P_g)
+        \\
+        \text{reverse: } & KL(\tilde P \| Q) \\
+        \text{Jensen-Shannon: } & \tfrac12 KL(Q \| m) + \tfrac12 KL(\tilde P \| m), \quad m = \tfrac12 (Q + \tilde P)
+
+    The student's mass outside these groups, :math:`1 - M`, costs the same under all three, and moving mass there lowers
+    none of them. Each is at least 0, and 0 only where :math:`P = Q`.
+
+    With the observed teacher tokens :math:`t_1, t_2, \ldots` from a
     position on, :math:`q_d` the distribution that predicts :math:`t_d`, and :math:`\tau(s)` the teacher tokens that
     spell student token s, the groups are
 
@@ -39,8 +53,9 @@ class BytePrefixKL(SpanLoss):
     or a token whose bytes begin with none of the student's that the teacher can write, is conditioned away. No other
     mass is lost. A position whose observed token the teacher cannot write, or which only one side has before a text
     (SentencePiece's space), has loss zero. A group whose student probability is below 2e-31 (in single precision)
-    counts as that, and has no gradient. A teacher's ``temperature`` tempers each :math:`q_d`, not the probability of
-    the text.
+    counts as that, and in the forward form has no gradient. In the other forms a teacher's probability counts as 2e-31
+    at least, and as 1.2e-7 of the path's at least where it is computed as 1 minus others. A teacher's ``temperature``
+    tempers each :math:`q_d`, not the probability of the text.
 
     **What is exact.** If the teacher's probability is that of its tokenizer's own (*canonical*) token sequences, the
     student's tokenizer takes the longest token that it can, and the teacher's tokenizer writes text that begins with s
@@ -58,14 +73,15 @@ class BytePrefixKL(SpanLoss):
     behind a teacher token which the text does not have counts as its beginning. Everywhere the teacher is not told
     that the student's last token ended: behind ``12`` it may expect a digit that the student would have packed.
 
-    **What it reduces to.** With the same tokenizer on both sides every group is one token: the KL
-    (:class:`TokenKL`). With student tokens that are never longer than the teacher's, nothing is to be divided:
-    byte-prefix marginalization. Without the path (depth 0): the KL of leading tokens, which cannot tell ``1``, ``12``
-    and ``123`` apart under a teacher that splits digits. Unlike P-KL it needs no weights for a token's further pieces,
-    and never prefers a token for being spelled shorter.
+    **What it reduces to.** With the same tokenizer on both sides every group is one token: the loss is
+    :class:`TokenKL` with the same divergence. With student tokens that are never longer than the teacher's, nothing is
+    to be divided: byte-prefix marginalization. Without the path (depth 0): the KL of leading tokens, which cannot tell
+    ``1``, ``12`` and ``123`` apart under a teacher that splits digits. Unlike P-KL it needs no weights for a token's
+    further pieces, and never prefers a token for being spelled shorter.
 
     Args:
         prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
+        divergence: Divergence of the two sides; ``forward`` is KL(teacher || student).
 
     References:
         [0] The loss is ours. Related: byte-prefix marginalization (BPM), https://arxiv.org/abs/2607.22334; likelihood
@@ -74,9 +90,10 @@ class BytePrefixKL(SpanLoss):
 
     unwritten: Tensor  # student tokens that the teacher cannot write
 
-    def __init__(self, *, prefix_map: str | None = None) -> None:
+    def __init__(self, *, prefix_map: str | None = None, divergence: Divergence = "forward") -> None:
         super().__init__()
         self.prefix_map = prefix_map
+        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self._planner: PrefixPlanner | None = None
         self._summary: list[tuple[str, int, int]] = []
 
@@ -95,12 +112,14 @@ class BytePrefixKL(SpanLoss):
             raise UserError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
         self._summary = prefix_map.summary()
         self._planner = PrefixPlanner(prefix_map, student, teacher)
-        self.mass = PrefixMass(prefix_map)
+        self.mass = PrefixMass(prefix_map, all_positive=self.divergence != "forward")
         unwritten = torch.from_numpy(prefix_map.lead < 0).nonzero().squeeze(1)
         self.register_buffer("unwritten", unwritten, persistent=False)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{count:,} {label}" for label, count, _ in self._summary)
+        return ", ".join(
+            [f"divergence={self.divergence}", *(f"{count:,} {label}" for label, count, _ in self._summary)]
+        )
 
     @property
     def planner(self) -> Planner:
@@ -118,7 +137,7 @@ class BytePrefixKL(SpanLoss):
             self.mass.at_boundaries(plan.boundary, block.teacher),
             self.mass.inside_tokens(plan.inside, block.teacher),
         )
-        row_nats = group_kl(student.log_probs, *groups)  # [P]
+        row_nats = group_divergence(student.log_probs, *groups, divergence=self.divergence)  # [P]
         first = student.first_rows()
         unmapped_mass = first.detach().index_select(1, self.unwritten).exp().sum(-1).clamp(0, 1)
         return SpanScores(student.sum_by_span(row_nats), unmapped_mass, self._agreement(block))

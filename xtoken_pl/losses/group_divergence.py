@@ -1,0 +1,228 @@
+"""Divergences over groups of student tokens: groups that are columns of a matrix, or lists of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from xtoken_pl.losses.divergence import Divergence, smallest_prob
+
+# P rows, R of them, C columns, G branches, M members of branches, V vocabulary size
+
+
+class ColumnSums(nn.Module):
+    """Sums the tokens of each column: ``[N, V] -> [N, C]``. One token of each is gathered, the others are added.
+
+    Args:
+        column: ``[V]`` the column of each token, -1 for none; every column has a token.
+    """
+
+    column: Tensor  # [V] columns, C for none
+    first: Tensor  # [C] tokens
+    others: Tensor  # [V'] tokens
+    column_of_other: Tensor  # [V']
+
+    def __init__(self, column: Tensor) -> None:
+        super().__init__()
+        tokens = (column >= 0).nonzero().squeeze(1)
+        tokens = tokens[column[tokens].argsort(stable=True)]
+        is_first = column[tokens] != torch.cat((column.new_full((1,), -1), column[tokens[:-1]]))
+        others = tokens[~is_first]
+        buffers = {"first": tokens[is_first], "others": others, "column_of_other": column[others]}
+        buffers["column"] = torch.where(column < 0, int(is_first.sum()), column)
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        sums = rows.index_select(1, self.first)
+        return sums.index_add_(1, self.column_of_other, rows.index_select(1, self.others))
+
+
+@dataclass(frozen=True)
+class Groups:
+    r"""The teacher's mass of the groups of some rows, not normalized.
+
+    A token belongs to its column, unless it is a member of one of the row's branches. The teacher cannot write the
+    tokens of a group whose mass is exactly 0.
+
+    Attributes:
+        row: ``[R]`` increasing.
+        column_mass: ``[R, C]``.
+        sums: Sums from tokens to columns; None if every token is a column.
+        branch_mass: ``[G]``.
+        branch_position: ``[G]`` places in ``row``.
+        member_branch, member: ``[M]`` the branch, and the place ``r * V + token`` in the rows ``[R, V]``.
+    """
+
+    row: Tensor
+    column_mass: Tensor
+    sums: ColumnSums | None
+    branch_mass: Tensor
+    branch_position: Tensor
+    member_branch: Tensor
+    member: Tensor
+
+
+def group_divergence(student_log_probs: Tensor, *groups: Groups, divergence: Divergence = "forward") -> Tensor:
+    r"""Divergence between the teacher and the student over the groups of every row.
+
+    .. math:: D(Q, \tilde P) - \log M, \quad P_g = \sum_{s \in g} p_S(s), \quad M = \sum_g P_g, \quad
+              \tilde P_g = P_g / M
+
+    over the groups that have mass; :math:`\sum_g Q_g = 1`, which is normalized here. D is
+    :math:`KL(Q \| \tilde P)` (forward), :math:`KL(\tilde P \| Q)` (reverse) or the Jensen-Shannon divergence. The
+    forward form is :math:`\sum_g Q_g \log(Q_g / P_g)`. A row of no groups, or without any mass, has loss zero.
+
+    The gradient is written by hand: :math:`p_S(s)\, \partial L / \partial P_g` gathers a number of each group, and the
+    members of branches are few.
+
+    - forward: :math:`\partial L / \partial P_g = -Q_g / P_g`
+    - reverse: :math:`(\log(\tilde P_g / Q_g) - KL(\tilde P \| Q) - 1) / M`
+    - Jensen-Shannon: :math:`(\tfrac12 \log(\tilde P_g / m_g) - \tfrac12 KL(\tilde P \| m) - 1) / M`, m the mean of both
+
+    A :math:`Q_g`, :math:`P_g` or M that underflows counts as 2e-31 (in single precision).
+
+    Shape:
+        student_log_probs: ``[P, V]``; returns ``[P]``, nats.
+    """
+    return cast(Tensor, _GroupDivergence.apply(student_log_probs, groups, divergence))
+
+
+class _Scored(NamedTuple):
+    """``[R]`` nats; and dL/dP of each group, which is ``factor`` ``[R]`` times ``columns`` ``[R, C]`` or ``branches``
+    ``[G]``.
+    """
+
+    nats: Tensor
+    factor: Tensor
+    columns: Tensor
+    branches: Tensor
+
+
+class _GroupDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, groups: tuple[Groups, ...], divergence: Divergence) -> Tensor:
+        loss = log_probs.new_zeros(len(log_probs))
+        groups = tuple(
+            replace(part, column_mass=part.column_mass.to(log_probs), branch_mass=part.branch_mass.to(log_probs))
+            for part in groups
+        )
+        saved: list[Tensor] = []
+        for part in groups:
+            probs = _select(log_probs, part.row).exp()  # [R, V]
+            scored = _forward(part, probs) if divergence == "forward" else _normalized(part, probs, _FORMS[divergence])
+            loss[part.row] = scored.nats
+            saved += [probs, scored.columns, scored.branches, scored.factor]
+        ctx.groups = groups
+        ctx.shape = log_probs.shape
+        ctx.save_for_backward(*saved)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        saved = ctx.saved_tensors
+        parts = [saved[place : place + 4] for place in range(0, len(saved), 4)]
+        results = []
+        for part, (probs, columns, branches, factor) in zip(ctx.groups, parts, strict=True):
+            if part.sums is None:
+                slope = columns.clone()
+            else:
+                none = columns.new_zeros(len(columns), 1)
+                slope = torch.cat((columns, none), dim=1).index_select(1, part.sums.column)  # [R, V]
+            slope.view(-1)[part.member] = branches[part.member_branch]
+            results.append(slope.mul_(probs).mul_((grad[part.row] * factor)[:, None]))
+        whole = [result for result in results if len(result) == ctx.shape[0]]
+        if whole:
+            return whole[0], None, None
+        log_prob_grad = grad.new_zeros(ctx.shape)
+        for part, result in zip(ctx.groups, results, strict=True):
+            log_prob_grad.index_copy_(0, part.row, result)
+        return log_prob_grad, None, None
+
+
+def _forward(part: Groups, probs: Tensor) -> _Scored:
+    """Scores KL(Q || P): its gradient by P needs no normalized P, and groups without mass need no care."""
+    smallest = smallest_prob(probs.dtype)
+    column_ratio = part.column_mass / (probs if part.sums is None else part.sums(probs)).clamp_min(smallest)
+    of_branches = torch.zeros_like(part.branch_mass)
+    of_branches.index_add_(0, part.member_branch, probs.view(-1)[part.member])
+    branch_ratio = part.branch_mass / of_branches.clamp_min(smallest)
+    nats = (part.column_mass * column_ratio.clamp_min(smallest).log()).sum(-1)
+    total = part.column_mass.sum(-1)
+    nats.index_add_(0, part.branch_position, part.branch_mass * branch_ratio.clamp_min(smallest).log())
+    total.index_add_(0, part.branch_position, part.branch_mass)
+    scale = 1 / total.clamp_min(smallest)
+    nats = torch.where(total <= smallest, 0.0, nats * scale - total.clamp_min(smallest).log())
+    return _Scored(nats, -torch.where(total <= smallest, 0.0, scale), column_ratio, branch_ratio)
+
+
+#: Of P~ and Q, elementwise: h, and r or None for 0, so that D = sum P~ h + sum r and dD/dP~ is h plus a constant.
+_Form = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
+def _normalized(part: Groups, probs: Tensor, form: _Form) -> _Scored:
+    """Scores D(Q, P~) - log M."""
+    smallest = smallest_prob(probs.dtype)
+
+    def add_up(of_columns: Tensor, of_branches: Tensor) -> Tensor:
+        return of_columns.sum(-1).index_add_(0, part.branch_position, of_branches)
+
+    no_column, no_branch = part.column_mass == 0, part.branch_mass == 0
+    columns, branches = _student_masses(part, probs)
+    columns.masked_fill_(no_column, 0.0)
+    branches.masked_fill_(no_branch, 0.0)
+    total = add_up(part.column_mass, part.branch_mass)
+    mass = add_up(columns, branches).clamp_min(smallest)  # M
+    scale, teacher_scale = 1 / mass, 1 / total.clamp_min(smallest)
+    columns.mul_(scale[:, None])
+    branches.mul_(scale[part.branch_position])
+    of_columns, rest_of_columns = form(columns, part.column_mass * teacher_scale[:, None])
+    of_branches, rest_of_branches = form(branches, part.branch_mass * teacher_scale[part.branch_position])
+    mean = add_up(columns.mul_(of_columns), branches.mul_(of_branches))
+    nats = mean - mass.log()
+    if rest_of_columns is not None and rest_of_branches is not None:
+        nats += add_up(rest_of_columns, rest_of_branches)
+    of_columns.sub_((mean + 1)[:, None]).masked_fill_(no_column, 0.0)
+    of_branches.sub_((mean + 1)[part.branch_position]).masked_fill_(no_branch, 0.0)
+    nats, scale = (torch.where(total <= smallest, 0.0, values) for values in (nats, scale))
+    return _Scored(nats, scale, of_columns, of_branches)
+
+
+def _student_masses(part: Groups, probs: Tensor) -> tuple[Tensor, Tensor]:
+    """``[R, C], [G]``: P of each group; a member of a branch does not count in its column."""
+    flat = probs.view(-1)
+    members = flat[part.member]
+    branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, members)
+    flat[part.member] = 0.0
+    columns = probs.clone() if part.sums is None else part.sums(probs)
+    flat[part.member] = members
+    return columns, branches
+
+
+def _reverse(student: Tensor, teacher: Tensor) -> tuple[Tensor, None]:
+    return _log_ratio(student, teacher), None
+
+
+def _jensen_shannon(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    middle = (student + teacher).mul_(0.5)
+    rest = _log_ratio(teacher, middle).mul_(teacher).mul_(0.5)
+    return _log_ratio(student, middle).mul_(0.5), rest
+
+
+_FORMS: dict[Divergence, _Form] = {"reverse": _reverse, "jensen_shannon": _jensen_shannon}
+
+
+def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
+    smallest = smallest_prob(above.dtype)
+    return above.clamp_min(smallest).div_(below.clamp_min(smallest)).log_()
+
+
+def _select(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of an increasing index; all of them where it has as many."""
+    return rows if len(index) == len(rows) else rows.index_select(0, index)
