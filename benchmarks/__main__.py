@@ -24,6 +24,7 @@ NAMES = (
     "memory",
     "text",
     "quickstart_step",
+    "on_policy",
     "top_k",
     "cache",
     "accumulation",

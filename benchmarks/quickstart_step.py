@@ -7,7 +7,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,10 +15,8 @@ import torch.nn.functional as F
 from lightning.pytorch.profilers import SimpleProfiler
 
 from benchmarks.measure import Figure, run
-from xtoken_pl import MultiTeacherDistillModule
-from xtoken_pl.cli.fit import DistillCLI
+from benchmarks.quickstart import fit
 from xtoken_pl.cli.prepare import prepare
-from xtoken_pl.data import DistillDataModule
 
 _STEPS, _WARM_UP = 13, 3
 
@@ -83,31 +80,8 @@ def figures() -> Iterator[Figure]:
 
 
 def _fit(folder: str, *, profiler: SimpleProfiler | None = None, callback: pl.Callback | None = None) -> None:
-    config = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-    options = {
-        "max_steps": _STEPS,
-        "limit_val_batches": 0,
-        "logger.init_args.save_dir": folder,
-        "enable_progress_bar": "false",
-        "enable_checkpointing": "false",
-        "callbacks": "[xtoken_pl.callbacks.DynamicLossScaling, xtoken_pl.callbacks.TeacherMonitor]",
-    }
-    cli = DistillCLI(
-        MultiTeacherDistillModule,
-        DistillDataModule,
-        args=[f"--config={config}", *(f"--trainer.{name}={value}" for name, value in options.items())],
-        run=False,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_callback=None,
-    )
-    trainer: Any = cli.trainer
-    if profiler is not None:
-        trainer.profiler = profiler
-    if callback is not None:
-        trainer.callbacks.append(callback)
-    trainer.fit(cli.model, cli.datamodule)
+    callbacks = ["DynamicLossScaling", "TeacherMonitor"]
+    fit(["quickstart"], _STEPS, folder, callbacks=callbacks, callback=callback, profiler=profiler)
 
 
 if __name__ == "__main__":

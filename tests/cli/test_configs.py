@@ -47,6 +47,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FEW_STEPS = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"]
 FEW_STEPS += ["--data.sequence_length", "64"]
+#: Rollouts that fit into such windows.
+SHORT_ROLLOUTS = ["--model.rollouts.max_new_tokens", "12", "--model.rollouts.prompt_bytes", "40"]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ FEW_STEPS += ["--data.sequence_length", "64"]
     [
         "quickstart",
         "quickstart_byte_prefix_kl",
+        "quickstart_on_policy",
         pytest.param("quickstart_two_teachers", marks=pytest.mark.slow),  # Gemma alone takes two minutes to prepare
     ],
 )
@@ -63,7 +66,8 @@ def test_quickstart_runs_on_its_real_teachers_and_texts(
     monkeypatch.chdir(quickstart)
     if name == "quickstart_two_teachers":
         main(["prepare", "--teachers", "[smollm2, gemma3]"])
-    main([*command_of(ROOT / "configs" / f"{name}.yaml"), *FEW_STEPS, "--trainer.log_every_n_steps", "1"])
+    few_steps = [*FEW_STEPS, *SHORT_ROLLOUTS * (name == "quickstart_on_policy")]
+    main([*command_of(ROOT / "configs" / f"{name}.yaml"), *few_steps, "--trainer.log_every_n_steps", "1"])
     run = quickstart / "runs" / name / "version_0"
     events = EventAccumulator(str(run))
     events.Reload()
@@ -72,7 +76,9 @@ def test_quickstart_runs_on_its_real_teachers_and_texts(
     by_teacher = ("train/scale", "train/spans_per_token", "throughput/teacher_share")
     assert {f"{tag}/{teacher}" for tag in by_teacher for teacher in teachers} <= tags
     assert "throughput/tokens_per_second" in tags
-    assert ("projection/entropy/smollm2" in tags) == (name != "quickstart_byte_prefix_kl")
+    assert ("projection/entropy/smollm2" in tags) == (name in ("quickstart", "quickstart_two_teachers"))
+    for tag in ("rollouts/loss", "rollouts/length", "rollouts/teacher_nats_per_byte/smollm2"):
+        assert (tag in tags) == (name == "quickstart_on_policy")  # in one of the two steps
     for tag in ("train/loss", "val/bits_per_byte", *(f"train/kd/{teacher}" for teacher in teachers)):
         assert all(math.isfinite(event.value) for event in events.Scalars(tag))
     for teacher in teachers:

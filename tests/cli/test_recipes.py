@@ -18,7 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge
 
-RECIPES = sorted(path for path in (ROOT / "configs/paper").glob("*.yaml") if path.stem != "base")
+#: Experiments of the paper, all of which are off-policy.
+RECIPES = sorted(
+    path for path in (ROOT / "configs/paper").glob("*.yaml") if path.stem != "base" and "on_policy" not in path.stem
+)
 STRATEGIES = sorted((ROOT / "configs/strategy").glob("*.yaml"))
 #: What stands in for a model of the hub: its tokenizer relates to the student's in the same way.
 STAND_INS = {

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from xtoken_pl.plan.moments import MemoryPlan
-from xtoken_pl.plan.run import Run
+from xtoken_pl.plan.run import Run, Writing
 
 #: GPUs of a typical node, over which an unsharded student could be sharded.
 _NODE = 8
@@ -79,7 +79,10 @@ def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
     if run.batch_size > 1:
         smaller = run.batch_size // 2
         text = f"data.batch_size: {smaller} (and trainer.accumulate_grad_batches x {run.batch_size / smaller:g})"
-        yield text, replace(run, batch_size=smaller), Price.NOTHING
+        writing = run.writing and replace(run.writing, num_batches=run.writing.num_batches * run.batch_size // smaller)
+        yield text, replace(run, batch_size=smaller, writing=writing), Price.NOTHING
+    if run.writing is not None:
+        yield from _possible_for_writing(run, run.writing)
     if run.logits_memory > _LEAST_LOGITS_MEMORY:
         yield "model.logits_memory: 0.5", replace(run, logits_memory=_LEAST_LOGITS_MEMORY), Price.NOTHING
     if run.spread == "buckets":
@@ -98,6 +101,19 @@ def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
         yield text, replace(run, precision="bf16-true"), Price.OTHER_RESULTS
     for name in run.teachers:
         yield from _possible_for_teacher(run, name)
+
+
+def _possible_for_writing(run: Run, writing: Writing) -> Iterator[tuple[str, Run, Price]]:
+    def changed(**values: int) -> Run:
+        return replace(run, writing=replace(writing, **values))
+
+    num_rows = writing.num_rows(run.batch_size)
+    if num_rows > 1:
+        text = f"model.rollouts.engine: xtoken_pl.rollouts.TransformersEngine with batch_size: {num_rows // 2}"
+        yield text, changed(batch_size=num_rows // 2), Price.NOTHING
+    for name in ("num_samples", "max_new_tokens"):
+        if (value := getattr(writing, name)) > 1:
+            yield f"model.rollouts.{name}: {value // 2}", changed(**{name: value // 2}), Price.OTHER_RESULTS
 
 
 def _possible_for_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:

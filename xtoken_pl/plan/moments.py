@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xtoken_pl.plan import terms
-from xtoken_pl.plan.replay import Held, replay
-from xtoken_pl.plan.run import Run
+from xtoken_pl.plan.replay import Held, replay, replay_writing
+from xtoken_pl.plan.run import Run, Writing
 from xtoken_pl.plan.skeleton import Skeleton, vocabulary_size
 
 _HEAD_GRADIENT = "student: gradient of the head"
@@ -34,8 +34,9 @@ class Moment:
 class MemoryPlan:
     """All moments of a step of ``run`` on one GPU; an upper bound where the exact size is unknown.
 
-    Every batch has windows of full length on every side, with attention masks. Gradients and Adam's moments exist from
-    the start. Savings by ``torch.compile`` are ignored. The optimizer is AdamW.
+    Every batch has windows of full length on every side, with attention masks. Rollouts have their largest length, and
+    are written as by :class:`xtoken_pl.rollouts.TransformersEngine`. Gradients and Adam's moments exist from the start.
+    Savings by ``torch.compile`` are ignored. The optimizer is AdamW.
     """
 
     run: Run
@@ -68,7 +69,7 @@ class _Step:
         self.run, self.student, self.teachers = run, student, teachers
         self.is_sharded = self.run.spread == "sharded"
         self.shards = self.run.data_parallel_size if self.is_sharded else 1
-        shape, autocast = (self.run.batch_size, self.run.sequence_length), self.run.autocast
+        shape, autocast = (self.run.num_windows, self.run.sequence_length), self.run.autocast
         checkpointing = self.run.student.activation_checkpointing
         self.student_pass = replay(
             self.student, *shape, autocast=autocast, trains=True, activation_checkpointing=checkpointing
@@ -83,6 +84,7 @@ class _Step:
     def moments(self) -> list[Moment]:
         return [
             *(self._validation_pass(name) for name in self.teachers if name in self.run.idle),
+            *([] if self.run.writing is None else self._writing(self.run.writing)),
             self._moment("student's forward pass", self._running_student(self.student_pass.forward)),
             *(self._teacher_pass(name) for name in self.trained),
             self._moment("loss blocks", self._idle_student(self.student_pass.in_step), self._block_terms()),
@@ -92,6 +94,28 @@ class _Step:
                 "optimizer step",
                 {"optimizer: temporary tensors": terms.optimizer_step_bytes(self.student.trained_bytes) // self.shards},
             ),
+        ]
+
+    def _writing(self, writing: Writing) -> list[Moment]:
+        """Writing the rollouts of a step, whose weights are whole on every GPU: the prompts, and the last token."""
+        run, student = self.run, self.student
+        num_rows = writing.num_rows(run.batch_size)
+        prompt_length = writing.prompt_length(run.sequence_length)
+        length = prompt_length + writing.max_new_tokens
+        writes = replay_writing(student, num_rows, prompt_length, length, autocast=run.autocast)
+        weights = terms.weight_bytes(run.student, student)
+        common = {
+            "student: gathered layers": weights if self.is_sharded else 0,
+            "student: one dequantized layer": terms.dequantized_bytes(run.student, student),
+        }
+        last_token = {
+            "rollouts: cache of keys and values": writes.cache,
+            "rollouts: drawing a token": terms.drawing_bytes(num_rows, student.head.shape[0]),
+            **_student_terms(writes.last_token),
+        }
+        return [
+            self._moment("reading the prompts of rollouts", common, _student_terms(writes.prompts)),
+            self._moment("writing rollouts", common, last_token),
         ]
 
     def _teacher_pass(self, name: str) -> Moment:
@@ -106,7 +130,7 @@ class _Step:
 
     def _validation_pass(self, name: str) -> Moment:
         """Forward pass of a teacher that runs for validation only: the student's activations are not kept."""
-        num_rows = self.run.batch_size * self.run.sequence_length
+        num_rows = self.run.num_windows * self.run.sequence_length
         states = Held(num_rows * self.student.head.shape[1] * self.student.dtype.itemsize, 0)
         before = list(self.teachers)[: list(self.teachers).index(name)]
         return self._moment(
@@ -118,7 +142,7 @@ class _Step:
 
     def _block_gradients(self) -> Moment:
         """Second pass over the blocks: gradients of the student's hidden states and of its head."""
-        num_rows = self.run.batch_size * self.run.sequence_length
+        num_rows = self.run.num_windows * self.run.sequence_length
         gradient = num_rows * self.student.head.shape[1] * self.student.dtype.itemsize
         return self._moment(
             "loss blocks, backward",
@@ -162,7 +186,7 @@ class _Step:
                 teacher_size = self.teachers[name].head.shape[0]
             else:
                 teacher_size = vocabulary_size(teacher) or size
-                num_rows = run.batch_size * run.sequence_length
+                num_rows = run.num_windows * run.sequence_length
                 result[f"teacher {name}: cached rows"] = num_rows * terms.cached_bytes(teacher, teacher_size)
             result[f"teacher {name}: W and loss tables"] = terms.loss_bytes(teacher, size, teacher_size)
             learned += terms.learned_projection_bytes(teacher, size)

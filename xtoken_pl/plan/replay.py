@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,6 +58,25 @@ class Footprint:
     backward: Held
 
 
+@dataclass(frozen=True)
+class WritingFootprint:
+    r"""Memory of writing a batch of texts behind their prompts, without that of drawing tokens.
+
+    A layer that attends to all positions caches a key and a value for each of them,
+    :math:`2 \cdot B T H_{kv} D \cdot \text{itemsize}` bytes for :math:`H_{kv}` heads of size D; one with a sliding
+    window of W tokens holds :math:`\min(T, W)` positions.
+
+    Attributes:
+        prompts: Peak of the pass over the prompts, with the cache that it fills.
+        cache: Cache of whole texts.
+        last_token: Peak of the pass over the last token in addition to the cache.
+    """
+
+    prompts: Held
+    cache: int
+    last_token: Held
+
+
 @lru_cache(maxsize=64)
 def replay(
     skeleton: Skeleton,
@@ -89,8 +110,8 @@ def replay(
     if activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     try:
-        with skeleton.mode, _Ledger(model) as ledger, torch.set_grad_enabled(trains):
-            with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        with _replaying(skeleton) as ledger, torch.set_grad_enabled(trains):
+            with _autocast(autocast):
                 input_ids = torch.zeros(batch_size, length, dtype=torch.long)
                 states = states_of_body(model, input_ids, torch.ones_like(input_ids))  # [B, T, H]
                 rows = states.flatten(0, 1).index_select(0, torch.arange(batch_size * length))
@@ -100,14 +121,72 @@ def replay(
             return Footprint(
                 forward, in_step, until_backward, _backward(skeleton, rows, ledger) if trains else Held(0, 0)
             )
-    except RuntimeError as error:
-        raise UserError(
-            f"{type(model).__name__} cannot be planned: one of its operations depends on values or another device (as "
-            f"in mixtures of experts), and a plan has neither. Plan a dense model of its size. Reason: {error}"
-        ) from error
     finally:
         if activation_checkpointing:
             model.activation_checkpointing_disable()
+
+
+@lru_cache(maxsize=64)
+def replay_writing(
+    skeleton: Skeleton, batch_size: int, prompt_length: int, length: int, *, autocast: torch.dtype | None
+) -> WritingFootprint:
+    """Replays what a student does to write texts: one pass over all prompts, and one over the last token; cached.
+
+    Args:
+        skeleton: The student.
+        batch_size: Number of texts that are written at a time.
+        prompt_length: Number of tokens of a prompt.
+        length: Number of tokens of a prompt and of the text behind it, at least 3.
+        autocast: Autocast dtype, or None without autocast.
+
+    Raises:
+        UserError: If the model has an operation that depends on values.
+    """
+    skeleton.model.eval()
+    for parameter in skeleton.trained:
+        parameter.requires_grad_(True)  # autocast keeps copies of these alone
+    with _replaying(skeleton) as ledger, torch.no_grad(), _autocast(autocast):
+        _read(skeleton.model, batch_size, prompt_length, cache=None)
+        prompts = ledger.peak
+        cache = _read(skeleton.model, batch_size, length - 2, cache=None)
+        cache = _read(
+            skeleton.model, batch_size, 1, cache, num_before=length - 2
+        )  # a sliding window holds the whole prompt until then
+        ledger.peak = ledger.held()
+        _read(skeleton.model, batch_size, 1, cache, num_before=length - 1)
+        num_bytes = ledger.held().activations
+        last_token = Held(ledger.peak.activations - num_bytes, ledger.peak.weight_copies)
+        return WritingFootprint(prompts, num_bytes, last_token)
+
+
+def _read(model: Any, batch_size: int, length: int, cache: Any, *, num_before: int = 0) -> Any:
+    """Runs a model over tokens as ``generate`` does, and returns the cache."""
+    input_ids = torch.zeros(batch_size, length, dtype=torch.long)
+    options: dict[str, Any] = {"attention_mask": torch.ones(batch_size, num_before + length, dtype=torch.long)}
+    known = inspect.signature(model.forward).parameters
+    if "position_ids" in known:  # of every text by itself, since the prompts are padded
+        options["position_ids"] = torch.zeros_like(input_ids)
+    if "logits_to_keep" in known:
+        options["logits_to_keep"] = 1
+    return model(input_ids=input_ids, past_key_values=cache, use_cache=True, **options).past_key_values
+
+
+@contextmanager
+def _replaying(skeleton: Skeleton) -> Iterator[_Ledger]:
+    """Counts the memory of the operations inside, which only have shapes."""
+    try:
+        with skeleton.mode, _Ledger(skeleton.model) as ledger:
+            yield ledger
+    except RuntimeError as error:
+        raise UserError(
+            f"{type(skeleton.model).__name__} cannot be planned: one of its operations depends on values or another "
+            "device (as in mixtures of experts), and a plan has neither. Plan a dense model of its size. Reason: "
+            f"{error}"
+        ) from error
+
+
+def _autocast(dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
 
 
 def _backward(skeleton: Skeleton, rows: Tensor, ledger: _Ledger) -> Held:

@@ -28,10 +28,12 @@ def table(plan: MemoryPlan, usable: int, changes: list[Change], way: Way | None)
         way: Changes after which the run fits; None if there are none or none are needed.
     """
     run, peak = plan.run, plan.peak
+    written = f", {run.writing.num_rows(run.batch_size):,} rollouts at a time" if run.writing else ""
     lines = [
         f"{run.num_gpus:,} GPU{'s' * (run.num_gpus > 1)} ({_SPREAD[run.spread]}"
         f"{f' over {run.data_parallel_size:,}' if run.spread == 'sharded' else ''}, {run.precision}), "
-        f"{run.batch_size} windows of {run.sequence_length:,} tokens on each; sizes per GPU, in GB of 1e9 bytes",
+        f"{run.num_windows} windows of {run.sequence_length:,} tokens on each{written}; "
+        "sizes per GPU, in GB of 1e9 bytes",
         _model_line("student", run.student, plan.student),
         *(_model_line(f"teacher {name}", run.teachers[name], plan.teachers.get(name)) for name in run.teachers),
         "",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
-from xtoken_pl.data import DistillDataModule
+from xtoken_pl.data import DistillDataModule, TextSource
+from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -21,6 +22,60 @@ _AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 _CONVERTED = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 #: Other spellings of a precision that Lightning accepts.
 _SYNONYMS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The settings of a run's rollouts that determine its memory use.
+
+    Attributes:
+        max_new_tokens: Largest number of tokens of a rollout.
+        prompt_bytes: Largest number of bytes of a prompt; None for prompts that only leave room in a window.
+        num_samples: Rollouts of each prompt.
+        num_batches: Batches of an optimizer step; the texts of all of them are written before the first one.
+        batch_size: Number of texts that the engine writes at a time; None for all texts of a step.
+    """
+
+    max_new_tokens: int
+    prompt_bytes: int | None = None
+    num_samples: int = 1
+    num_batches: int = 1
+    batch_size: int | None = None
+
+    @classmethod
+    def from_parts(cls, rollouts: Rollouts, data: DistillDataModule, num_batches: int) -> Writing:
+        """Reads the settings.
+
+        Args:
+            rollouts: Settings of the rollouts.
+            data: The data module.
+            num_batches: Batches of an optimizer step.
+        """
+        prompts = rollouts.prompts
+        train = cast(TextSource | dict[str, TextSource], data.sources["train"])
+        sources = train.values() if isinstance(train, dict) else [train]
+        is_short = prompts.end is None and not any(source.holds_conversations for source in sources)
+        return cls(
+            prompts.max_new_tokens,
+            prompts.num_bytes if is_short else None,
+            rollouts.num_samples,
+            num_batches,
+            getattr(rollouts.engine, "batch_size", None),
+        )
+
+    def num_rows(self, num_prompts: int) -> int:
+        """Number of texts that are written at a time, for batches of ``num_prompts`` prompts."""
+        num_texts = num_prompts * self.num_samples * self.num_batches
+        return min(num_texts, self.batch_size or num_texts)
+
+    def prompt_length(self, sequence_length: int) -> int:
+        r"""Largest number of tokens of a prompt: :math:`T - N`, and one for each byte and one for bos.
+
+        Args:
+            sequence_length: Tokens of a window, T; the rollout needs N of them.
+        """
+        room = max(sequence_length - self.max_new_tokens, 1)
+        return room if self.prompt_bytes is None else min(room, self.prompt_bytes + 1)
 
 
 @dataclass(frozen=True)
@@ -38,6 +93,7 @@ class Run:
         data_parallel_size: Number of GPUs that share one copy of the models, if sharded.
         cacheable: Names of the teachers that a cache could replace.
         idle: Names of the teachers that run for validation only.
+        writing: Settings of the rollouts; None for a run without any.
     """
 
     student: Student
@@ -51,6 +107,7 @@ class Run:
     data_parallel_size: int = 1
     cacheable: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
+    writing: Writing | None = None
 
     @classmethod
     def from_parts(
@@ -74,6 +131,8 @@ class Run:
         given = num_gpus if num_gpus is not None else _num_gpus(trainer)
         if given < 1:
             raise UserError(f"num_gpus must be >= 1, got {given}; set trainer.devices, or --num_gpus")
+        rollouts = module.rollouts
+        num_batches = trainer.get("accumulate_grad_batches") or 1
         spread, sharded = _spread(trainer.get("strategy"), given, trainer.get("num_nodes") or 1)
         return cls(
             student=module.student_source,
@@ -85,9 +144,15 @@ class Run:
             num_gpus=given,
             spread=spread,
             data_parallel_size=given if sharded and num_gpus is not None else sharded or 1,
-            cacheable=frozenset() if data.streaming else _cacheable(module),
+            cacheable=frozenset() if data.streaming or rollouts is not None else _cacheable(module),
             idle=frozenset(module.teachers.keys() - module.trained_teachers.keys()),
+            writing=None if rollouts is None else Writing.from_parts(rollouts, data, num_batches),
         )
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of a batch: those of the data, or one for each rollout."""
+        return self.batch_size * (1 if self.writing is None else self.writing.num_samples)
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -106,6 +106,15 @@ def head_copy_bytes(run: Run, skeleton: Skeleton) -> int:
     return 0 if autocast is None or autocast == head.dtype else head.numel() * autocast.itemsize
 
 
+def drawing_bytes(num_rows: int, size: int) -> int:
+    """Logits of one position of R texts, and what is computed from them to draw the next tokens: ``32 R V_s``.
+
+    An upper bound for any temperature, top_k and top_p: five copies in float32 and one of 8 bytes an entry (with top_p:
+    the logits and their order), and masks.
+    """
+    return num_rows * size * 32
+
+
 def gathered_bytes(skeleton: Skeleton) -> int:
     """Sharded weights that are whole at the same time: two layers (one runs, the next is fetched) and the rest.
 
