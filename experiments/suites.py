@@ -24,7 +24,10 @@ from xtoken_pl.cli.config_files import merge
 
 ROOT = Path(__file__).parent
 #: The suites of `make evidence`, in their order; stories in words take hours more.
-EVIDENCE = ("search", "addition", "numerals", "real", "conditions", "complementary", "first_digit")
+EVIDENCE = (
+    *("search", "addition", "numerals", "real", "conditions", "complementary", "first_digit"),
+    *("warm_up", "on_policy_search", "on_policy", "on_policy_complementary"),
+)
 RUN_REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
 
 

@@ -85,17 +85,22 @@ def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shi
         assert export.get(suite, f"/addition/teacher_{teacher}/") in given["model"], (suite, name)
         assert teacher == named["teacher"]
         is_scaled = any("DynamicLossScaling" in entry["class_path"] for entry in job.config["trainer"]["callbacks"])
-        assert is_scaled == (not re.search("fixed|common", name)), (suite, name)
+        assert is_scaled == (not re.search("fixed|common|share_1", name)), (suite, name)
         seen.add((suite, named["teacher"], named["loss"]))
-    assert len(seen) == 33
+    assert len(seen) == 51
 
 
 def test_runs_differ_from_their_baselines_in_the_loss_alone(shipped: dict[Key, Job]) -> None:
-    """Lines, steps, the student and the learning rate are those of the baseline, and so is the seed."""
+    """Lines, steps, the student and the learning rate are those of the baseline, and so is the seed.
+
+    On-policy runs also differ in who writes the text.
+    """
     suites, compared = load_suites(), 0
     for key, job in shipped.items():
         baseline = suites[key[0]].runs[key[1]].baseline
         if baseline in ("", key[1]):
+            continue
+        if re.match("domains_|.*_long$", key[1]):  # other data, and more steps
             continue
         other = shipped[key[0], baseline, key[2]]
         if suites[key[0]].runs[key[1]].seeds == suites[key[0]].runs[baseline].seeds:
@@ -107,7 +112,7 @@ def test_runs_differ_from_their_baselines_in_the_loss_alone(shipped: dict[Key, J
 def without_loss(job: Job) -> dict[str, Any]:
     """A configuration without what a distillation loss is, how it is weighted and watched, and the run's folder."""
     config = json.loads(json.dumps(job.config).replace(str(job.run_folder), ""))
-    for name in ("teachers", "kd_weight", "ce_weight", "weighting", "learn_projection"):
+    for name in ("teachers", "kd_weight", "ce_weight", "weighting", "learn_projection", "rollouts"):
         config["model"].pop(name, None)
     callbacks = [entry["class_path"] for entry in config["trainer"]["callbacks"]]
     config["trainer"]["callbacks"] = [
@@ -131,6 +136,7 @@ def test_on_real_text_a_run_has_the_teacher_of_its_baseline_so_that_their_window
 
 def test_teachers_have_to_be_right_in_95_of_100_held_out_problems(shipped: dict[Key, Job]) -> None:
     not_asked = {"quick/teacher", "conditions/first"}  # minutes are too few; a student before it learns sums
+    not_asked |= {"warm_up/ce", "warm_up/ce_long", "on_policy_complementary/warm_up"}  # students, too
     teachers = {need for job in shipped.values() for need in job.needs if "/".join(need[:2]) not in not_asked}
     assert len(teachers) == 6
     for key in teachers:

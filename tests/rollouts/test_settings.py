@@ -52,7 +52,7 @@ def test_at_share_zero_and_one_all_steps_are_alike(share: int) -> None:
 
 
 def test_no_step_of_the_warm_up_is_on_policy_and_the_others_are_as_without_it() -> None:
-    rollouts = Rollouts(share=0.5, warm_up_steps=7)
+    rollouts = Rollouts(share=0.5, warm_up_steps=7, seed=0)
     steps = [rollouts.is_on_policy(step) for step in range(100)]
     assert not any(steps[:7])
     assert steps[7:] == on_policy(0.5, num_steps=100)[7:].tolist()

@@ -230,7 +230,7 @@ def test_a_share_of_zero_is_a_run_without_rollouts(make: MakeWriter) -> None:
     assert "rollouts" in module.run_identity.settings
     assert module.run_identity == plain.run_identity
     assert not module.is_on_policy_step
-    assert make("same", share=0.5).run_identity.settings["rollouts"].startswith("share=0.5, num_samples=1, seed=0")
+    assert make("same", share=0.5).run_identity.settings["rollouts"].startswith("share=0.5, warm_up_steps=0, ")
 
 
 def batch_of_data(module: MultiTeacherDistillModule) -> Any:
