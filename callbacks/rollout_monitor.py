@@ -116,7 +116,8 @@ class RolloutMonitor(Monitor):
         scalars |= counts.means
         scalars |= {"seconds": seconds / self._num_steps, "tokens_per_second": counts.num_tokens / seconds}
         module.log_dict({f"rollouts/{tag}": value for tag, value in scalars.items()})
-        self._watch.add(counts, cast(Any, module).rollouts.sampling.max_new_tokens)
+        assert module.rollouts is not None, "on-policy steps have settings"
+        self._watch.add(counts, module.rollouts.sampling.max_new_tokens)
 
     def _log_samples(self, trainer: pl.Trainer, module: MultiTeacherDistillModule, written: WrittenStep) -> None:
         rows: list[tuple[str, ...]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.data import Windower
 from xtoken_pl.data.chats.conversations import Conversation, Turn
+from xtoken_pl.data.chats.renderer import ChatRenderer, RenderedChat
 from xtoken_pl.data.maker import WindowMaker
 
 CHATML = (
@@ -110,3 +112,7 @@ def text_of(vocabulary: CanonicalVocabulary, ids: Any) -> str:
 
 def learned_text(row: dict[str, Any]) -> str:
     return text_of(windower().student, [i for i, m in zip(row["student_ids"], row["loss_mask"], strict=True) if m])
+
+
+def tokenized_prompts(renderer: ChatRenderer, chats: Sequence[Conversation]) -> list[RenderedChat]:
+    return renderer.tokenize([renderer.write_prompt(chat) for chat in chats])

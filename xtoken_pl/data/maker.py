@@ -81,6 +81,11 @@ class WindowMaker:
         return self.source.columns
 
     @property
+    def takes_prompts_alone(self) -> bool:
+        """Whether windows hold nothing but a prompt."""
+        return self.prompts is not None and self.prompts.only
+
+    @property
     def left_out_are(self) -> tuple[str, str]:
         """The word for one, and for several, of what may be left out."""
         return ("conversation", "conversations") if self.source.holds_conversations else ("window", "windows")

@@ -137,7 +137,7 @@ def check_windows(windows: Dataset | IterableDataset, where: str, maker: WindowM
         rank_zero_info(f"{where}: {_by_teacher_in_words(windows, maker)}")
     if maker.prompts is not None:
         count_prompts(windows if isinstance(windows, Dataset) else found, where, maker)
-    if maker.prompts is not None and maker.prompts.only:
+    if maker.takes_prompts_alone:
         return
     for name in windower.teachers:
         checked = found
@@ -160,15 +160,19 @@ def _check_teacher(name: str, checked: Sequence[Window], where: str, maker: Wind
 
 def _by_teacher_in_words(windows: Dataset, maker: WindowMaker) -> str:
     """Counts the windows of each teacher, where each window has one or none."""
-    is_only = maker.prompts is not None and maker.prompts.only
-    columns = {name: prompt_column(name) if is_only else teacher_columns(name)[0] for name in maker.windower.teachers}
+    columns = {
+        name: prompt_column(name) if maker.takes_prompts_alone else teacher_columns(name)[0]
+        for name in maker.windower.teachers
+    }
     counts = dict.fromkeys(columns, 0)
     for part in windows.with_format("arrow").select_columns([*columns.values()]).iter(batch_size=_ROWS_PER_READ):
         for name, column in columns.items():
             counts[name] += pc.sum(pc.greater(pc.list_value_length(part.column(column)), 0)).as_py()
     rest = len(windows) - sum(counts.values())
     taught = ", ".join(f"{count:,} by teacher {name!r}" for name, count in counts.items())
-    of_rest = "" if is_only else f"; {rest:,} windows without a teacher are learned by cross-entropy alone"
+    of_rest = (
+        "" if maker.takes_prompts_alone else f"; {rest:,} windows without a teacher are learned by cross-entropy alone"
+    )
     return f"taught are {taught}{of_rest}"
 
 

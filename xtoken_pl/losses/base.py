@@ -26,6 +26,11 @@ _INDEX, _FLOAT = torch.int64.itemsize, torch.float32.itemsize
 _PLACES = 4
 
 
+def observed_log_probs(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """``[N, V], [N] -> [N]``: the log-probability of each observed token."""
+    return log_probs.gather(1, labels[:, None]).squeeze(1)
+
+
 @dataclass(frozen=True)
 class SideRows:
     """One side's rows of a block. Row ``i`` is the distribution that predicts token ``labels[i]``.
@@ -75,7 +80,7 @@ class SideRows:
 
     def token_log_probs(self) -> Tensor:
         """``[N]``: the log-probability of each observed token."""
-        return self.log_probs.gather(1, self.labels[:, None]).squeeze(1)
+        return observed_log_probs(self.log_probs, self.labels)
 
     def mean_rows(self, rows: Tensor) -> Tensor:
         """``[N, V] -> [S, V]``: the average over each span's rows."""

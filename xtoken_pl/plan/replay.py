@@ -149,9 +149,8 @@ def replay_writing(
         _read(skeleton.model, batch_size, prompt_length, cache=None)
         prompts = ledger.peak
         cache = _read(skeleton.model, batch_size, length - 2, cache=None)
-        cache = _read(
-            skeleton.model, batch_size, 1, cache, num_before=length - 2
-        )  # a sliding window holds the whole prompt until then
+        # A sliding window holds the whole prompt until the token behind it.
+        cache = _read(skeleton.model, batch_size, 1, cache, num_before=length - 2)
         ledger.peak = ledger.held()
         _read(skeleton.model, batch_size, 1, cache, num_before=length - 1)
         num_bytes = ledger.held().activations

@@ -1,4 +1,4 @@
-"""What a student wrote behind a prompt."""
+"""The text that a student wrote behind a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the student wrote in an on-policy step."""
+"""The rollouts of an on-policy step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xtoken_pl.rollouts.rollout import Rollout
 
 @dataclass(frozen=True)
 class WrittenStep:
-    """What the student wrote in an on-policy step, in all its batches on this process.
+    """The rollouts of an on-policy step, of all its batches on this process.
 
     Attributes:
         step: Number of the optimizer step.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken_pl.batch import Block, RowCuts
-from xtoken_pl.losses.base import SideRows, SpanScores
+from xtoken_pl.losses.base import SideRows, SpanScores, observed_log_probs
 from xtoken_pl.models.head import accumulate_product, logits
 from xtoken_pl.scoring.kept import KeptGradients, subtract_at
 from xtoken_pl.scoring.memory import BlockSizes, LogitMemory
@@ -100,7 +100,7 @@ class Evaluation:
         inside = _inside(piece.student_rows, block.student_rows)
         log_probs = self.student.head.normalize(rows[""][inside])  # [P, V_s]
         labels = self.student.labels[piece.student_rows]
-        token_nats = -log_probs.gather(1, labels[:, None]).squeeze(1)
+        token_nats = -observed_log_probs(log_probs, labels)
         if kept is not None:
             torch.exp(log_probs, out=kept.probs[inside])
         spans: dict[str, SpanScores] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.batch import Block, CachedRows, LossPlan, SpanBatch
-from xtoken_pl.losses.base import SideRows, SpanLoss, SpanScores
+from xtoken_pl.losses.base import SideRows, SpanLoss, SpanScores, observed_log_probs
 from xtoken_pl.models.head import Head
 from xtoken_pl.utilities.errors import UserError
 
@@ -97,7 +97,7 @@ class TeacherTask:
 
     def span_nats(self, spans: slice, side: SideRows) -> Tensor | None:
         """``[P]`` negative log-likelihood of each span's text; None if it is not asked for."""
-        return -self._sum_of_rows(_observed, spans, side) if self.measures_nats else None
+        return -self._sum_of_rows(observed_log_probs, spans, side) if self.measures_nats else None
 
     def _sum_of_rows(self, measure: RowConfidence, spans: slice, side: SideRows) -> Tensor:
         if isinstance(self.rows, KnownRows):
@@ -106,10 +106,6 @@ class TeacherTask:
         # The distribution at temperature 1, whatever the loss compares.
         log_probs = side.log_probs if self.temperature == 1.0 else (side.log_probs * self.temperature).log_softmax(-1)
         return side.sum_by_span(measure(log_probs, side.labels))
-
-
-def _observed(log_probs: Tensor, labels: Tensor) -> Tensor:
-    return log_probs.gather(1, labels[:, None]).squeeze(1)
 
 
 def _known_side(rows: KnownRows, spans: slice) -> SideRows:

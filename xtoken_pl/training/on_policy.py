@@ -16,7 +16,7 @@ from torch import Tensor
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, Prompt, as_steps
 from xtoken_pl.data import DistillDataModule, collate
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.rollouts import Request, Rollout, TransformersEngine
+from xtoken_pl.rollouts import Request, Rollout
 from xtoken_pl.rollouts.reading import RolloutReader
 from xtoken_pl.rollouts.written import WrittenStep
 from xtoken_pl.scoring.tasks import RowScores
@@ -35,7 +35,7 @@ class WritingModule(ResumableModule):
     The arguments are those of :class:`xtoken_pl.training.parts.DistillParts`.
 
     Attributes:
-        written: What this process wrote in the last on-policy step; None before the first.
+        written: Rollouts of this process in the last on-policy step; None before the first.
         around_writing: Context in which the student writes; a callback sets it to time it.
     """
 
@@ -117,7 +117,7 @@ class WritingModule(ResumableModule):
 
     def _write(self, requests: list[Request]) -> list[Rollout]:
         assert self.rollouts is not None
-        engine = self.rollouts.engine or TransformersEngine()
+        engine = self.rollouts.engine
         with self.around_writing():
             rollouts = engine.write(requests, self.rollouts.sampling, self.student, self.student_vocabulary)
         if len(rollouts) != len(requests):

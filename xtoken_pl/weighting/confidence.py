@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from xtoken_pl.losses.base import observed_log_probs
 from xtoken_pl.utilities.checks import check_choice, check_not_negative
 from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting, check_any_alpha
 
@@ -54,7 +55,7 @@ class _ByConfidence(Weighting):
 
     def row_confidence(self, log_probs: Tensor, labels: Tensor) -> Tensor:
         if self.measure == "cross_entropy":
-            return log_probs.gather(1, labels[:, None]).squeeze(1)
+            return observed_log_probs(log_probs, labels)
         if self.measure == "entropy":
             # 0 log 0 = 0: ids that do not exist are -inf.
             return (log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

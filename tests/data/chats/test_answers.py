@@ -48,7 +48,8 @@ def slow(template: RealTemplate) -> Any:
 @pytest.mark.parametrize("template", [SMOLLM2, QWEN3, slow(LLAMA3), slow(GEMMA3)], ids=str)
 def test_real_templates_end_an_answer_with_one_token_and_put_no_space_before_it(template: RealTemplate) -> None:
     end = template.tokenizer.convert_tokens_to_ids(template.end)
-    assert format_of(template.tokenizer) == AnswerFormat("", False, (end,), end)
+    assert format_of(template.tokenizer) == AnswerFormat("", False, (end,))
+    assert format_of(template.tokenizer).stop_id == end
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,8 @@ def test_templates_of_many_models(name: str, end: str) -> None:
     special += ["<|assistant|>", "<|message|>", "<|channel|>", "<|start_header_id|>", "<|end_header_id|>"]
     tokenizer = with_tokens(real_tokenizers.smollm2(), shipped_template(name), *dict.fromkeys(special))
     end_id = tokenizer.convert_tokens_to_ids(end)
-    assert format_of(tokenizer) == AnswerFormat("", False, (end_id,), end_id)
+    assert format_of(tokenizer) == AnswerFormat("", False, (end_id,))
+    assert format_of(tokenizer).stop_id == end_id
 
 
 NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + MARKED
@@ -105,7 +107,9 @@ def test_a_template_that_rejects_the_example_is_refused_with_its_reason() -> Non
 
 def test_a_text_is_ended_by_eos_if_there_is_one() -> None:
     side = CanonicalVocabulary.from_tokenizer(real_tokenizers.llama2_style())
-    assert AnswerFormat.for_text(side) == AnswerFormat("", False, (2,), 2)
+    assert AnswerFormat.for_text(side) == AnswerFormat("", False, (2,))
+    assert AnswerFormat.for_text(side).stop_id == 2
     without = with_tokens(real_tokenizers.llama2_style(), None)
     without.eos_token = None
     assert AnswerFormat.for_text(CanonicalVocabulary.from_tokenizer(without)) == AnswerFormat()
+    assert AnswerFormat().stop_id is None

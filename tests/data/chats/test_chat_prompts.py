@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import CHATML, CHATS, LLAMA2, bytes_of, chatml, conversation, llama3_like, plain, vocabulary_of, with_tokens
+from chats import (
+    CHATML,
+    CHATS,
+    LLAMA2,
+    bytes_of,
+    chatml,
+    conversation,
+    llama3_like,
+    plain,
+    tokenized_prompts,
+    vocabulary_of,
+    with_tokens,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from real_templates import GEMMA3, LLAMA3, QWEN3, SMOLLM2, RealTemplate
@@ -51,7 +63,7 @@ def chat_of(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None =
 def test_a_prompt_is_what_the_template_writes_with_its_generation_prompt(
     template: RealTemplate, given: dict[str, Any]
 ) -> None:
-    (prompt,) = ChatRenderer(template.vocabulary, "student").tokenize_prompts([chat_of(given["messages"])])
+    (prompt,) = tokenized_prompts(ChatRenderer(template.vocabulary, "student"), [chat_of(given["messages"])])
     expected = template.tokenizer.apply_chat_template(given["messages"][:-1], add_generation_prompt=True, **DATE)
     assert [*prompt.prefix, *prompt.ids.tolist()] == expected["input_ids"]
     said = [bytes_of(template.vocabulary, prompt.ids[slice(*turn.content)]).decode() for turn in prompt.turns]
@@ -59,7 +71,7 @@ def test_a_prompt_is_what_the_template_writes_with_its_generation_prompt(
 
 
 def test_calls_and_tools_are_a_part_of_a_prompt() -> None:
-    (prompt,) = ChatRenderer(QWEN3.vocabulary, "student").tokenize_prompts([chat_of(CALL["messages"], CALL["tools"])])
+    (prompt,) = tokenized_prompts(ChatRenderer(QWEN3.vocabulary, "student"), [chat_of(CALL["messages"], CALL["tools"])])
     expected = QWEN3.tokenizer.apply_chat_template(
         CALL["messages"][:-1], tools=CALL["tools"], add_generation_prompt=True, tokenize=False
     )
@@ -73,7 +85,7 @@ def test_a_prompt_begins_as_the_conversation_with_its_answer_does() -> None:
     for tokenizer in (chatml(), llama3_like(), plain(), space_before_texts):
         renderer = ChatRenderer(vocabulary_of(tokenizer), "student")
         chats = [conversation(messages) for messages in CHATS]
-        pairs = zip(renderer.tokenize_prompts(chats), renderer.render(chats), strict=True)
+        pairs = zip(tokenized_prompts(renderer, chats), renderer.render(chats), strict=True)
         for prompt, whole in pairs:
             start, _ = whole.turns[-1].content
             assert prompt.prefix == whole.prefix
@@ -88,7 +100,7 @@ def test_a_space_at_the_end_belongs_to_the_answer(header: str) -> None:
     tokenizer = with_tokens(packing_tokenizer(), LLAMA2 + header)
     renderer = ChatRenderer(vocabulary_of(tokenizer), "student")
     chat = conversation(CHATS[0][:2])
-    (prompt,), (whole,) = renderer.tokenize_prompts([chat]), renderer.render([chat])
+    (prompt,), (whole,) = tokenized_prompts(renderer, [chat]), renderer.render([chat])
     start, _ = whole.turns[-1].content
     assert prompt.ids.tolist() == whole.ids[:start].tolist()
     assert not bytes_of(renderer.vocabulary, prompt.ids).endswith(b" ")
@@ -98,7 +110,7 @@ def test_a_space_at_the_end_belongs_to_the_answer(header: str) -> None:
 def test_a_template_that_changes_the_question_is_refused() -> None:
     shouting = with_tokens(packing_tokenizer(), CHATML.replace("m['content'] }}", "m['content'].upper() }}"))
     with pytest.raises(UnrenderableError, match="drops, moves or changes a message"):
-        ChatRenderer(vocabulary_of(shouting), "student").tokenize_prompts([conversation(CHATS[0][:1])])
+        tokenized_prompts(ChatRenderer(vocabulary_of(shouting), "student"), [conversation(CHATS[0][:1])])
 
 
 # The common cut -------------------------------------------------------------------------------------------------------
@@ -120,7 +132,7 @@ def maker(
 
 def said_behind(renderer: ChatRenderer, chat: Conversation, ids: list[int]) -> bytes:
     """What the messages say in the last tokens of a prompt, which must be those of the whole prompt."""
-    (whole,) = renderer.tokenize_prompts([chat])
+    (whole,) = tokenized_prompts(renderer, [chat])
     behind_prefix = ids[len(whole.prefix) :]
     assert tuple(ids[: len(whole.prefix)]) == whole.prefix
     first = len(whole.ids) - len(behind_prefix)
@@ -205,5 +217,5 @@ def test_only_the_answers_behind_the_last_question_are_no_part_of_a_prompt() -> 
         {"role": "assistant", "content": "c"},
     ]
     renderer = ChatRenderer(vocabulary_of(chatml()), "student")
-    first, second, third = renderer.tokenize_prompts([chat, conversation(longer), conversation(CHATS[0][:3])])
+    first, second, third = tokenized_prompts(renderer, [chat, conversation(longer), conversation(CHATS[0][:3])])
     assert first.ids.tolist() == second.ids.tolist() == third.ids.tolist()

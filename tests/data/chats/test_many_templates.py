@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import with_tokens
+from chats import tokenized_prompts, with_tokens
 from real_templates import shipped_template
 from real_tokenizers import smollm2
 from tool_conversations import TOOLS, call
@@ -147,7 +147,7 @@ def test_prompts_are_what_a_template_writes_before_an_answer_and_are_cut_alike(s
         windower = Windower(vocabulary(student), {"t": vocabulary(teacher)}, 9000)
         renderers = {"": windower.renderers[""], "t": windower.renderers["t"]}
         try:
-            whole = {name: renderer.tokenize_prompts([conversation])[0] for name, renderer in renderers.items()}
+            whole = {name: tokenized_prompts(renderer, [conversation])[0] for name, renderer in renderers.items()}
             answered = renderers[""].write(conversation).text
         except UnrenderableError:
             continue

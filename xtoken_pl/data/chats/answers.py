@@ -29,19 +29,22 @@ class AnswerFormat:
         is_first: Whether the answer is encoded like the start of a text, with the space that some tokenizers put there.
         end_ids: Token ids from the end of an answer to the special token that ends it, inclusive; empty if nothing
             ends it.
-        stop_id: The last of ``end_ids``; None if nothing ends an answer.
     """
 
     lead: str = ""
     is_first: bool = False
     end_ids: tuple[int, ...] = ()
-    stop_id: int | None = None
+
+    @property
+    def stop_id(self) -> int | None:
+        """Id of the special token that ends an answer; None if nothing ends it."""
+        return self.end_ids[-1] if self.end_ids else None
 
     @classmethod
     def for_text(cls, vocabulary: CanonicalVocabulary) -> AnswerFormat:
         """Returns the format of a text that continues another one, which eos ends."""
         eos = vocabulary.roles.get("eos")
-        return cls() if eos is None else cls(end_ids=(eos,), stop_id=eos)
+        return cls() if eos is None else cls(end_ids=(eos,))
 
     @classmethod
     def from_template(cls, renderer: ChatRenderer, template: ChatTemplate, special: SpecialTokens) -> AnswerFormat:
@@ -58,9 +61,7 @@ class AnswerFormat:
         before = _accepted_start(renderer)
         opening = template.write(Conversation(before), special.pattern, is_prompt=True).text
         text = opening.removesuffix(" ")
-        end_ids = _end_ids(renderer, before)
-        lead = opening[len(text) :]
-        return cls(lead, _is_first(text, special), end_ids, end_ids[-1] if end_ids else None)
+        return cls(opening[len(text) :], _is_first(text, special), _end_ids(renderer, before))
 
 
 def _accepted_start(renderer: ChatRenderer) -> tuple[Turn, ...]:

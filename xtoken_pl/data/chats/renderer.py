@@ -125,14 +125,6 @@ class ChatRenderer:
         written.text = written.text.removesuffix(" ")
         return written
 
-    def tokenize_prompts(self, conversations: Sequence[Conversation]) -> list[RenderedChat]:
-        """Tokenizes what the assistant is to answer in each conversation, see :meth:`write_prompt`.
-
-        Raises:
-            UnrenderableError: If the template rejects a conversation or changes what is said.
-        """
-        return self.tokenize([self.write_prompt(conversation) for conversation in conversations])
-
     def tokenize(self, written: Sequence[RenderedText]) -> list[RenderedChat]:
         """Tokenizes conversations."""
         cut = [list(parts_of(text, self._special)) for text in written]

@@ -15,6 +15,7 @@ from torch import Tensor
 from xtoken_pl.batch import SpanArrays, SpanBatch, TeacherBatch
 from xtoken_pl.batch.quantization import num_high_bits, pack_ids, quantize
 from xtoken_pl.data import collate
+from xtoken_pl.losses.base import observed_log_probs
 from xtoken_pl.models import Head
 from xtoken_pl.models.head import logits
 from xtoken_pl.teachers.cache.manifest import TopK
@@ -152,18 +153,14 @@ class TeacherRows:
             stored = log_probs[is_first[rows]]
             parts.append(self.row_format.encode(stored))
             highest.append(stored.amax(-1))  # the others may be -inf: ids without a token
-            tempered.append(_of_labels(log_probs, labels))
-            plain.append(tempered[-1] if self.temperature == 1.0 else _of_labels(head.normalize(block), labels))
+            tempered.append(observed_log_probs(log_probs, labels))
+            plain.append(tempered[-1] if self.temperature == 1.0 else observed_log_probs(head.normalize(block), labels))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         continuation = _sum(torch.cat(tempered).masked_fill(is_first, 0.0), spans)
         span = _sum(torch.cat(plain), spans)
         # Checked before quantization, since the 16-bit format cannot represent NaN.
         is_finite = bool(torch.cat((*highest, continuation, span)).isfinite().all())
         return arrays | {"log_continuation": continuation.cpu().numpy(), "log_span": span.cpu().numpy()}, is_finite
-
-
-def _of_labels(log_probs: Tensor, labels: Tensor) -> Tensor:
-    return log_probs.gather(1, labels[:, None]).squeeze(1)
 
 
 def _sum(values: Tensor, spans: SpanBatch) -> Tensor:
