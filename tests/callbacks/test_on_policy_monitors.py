@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import repeat
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -12,12 +11,12 @@ import pytest
 import torch
 from html_tables import cells_of
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.profilers import PassThroughProfiler
 from monitored_run import batches, make_module, write_models
 from scripted_rollouts import OnPolicyModule, on_policy_outputs
 from small_models import TEXTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
+from ticking_clock import Clock, trainer_without_a_run
 from torch.utils.data import DataLoader
 
 from xtoken_pl.batch import STUDENT_IDS, teacher_columns
@@ -245,31 +244,22 @@ def test_process_without_prompts_counts_no_spans(mixed: Run) -> None:
 
 def test_every_second_of_writing_is_counted_where_it_belongs(mixed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes 1 s for the batch, 3 s to write, 2 s and 0.5 s for two teachers, 1.5 s for the rest."""
-    module, monitor, now = mixed.module, ThroughputMonitor(), [0.0]
-    for place in ("throughput_monitor", "clocks"):
-        monkeypatch.setattr(f"xtoken_pl.callbacks.{place}.perf_counter", lambda: now[0])
+    module, clock, monitor = mixed.module, Clock(monkeypatch), ThroughputMonitor()
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(module, "log_dict", logged.update)
-    trainer: Any = SimpleNamespace(
-        profiler=PassThroughProfiler(),
-        global_step=0,
-        log_every_n_steps=1,
-        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
-        world_size=1,
-        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
-    )
+    trainer = trainer_without_a_run(log_every_n_steps=1)
     monitor.on_train_start(trainer, module)
     with trainer.profiler.profile("[_TrainingEpochLoop].train_dataloader_next"):
-        now[0] += 1
+        clock.now += 1
     monitor.on_train_batch_start(trainer, module, mixed.batches[0], 0)
     with module.around_writing():
-        now[0] += 3
+        clock.now += 3
     for name, seconds in (("splits", 2), ("same", 0.5)):
         with module.loaded_teachers[name].around():
-            now[0] += seconds
+            clock.now += seconds
     monitor.on_before_backward(trainer, module, torch.zeros(()))
     with module.around_writing():  # outside of a step
-        now[0] += 1.5
+        clock.now += 1.5
     trainer.global_step = 1
     monitor.on_train_batch_end(trainer, module, {"is_rollout": True}, mixed.batches[0], 0)
     parts = {part: logged[f"throughput/{part}_share"].item() for part in ("waiting", "writing", "scoring", "learning")}

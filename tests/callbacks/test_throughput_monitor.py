@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from monitored_run import Finished, write_models
+from ticking_clock import Clock, trainer_without_a_run
 
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks import ThroughputMonitor
@@ -41,15 +41,6 @@ def test_timing_is_removed_after_training(finished: Finished) -> None:
         assert type(teacher.around()).__name__ == "nullcontext"
 
 
-class Clock:
-    """Replaces `perf_counter`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 100.0
-        for module in ("throughput_monitor", "clocks"):
-            monkeypatch.setattr(f"xtoken_pl.callbacks.{module}.perf_counter", lambda: self.now)
-
-
 def test_every_second_is_counted_where_it_belongs(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes 1 s for the batch, 2 s and 0.5 s for two teachers, 4.5 s for the rest.
 
@@ -58,16 +49,7 @@ def test_every_second_is_counted_where_it_belongs(finished: Finished, monkeypatc
     module, clock, monitor = finished.module, Clock(monkeypatch), ThroughputMonitor()
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(module, "log_dict", logged.update)
-    trainer: Any = SimpleNamespace(
-        profiler=PassThroughProfiler(),
-        global_step=0,
-        log_every_n_steps=2,
-        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
-        world_size=1,
-        sanity_checking=False,
-        state=SimpleNamespace(fn="fit"),
-        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
-    )
+    trainer = trainer_without_a_run(log_every_n_steps=2)
     fetch = "[_TrainingEpochLoop].train_dataloader_next"
 
     def teach(name: str, seconds: float) -> None:

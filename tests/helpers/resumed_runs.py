@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import yaml
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
@@ -70,3 +71,15 @@ CONFIG: dict[str, Any] = {
         ],
     },
 }
+
+
+class Interrupting(pl.Callback):
+    """Saves a checkpoint after every batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved: list[Path] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.saved.append(self.folder / f"{len(self.saved):02d}.ckpt")
+        trainer.save_checkpoint(self.saved[-1])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -116,3 +117,17 @@ def write_neox(
     GPTNeoXForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def numeral_tokenizer(
+    *, longest_token: int, longest_split: int | None = None, letters: str = ""
+) -> PreTrainedTokenizerFast:
+    """Letters, and numerals of the digits 0 and 1. A text may be split into shorter numerals than there are."""
+    lengths = range(1, longest_token + 1)
+    tokens = [*letters, *("".join(digits) for length in lengths for digits in product("01", repeat=length))]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{longest_split or longest_token}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<eos>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")

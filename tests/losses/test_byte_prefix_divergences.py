@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
 from loss_cases import DIVERGENCES
 from prefix_pairs import Pair
-from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from small_models import numeral_tokenizer, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -95,26 +93,14 @@ def test_every_position_equals_the_slow_reference(name: str, divergence: Diverge
         assert ours[row].item() == pytest.approx(nats, abs=1e-10, rel=1e-10), row
 
 
-def numerals(*, longest_token: int, longest_split: int) -> PreTrainedTokenizerFast:
-    """Numerals of the digits 0 and 1, and an x. A text may be split into shorter tokens than there are."""
-    lengths = range(1, longest_token + 1)
-    tokens = ["x", *("".join(digits) for length in lengths for digits in product("01", repeat=length))]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{longest_split}}}"), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<eos>", special=True)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-
-
 @every_divergence
 @pytest.mark.parametrize("teacher_split", [1, 2, 3])
 def test_tokens_that_the_text_rules_out_have_no_mass_and_are_charged_as_such(
     divergence: Divergence, teacher_split: int
 ) -> None:
     """The student writes a numeral in shorter tokens than it has; the path's end belongs to the one that it wrote."""
-    student_side = numerals(longest_token=3, longest_split=1)
-    teacher_side = numerals(longest_token=teacher_split, longest_split=teacher_split)
+    student_side = numeral_tokenizer(longest_token=3, longest_split=1, letters="x")
+    teacher_side = numeral_tokenizer(longest_token=teacher_split, longest_split=teacher_split, letters="x")
     pair = Pair.of(student_side, teacher_side, "01101001101", divergence=divergence)
     student, teacher = pair.rows()
     groups = pair.groups(teacher)

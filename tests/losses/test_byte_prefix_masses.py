@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 from prefix_pairs import Pair
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from small_models import numeral_tokenizer
 from toy_languages import Language, Position, Toy
 from transformers import PreTrainedTokenizerFast
 
@@ -18,17 +16,7 @@ from xtoken_pl.losses.group_divergence import Groups
 @pytest.fixture(scope="module")
 def numeral_tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
     """Numerals of the digits 0 and 1: up to three digits in a token, as Llama 3 packs them, and one by one."""
-
-    def make(most: int) -> PreTrainedTokenizerFast:
-        numerals = ["".join(digits) for n in range(1, most + 1) for digits in product("01", repeat=n)]
-        backend = Tokenizer(models.BPE({token: i for i, token in enumerate(numerals)}, [], ignore_merges=True))
-        split = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{most}}}"), "isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-        backend.decoder = decoders.ByteLevel()
-        backend.add_special_tokens([AddedToken("<eos>", special=True)])
-        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-
-    return make(3), make(1)
+    return numeral_tokenizer(longest_token=3), numeral_tokenizer(longest_token=1)
 
 
 @pytest.mark.parametrize("packs", ["student", "teacher"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accumulated_runs import Cut, Recorder, fit, parameters, write_models_and_texts
 from lightning.pytorch.loggers import Logger
+from resumed_runs import Interrupting
 
 from xtoken_pl import MultiTeacherDistillModule
 from xtoken_pl.callbacks import DynamicLossScaling
@@ -79,18 +80,6 @@ def test_losses_and_parameters_do_not_depend_on_the_processes_that_share_a_cut_s
         assert len(found["steps"]) == 20
         torch.testing.assert_close(found["steps"], expected.steps, **tolerance(dtype))
         torch.testing.assert_close(found["parameters"], parameters(whole), **tolerance(dtype))
-
-
-class Interrupting(pl.Callback):
-    """Saves a checkpoint after every batch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.saved: list[Path] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.saved.append(self.folder / f"{len(self.saved):02d}.ckpt")
-        trainer.save_checkpoint(self.saved[-1])
 
 
 class Noted(Logger):

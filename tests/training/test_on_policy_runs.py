@@ -15,6 +15,7 @@ import pytest
 import torch
 from accumulated_runs import Cut, parameters
 from on_policy_runs import NUM_WINDOWS, Recorder, fit, module_of, write_models_and_texts
+from resumed_runs import Interrupting
 from torch import Tensor
 
 from xtoken_pl import MultiTeacherDistillModule
@@ -77,18 +78,6 @@ def test_two_processes_write_and_learn_what_one_does(folder: Path, unsplit: Any,
     assert sum(one != other for one, other in zip(*longest, strict=True)) > 2  # they stop at different lengths
     torch.testing.assert_close(found["steps"], expected.steps, rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(found["parameters"], parameters(whole), rtol=0, atol=1e-5)
-
-
-class Interrupting(pl.Callback):
-    """Saves a checkpoint after every batch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.saved: list[Path] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.saved.append(self.folder / f"{len(self.saved):02d}.ckpt")
-        trainer.save_checkpoint(self.saved[-1])
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
