@@ -22,7 +22,8 @@ def suite_table(suite: Suite, finished: Finished) -> str:
     """
     primary, *others = suite.metrics
     baselines = sorted({suite.runs[run.baseline].title for run in suite.runs.values() if run.baseline})
-    compared = [f"difference to {' or '.join(baselines)}"] if baselines else []
+    named = baselines[0] if len(baselines) == 1 else "its baseline"
+    compared = [f"difference to {named}"] if baselines else []
     columns = [*suite.metrics.values(), *compared, "seeds"]
     lines, teacher = [_row(["teacher", "run", *columns]), _row(["---"] * (len(columns) + 2))], None
     for run in by_teacher(suite):

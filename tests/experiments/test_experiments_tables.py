@@ -60,7 +60,7 @@ def test_every_run_is_paired_with_its_own_baseline(tmp_path: Path) -> None:
     compared = {name: replace(run, baseline=baselines[name]) for name, run in suite.runs.items()}
     suite = replace(suite, runs=compared)
     header, _, *rows = cells(suite_table(suite, finished))
-    assert header[4] == "difference to title high or title low"
+    assert header[4] == "difference to its baseline"
     assert {row[1].strip("*"): row[4].strip("*") for row in rows} == {
         "title low": "",
         "title high": "",
