@@ -27,7 +27,7 @@ class Rollouts:
         temperature: Temperature of sampling; 0 takes the most probable token.
         top_p: Only the most probable tokens that together have this probability are drawn.
         top_k: Only so many most probable tokens are drawn; None for all.
-        num_samples: Rollouts of each prompt; a step then learns from so many times ``data.batch_size`` texts.
+        num_samples: Rollouts of each prompt; a batch then has so many times ``data.batch_size`` texts.
         prompt_bytes: Length of a prompt at the beginning of a window of a text, in bytes.
         prompt_end: Regular expression behind whose first match the prompt of a window of a text ends, in place of
             ``prompt_bytes``. Prompts of conversations end where the assistant is to answer.
