@@ -124,7 +124,7 @@ def tokenized_prompts(renderer: ChatRenderer, chats: Sequence[Conversation]) -> 
 
 
 def said_behind(vocabulary: CanonicalVocabulary, whole: RenderedChat, ids: list[int]) -> list[bytes]:
-    """What each message says in a prompt that is cut at its beginning, given the whole prompt, whose end it must be."""
+    """Content of each message in a prompt that is cut at its beginning; it must be the end of the whole prompt."""
     first = len(whole.prefix) + len(whole.ids) - len(ids)
     assert tuple(ids[: len(whole.prefix)]) == whole.prefix
     assert ids[len(whole.prefix) :] == whole.ids[first:].tolist()

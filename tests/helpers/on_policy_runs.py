@@ -64,7 +64,7 @@ def _sharpen(path: str, eos: int) -> None:
 
 @dataclass(eq=False)
 class Recorder(pl.Callback):
-    """What every optimizer step has computed and written."""
+    """Outputs of every optimizer step, and what on-policy steps have written."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     written: list[WrittenStep] = field(default_factory=list)

@@ -133,7 +133,7 @@ def maker(
 
 
 def said(made: PromptMaker, chat: Conversation, prompt: Window) -> dict[str, bytes]:
-    """What the messages say in a prompt, by side."""
+    """Contents of the messages in a prompt, by side."""
     found: dict[str, bytes] = {}
     for name, renderer in made.windower.renderers.items():
         (whole,) = tokenized_prompts(renderer, [chat])
