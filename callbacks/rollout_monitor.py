@@ -37,7 +37,8 @@ class RolloutMonitor(Monitor):
 
     At the first on-policy step, and at the first one after every ``every_n_steps`` optimizer steps, TensorBoard, W&B
     and MLflow get the table ``rollouts/samples``: the end of the prompt, the text, why it ended, and both sides' tokens
-    with their spans, for each teacher. It shows texts of the first process.
+    with their spans, for each teacher. It shows texts of the first process; steps in which this has none are passed
+    over.
 
     A warning is given once if hardly any text ends although most did, and once if the texts become short or empty;
     :mod:`xtoken_pl.callbacks.length_watch` has the thresholds. A run without rollouts logs nothing.
@@ -89,7 +90,8 @@ class RolloutMonitor(Monitor):
         if step_kind(outputs) == "rollouts" and not is_accumulating(trainer):
             written = written_step(module)
             self._add(written, outputs)
-            if self._has_tables and trainer.is_global_zero and trainer.global_step >= self._next_table:
+            is_due = self._has_tables and trainer.is_global_zero and trainer.global_step >= self._next_table
+            if is_due and written.rollouts:
                 self._next_table = (trainer.global_step // self.every_n_steps + 1) * self.every_n_steps
                 self._log_samples(trainer, module, written)
         # Every process has the same kinds of steps.

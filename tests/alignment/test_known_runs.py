@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from aligned_texts import TEXTS, both, reproduced, rows
+from aligned_texts import TEXTS, both, equal_bytes, reproduced, rows
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -24,15 +24,11 @@ def placed(gaps: list[tuple[int, int, int]]) -> list[Run]:
     return runs
 
 
-def pairs(runs: list[Run]) -> dict[int, int]:
-    return {i + step: j + step for i, j, length in runs for step in range(length)}
-
-
 @given(first=RUNS.map(placed), second=RUNS.map(placed))
 def test_chained_runs_relate_what_both_chains_relate(first: list[Run], second: list[Run]) -> None:
     found = chained_runs(first, second)
-    onward = pairs(second)
-    assert pairs(found) == {i: onward[j] for i, j in pairs(first).items() if j in onward}
+    onward = equal_bytes(second)
+    assert equal_bytes(found) == {i: onward[j] for i, j in equal_bytes(first).items() if j in onward}
     assert all(length > 0 for _, _, length in found)
     assert [*found] == sorted(found)
 

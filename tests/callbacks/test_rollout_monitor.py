@@ -171,6 +171,13 @@ def test_only_the_first_process_shows_samples(monkeypatch: pytest.MonkeyPatch) -
     assert process.tables == []
 
 
+def test_table_waits_for_a_step_in_which_the_first_process_has_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(monkeypatch)
+    process.step(WrittenStep(0, [], [], [], seconds=1.0))
+    process.step(write_step(STUDENT, TEACHERS, texts(2), 1))
+    assert [(step, len(rows)) for step, rows in process.tables] == [(1, 2)]
+
+
 def test_table_holds_fewer_rows_if_less_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     process = Process(monkeypatch, num_samples=4)
     process.step(write_step(STUDENT, TEACHERS, texts(1)))

@@ -80,6 +80,12 @@ CASES = [
         config=callback(_CHECKPOINT, monitor="train/loss"),
     ),
     case(
+        "rollouts: monitor of a source of the data that no step learns",
+        "--model.rollouts xtoken_pl.Rollouts",
+        *("monitors 'data/ce/a'", "model.rollouts.share: 1", "monitor another tag"),
+        config=callback(_CHECKPOINT, monitor="data/ce/a"),
+    ),
+    case(
         "rollouts: monitor without them",
         "",
         *("monitors 'rollouts/loss'", "without model.rollouts", "monitor another tag"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -218,12 +218,12 @@ def test_loss_and_weighting_examples_train(examples: Callable[[str], ModuleType]
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_callback_example_logs_a_ratio(examples: Callable[[str], ModuleType]) -> None:
-    class Logged:
-        def log(self, tag: str, value: torch.Tensor) -> None:
-            self.value = (tag, value.item())
-
-    module = Logged()
+def test_callback_example_logs_a_ratio_of_steps_on_the_data(examples: Callable[[str], ModuleType]) -> None:
+    logged: dict[str, torch.Tensor] = {}
+    module = SimpleNamespace(log=lambda tag, value: logged.update({tag: value}))
+    callback = examples("my_callbacks").LogRatio()
     outputs = {"kd": torch.tensor(3.0), "ce": torch.tensor(2.0)}
-    examples("my_callbacks").LogRatio().on_train_batch_end(None, module, outputs, None, 0)
-    assert module.value == ("train/kd_over_ce", 1.5)
+    callback.on_train_batch_end(None, module, outputs | {"is_rollout": True}, None, 0)
+    assert not logged  # no cross-entropy is learned
+    callback.on_train_batch_end(None, module, outputs | {"is_rollout": False}, None, 0)
+    assert logged == {"train/kd_over_ce": torch.tensor(1.5)}

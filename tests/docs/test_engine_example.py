@@ -21,7 +21,7 @@ PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
 def test_engine_writes_the_most_probable_tokens(
     num_head_rows: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a head with as many rows as the tokenizer has tokens, fewer or more."""
+    """With a head that has as many rows as the tokenizer has tokens, fewer or more."""
     (code,) = (code for code in code_blocks(PAGE, "python") if "(RolloutEngine)" in code)
     (tmp_path / "my_engines.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

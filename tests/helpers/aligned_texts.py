@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reference import Span, spans_by_bytes
 
 from xtoken_pl.alignment import SpanAligner, Spans
+from xtoken_pl.alignment.byte_merge import Run
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 TOPICS = "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
@@ -67,3 +68,8 @@ def reference_spans(student: list[bytes], teacher: list[bytes]) -> list[Span]:
     skip = [int(bool(side) and side[0] == b"") for side in (student, teacher)]
     found = spans_by_bytes(student[skip[0] :], teacher[skip[1] :])
     return [(a + skip[0], b + skip[0], c + skip[1], d + skip[1]) for a, b, c, d in found]
+
+
+def equal_bytes(runs: list[Run]) -> dict[int, int]:
+    """The place of every byte of runs on the second side, by that on the first."""
+    return {i + step: j + step for i, j, length in runs for step in range(length)}

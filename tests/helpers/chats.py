@@ -106,6 +106,11 @@ def bytes_of(vocabulary: CanonicalVocabulary, ids: Any) -> bytes:
     return b"".join(vocabulary.token_bytes[token] for token in ids)
 
 
+def symbols(vocabulary: CanonicalVocabulary, ids: Any) -> bytes:
+    """Bytes of tokens, with one byte that no text has for each special token."""
+    return b"".join(b"\xff" if vocabulary.is_special[token] else vocabulary.token_bytes[token] for token in ids)
+
+
 def text_of(vocabulary: CanonicalVocabulary, ids: Any) -> str:
     return bytes_of(vocabulary, ids).decode()
 
@@ -116,3 +121,12 @@ def learned_text(row: dict[str, Any]) -> str:
 
 def tokenized_prompts(renderer: ChatRenderer, chats: Sequence[Conversation]) -> list[RenderedChat]:
     return renderer.tokenize([renderer.write_prompt(chat) for chat in chats])
+
+
+def said_behind(vocabulary: CanonicalVocabulary, whole: RenderedChat, ids: list[int]) -> list[bytes]:
+    """Content of each message in a prompt that is cut at its beginning; it must be the end of the whole prompt."""
+    first = len(whole.prefix) + len(whole.ids) - len(ids)
+    assert tuple(ids[: len(whole.prefix)]) == whole.prefix
+    assert ids[len(whole.prefix) :] == whole.ids[first:].tolist()
+    contents = (whole.ids[max(first, turn.content[0]) : turn.content[1]] for turn in whole.turns)
+    return [symbols(vocabulary, content).removeprefix(b" ") for content in contents]

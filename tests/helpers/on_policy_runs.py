@@ -32,6 +32,7 @@ from xtoken_pl import (
 )
 from xtoken_pl.checkpoints.io import AtomicCheckpointIO
 from xtoken_pl.rollouts import Rollout
+from xtoken_pl.rollouts.written import WrittenStep
 from xtoken_pl.utilities.lightning_internals import is_accumulating
 
 #: Windows of a step, and of the epoch, whose last step has one.
@@ -63,10 +64,15 @@ def _sharpen(path: str, eos: int) -> None:
 
 @dataclass(eq=False)
 class Recorder(pl.Callback):
-    """What every optimizer step has computed, written and learned."""
+    """Outputs of every optimizer step, and what on-policy steps have written."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
-    texts: list[tuple[int, list[Rollout]]] = field(default_factory=list)
+    written: list[WrittenStep] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[tuple[int, list[Rollout]]]:
+        """The rollouts of every on-policy step, with its number."""
+        return [(written.step, written.rollouts) for written in self.written]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -78,7 +84,7 @@ class Recorder(pl.Callback):
         self.steps.append({key: value for key, value in outputs.items() if key != "loss"})
         if outputs["is_rollout"]:
             assert pl_module.written is not None
-            self.texts.append((pl_module.written.step, pl_module.written.rollouts))
+            self.written.append(pl_module.written)
 
 
 def module_of(folder: Path, *, student: str = "student", share: float = 1.0) -> MultiTeacherDistillModule:

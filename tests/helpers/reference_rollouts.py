@@ -11,7 +11,7 @@ from xtoken_pl.rollouts import Rollout
 
 
 def read_text(rollout: Rollout) -> str:
-    """What the teachers read: U+FFFD for invalid bytes, without an unfinished character at the end."""
+    """Text that the teachers read: U+FFFD for invalid bytes, without an unfinished character at the end."""
     data = rollout.text
     for length in (1, 2, 3) if rollout.ended == "length" else ():
         tail = data[len(data) - length :]

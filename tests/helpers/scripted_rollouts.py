@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,6 @@ class OnPolicyModule(MultiTeacherDistillModule):
         self.rollouts = rollouts
         self.texts = texts
         self.steps: dict[int, WrittenStep] = {}
-        self.around_writing: Any = nullcontext
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         step = self.global_step

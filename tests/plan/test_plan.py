@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from head_rows import WatchedMemory
-from planned import run_of, write_models
+from planned import most_allocated, run_of, write_models
 from small_models import TEXTS
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
@@ -79,12 +78,6 @@ def real_peak(model: Any, batch_size: int, length: int, *, autocast: bool) -> tu
             rows = hidden_states(model, input_ids, mask).flatten(0, 1)
         rows.backward(torch.zeros_like(rows))
     return sum(kept.values()), most_allocated(profiler)
-
-
-def most_allocated(profiler: Any) -> int:
-    """Peak of the bytes that the profiled code allocated."""
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

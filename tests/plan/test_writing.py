@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from planned import run_of, write_models
+from planned import most_allocated, run_of, write_models
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer
 
@@ -86,12 +85,6 @@ def test_prompt_of_a_text_has_at_most_a_token_for_each_byte(models: Path) -> Non
     """With the rollout, 20 + 1 + 30 tokens of a window of 128."""
     run = run_of(models, teachers={}, batch_size=2, writing=Writing(30, prompt_bytes=20))
     assert writing_moment(MemoryPlan.from_run(run)).terms[_CACHE] == 2 * 2 * 2 * (20 + 1 + 30) * 64 * 4
-
-
-def most_allocated(profiler: Any) -> int:
-    """Peak of the bytes that the profiled code allocated."""
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

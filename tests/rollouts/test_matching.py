@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import real_tokenizers
+from aligned_texts import equal_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference_rollouts import mid_text_ids, places, read_text
@@ -22,15 +23,11 @@ from xtoken_pl.rollouts.matching import moved, read_utf8, token_runs, without_pa
 BYTES = st.lists(st.sampled_from([b"a", b" ", "é".encode(), "数".encode(), b"\xe6", b"\x98", b"\xff", b"\xf0\x9f"]))
 
 
-def pairs(runs: list[Run]) -> dict[int, int]:
-    return {i + step: j + step for i, j, length in runs for step in range(length)}
-
-
 @given(data=st.one_of(st.binary(max_size=12), BYTES.map(b"".join)))
 def test_valid_stretches_are_read_as_they_are_and_the_rest_is_replaced(data: bytes) -> None:
     text, runs = read_utf8(data)
     assert text == data.decode(errors="replace")
-    assert pairs(runs) == {byte: place for byte, place in enumerate(places(data)) if place is not None}
+    assert equal_bytes(runs) == {byte: place for byte, place in enumerate(places(data)) if place is not None}
 
 
 @given(data=st.one_of(st.binary(max_size=12), BYTES.map(b"".join)))
@@ -48,8 +45,8 @@ def test_moved_runs_stay_within_the_length(runs: list[tuple[int, int]], distance
     for skip, size in runs:
         placed.append((end + skip, end + skip, size))
         end += skip + size
-    expected = {i: j + distance for i, j in pairs(placed).items() if 0 <= j + distance < 8}
-    assert pairs(moved(placed, distance, 8 - max(0, distance))) == expected
+    expected = {i: j + distance for i, j in equal_bytes(placed).items() if 0 <= j + distance < 8}
+    assert equal_bytes(moved(placed, distance, 8 - max(0, distance))) == expected
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
@@ -90,7 +87,7 @@ def test_equal_bytes_of_a_rewritten_text_are_at_the_same_place(name: str, is_fir
         if is_kept and unicodedata.normalize("NFC", end) == unicodedata.normalize("NFC", before) + character:
             at, place = len(before.encode()), len(unicodedata.normalize("NFC", before).encode()) + added
             expected |= {at + step: place + step for step in range(len(character.encode()))}
-    assert pairs(token_runs(side, text, ids, is_first=is_first)).items() <= expected.items()
+    assert equal_bytes(token_runs(side, text, ids, is_first=is_first)).items() <= expected.items()
 
 
 def test_a_space_that_the_tokenizer_adds_is_in_no_run() -> None:
@@ -111,4 +108,4 @@ def test_runs_go_on_behind_what_is_rewritten(*, is_first: bool) -> None:
 def test_characters_that_a_vocabulary_writes_as_others_are_in_no_run() -> None:
     side, text = vocabulary("llama2"), "one▁two"
     runs = token_runs(side, text, mid_text_ids(side, text), is_first=False)
-    assert {*range(3, 6)}.isdisjoint(pairs(runs))
+    assert {*range(3, 6)}.isdisjoint(equal_bytes(runs))

@@ -132,7 +132,7 @@ def test_the_answer_of_the_data_has_the_spans_of_its_training_window(student: st
 
 
 @pytest.mark.parametrize("student", SHIPPED)
-def test_so_it_has_under_the_templates_of_many_models(student: str) -> None:
+def test_the_answer_of_the_data_has_the_spans_of_its_training_window_under_shipped_templates(student: str) -> None:
     place = SHIPPED.index(student)
     for teacher, answer in zip([*SHIPPED, *SHIPPED][place:], ANSWERS, strict=False):
         check_equal(student, teacher, answer)

@@ -173,7 +173,7 @@ def test_data_of_a_foreign_loader_must_have_prompts(make: MakeWriter) -> None:
     with pytest.raises(
         UserError, match=r"writes from prompts, and the batches of an on-policy step have none; use Dis"
     ):
-        step_of(module, batch_of_data(module))
+        step_of(module, batch_for(module, 2))
 
 
 def test_an_engine_that_loses_a_text_is_named(make: MakeWriter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,3 @@ def test_a_share_of_zero_is_a_run_without_rollouts(make: MakeWriter) -> None:
     assert module.run_identity == plain.run_identity
     assert not module.is_on_policy_step
     assert make("same", share=0.5).run_identity.settings["rollouts"].startswith("share=0.5, warm_up_steps=0, ")
-
-
-def batch_of_data(module: MultiTeacherDistillModule) -> Any:
-    return batch_for(module, 2)

@@ -14,7 +14,6 @@ from on_policy_runs import Recorder
 from small_models import TEXTS, write_model
 
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, Rollouts, Student, Teacher, TextSource
-from xtoken_pl.rollouts.written import WrittenStep
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, own in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
     return folder
-
-
-class Steps(pl.Callback):
-    """What was written in every on-policy step."""
-
-    def __init__(self) -> None:
-        self.written: list[WrittenStep] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        if outputs["is_rollout"]:
-            self.written.append(pl_module.written)
 
 
 @pytest.mark.parametrize(("share", "streaming"), [(0.5, False), (1.0, False), (1.0, True)])
@@ -60,24 +48,24 @@ def test_teachers_judge_the_rollouts_of_their_own_sources(folder: Path, share: f
         teachers,
         rollouts=Rollouts(share=share, max_new_tokens=8, prompt_bytes=20),
     )
-    recorder, steps = Recorder(), Steps()
+    recorder = Recorder()
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=6,
-        callbacks=[recorder, steps],
+        callbacks=[recorder],
         **dict.fromkeys(quiet, False),  # type: ignore[arg-type]
     )
     trainer.fit(module, data)
 
     assert len(recorder.steps) == 6
     assert module.rollouts is not None
-    assert [written.step for written in steps.written] == [
+    assert [written.step for written in recorder.written] == [
         step for step in range(6) if module.rollouts.is_on_policy(step)
     ]
-    assert len(steps.written) == 6 if share == 1 else 2 <= len(steps.written) <= 4
+    assert len(recorder.written) == 6 if share == 1 else 2 <= len(recorder.written) <= 4
     seen = set()
-    for written in steps.written:
+    for written in recorder.written:
         assert len(written.rollouts) == 4
         for prompt, rollout, window in zip(written.prompts, written.rollouts, written.windows, strict=True):
             own = "llama" if prompt.is_chat else "plain"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +21,7 @@ from xtoken_pl.utilities.lightning_internals import (
     settle_epoch,
 )
 from xtoken_pl.utilities.processes import gather
+from xtoken_pl.utilities.seeds import run_seed
 
 #: Random state of one process, by generator; its types are accepted by torch.load with ``weights_only``.
 RandomState = dict[str, Any]
@@ -76,7 +76,7 @@ class RunState:
                 "it: they are seeded anew, so that random draws of training (dropout) differ from those of an "
                 "uninterrupted run"
             )
-            sequence = np.random.SeedSequence((int(os.environ.get("PL_GLOBAL_SEED", 0)), step, rank))
+            sequence = np.random.SeedSequence((run_seed(), step, rank))
             seed = int(sequence.generate_state(1)[0])
             random.seed(seed)
             np.random.seed(seed)

@@ -282,7 +282,7 @@ def _why_never_logged(module: MultiTeacherDistillModule, tag: str) -> str | None
     """Reason why no step has a tag; None if some may have it."""
     if tag.startswith("rollouts/") and module.rollouts is None:
         return "without model.rollouts no step is on-policy"
-    if tag.startswith("train/") and module.rollouts is not None and not module.rollouts.learns_data:
+    if tag.startswith(("train/", "data/")) and module.rollouts is not None and not module.rollouts.learns_data:
         return "at model.rollouts.share: 1 no step learns the data"
     return None
 

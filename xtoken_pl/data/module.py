@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -41,6 +40,7 @@ from xtoken_pl.utilities.lightning_internals import (
     step_sizes,
 )
 from xtoken_pl.utilities.processes import gather
+from xtoken_pl.utilities.seeds import run_seed
 
 
 class DistillDataModule(pl.LightningDataModule):
@@ -114,7 +114,7 @@ class DistillDataModule(pl.LightningDataModule):
     @property
     def order_seed(self) -> int:
         """Seed of the order of the windows."""
-        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        return run_seed() if self.seed is None else self.seed
 
     def connect(
         self,

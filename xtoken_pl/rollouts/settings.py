@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from xtoken_pl.rollouts.engine import RolloutEngine, Sampling
@@ -10,6 +9,7 @@ from xtoken_pl.rollouts.transformers_engine import TransformersEngine
 from xtoken_pl.specs import PromptSettings
 from xtoken_pl.utilities.checks import check_at_least_one, check_not_negative
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.seeds import run_seed
 
 # The fraction of the square root of 2, times 2^64. Its multiples, modulo 2^64, are spread evenly, and so are those at
 # the distance of a usual log interval; of the golden ratio, every 500th or 1000th multiple is nearly the same.
@@ -27,7 +27,7 @@ class Rollouts:
         temperature: Temperature of sampling; 0 takes the most probable token.
         top_p: Only the most probable tokens that together have this probability are drawn.
         top_k: Only so many most probable tokens are drawn; None for all.
-        num_samples: Rollouts of each prompt; a step then learns from so many times ``data.batch_size`` texts.
+        num_samples: Rollouts of each prompt; a batch then has so many times ``data.batch_size`` texts.
         prompt_bytes: Length of a prompt at the beginning of a window of a text, in bytes.
         prompt_end: Regular expression behind whose first match the prompt of a window of a text ends, in place of
             ``prompt_bytes``. Prompts of conversations end where the assistant is to answer.
@@ -92,7 +92,7 @@ class Rollouts:
     @property
     def draw_seed(self) -> int:
         """Seed of all draws."""
-        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        return run_seed() if self.seed is None else self.seed
 
     def is_on_policy(self, step: int) -> bool:
         """Whether the student writes the text of an optimizer step, a function of the step and the seed alone.

@@ -84,7 +84,7 @@ def test_spaces_before_an_answer_and_tokens_behind_it(make: Any, lead: str, is_f
         ("qwen3_5_think", "<|im_end|>"),  # begins the reasoning in its prompt
     ],
 )
-def test_templates_of_many_models(name: str, end: str) -> None:
+def test_shipped_templates_end_an_answer_with_one_token_and_put_no_space_before_it(name: str, end: str) -> None:
     special = ["<|im_start|>", "<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<start_of_turn>", "<|start|>", end]
     special += ["<|assistant|>", "<|message|>", "<|channel|>", "<|start_header_id|>", "<|end_header_id|>"]
     tokenizer = with_tokens(real_tokenizers.smollm2(), shipped_template(name), *dict.fromkeys(special))

@@ -16,6 +16,7 @@ from chats import (
     conversation,
     llama3_like,
     plain,
+    said_behind,
     tokenized_prompts,
     vocabulary_of,
     with_tokens,
@@ -33,6 +34,7 @@ from xtoken_pl.data import Windower
 from xtoken_pl.data.chats.conversations import Conversation, read_documents
 from xtoken_pl.data.chats.rendered import UnrenderableError
 from xtoken_pl.data.chats.renderer import ChatRenderer
+from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.prompts import PromptMaker
 from xtoken_pl.specs import PromptSettings
 
@@ -130,15 +132,13 @@ def maker(
     return PromptMaker(Windower(student, teachers, length), PromptSettings(**settings))
 
 
-def said_behind(renderer: ChatRenderer, chat: Conversation, ids: list[int]) -> bytes:
-    """What the messages say in the last tokens of a prompt, which must be those of the whole prompt."""
-    (whole,) = tokenized_prompts(renderer, [chat])
-    behind_prefix = ids[len(whole.prefix) :]
-    assert tuple(ids[: len(whole.prefix)]) == whole.prefix
-    first = len(whole.ids) - len(behind_prefix)
-    assert behind_prefix == whole.ids[first:].tolist()
-    contents = (whole.ids[max(first, turn.content[0]) : turn.content[1]] for turn in whole.turns)
-    return b"".join(bytes_of(renderer.vocabulary, content).removeprefix(b" ") for content in contents)
+def said(made: PromptMaker, chat: Conversation, prompt: Window) -> dict[str, bytes]:
+    """Contents of the messages in a prompt, by side."""
+    found: dict[str, bytes] = {}
+    for name, renderer in made.windower.renderers.items():
+        (whole,) = tokenized_prompts(renderer, [chat])
+        found[name] = b"".join(said_behind(renderer.vocabulary, whole, prompt[prompt_column(name)].tolist()))
+    return found
 
 
 SMALL = {"llama": vocabulary_of(llama3_like()), "plain": vocabulary_of(plain())}
@@ -153,12 +153,12 @@ def test_a_cut_prompt_ends_as_the_whole_does_and_all_sides_are_told_the_same(roo
         assert "must leave room for max_new_tokens=20" in reasons[0]
         return
     sides = {name: prompt[prompt_column(name)].tolist() for name in made.windower.sides}
-    said = {name: said_behind(made.windower.renderers[name], chat, ids) for name, ids in sides.items()}
-    assert len({*said.values()}) == 1
+    read = said(made, chat, prompt)
+    assert len({*read.values()}) == 1
     whole = "".join(message["content"].strip() for message in LONG).encode()
-    assert whole.endswith(said[""])
-    said[""].decode()  # no character is cut
-    assert said[""], "something is said"
+    assert whole.endswith(read[""])
+    read[""].decode()  # no character is cut
+    assert read[""], "something is said"
     (uncut,) = maker(vocabulary_of(chatml()), SMALL, 10_000).of_chats([chat], [])
     assert uncut is not None
     assert uncut[PROMPT].tolist() == [1, 0]
@@ -190,10 +190,7 @@ def test_prompts_under_real_templates_are_cut_alike(student: RealTemplate, teach
         made = maker(student.vocabulary, {"t": teacher.vocabulary}, length)
         (prompt,) = made.of_chats([chat], [])
         assert prompt is not None
-        said = [
-            said_behind(made.windower.renderers[name], chat, prompt[prompt_column(name)].tolist()) for name in ("", "t")
-        ]
-        assert said[0] == said[1]
+        assert len({*said(made, chat, prompt).values()}) == 1
         num_cut += prompt[PROMPT][1]
     assert num_cut > 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import tokenized_prompts, with_tokens
+from chats import said_behind, symbols, tokenized_prompts, with_tokens
 from real_templates import shipped_template
 from real_tokenizers import smollm2
 from tool_conversations import TOOLS, call
@@ -21,7 +21,6 @@ from xtoken_pl.batch import PROMPT, prompt_column
 from xtoken_pl.data import Windower
 from xtoken_pl.data.chats.conversations import Conversation, read_documents
 from xtoken_pl.data.chats.rendered import UnrenderableError
-from xtoken_pl.data.chats.renderer import RenderedChat
 from xtoken_pl.data.prompts import PromptMaker
 from xtoken_pl.specs import PromptSettings
 
@@ -83,10 +82,6 @@ def random_chat(chance: random.Random) -> tuple[list[dict[str, Any]], dict[bool,
     return [*messages, {"role": "assistant", "content": text(True)}], words
 
 
-def spelled(side: CanonicalVocabulary, ids: Any) -> bytes:
-    return b"".join(b"\xff" if side.is_special[token] else side.token_bytes[token] for token in ids)
-
-
 @pytest.mark.parametrize("student", TEMPLATES)
 def test_all_that_the_assistant_writes_is_learned_and_spans_hold_the_same_bytes(student: str) -> None:
     chance, num_read = random.Random(student), 0
@@ -104,7 +99,7 @@ def test_all_that_the_assistant_writes_is_learned_and_spans_hold_the_same_bytes(
             continue
         num_read += 1
         row = {name: np.asarray(values[0]) for name, values in windower([conversation]).items()}
-        learned = spelled(windower.student, row["student_ids"][row["loss_mask"] == 1]).decode(errors="replace")
+        learned = symbols(windower.student, row["student_ids"][row["loss_mask"] == 1]).decode(errors="replace")
         assert not [word for word in words[False] if word in learned]
         assert not [word for word in words[True] if word in written and word not in learned]
         check_spans(windower, row)
@@ -118,21 +113,12 @@ def check_spans(windower: Windower, row: dict[str, Any]) -> None:
     assert (spans[:-1, [1, 3]] <= spans[1:, [0, 2]]).all()
     for start, end, other_start, other_end in spans:
         assert len({*row["loss_mask"][start:end]}) == 1
-        ours = spelled(windower.student, row["student_ids"][start:end])
-        theirs = spelled(windower.teachers["t"], row["t/ids"][other_start:other_end])
+        ours = symbols(windower.student, row["student_ids"][start:end])
+        theirs = symbols(windower.teachers["t"], row["t/ids"][other_start:other_end])
         assert ours.lstrip(b" ") == theirs.lstrip(b" ")
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------
-
-
-def said_behind(side: CanonicalVocabulary, chat: RenderedChat, ids: list[int]) -> list[bytes]:
-    """What the messages say in the last tokens of a prompt, which must be those of the whole prompt."""
-    first = len(chat.prefix) + len(chat.ids) - len(ids)
-    assert tuple(ids[: len(chat.prefix)]) == chat.prefix
-    assert ids[len(chat.prefix) :] == chat.ids[first:].tolist()
-    contents = (chat.ids[max(first, turn.content[0]) : turn.content[1]] for turn in chat.turns)
-    return [spelled(side, content).removeprefix(b" ") for content in contents]
 
 
 @pytest.mark.parametrize("student", TEMPLATES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import SOURCE, bytes_of, vocabulary_of, windows_of, with_tokens
+from chats import SOURCE, bytes_of, symbols, vocabulary_of, windows_of, with_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import packing_tokenizer
@@ -68,11 +68,6 @@ def row_of(
     columns = windower(read_documents(source, [given], [tools]), source.learned)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return rows[0] if rows else None
-
-
-def symbols(vocabulary: Any, ids: Any) -> bytes:
-    """Bytes of tokens, with one byte that no text has for each special token."""
-    return b"".join(b"\xff" if vocabulary.is_special[i] else vocabulary.token_bytes[i] for i in ids)
 
 
 def written_symbols(pieces: list[Written], parts: set[str] | None = None) -> bytes:
