@@ -102,15 +102,16 @@ class LengthWatch:
             rank_zero_info(
                 f"{share} of the student's rollouts end with a stop token; the others stop at max_new_tokens "
                 f"({max_new_tokens}). A base model may not know the stop token of its chat template: train on "
-                "conversations with learn_turn_end: true first, or in the same run with model.rollouts.share below 1"
+                "conversations with learn_turn_end: true first (model.rollouts.warm_up_steps, or a run of its own), "
+                "or in the same run with a lower model.rollouts.share"
             )
         elif what == "exploded":
             rank_zero_warn(
                 f"the lengths of rollouts explode: {share} of them end with a stop token, after {most} before; the "
                 f"others stop at max_new_tokens ({max_new_tokens}). rollouts/samples shows whether they repeat "
                 "themselves, and whether the stop token lies in a span, since only there it is learned. Lower the "
-                "learning rate or the temperature, mix in the data (model.rollouts.share below 1, with learn_turn_end: "
-                "true in conversations), or raise max_new_tokens if the texts are sensible"
+                "learning rate or the temperature, mix in more of the data (a lower model.rollouts.share, with "
+                "learn_turn_end: true in conversations), or raise max_new_tokens if the texts are sensible"
             )
         else:
             before, now = (math.exp(value) for value in (self.log_length.highest, self.log_length.value))
@@ -118,8 +119,8 @@ class LengthWatch:
             found = f"{self.empty.value:.0%} of them have no text" if what == "empty" else lengths
             rank_zero_warn(
                 f"the lengths of rollouts collapse: {found}. Ignore this if short answers are right; otherwise lower "
-                "the learning rate, mix in the data (model.rollouts.share below 1), use a forward divergence in place "
-                "of a reverse one, or sample at temperature 1 with top_p 1"
+                "the learning rate, mix in more of the data (a lower model.rollouts.share), use a forward divergence "
+                "in place of a reverse one, or sample at temperature 1 with top_p 1"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Rollouts, Student, Teacher, TextSource
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge_config_arguments
-from xtoken_pl.cli.preflight import check_positions, warn_of_idle_options, warn_of_missing_eos
+from xtoken_pl.cli.idle_options import warn_of_idle_options, warn_of_missing_eos
+from xtoken_pl.cli.preflight import check_positions
 from xtoken_pl.projection import Projection
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.utilities.errors import UserError
@@ -81,6 +82,26 @@ def test_a_weight_of_the_cross_entropy_without_effect_is_said(folder: Path, recw
     assert warned(1, ce_weight=0.5)
     assert not warned(1)
     assert not warned(0.5, ce_weight=0.5)
+
+
+def test_options_of_rollouts_without_effect_are_said(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    def idle(*sources: TextSource, **options: Any) -> list[str]:
+        teachers = {"split": Teacher(model=str(folder / "split"), loss=ProjectionKL())}
+        student, data = Student(model=str(folder / "student")), dict(zip("ab", sources, strict=False))
+        recwarn.clear()
+        warn_of_idle_options(
+            MultiTeacherDistillModule(student, teachers, rollouts=Rollouts(**options)), DistillDataModule(data)
+        )
+        said = [str(warning.message) for warning in recwarn]
+        return [message.partition(" has no effect")[0].rpartition(".")[2] for message in said]
+
+    chats = TextSource(path="chats.jsonl", messages_field="messages")
+    assert idle(chats, prompt_bytes=64) == ["prompt_bytes"]
+    assert idle(chats, prompt_end=":") == ["prompt_end"]
+    assert idle(TEXTS, prompt_end=":", prompt_bytes=64) == ["prompt_bytes"]
+    assert idle(TEXTS, temperature=0, top_p=0.9, top_k=3, num_samples=2) == ["top_p", "top_k", "num_samples"]
+    assert idle(TEXTS, prompt_bytes=64, top_p=0.9, top_k=3, num_samples=2) == []
+    assert idle(TEXTS, chats, prompt_end=":", temperature=0) == []
 
 
 def test_nothing_is_said_of_options_that_have_an_effect(folder: Path, recwarn: pytest.WarningsRecorder) -> None:

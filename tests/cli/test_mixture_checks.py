@@ -13,7 +13,8 @@ from small_models import packing_tokenizer, splitting_tokenizer, write_model
 
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TextSource
 from xtoken_pl.batch import Domain
-from xtoken_pl.cli.preflight import check_fit, warn_of_idle_options
+from xtoken_pl.cli.idle_options import warn_of_idle_options
+from xtoken_pl.cli.preflight import check_fit
 from xtoken_pl.cli.run_summary import _alpha
 from xtoken_pl.utilities.errors import UserError
 

@@ -68,6 +68,12 @@ CASES = [
         *("teachers must be run", "'same' has a cache", "leave `cache` out"),
     ),
     case(
+        "rollouts: a cache that no run of the configuration can read",
+        "--model.rollouts xtoken_pl.Rollouts --model.rollouts.share 0.5 --teacher same --output stored",
+        *("a cache knows the texts of the data only", "share=0.5", "leave model.rollouts out"),
+        verb="cache",
+    ),
+    case(
         "rollouts: nothing to scale to",
         "--model.rollouts xtoken_pl.Rollouts",
         *("DynamicLossScaling scales to the cross-entropy", "model.rollouts.share=1", "lower the share"),

@@ -188,6 +188,20 @@ def test_windows_do_not_depend_on_the_number_of_processes(num_proc: int, tmp_pat
     assert equal(list(windows), expected)
 
 
+@pytest.mark.parametrize("is_interrupted", [False, True])
+@pytest.mark.parametrize("num_texts", [5, 230])
+def test_windows_made_by_several_processes_are_found_by_a_run_with_another_number(
+    num_texts: int, is_interrupted: bool, tmp_path: Path
+) -> None:
+    texts = stored_texts([f"the text with number {number}" for number in range(num_texts)], tmp_path)
+    expected = list(make_windows(texts, maker(), 2))
+    if is_interrupted:
+        lost = make_windows(texts, maker(), 2).cache_files[1]["filename"]
+        Path(lost).unlink()
+    for num_proc in (None, 3):
+        assert equal(list(make_windows(texts, maker(), num_proc)), expected)
+
+
 def test_texts_of_a_hundred_rows_are_packed_together_as_one_call(tmp_path: Path) -> None:
     texts = stored_texts([*["a few words"] * 130, PROSE[:9_000], *["others"] * 20], tmp_path)
     made = maker("joined")

@@ -51,7 +51,7 @@ def test_settings_without_room_for_a_prompt_are_refused(tmp_path: Path, options:
 def test_prompts_without_answers_are_refused_where_answers_are_learned(tmp_path: Path, prompts: Any) -> None:
     path = write(tmp_path / "a.jsonl", [{"p": "What?", "messages": [{"role": "user", "content": "What?"}]}])
     with pytest.raises(
-        UserError, match=r"data\.train has only prompt_field='p'; set completion_field.*share: 1 without warm_up_steps"
+        UserError, match=r"data\.train has only prompt_field='p'; set completion_field.*share: 1 and warm_up_steps: 0"
     ):
         data_of(TextSource(path=path, prompt_field="p"), prompts)
     with pytest.raises(UserError, match="role 'assistant' to learn from"):

@@ -103,6 +103,23 @@ def test_window_of_a_run_is_printed_with_predictions(workspace: Path, capsys: py
     assert "nats" not in without
 
 
+def test_a_prompt_alone_is_shown_by_the_tokens_of_every_side(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--config", "run.yaml", "--split", "train", "--model.rollouts", "xtoken_pl.Rollouts"]
+    asked += ["--model.rollouts.max_new_tokens", "16", "--model.rollouts.prompt_bytes", "20"]
+    main(["inspect", *asked])
+    output = capsys.readouterr().out
+    assert "train, window 0: a prompt alone" in output
+    shown = dict(re.findall(r"^(student|split|same) \S+: \d+ tokens\n  (.+)$", output, flags=re.MULTILINE))
+    read = {side: re.sub("<[^>]*>", "", tokens.replace("│", "")) for side, tokens in shown.items()}
+    assert set(read) == {"student", "split", "same"}
+    assert len({*read.values()}) == 1
+    assert TEXTS[0].replace(" ", "·").startswith(read["student"])
+    with pytest.raises(UserError, match=r"is a prompt alone.*leave html='out.html' out"):
+        main(["inspect", *asked, "--html", "out.html"])
+
+
 def test_checkpoint_supplies_the_students_weights(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.logger", "false"]
     quick += ["--model.optimizer.learning_rate", "0.1", "--trainer.enable_progress_bar", "false"]

@@ -72,13 +72,19 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
 
     Raises:
         UserError: If the directory holds something else, or another process builds there.
-        UserError: If an option has an invalid value, or the teacher's loss cannot be trained from a cache.
+        UserError: If an option has an invalid value, or the teacher's loss or the run cannot be trained from a cache.
     """
     teacher = options.teacher
     if data.streaming:
         raise UserError("a cache needs the positions of windows, and a stream has none; set data.streaming to false")
     if teacher not in module.teachers:
         raise UserError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
+    if module.rollouts is not None:
+        raise UserError(
+            "a cache knows the texts of the data only, and with model.rollouts teachers must read what the student "
+            f"writes, got share={module.rollouts.share:g}, so that fit would refuse the cache; leave model.rollouts "
+            "out, or set model.rollouts.share to 0, for both verbs"
+        )
     source, vocabulary = module.teachers[teacher], module.teacher_vocabularies[teacher]
     output = options.output or source.cache
     if output is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from xtoken_pl.batch import STUDENT_IDS
+from xtoken_pl.batch import STUDENT_IDS, Prompt
 from xtoken_pl.checkpoints import Run, verify
 from xtoken_pl.checkpoints.export import read_checkpoint
 from xtoken_pl.cli.config_files import config_paths
@@ -23,6 +23,7 @@ from xtoken_pl.inspection.counterparts import Counterparts
 from xtoken_pl.inspection.inspection import Inspection
 from xtoken_pl.inspection.page import page
 from xtoken_pl.inspection.predictions import Predictions, predict
+from xtoken_pl.inspection.rollouts import prompt_text
 from xtoken_pl.inspection.terminal import print_inspection
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.losses.counterparts import counterparts_in_projection
@@ -148,7 +149,17 @@ def inspect_run(
     student, teachers = module.vocabularies()
     window = data.window(options.split, options.window, options.source)
     where = options.split if options.source is None else f"{options.split}.{options.source}"
-    shown = Inspection.from_window(f"{where}, window {options.window}", window, student, teachers)
+    title = f"{where}, window {options.window}"
+    prompt = Prompt.from_window(window, list(teachers))
+    if prompt is not None and not len(window[STUDENT_IDS]):
+        if options.html is not None:
+            raise UserError(
+                f"a page shows a window with spans, and {title} is a prompt alone, behind which the student writes "
+                f"(model.rollouts); leave html={options.html!r} out"
+            )
+        print(f"{title}: a prompt alone, behind which the student writes\n{prompt_text(prompt, student, teachers)}")
+        return
+    shown = Inspection.from_window(title, window, student, teachers)
     if options.weights:  # a checkpoint also restores a learned W, which is shown below
         shown = shown.with_predictions(_predict(module, window, options))
     counterparts = {

@@ -65,7 +65,7 @@ def changeable_settings(parts: Sequence[PartWindows]) -> dict[str, str]:
 
 def _prompts_in_words(prompts: PromptSettings, parts: Sequence[PartWindows]) -> str:
     """Lists the settings that determine the prompts of some parts."""
-    words = ["share: 1" if prompts.only else "share: less than 1", f"max_new_tokens: {prompts.max_new_tokens}"]
+    words = ["prompts alone" if prompts.only else "prompts and windows", f"max_new_tokens: {prompts.max_new_tokens}"]
     if any(not part.part.source.holds_conversations for part in parts):
         is_by_length = prompts.end is None
         words.append(f"prompt_bytes: {prompts.num_bytes}" if is_by_length else f"prompt_end: {prompts.end!r}")

@@ -233,7 +233,8 @@ class PromptMaker:
         if not fits.any():
             raise NoPromptError(
                 f"a prompt must leave room for max_new_tokens={self.settings.max_new_tokens} in sequence_length="
-                f"{self.windower.sequence_length}, and a longer one can be cut only where a token ends on all sides"
+                f"{self.windower.sequence_length}, and a longer one can be cut only where a token ends on all sides; "
+                "lower model.rollouts.max_new_tokens, or raise data.sequence_length"
             )
         start = starts[np.argmax(fits)]
         ids = {

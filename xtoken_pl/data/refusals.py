@@ -79,7 +79,7 @@ def _check_completion(part: Part) -> None:
     source = part.source
     if source.prompt_field is None or source.completion_field is not None:
         return
-    way_out = "let the student write every answer (model.rollouts.share: 1 without warm_up_steps)"
+    way_out = "let the student write every answer (model.rollouts with share: 1 and warm_up_steps: 0)"
     raise UserError(
         f"prompt_field and completion_field belong together where answers are learned or measured, but {part.setting} "
         f"has only prompt_field={source.prompt_field!r}; set completion_field, too, or "

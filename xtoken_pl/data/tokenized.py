@@ -21,7 +21,7 @@ from xtoken_pl.data.maker import DOCUMENTS_PER_CALL, WindowMaker
 from xtoken_pl.data.prompt_counts import count_prompts
 from xtoken_pl.data.sources.checked_rows import locate
 from xtoken_pl.data.sources.text_source import readable_batches
-from xtoken_pl.data.work_units import UnitWindows, work_units
+from xtoken_pl.data.work_units import UnitWindows, num_shards, work_units
 from xtoken_pl.utilities.errors import UserError, root_cause
 
 _NUM_CHECKED_WINDOWS = 100
@@ -41,10 +41,10 @@ def make_windows(
     if isinstance(texts, IterableDataset):
         return IterableDataset.from_generator(_windows_of, gen_kwargs={"texts": texts, "maker": maker})
     num_processes = min(num_proc or 1, len(texts))
-    units = work_units(texts, maker, num_processes)
     grouping = [] if maker.packing == "none" else [num_proc]
     fingerprint = Hasher.hash([texts._fingerprint, maker.fingerprint, *maker.columns, *grouping])
     cache_file = texts._get_cache_file_path(fingerprint)
+    units = work_units(texts, maker, num_shards(cache_file, num_processes))
     left_out = LeftOutFile(f"{cache_file}.left_out.jsonl")
     try:
         windows = units.map(

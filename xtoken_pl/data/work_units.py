@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ def work_units(texts: Dataset, maker: WindowMaker, num_processes: int) -> Datase
     Args:
         texts: Texts or conversations.
         maker: Maker of the windows.
-        num_processes: Number of processes.
+        num_processes: Number of processes, or of shards in the cache.
     """
     num_sections = _num_bytes(texts, maker) / maker.windower.section_length
     shares = [
@@ -40,6 +43,26 @@ def work_units(texts: Dataset, maker: WindowMaker, num_processes: int) -> Datase
     longest = max(map(len, shares))
     units = [unit for share in shares for unit in (*share, *[(0, 0, 0, 1)] * (longest - len(share)))]
     return Dataset.from_dict(dict(zip(("first", "last", "part", "num_parts"), zip(*units, strict=True), strict=True)))
+
+
+def num_shards(cache_file: str, num_processes: int) -> int:
+    """Returns the number of shards that ``Dataset.map`` makes, or takes from its cache.
+
+    It continues what an earlier run with another number of processes has made, shard by shard: the units must be those
+    of that run.
+
+    Args:
+        cache_file: Cache file of the windows, as given to ``map``; several shards have a suffix.
+        num_processes: Number of processes that tokenize and align.
+    """
+    file = Path(cache_file)
+    found = Counter({1: 1} if file.exists() else {})
+    shard_name = re.compile(rf"{re.escape(file.stem)}_\d+_of_(\d+){re.escape(file.suffix)}")
+    for other in file.parent.glob(f"{file.stem}_*"):
+        if match := shard_name.fullmatch(other.name):
+            found[int(match[1])] += 1
+    # The choice of `map`: the most complete shards, then those nearest to the number of processes, then the fewest.
+    return min(found, key=lambda num: ((num - found[num]) / num, abs(num - num_processes), num), default=num_processes)
 
 
 class UnitWindows:

@@ -1,4 +1,4 @@
-"""A rollout as both sides read it, as the rows of a table of plain text."""
+"""A prompt, and a rollout, as both sides read them, in plain text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, Prompt, teacher_columns
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.inspection.inspection import Inspection
-from xtoken_pl.inspection.terminal import alignment_text
-from xtoken_pl.inspection.tokens import text_of
+from xtoken_pl.inspection.terminal import BETWEEN, alignment_text
+from xtoken_pl.inspection.tokens import text_of, tokens_of
 from xtoken_pl.rollouts import Rollout
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -20,6 +20,22 @@ COLUMNS = ("prompt", "rollout", "ended", "teacher", "tokens of both sides")
 
 _TEXT_WIDTH, _TOKENS_WIDTH = 60, 100  # characters of a line
 _PROMPT_TOKENS, _ROLLOUT_TOKENS = 100, 500  # the last tokens of a prompt, and the first ones of a rollout
+
+
+def prompt_text(prompt: Prompt, student: CanonicalVocabulary, teachers: Mapping[str, CanonicalVocabulary]) -> str:
+    """Returns the tokens of a prompt, one line for each side.
+
+    Args:
+        prompt: The prompt.
+        student: The student's vocabulary.
+        teachers: Vocabularies of the teachers by name.
+    """
+    sides = {"": student, **teachers}
+    return "\n".join(
+        f"{name or 'student'} {sides[name].name}: {len(ids):,} tokens\n  "
+        + BETWEEN.join(token.text for token in tokens_of(sides[name], ids))
+        for name, ids in prompt.ids.items()
+    )
 
 
 def rollout_rows(

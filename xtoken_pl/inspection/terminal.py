@@ -29,11 +29,12 @@ _STYLES: dict[Shade, Style] = {
 }
 _BRACKETS: dict[Shade, str] = {"even": "[]", "odd": "[]", "gap": "{}", "masked": "()"}
 _DIM, _BOLD = Style(dim=True), Style(bold=True)
-_BETWEEN = "│"  # separates the tokens of a span
+#: Separates the tokens of a span.
+BETWEEN = "│"
 _BAR_WIDTH = 12
 _SIGNS = "· is a space, ↵ the end of a line"
 #: How a text without colours is to be read.
-BRACKETS = f"[token{_BETWEEN}token of a span] {{in no span}} (not learned); {_SIGNS}"
+BRACKETS = f"[token{BETWEEN}token of a span] {{in no span}} (not learned); {_SIGNS}"
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
@@ -99,7 +100,7 @@ class _Printer:
     def _side(self, cell: Cell, tokens: Sequence[Token]) -> Text:
         text = Text(style=_STYLES[cell.shade])
         for place, token in enumerate(tokens):
-            text.append(_BETWEEN if place else "", _DIM).append(token.text, Style(italic=token.is_special))
+            text.append(BETWEEN if place else "", _DIM).append(token.text, Style(italic=token.is_special))
         if self.has_colors:
             return text
         brackets = _BRACKETS[cell.shade]

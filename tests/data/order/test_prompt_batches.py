@@ -151,7 +151,7 @@ def test_resuming_with_other_prompts_is_refused_by_name(
     fit(data_of(source, MIXED, setup=False, **options), PromptRecorder(), everywhere, max_steps=1)
     saved = everywhere.saved[0][0]
     expected = (
-        r"must not change: prompts \(model\.rollouts\) \(share: less than 1, max_new_tokens: 20, prompt_bytes: 40 in"
+        r"must not change: prompts \(model\.rollouts\) \(prompts and windows, max_new_tokens: 20, prompt_bytes: 40 in"
     )
     others = [None, ONLY, PromptSettings(20, 41), PromptSettings(21, 40), PromptSettings(20, end=".")]
     for other in others:

@@ -39,7 +39,7 @@ class TextSource:
         messages_field: Column that holds conversations instead of texts, as lists of messages ``{role, content}``.
         prompt_field, completion_field: Columns that hold a user's prompt and the assistant's answer instead of texts,
             as strings or lists of messages; only the completion is learned. ``prompt_field`` alone holds prompts that
-            the student answers itself (``model.rollouts`` with ``share: 1``).
+            the student answers itself (``model.rollouts`` with ``share: 1``, without a warm-up).
         learn_turn_end: Also learn the special token that ends the assistant's turn, so that the student learns to
             stop.
         learn_reasoning: Learn the reasoning of the assistant (``reasoning_content`` or ``thinking`` of a message).
