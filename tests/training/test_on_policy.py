@@ -154,6 +154,16 @@ def test_draws_depend_on_the_seed_the_step_the_place_and_the_sample(make: MakeWr
     assert all(list(request.prompt_ids) == prompt.ids[""] for request in engine.requests)
 
 
+def test_draws_differ_between_steps_and_processes(make: MakeWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make("same", seed=7)
+    prompts = [prompt_of(module, "ab")] * 2
+    for name, value in {"global_step": 5, "global_rank": 1, "_num_processes": 3}.items():
+        monkeypatch.setattr(MultiTeacherDistillModule, name, value)
+    assert [request.seed for _, _, request in module._requests([prompts, prompts])] == [
+        (7, 5, place, 0) for place in (1, 4, 7, 10)
+    ]
+
+
 def test_a_step_without_a_prompt_or_a_span_learns_nothing_and_says_so(make: MakeWriter) -> None:
     module = make("pairs")
     none = r"an on-policy step has no span in common with teacher 'pairs'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
@@ -66,6 +65,19 @@ def spans_of(student: list[int], teacher: list[int]) -> list[tuple[int, int, int
     ]
 
 
+def group_loss(q: Tensor, p: Tensor, kind: str) -> Tensor:
+    """D(Q, P / M) - log M of the masses of groups, where M is the sum of P."""
+    mass = p.sum()
+    inside = p / mass
+    middle = (q + inside) / 2
+    divergence = {
+        "forward": q * (q / inside).log(),
+        "reverse": inside * (inside / q).log(),
+        "jensen_shannon": (q * (q / middle).log() + inside * (inside / middle).log()) / 2,
+    }[kind]
+    return divergence.sum() - mass.log()
+
+
 class Enumeration:
     """The loss of every rollout, computed without the package's losses."""
 
@@ -110,14 +122,16 @@ class Enumeration:
         )
         total = torch.zeros((), dtype=torch.float64)
         for position in range(len(ids)):
-            for mass, tokens in reference.groups(position, ids, theirs, teacher.exp().tolist()).values():
-                if mass > 0:
-                    total = total + mass * (math.log(mass) - rows[position, tokens].exp().sum().log())
+            groups = reference.groups(position, ids, theirs, teacher.exp().tolist()).values()
+            known = [(mass, rows[position, tokens].exp().sum()) for mass, tokens in groups if mass > 0]
+            if known:
+                q = torch.tensor([mass for mass, _ in known], dtype=torch.float64)
+                total = total + group_loss(q, torch.stack([p for _, p in known]), self.loss.divergence)
         return total
 
 
 LOSSES: list[SpanLoss] = [
-    BytePrefixKL(),
+    *(BytePrefixKL(divergence=kind) for kind in ("forward", "reverse", "jensen_shannon")),
     *(ProjectionKL(divergence=kind) for kind in ("forward", "reverse")),
     *(TokenKL(divergence=kind) for kind in ("forward", "reverse", "jensen_shannon")),
 ]
