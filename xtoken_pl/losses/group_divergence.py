@@ -47,8 +47,8 @@ class ColumnSums(nn.Module):
 class Groups:
     r"""The teacher's mass of the groups of some rows, not normalized.
 
-    A token belongs to its column, unless it is a member of one of the row's branches. The teacher cannot write the
-    tokens of a group whose mass is exactly 0.
+    A token belongs to its column, unless it is a member of one of the row's branches; the column of a member has no
+    mass. The teacher cannot write the tokens of a group whose mass is exactly 0.
 
     Attributes:
         row: ``[R]`` increasing.
@@ -195,14 +195,9 @@ def _normalized(part: Groups, probs: Tensor, form: _Form) -> _Scored:
 
 
 def _student_masses(part: Groups, probs: Tensor) -> tuple[Tensor, Tensor]:
-    """``[R, C], [G]``: P of each group; a member of a branch does not count in its column."""
-    flat = probs.view(-1)
-    members = flat[part.member]
-    branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, members)
-    flat[part.member] = 0.0
-    columns = probs.clone() if part.sums is None else part.sums(probs)
-    flat[part.member] = members
-    return columns, branches
+    """``[R, C], [G]``: P of each group; a column that has mass has no member of a branch."""
+    branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, probs.view(-1)[part.member])
+    return probs.clone() if part.sums is None else part.sums(probs), branches
 
 
 def _reverse(student: Tensor, teacher: Tensor) -> tuple[Tensor, None]:
