@@ -158,10 +158,12 @@ def test_a_process_shows_the_traceback_when_asked(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_say_it_each_for_themselves(folder: Path) -> None:
-    """What both find ends both; the second one may say it, too, and which it is."""
+def test_what_two_processes_find_ends_both_and_is_said(folder: Path) -> None:
+    """Each says it for itself; the first one to end may end the other before that."""
     two = ["--trainer.devices", "2", "--model.student.model", "small_head"]
     done = in_a_process(folder, "fit", "--config", "run.yaml", *two)
-    assert done.returncode == 1
-    assert "a row for every token" in the_message(done.stderr)
+    assert done.returncode != 0
+    said = re.findall(r"^error(?: in process 1)?: (.*)$", done.stderr, flags=re.MULTILINE)
+    assert 1 <= len(said) <= 2
+    assert all("a row for every token" in message for message in said)
     assert "Traceback" not in done.stderr
