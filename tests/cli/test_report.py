@@ -107,10 +107,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Without bars, which another process may have left open on the line that a message begins.
+    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "xtoken_pl", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **settings},
         capture_output=True,
         text=True,
         timeout=240,
@@ -158,12 +160,10 @@ def test_a_process_shows_the_traceback_when_asked(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_two_processes_find_ends_both_and_is_said(folder: Path) -> None:
-    """Each says it for itself; the first one to end may end the other before that."""
+def test_two_processes_say_it_each_for_themselves(folder: Path) -> None:
+    """What both find ends both; the second one may say it, too, and which it is."""
     two = ["--trainer.devices", "2", "--model.student.model", "small_head"]
     done = in_a_process(folder, "fit", "--config", "run.yaml", *two)
-    assert done.returncode != 0
-    said = re.findall(r"^error(?: in process 1)?: (.*)$", done.stderr, flags=re.MULTILINE)
-    assert 1 <= len(said) <= 2
-    assert all("a row for every token" in message for message in said)
+    assert done.returncode == 1
+    assert "a row for every token" in the_message(done.stderr)
     assert "Traceback" not in done.stderr
