@@ -149,10 +149,10 @@ class _GroupDivergence(torch.autograd.Function):
 def _forward(part: Groups, probs: Tensor) -> _Scored:
     """Scores KL(Q || P): its gradient by P needs no normalized P, and groups without mass need no care."""
     smallest = smallest_prob(probs.dtype)
-    column_ratio = part.column_mass / (probs if part.sums is None else part.sums(probs)).clamp_min(smallest)
-    of_branches = torch.zeros_like(part.branch_mass)
-    of_branches.index_add_(0, part.member_branch, probs.view(-1)[part.member])
-    branch_ratio = part.branch_mass / of_branches.clamp_min(smallest)
+    column_ratio, branch_ratio = (
+        teacher / student.clamp_min(smallest)
+        for teacher, student in zip((part.column_mass, part.branch_mass), _student_masses(part, probs), strict=True)
+    )
     nats = (part.column_mass * column_ratio.clamp_min(smallest).log()).sum(-1)
     total = part.column_mass.sum(-1)
     nats.index_add_(0, part.branch_position, part.branch_mass * branch_ratio.clamp_min(smallest).log())
@@ -175,7 +175,7 @@ def _normalized(part: Groups, probs: Tensor, form: _Form) -> _Scored:
 
     no_column, no_branch = part.column_mass == 0, part.branch_mass == 0
     columns, branches = _student_masses(part, probs)
-    columns.masked_fill_(no_column, 0.0)
+    columns = columns.masked_fill(no_column, 0.0)  # it may be `probs`
     branches.masked_fill_(no_branch, 0.0)
     total = add_up(part.column_mass, part.branch_mass)
     mass = add_up(columns, branches).clamp_min(smallest)  # M
@@ -197,7 +197,7 @@ def _normalized(part: Groups, probs: Tensor, form: _Form) -> _Scored:
 def _student_masses(part: Groups, probs: Tensor) -> tuple[Tensor, Tensor]:
     """``[R, C], [G]``: P of each group; a column that has mass has no member of a branch."""
     branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, probs.view(-1)[part.member])
-    return probs.clone() if part.sums is None else part.sums(probs), branches
+    return probs if part.sums is None else part.sums(probs), branches
 
 
 def _reverse(student: Tensor, teacher: Tensor) -> tuple[Tensor, None]:
