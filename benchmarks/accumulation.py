@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from xtoken_pl import (
     Teacher,
     TextSource,
 )
-from xtoken_pl.batch import DistillBatch, TokenBatch
+from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
 from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.cli.prepare import prepare
 from xtoken_pl.data import collate, whole_steps
@@ -79,8 +80,9 @@ class _Remembering(MultiTeacherDistillModule):
         super().__init__(*parts, **options)
         self._hidden: dict[bytes, Tensor] = {}
 
-    def teacher_rows(self, name: str, tokens: TokenBatch) -> HiddenRows:
+    def teacher_rows(self, name: str, view: TeacherBatch) -> HiddenRows:
         """Looks the rows of each window up, or computes them."""
+        tokens = view.tokens
         num_rows = torch.bincount(tokens.rows // tokens.input_ids.shape[1], minlength=len(tokens.input_ids)).tolist()
         hidden, head = [], self.loaded_teachers[name].head
         for place, (num, labels) in enumerate(zip(num_rows, tokens.labels.split(num_rows), strict=True)):
@@ -89,7 +91,9 @@ class _Remembering(MultiTeacherDistillModule):
             if key not in self._hidden:
                 rows = tokens.rows.split(num_rows)[place] - place * len(ids)
                 alone = TokenBatch(ids[None], mask[None], rows, labels)
-                self._hidden[key] = super().teacher_rows(name, alone).hidden
+                computed = super().teacher_rows(name, replace(view, tokens=alone))
+                assert isinstance(computed, HiddenRows)
+                self._hidden[key] = computed.hidden
             hidden.append(self._hidden[key])
             assert len(hidden[-1]) == num
         return HiddenRows(torch.cat(hidden), tokens.labels, head)

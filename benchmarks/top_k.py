@@ -59,7 +59,7 @@ def _rows(loss: MatchedRowLoss) -> tuple[HiddenRows, TeacherTask, RowCuts]:
     batch = collate(windows, ["gemma3"])
     view = batch.teachers["gemma3"]
     with torch.no_grad():
-        student, teacher = module.student_rows(batch.student), module.teacher_rows("gemma3", view.tokens)
+        student, teacher = module.student_rows(batch.student), module.teacher_rows("gemma3", view)
     student.hidden.requires_grad_()
     return student, TeacherTask(teacher, view.spans, cast(SpanLoss, module.losses["gemma3"])), batch.cuts
 

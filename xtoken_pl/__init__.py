@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from xtoken_pl.prefix_map import PrefixMap, build_prefix_map
     from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
     from xtoken_pl.rollouts import Rollouts
-    from xtoken_pl.specs import LoRA, Student, Teacher
+    from xtoken_pl.specs import LoRA, Server, Student, Teacher
     from xtoken_pl.tokenization import CanonicalVocabulary
     from xtoken_pl.training.metrics import BitsPerByte, TopOneAgreement
     from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -42,6 +42,7 @@ __all__ = [
     "Projection",
     "ProjectionKL",
     "Rollouts",
+    "Server",
     "SpanAligner",
     "SpanLoss",
     "SpanStatistics",
@@ -67,7 +68,7 @@ _NAMES_BY_MODULE = {
     "prefix_map": "PrefixMap build_prefix_map",
     "projection": "Projection VocabularyPartition build_projection",
     "rollouts": "Rollouts",
-    "specs": "LoRA Student Teacher",
+    "specs": "LoRA Server Student Teacher",
     "tokenization": "CanonicalVocabulary",
     "training.metrics": "BitsPerByte TopOneAgreement",
     "training.module": "MultiTeacherDistillModule",

@@ -12,7 +12,7 @@ from shown_code import code_blocks
 from torch import Tensor
 
 from xtoken_pl import SpanLoss
-from xtoken_pl.losses import LossCounterparts, SpanBlock, SpanScores, TokenCounterparts
+from xtoken_pl.losses import LossCounterparts, RowContent, SpanBlock, SpanScores, TokenCounterparts
 
 EXTENDING = (Path(__file__).parents[2] / "docs/extending.md").read_text()
 
@@ -67,8 +67,9 @@ class LeadingByte(SpanLoss):
     def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
         return 8 * (student_size + teacher_size)
 
-    def why_not_cacheable(self) -> str | None:
-        return None
+    @property
+    def row_needs(self) -> RowContent:
+        return RowContent("span_starts")
 
     def limit_teacher_tokens(self, top_k: int) -> str | None:
         self.top_k = top_k

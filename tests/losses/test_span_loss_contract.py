@@ -27,12 +27,14 @@ from xtoken_pl import (
     build_projection,
 )
 from xtoken_pl.cli import main
-from xtoken_pl.losses import SpanScores, projection_bytes
+from xtoken_pl.losses import RowContent, SpanScores, projection_bytes
 from xtoken_pl.plan import terms
-from xtoken_pl.teachers.cache.checks import check_cacheable
+from xtoken_pl.teachers.source import check_source
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.weighting import ConfidenceWeighting, StaticWeighting
+
+OF_CACHE = RowContent("span_starts")
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_a_loss_of_ones_own_is_planned_inspected_cached_and_trained_from_the_cac
     (workspace / "split/model.safetensors").unlink()
     with caplog.at_level(logging.INFO):
         main(["fit", "--config", "run.yaml", "--model.teachers.t.cache", "stored"])
-    assert "teacher 't': top_k of LeadingByte -> 8, the number of tokens that the cache stores per row" in caplog.text
+    assert "teacher 't': top_k of LeadingByte -> 8, the number of tokens that are known of each row" in caplog.text
     events = EventAccumulator("runs")
     events.Reload()
     assert {"train/kd/t", "val/kd/t", "val/top1_agreement/t"} <= set(events.Tags()["scalars"])
@@ -113,7 +115,7 @@ def test_a_matched_row_loss_needs_no_method_to_be_planned_and_cached() -> None:
         def score_rows(self, *_: Any) -> SpanScores:
             raise NotImplementedError
 
-    check_cacheable("t", Own(), StaticWeighting())
+    check_source("t", "its cache", OF_CACHE, Own(), StaticWeighting(), "way out")
     loss = Own()
     assert loss.limit_teacher_tokens(7) == "teacher_top_k None -> 7"
     assert loss.limit_teacher_tokens(9) is None
@@ -125,24 +127,28 @@ def test_a_matched_row_loss_needs_no_method_to_be_planned_and_cached() -> None:
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
-        (BytePrefixKL(), "BytePrefixKL reads all rows; choose another loss"),
         (
-            ProjectionKL(merge="mean"),
-            "merge='mean' of ProjectionKL averages all rows; use merge='chain_rule', or leave",
+            BytePrefixKL(),
+            "(BytePrefixKL) reads every row of the teacher, and its cache has one row for each span; way out",
         ),
-        (hidden_cosine(4, 4), "a cache holds no hidden states, and HiddenCosine reads them"),
+        (ProjectionKL(merge="mean"), "(ProjectionKL) reads every row"),
+        (
+            hidden_cosine(4, 4),
+            "(HiddenCosine) reads hidden states of the teacher, and its cache has no hidden states; take",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_a_cache_does_not_hold_is_refused_by_name(loss: SpanLoss, expected: str) -> None:
-    with pytest.raises(UserError, match=f"the loss of teacher 'me' cannot be cached: .*{re.escape(expected)}"):
-        check_cacheable("me", loss, StaticWeighting())
+    with pytest.raises(UserError, match=f"the loss of teacher 'me' {re.escape(expected)}"):
+        check_source("me", "its cache", OF_CACHE, loss, StaticWeighting(), "way out")
 
 
-def test_a_weighting_says_what_it_needs_beyond_a_cache() -> None:
-    assert StaticWeighting().why_not_cacheable() is None
-    assert ConfidenceWeighting().why_not_cacheable() is None
-    assert ConfidenceWeighting("entropy").why_not_cacheable() == "ConfidenceWeighting measures entropy"
+def test_a_weighting_says_what_it_needs_beyond_the_rows_of_span_starts() -> None:
+    check_source("me", "its cache", OF_CACHE, TokenKL(), ConfidenceWeighting(), "way out")
+    with pytest.raises(UserError, match=r"ConfidenceWeighting\(measure=entropy.*\) reads every row of teacher 'me'"):
+        check_source("me", "its cache", OF_CACHE, TokenKL(), ConfidenceWeighting("entropy"), "way out")
+    check_source("me", "its cache", RowContent("all"), TokenKL(), ConfidenceWeighting("entropy"), "way out")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from cached_teachers import LENGTH, data_of, module_of, set_up, split_teacher
 from datasets import Dataset
 
-from xtoken_pl.batch import SpanArrays
+from xtoken_pl.batch import RowArrays
 from xtoken_pl.teachers.cache.reader import CachedSplit
 from xtoken_pl.utilities.errors import UserError
 
@@ -44,7 +44,7 @@ def test_a_flipped_bit_is_refused_naming_shard_and_window(root: Path, damaged: P
 def test_no_flipped_bit_of_a_shard_goes_unnoticed(root: Path, damaged: Path) -> None:
     windows, reader = opened(root, damaged, "val")
 
-    def read_all(reader: CachedSplit) -> list[SpanArrays]:
+    def read_all(reader: CachedSplit) -> list[RowArrays]:
         return [reader.read(index, windows[index]) for index in range(len(windows))]
 
     whole = read_all(reader)

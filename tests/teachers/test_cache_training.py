@@ -137,14 +137,15 @@ def test_rows_of_a_batch_are_distributions_that_half_precisions_leave_as_they_ar
     spans, holes = slice(3, 9), torch.zeros(len(splitting_tokenizer()), dtype=torch.bool)
 
     def rows(batch: DistillBatch) -> torch.Tensor:
-        cached = batch.teachers["t"].cached
-        assert cached is not None
-        return cached.dense(spans, holes, len(holes) - int(holes.sum()))
+        view = batch.teachers["t"]
+        assert view.known is not None
+        labels = view.tokens.labels[view.spans.teacher_first][spans]
+        return view.known.select(spans).dense(labels, holes, len(holes) - int(holes.sum()))
 
     torch.testing.assert_close(rows(batch).exp().sum(-1), torch.ones(6))
     assert torch.equal(rows(HalfPrecision("bf16-true").convert_input(batch)), rows(batch))
     is_stored = torch.zeros(len(holes), dtype=torch.bool)
-    is_stored[batch.teachers["t"].cached.ids[spans].flatten().long()] = True
+    is_stored[batch.teachers["t"].known.top.ids[spans].flatten().long()] = True
     holes[(~is_stored).nonzero()[:3]] = True
     assert rows(batch)[:, holes].isneginf().all()
     torch.testing.assert_close(rows(batch).exp().sum(-1), torch.ones(6))
@@ -156,4 +157,4 @@ def test_a_process_without_a_window_of_the_last_batch_reads_nothing(root: Path, 
     blank = loader.collate_fn(loader.dataset.__getitems__([NO_WINDOW]))
     beside = loader.collate_fn(loader.dataset.__getitems__([NO_WINDOW, 3]))
     assert len(blank.teachers["t"].tokens.input_ids) == len(blank.teachers["t"].spans) == 0
-    assert len(beside.teachers["t"].cached) == len(beside.teachers["t"].spans) > 0
+    assert len(beside.teachers["t"].known) == len(beside.teachers["t"].spans) > 0

@@ -10,7 +10,7 @@ from small_models import TEXTS, splitting_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary
-from xtoken_pl.batch import CachedRows
+from xtoken_pl.batch import KnownRows
 from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models import Head, LoadedModel
@@ -38,12 +38,10 @@ def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, preci
     rows, num_tokens = small_rows(teacher, row_format).compute([window] * 2, "")
     assert num_tokens == 4
     write_shard(tmp_path / "shard", rows, [window_checksum(window, "t")] * 2)
-    cached = CachedRows.from_windows([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
+    cached = KnownRows.from_windows([Shard(tmp_path / "shard").read(place, window, "t") for place in range(2)])
     assert len(cached) == 0
-    assert cached.dense(slice(0, 0), torch.zeros(len(teacher), dtype=torch.bool), len(teacher)).shape == (
-        0,
-        len(teacher),
-    )
+    labels, holes = torch.zeros(0, dtype=torch.int64), torch.zeros(len(teacher), dtype=torch.bool)
+    assert cached.dense(labels, holes, len(teacher)).shape == (0, len(teacher))
 
 
 def test_a_student_token_takes_at_most_300_bytes(

@@ -137,7 +137,7 @@ def passes_of(module: MultiTeacherDistillModule, monkeypatch: pytest.MonkeyPatch
     """Names of the teachers that run from now on."""
     ran: list[str] = []
     rows = module.teacher_rows
-    monkeypatch.setattr(module, "teacher_rows", lambda name, tokens: ran.append(name) or rows(name, tokens))
+    monkeypatch.setattr(module, "teacher_rows", lambda name, view: ran.append(name) or rows(name, view))
     return ran
 
 

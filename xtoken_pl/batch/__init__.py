@@ -1,7 +1,6 @@
-"""The typed batch: tokens, spans, plans of losses, cached rows, and the columns of a window."""
+"""The typed batch: tokens, spans, plans of losses, known rows, and the columns of a window."""
 
 from xtoken_pl.batch.blocks import Block, RowCuts
-from xtoken_pl.batch.cached_rows import CachedRows, SpanArrays
 from xtoken_pl.batch.columns import (
     DOMAIN,
     LOSS_MASK,
@@ -15,6 +14,7 @@ from xtoken_pl.batch.columns import (
 )
 from xtoken_pl.batch.distill_batch import DistillBatch, StepCounts, as_steps
 from xtoken_pl.batch.domains import Domain
+from xtoken_pl.batch.known_rows import AllRows, KnownRows, RowArrays, SpanStartRows, TopTokens
 from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.prompts import Prompt
 from xtoken_pl.batch.types import LossPlan, Planner, SpanBatch, TeacherBatch, TokenBatch, sum_by_span
@@ -25,20 +25,23 @@ __all__ = [
     "NO_WINDOW",
     "PROMPT",
     "STUDENT_IDS",
+    "AllRows",
     "Block",
-    "CachedRows",
     "DistillBatch",
     "Domain",
+    "KnownRows",
     "LossPlan",
     "Movable",
     "Planner",
     "Prompt",
+    "RowArrays",
     "RowCuts",
-    "SpanArrays",
     "SpanBatch",
+    "SpanStartRows",
     "StepCounts",
     "TeacherBatch",
     "TokenBatch",
+    "TopTokens",
     "as_steps",
     "cached_column",
     "prompt_column",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken_pl.batch.cached_rows import CachedRows
+from xtoken_pl.batch.known_rows import KnownRows
 from xtoken_pl.batch.movable import Movable
 
 # The dataclasses of a batch are not frozen: Lightning's half precisions set their fields.
@@ -95,13 +95,13 @@ class TeacherBatch(Movable):
         tokens: The teacher's tokens of the same text.
         spans: Spans that relate its rows to the student's.
         plan: Plan of its loss, if the loss makes one.
-        cached: Cached rows of the spans, for a teacher with a cache.
+        known: Rows that a cache or a server gives; None for a teacher that runs here.
     """
 
     tokens: TokenBatch
     spans: SpanBatch
     plan: LossPlan | None = None
-    cached: CachedRows | None = None
+    known: KnownRows | None = None
 
 
 #: Function that makes the plan of one teacher's loss from the student's tokens and the teacher's view.

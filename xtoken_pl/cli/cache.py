@@ -11,14 +11,16 @@ from datasets import Dataset
 from xtoken_pl.checkpoints.fingerprints import cached_windows_fingerprint, config_fingerprint, model_fingerprint
 from xtoken_pl.cli.parts_cli import run_with_parts
 from xtoken_pl.data import DistillDataModule
+from xtoken_pl.losses import RowContent
 from xtoken_pl.models import load_model
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.teachers.cache.build import CacheBuilder, check_folder, open_manifest
-from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.teachers.cache.lock import building
 from xtoken_pl.teachers.cache.manifest import Identity, Manifest, Split, TopK
+from xtoken_pl.teachers.cache.reader import CACHE_WAY_OUT
 from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
 from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.teachers.source import check_source
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
@@ -90,7 +92,7 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
     if output is None:
         raise UserError(f"a cache needs a directory; give --output, or set `cache` of teacher {teacher!r}")
     folder = Path(output)
-    check_cacheable(teacher, source.loss, module.weighting)
+    check_source(teacher, "its cache", RowContent("span_starts"), source.loss, module.weighting, CACHE_WAY_OUT)
     row_format = RowFormat(options.top_k, options.precision, len(vocabulary), int(vocabulary.exists.sum()))
     window_bytes = row_format.bytes_per_span * data.sequence_length
     check_folder(folder)

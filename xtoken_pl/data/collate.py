@@ -14,8 +14,9 @@ from xtoken_pl.batch import (
     LOSS_MASK,
     PROMPT,
     STUDENT_IDS,
-    CachedRows,
+    AllRows,
     DistillBatch,
+    KnownRows,
     Planner,
     Prompt,
     RowCuts,
@@ -99,8 +100,9 @@ def _teacher(
     columns = (student_first, student_length, teacher_first, teacher_length, student_span, teacher_span)
     batch = TeacherBatch(_tokens(ids, teacher_rows, _starts(windows, name)), SpanBatch(*map(torch.from_numpy, columns)))
     if windows and cached_column(name) in windows[0]:
-        batch.cached = CachedRows.from_windows([window[cached_column(name)] for window in windows])
-        assert len(batch.cached) == len(batch.spans), "a cache stores the spans that are kept"
+        batch.known = KnownRows.from_windows([window[cached_column(name)] for window in windows])
+        num = len(batch.tokens.rows) if isinstance(batch.known, AllRows) else len(batch.spans)
+        assert len(batch.known) == num, "a cache stores the spans that are kept"
     return batch
 
 

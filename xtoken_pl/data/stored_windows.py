@@ -15,7 +15,7 @@ from xtoken_pl.batch import (
     NO_WINDOW,
     PROMPT,
     STUDENT_IDS,
-    SpanArrays,
+    RowArrays,
     cached_column,
     starts_column,
     teacher_columns,
@@ -27,7 +27,7 @@ from xtoken_pl.data.worker_errors import carrying_iterator
 class StoredSpans(Protocol):
     """Cached spans of the windows of a split; see :class:`xtoken_pl.teachers.cache.reader.CachedSplit`."""
 
-    def read(self, index: int, window: Mapping[str, Any]) -> SpanArrays:
+    def read(self, index: int, window: Mapping[str, Any]) -> RowArrays:
         """Returns the cached spans of window ``index``."""
 
 

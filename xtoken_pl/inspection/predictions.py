@@ -106,11 +106,10 @@ def _evenly(values: NDArray[np.int64], num: int) -> NDArray[np.int64]:
 
 def _teacher_rows(task: TeacherTask, index: Tensor) -> Tensor:
     """``[K, V_t]`` log-probabilities at the first token of some spans."""
+    first = task.spans.teacher_first[index]
     if isinstance(task.rows, HiddenRows):
-        return task.rows.head.log_probs(task.rows.hidden[task.spans.teacher_first[index]], task.temperature)
-    rows = task.rows
-    singles = [slice(i, i + 1) for i in index.tolist()] or [slice(0, 0)]
-    return torch.cat([rows.cached.dense(span, rows.holes, rows.num_tokens) for span in singles])
+        return task.rows.head.log_probs(task.rows.hidden[first], task.temperature)
+    return task.rows.dense(first if task.rows.has_all else index)
 
 
 def _student_candidates(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
-from xtoken_pl.batch import CachedRows, DistillBatch, RowCuts, SpanBatch, TeacherBatch, TokenBatch
+from xtoken_pl.batch import AllRows, DistillBatch, RowCuts, SpanBatch, TeacherBatch, TokenBatch
 
 
 def first_sequence(batch: DistillBatch) -> DistillBatch:
@@ -24,7 +22,9 @@ def first_sequence(batch: DistillBatch) -> DistillBatch:
             student_span=view.spans.student_span[:num_rows].clamp(max=num_spans),
             teacher_span=view.spans.teacher_span[:num_teacher_rows].clamp(max=num_spans),
         )
-        views[name] = TeacherBatch(tokens, spans, None, None if view.cached is None else _head(view.cached, num_spans))
+        num_known = num_teacher_rows if isinstance(view.known, AllRows) else num_spans
+        known = None if view.known is None else view.known.select(slice(num_known))
+        views[name] = TeacherBatch(tokens, spans, None, known)
     return DistillBatch(
         student, views, RowCuts.from_spans(num_rows, {name: view.spans for name, view in views.items()})
     )
@@ -43,8 +43,3 @@ def _nothing(tokens: TokenBatch) -> TokenBatch:
     """Returns no sequence and no row."""
     places = None if tokens.position_ids is None else tokens.position_ids[:0]
     return TokenBatch(tokens.input_ids[:0], tokens.attention_mask[:0], tokens.rows[:0], tokens.labels[:0], places)
-
-
-def _head(cached: CachedRows, num: int) -> CachedRows:
-    values = {item.name: getattr(cached, item.name) for item in fields(cached)}
-    return replace(cached, **{name: value[:num] for name, value in values.items() if value is not None})

@@ -9,6 +9,7 @@ from xtoken_pl.losses.hybrid_kl import HybridKL
 from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
 from xtoken_pl.losses.partitioned import PartitionedLoss, common_divergence
 from xtoken_pl.losses.projection_kl import ProjectionKL, projection_kl
+from xtoken_pl.losses.row_content import RowContent, RowKind
 from xtoken_pl.losses.token_kl import TokenKL, token_kl
 from xtoken_pl.losses.uld import ULD, rank_distance
 
@@ -24,6 +25,8 @@ __all__ = [
     "Merge",
     "PartitionedLoss",
     "ProjectionKL",
+    "RowContent",
+    "RowKind",
     "SpanBlock",
     "SpanLoss",
     "SpanScores",

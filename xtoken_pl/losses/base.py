@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xtoken_pl.batch import LossPlan, Planner, sum_by_span
 from xtoken_pl.losses.counterparts import LossCounterparts
+from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -120,9 +121,6 @@ class SpanScores(NamedTuple):
     agreement: Tensor | None
 
 
-_OTHER_LOSS = "choose another loss (ProjectionKL, HybridKL)"
-
-
 def projection_bytes(student_size: int, teacher_size: int, *, learned: bool = False) -> int:
     """Upper bound of the bytes that a loss holds to project by W.
 
@@ -216,21 +214,18 @@ class SpanLoss(nn.Module, ABC):
         own = 4 * sum(parameter.nbytes for parameter in self.parameters())
         return projection_bytes(student_size, teacher_size, learned=learned) + own
 
-    def why_not_cacheable(self) -> str | None:
-        """The reason why the loss cannot be trained from a cached teacher, and what to change; None if it can.
+    @property
+    def row_needs(self) -> RowContent:
+        """What the loss reads of the teacher's rows; a source that does not give it is refused before training.
 
-        A cache holds the distribution at the start of each span and log c of the span's other tokens; it holds
-        neither other rows nor hidden states. By default only a :class:`xtoken_pl.MatchedRowLoss` can be cached.
+        The default is every row, and hidden states where :attr:`needs_hidden_states` is set.
         """
-        name = type(self).__name__
-        if self.needs_hidden_states:
-            return f"a cache holds no hidden states, and {name} reads them; {_OTHER_LOSS}"
-        return f"a cache holds one teacher row per span, and {name} reads all rows; {_OTHER_LOSS}"
+        return RowContent("all", hidden_states=self.needs_hidden_states)
 
     def limit_teacher_tokens(self, top_k: int) -> str | None:
-        """Adapts a bound loss to a cache that stores the ``top_k`` most probable tokens of each teacher row.
+        """Adapts a bound loss to a source that gives the ``top_k`` most probable tokens of each teacher row.
 
-        All other tokens of a cached row share its remaining mass evenly.
+        All other tokens of such a row share its remaining mass evenly.
 
         Returns:
             Description of the change for the log; None, the default, for no change.

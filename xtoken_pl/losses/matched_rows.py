@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
 from xtoken_pl.losses.divergence import Divergence
+from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
@@ -42,16 +43,11 @@ class MatchedRowLoss(SpanLoss):
         kept = "" if self.teacher_top_k is None else f", teacher_top_k={self.teacher_top_k}"
         return f"merge={self.merge}{kept}"
 
-    def why_not_cacheable(self) -> str | None:
-        """None, unless the loss needs hidden states, a plan or the average of all rows."""
-        if self.needs_hidden_states or self.planner is not None:
-            return super().why_not_cacheable()
-        if self.merge == "mean":
-            return (
-                f"a cache holds one teacher row per span, and merge='mean' of {type(self).__name__} averages all rows; "
-                "use merge='chain_rule'"
-            )
-        return None
+    @property
+    def row_needs(self) -> RowContent:
+        """The rows of span starts, unless the loss has a plan or averages all rows."""
+        averages = self.merge == "mean" or self.planner is not None
+        return RowContent("all" if averages else "span_starts", self.teacher_top_k, self.needs_hidden_states)
 
     def limit_teacher_tokens(self, top_k: int) -> str | None:
         """Sets ``teacher_top_k``, unless it is as low already."""

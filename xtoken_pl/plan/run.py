@@ -9,9 +9,9 @@ from typing import Any, Literal, cast
 import torch
 
 from xtoken_pl.data import DistillDataModule, TextSource
+from xtoken_pl.losses import RowContent
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher
-from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
 
@@ -167,11 +167,9 @@ class Run:
 
 def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
     def can_be(name: str) -> bool:
-        try:
-            check_cacheable(name, module.teachers[name].loss, module.weighting)
-        except UserError:
-            return False
-        return True
+        loss, of_cache = module.teachers[name].loss, RowContent("span_starts")
+        needs = [module.weighting.row_needs, *([] if loss == "auto" else [loss.row_needs])]
+        return all(of_cache.lacks(need) is None for need in needs)
 
     return frozenset(filter(can_be, module.teachers))
 

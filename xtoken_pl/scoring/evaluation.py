@@ -14,7 +14,7 @@ from xtoken_pl.models.head import accumulate_product, logits
 from xtoken_pl.scoring.kept import KeptGradients, subtract_at
 from xtoken_pl.scoring.memory import BlockSizes, LogitMemory
 from xtoken_pl.scoring.pieces import StudentLeaves
-from xtoken_pl.scoring.tasks import HiddenRows, KnownRows, RowScores, TeacherTask
+from xtoken_pl.scoring.tasks import GivenRows, HiddenRows, RowScores, TeacherTask
 
 # N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
 
@@ -56,7 +56,7 @@ class Evaluation:
             teacher_sizes=[rows.head.vocabulary_size for rows in heads.values()],
             dtype=self.loss_dtype,
             kind=kind,
-            known_sizes=[len(task.rows.holes) for task in teachers.values() if isinstance(task.rows, KnownRows)],
+            known_sizes=[len(task.rows.holes) for task in teachers.values() if isinstance(task.rows, GivenRows)],
             hidden_sizes=[student.hidden.shape[1] for task in teachers.values() if task.loss.needs_hidden_states],
         )
         # Without any row, an empty block connects the zero loss to the parameters.
@@ -117,9 +117,9 @@ class Evaluation:
                     if of_hidden is not None:
                         kept.hidden_units.setdefault(name, []).append(of_hidden)
             spans[name] = scores._replace(loss=scores.loss.detach())
-            if (of_spans := task.span_confidence(piece.spans[name], teacher)) is not None:
+            if (of_spans := task.span_confidence(piece.rows(name), piece.spans[name], teacher)) is not None:
                 confidence[name] = of_spans
-            if (of_text := task.span_nats(piece.spans[name], teacher)) is not None:
+            if (of_text := task.span_nats(piece.rows(name), piece.spans[name], teacher)) is not None:
                 nats[name] = of_text
         return RowScores(token_nats, spans, confidence, nats)
 

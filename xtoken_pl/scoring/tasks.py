@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xtoken_pl.batch import Block, CachedRows, LossPlan, SpanBatch
+from xtoken_pl.batch import AllRows, Block, KnownRows, LossPlan, SpanBatch, SpanStartRows, TokenBatch
 from xtoken_pl.losses.base import SideRows, SpanLoss, SpanScores, observed_log_probs
 from xtoken_pl.models.head import Head
 from xtoken_pl.utilities.errors import UserError
@@ -42,28 +42,42 @@ class HiddenRows:
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32), copy=True)
 
 
+def rows_of(tokens: TokenBatch, hidden: Tensor, head: Head) -> HiddenRows:
+    """Selects the rows of hidden states ``[B, T, H]`` that predict the tokens of interest."""
+    return HiddenRows(hidden.flatten(0, 1).index_select(0, tokens.rows), tokens.labels, head)
+
+
 @dataclass(frozen=True)
-class KnownRows:
-    """A teacher's rows without its head: one for each span, from a cache, at the teacher's temperature.
+class GivenRows:
+    """A teacher's rows from a cache or a server, at the teacher's temperature: every row, or one for each span.
 
     Attributes:
-        cached: Cached rows of the spans.
-        labels: ``[S]`` first token of each span.
+        known: The rows.
+        labels: ``[Q]`` tokens that they predict; ``[S]`` the first token of each span if there is one for each span.
         holes: ``[V_t]`` bool, True for ids that no token has.
         num_tokens: Number of ids that are not holes.
     """
 
-    cached: CachedRows
+    known: KnownRows
     labels: Tensor
     holes: Tensor
     num_tokens: int
+
+    @property
+    def has_all(self) -> bool:
+        """Whether every row is here, rather than one for each span."""
+        return isinstance(self.known, AllRows)
+
+    def dense(self, rows: slice | Tensor) -> Tensor:
+        """``[P, V_t]`` log-probabilities of some rows."""
+        return self.known.select(rows).dense(self.labels[rows], self.holes, self.num_tokens)
 
 
 @dataclass(frozen=True)
 class TeacherTask:
     """The loss of one teacher and, if they are asked for, its confidence and the likelihood that it gives the text."""
 
-    rows: HiddenRows | KnownRows
+    rows: HiddenRows | GivenRows
     spans: SpanBatch
     loss: SpanLoss
     temperature: float = 1.0
@@ -77,42 +91,48 @@ class TeacherTask:
 
         Args:
             piece_rows, spans: Ranges of the piece's teacher rows and spans.
-            logits: ``[P, V_t]`` logits of these rows; None for known rows.
+            logits: ``[P, V_t]`` logits of these rows; None for given rows.
         """
-        if isinstance(self.rows, KnownRows):
-            return _known_side(self.rows, spans)
-        assert logits is not None
+        rows, hidden = self.rows, None
+        if isinstance(rows, HiddenRows):
+            assert logits is not None
+            log_probs = rows.head.normalize(logits, self.temperature)
+            hidden = rows.states(piece_rows) if self.loss.needs_hidden_states else None
+        elif isinstance(rows.known, SpanStartRows):
+            labels = rows.labels[spans]
+            each = torch.arange(len(labels), device=labels.device)
+            continuation = rows.known.select(spans).continuation
+            return SideRows(rows.dense(spans), labels, each, torch.ones_like(each), each, continuation)
+        else:
+            log_probs = rows.dense(piece_rows)
         return SideRows(
-            log_probs=self.rows.head.normalize(logits, self.temperature),
-            labels=self.rows.labels[piece_rows],
+            log_probs=log_probs,
+            labels=rows.labels[piece_rows],
             first=self.spans.teacher_first[spans] - piece_rows.start,
             length=self.spans.teacher_length[spans],
             span=local_spans(self.spans.teacher_span[piece_rows], spans),
-            hidden=self.rows.states(piece_rows) if self.loss.needs_hidden_states else None,
+            hidden=hidden,
         )
 
-    def span_confidence(self, spans: slice, side: SideRows) -> Tensor | None:
+    def span_confidence(self, piece_rows: slice, spans: slice, side: SideRows) -> Tensor | None:
         """Sums the confidence of a span's rows, ``[P]`` for a piece's spans; None if it is not asked for."""
-        return None if self.confidence is None else self._sum_of_rows(self.confidence, spans, side)
+        return None if self.confidence is None else self._sum_of_rows(self.confidence, piece_rows, spans, side)
 
-    def span_nats(self, spans: slice, side: SideRows) -> Tensor | None:
+    def span_nats(self, piece_rows: slice, spans: slice, side: SideRows) -> Tensor | None:
         """``[P]`` negative log-likelihood of each span's text; None if it is not asked for."""
-        return -self._sum_of_rows(observed_log_probs, spans, side) if self.measures_nats else None
+        return -self._sum_of_rows(observed_log_probs, piece_rows, spans, side) if self.measures_nats else None
 
-    def _sum_of_rows(self, measure: RowConfidence, spans: slice, side: SideRows) -> Tensor:
-        if isinstance(self.rows, KnownRows):
-            # A cache only knows the log-probability; weightings that need more are rejected at set-up.
-            return self.rows.cached.span_log_prob(spans)
+    def _sum_of_rows(self, measure: RowConfidence, piece_rows: slice, spans: slice, side: SideRows) -> Tensor:
+        known = self.rows.known if isinstance(self.rows, GivenRows) else None
+        if isinstance(known, SpanStartRows):
+            # Nothing else is known; weightings that need more are refused before training.
+            return known.select(spans).span_log_prob
         # The distribution at temperature 1, whatever the loss compares.
         log_probs = side.log_probs if self.temperature == 1.0 else (side.log_probs * self.temperature).log_softmax(-1)
+        if isinstance(known, AllRows) and known.log_text is not None:
+            # The tail at another temperature is a guess, the text is not.
+            log_probs = log_probs.scatter(1, side.labels[:, None], known.select(piece_rows).text[:, None])
         return side.sum_by_span(measure(log_probs, side.labels))
-
-
-def _known_side(rows: KnownRows, spans: slice) -> SideRows:
-    labels = rows.labels[spans]
-    each = torch.arange(len(labels), device=labels.device)
-    log_probs = rows.cached.dense(spans, rows.holes, rows.num_tokens)
-    return SideRows(log_probs, labels, each, torch.ones_like(each), each, rows.cached.continuation(spans))
 
 
 def local_spans(span: Tensor, spans: slice) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.specs.model_source import ModelSource, Quantization
+from xtoken_pl.specs.server import Server
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 
@@ -31,10 +32,12 @@ class Teacher(ModelSource):
         cache: Cache directory, as written by ``python -m xtoken_pl cache``: the teacher's distributions are read from
             it, and its weights are not loaded. If only k tokens of a row are stored, the loss treats the others as one
             bucket (``teacher_top_k``), whose mass is shared evenly by those of them that a term compares.
+        server: Server that runs the teacher; only the tokenizer is loaded here. With a ``cache``, too, the server
+            builds it, and training reads it.
 
     Raises:
-        UserError: If alpha is negative or not finite, temperature is not > 0, the loss cannot use ``projection`` or
-            ``learn_projection``, or ``quantization`` and ``cpu_offload`` are combined.
+        UserError: If no model is named, alpha is negative or not finite, temperature is not > 0 (with a server: not 1),
+            the loss cannot use ``projection`` or ``learn_projection``, or options exclude each other.
     """
 
     loss: SpanLoss | Literal["auto"] = "auto"
@@ -45,8 +48,16 @@ class Teacher(ModelSource):
     cpu_offload: bool = False
     quantization: Quantization | None = None
     cache: str | None = None
+    server: Server | None = None
+    model: str = ""  # by default the server's name for it
 
     def __post_init__(self) -> None:
+        if not self.model:
+            if self.server is None or self.server.model is None:
+                raise UserError("a teacher needs a `model`: a directory or a hub id, of its weights and its tokenizer")
+            self.model = self.server.model
+        if self.server is not None:
+            self._check_served()
         check_not_negative("alpha", self.alpha, "0 disables a teacher")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions unchanged")
@@ -59,6 +70,19 @@ class Teacher(ModelSource):
             self.check_loss(self.loss)
         elif self.loss != "auto":
             raise UserError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
+
+    def _check_served(self) -> None:
+        if self.temperature != 1.0:
+            raise UserError(
+                f"temperature of a served teacher must be 1, got {self.temperature}: the k tokens that a server gives "
+                "do not tell how its other tokens share their mass at another temperature; leave it out"
+            )
+        for name, value in {"quantization": self.quantization, "cpu_offload": self.cpu_offload}.items():
+            if value:
+                raise UserError(
+                    f"{name} is about weights in this process, and a served teacher has none, got {value!r}; leave it "
+                    "out, and set it where the server is started"
+                )
 
     def check_loss(self, loss: SpanLoss) -> None:
         """Checks that ``loss`` can use this teacher's ``projection`` and ``learn_projection``.

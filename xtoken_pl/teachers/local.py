@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from xtoken_pl.batch import TeacherBatch
+from xtoken_pl.losses import RowContent
 from xtoken_pl.models.causal_lm import LoadedModel, hidden_states, load_model
 from xtoken_pl.models.head import Head
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
+from xtoken_pl.scoring.tasks import HiddenRows, rows_of
 from xtoken_pl.specs import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -44,6 +47,16 @@ class FrozenModel:
         with self.around(), self._on_device(input_ids.device):
             hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
             return hidden, self.head if self._on_host is None else self.head.fixed()
+
+    @property
+    def gives(self) -> RowContent:
+        """Everything."""
+        return RowContent("all", hidden_states=True)
+
+    def rows(self, view: TeacherBatch) -> HiddenRows:
+        """Runs the model over the sequences of a batch."""
+        tokens = view.tokens
+        return rows_of(tokens, *self.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids))
 
     @contextmanager
     def _on_device(self, device: torch.device) -> Iterator[None]:

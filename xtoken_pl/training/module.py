@@ -15,12 +15,12 @@ from torchmetrics import Metric
 
 from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
 from xtoken_pl.losses import SpanLoss
-from xtoken_pl.models import Head, hidden_states
+from xtoken_pl.models import hidden_states
 from xtoken_pl.models.sharding import release
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
-from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
+from xtoken_pl.scoring.tasks import GivenRows, HiddenRows, RowScores, TeacherTask, rows_of
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.on_policy import WritingModule, text_sums
@@ -179,12 +179,11 @@ class MultiTeacherDistillModule(WritingModule):
     def student_rows(self, tokens: TokenBatch) -> HiddenRows:
         """Runs the student over its sequences, up to its head."""
         hidden = hidden_states(self.student, tokens.input_ids, tokens.attention_mask, tokens.position_ids)
-        return _rows(hidden, self.student_head, tokens)
+        return rows_of(tokens, hidden, self.student_head)
 
-    def teacher_rows(self, name: str, tokens: TokenBatch) -> HiddenRows:
-        """Runs a teacher over its sequences, without a gradient."""
-        model = self.loaded_teachers[name]
-        return _rows(*model.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids), tokens)
+    def teacher_rows(self, name: str, view: TeacherBatch) -> HiddenRows | GivenRows:
+        """Returns a teacher's rows of a batch: it runs over its sequences, or a cache or a server gives them."""
+        return self.sources[name].rows(view)
 
     def teacher_tasks(self, batch: DistillBatch) -> dict[str, TeacherTask]:
         """Returns the tasks of the teachers that have a span in a batch; the others are not run.
@@ -211,11 +210,10 @@ class MultiTeacherDistillModule(WritingModule):
         return {name for name, is_run in zip(sharded, self._sum_over_processes(flags).tolist(), strict=True) if is_run}
 
     def teacher_task(self, name: str, view: TeacherBatch) -> TeacherTask:
-        """Returns the task of a teacher, with rows from its forward pass or from its cache."""
+        """Returns the task of a teacher, with its rows."""
         teacher, loss = self.teachers[name], cast(SpanLoss, self.losses[name])
-        rows = self.teacher_rows(name, view.tokens) if teacher.cache is None else self.caches[name].rows(view)
         confidence = self.weighting.row_confidence if self.training else None
-        return TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, view.plan)
+        return TeacherTask(self.teacher_rows(name, view), view.spans, loss, teacher.temperature, confidence, view.plan)
 
     @property
     def trained_teachers(self) -> dict[str, Teacher]:
@@ -272,8 +270,3 @@ class MultiTeacherDistillModule(WritingModule):
     def _release_teachers(self) -> None:
         for teacher in self.loaded_teachers.values():
             teacher.release()
-
-
-def _rows(hidden: Tensor, head: Head, tokens: TokenBatch) -> HiddenRows:
-    """Selects the rows of ``[B, T, H]`` hidden states that predict the tokens of interest."""
-    return HiddenRows(hidden.flatten(0, 1).index_select(0, tokens.rows), tokens.labels, head)

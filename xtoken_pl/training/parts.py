@@ -24,6 +24,7 @@ from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher, load_vocabulary
 from xtoken_pl.teachers.cache.reader import TeacherCache, open_caches
 from xtoken_pl.teachers.local import FrozenModel, place_teacher
+from xtoken_pl.teachers.source import GivenSource, TeacherSource, limit_tokens
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers
 from xtoken_pl.training.metrics import EvaluationMetrics
@@ -74,7 +75,7 @@ class DistillParts(pl.LightningModule):
         #: Reason for the choice of each loss, by teacher.
         self.loss_reasons: dict[str, str] = {}
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
-        #: Models of the teachers that have no cache.
+        #: Models of the teachers that run in this process.
         self.loaded_teachers: dict[str, FrozenModel] = {}
         #: Whether models must keep packed documents apart; set by :meth:`connect`, or by the user of other data.
         self.separates_documents = False
@@ -137,6 +138,16 @@ class DistillParts(pl.LightningModule):
         """The opened cache of every teacher that has one, checked against the run."""
         return open_caches(self.teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
 
+    @property
+    def given_sources(self) -> dict[str, GivenSource]:
+        """The sources of the teachers that do not run in this process."""
+        return {**self.caches}
+
+    @property
+    def sources(self) -> dict[str, TeacherSource]:
+        """Where the rows of each teacher come from, once the models are loaded."""
+        return {**self.loaded_teachers, **self.given_sources}
+
     def vocabularies(self) -> tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]]:
         """The student's vocabulary and each teacher's, once every loss is bound to them."""
         self._bind_losses()
@@ -193,12 +204,12 @@ class DistillParts(pl.LightningModule):
         if hasattr(self, "student_num_bytes"):
             return
         check_adapter(self.student_source)
-        caches = self.caches  # first, since W may take a while
+        given = self.given_sources  # first, since W may take a while
         for name, teacher in self.teachers.items():
             loss, reason = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
             self.losses[name], self.loss_reasons[name] = loss, reason
-            if name in caches:
-                caches[name].restrict(loss)
+            if name in given:
+                limit_tokens(name, given[name].gives, loss)
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)
         self.register_buffer("student_num_bytes", num_bytes, persistent=False)  # [V_s]
         self._make_metrics()
@@ -227,7 +238,7 @@ class DistillParts(pl.LightningModule):
         self.loaded_teachers = {
             name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device, separates=separates)
             for name, teacher in self.teachers.items()
-            if teacher.cache is None
+            if name not in self.given_sources
         }
         self.student_head = student.head
         self.student = student.model

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken_pl.batch import DistillBatch, SpanBatch
-from xtoken_pl.losses import SpanScores
+from xtoken_pl.losses import RowContent, SpanScores
 from xtoken_pl.scoring.tasks import RowConfidence, RowScores
 from xtoken_pl.utilities.errors import UserError
 
@@ -99,14 +99,15 @@ class Weighting(nn.Module, ABC):
     #: Function of a teacher's rows whose values are summed into :attr:`TeacherScores.confidence`; None for none.
     row_confidence: RowConfidence | None = None
 
-    def why_not_cacheable(self) -> str | None:
-        """Reason why a teacher cannot be cached under this weighting; None if it can.
+    @property
+    def row_needs(self) -> RowContent:
+        """What :attr:`row_confidence` reads of a teacher's rows; a source that does not give it is refused.
 
-        A cache holds the log-probability of each span's text, and no other measure of confidence. By default, only a
-        weighting without :attr:`row_confidence` can be used; one whose confidence is that log-probability overrides
+        Where only the rows of span starts are known, the log-probability of a span's text stands for its confidence.
+        By default a weighting with a confidence reads every row; one whose confidence is that log-probability overrides
         this.
         """
-        return None if self.row_confidence is None else f"{type(self).__name__} measures a confidence of its own"
+        return RowContent("span_starts" if self.row_confidence is None else "all")
 
     def check(self, alphas: Mapping[str, float]) -> None:
         """Raises an error for static weights that this weighting cannot use; called once, before training."""

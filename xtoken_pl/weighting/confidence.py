@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from xtoken_pl.losses.base import observed_log_probs
+from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.utilities.checks import check_choice, check_not_negative
 from xtoken_pl.weighting.base import SumOverProcesses, TeacherScores, Weighting, check_any_alpha
 
@@ -36,10 +37,10 @@ class _ByConfidence(Weighting):
     def extra_repr(self) -> str:
         return f"measure={self.measure}, scope={self.scope}, unit={self.unit}"
 
-    def why_not_cacheable(self) -> str | None:
-        if type(self).row_confidence is not _ByConfidence.row_confidence:  # a subclass may measure what it likes
-            return super().why_not_cacheable()
-        return None if self.measure == "cross_entropy" else f"{type(self).__name__} measures {self.measure}"
+    @property
+    def row_needs(self) -> RowContent:
+        is_own = type(self).row_confidence is not _ByConfidence.row_confidence  # a subclass may measure what it likes
+        return RowContent("all" if is_own or self.measure != "cross_entropy" else "span_starts")
 
     def check(self, alphas: Mapping[str, float]) -> None:
         check_any_alpha(alphas)

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from xtoken_pl.batch import SpanArrays
+from xtoken_pl.batch import RowArrays
 from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.teachers.cache.lock import LOCK_FILE
 from xtoken_pl.teachers.cache.manifest import Identity, Manifest, ShardEntry
@@ -121,7 +121,7 @@ class CacheBuilder:
 
     def _write(self, split: str, number: int, teacher: TeacherRows, bar: tqdm[Any]) -> None:
         places = self._places(split, number)
-        rows: list[SpanArrays] = []
+        rows: list[RowArrays] = []
         checksums: list[int] = []
         num_tokens = 0
         for start in range(0, len(places), self.batch_size):

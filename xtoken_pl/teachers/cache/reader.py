@@ -9,29 +9,29 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from datasets import Dataset
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
 
-from xtoken_pl.batch import NO_WINDOW, SpanArrays, TeacherBatch
+from xtoken_pl.batch import NO_WINDOW, RowArrays, TeacherBatch
 from xtoken_pl.checkpoints.fingerprints import (
     cached_windows_fingerprint,
     config_fingerprint,
     model_fingerprint,
     weight_files,
 )
-from xtoken_pl.losses import SpanLoss
-from xtoken_pl.scoring.tasks import KnownRows
+from xtoken_pl.losses import RowContent
+from xtoken_pl.scoring.tasks import GivenRows
 from xtoken_pl.specs import Teacher
-from xtoken_pl.teachers.cache.checks import check_cacheable
 from xtoken_pl.teachers.cache.manifest import Manifest, ShardEntry
 from xtoken_pl.teachers.cache.shards import Shard
+from xtoken_pl.teachers.source import GivenSource, check_source
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.weighting import Weighting
 
 _MAX_OPEN_SHARDS = 32
+#: What to do where a loss or a weighting reads more rows than a cache has.
+CACHE_WAY_OUT = "choose another loss (ProjectionKL, HybridKL; merge='chain_rule'), or leave `cache` out"
 
 
 def open_caches(
@@ -51,13 +51,13 @@ def open_caches(
     caches: dict[str, TeacherCache] = {}
     for name, teacher in teachers.items():
         if teacher.cache is not None:
-            check_cacheable(name, teacher.loss, weighting)
-            caches[name] = TeacherCache(name, teacher.cache, vocabularies[name])
-            caches[name].check_teacher(teacher, student)
+            caches[name] = cache = TeacherCache(name, teacher.cache, vocabularies[name])
+            check_source(name, "its cache", cache.gives, teacher.loss, weighting, CACHE_WAY_OUT)
+            cache.check_teacher(teacher, student)
     return caches
 
 
-class TeacherCache:
+class TeacherCache(GivenSource):
     """The cache of one teacher.
 
     Args:
@@ -70,10 +70,7 @@ class TeacherCache:
     """
 
     def __init__(self, name: str, folder: str, vocabulary: CanonicalVocabulary) -> None:
-        self.name = name
-        self.vocabulary = vocabulary
-        self._num_tokens = int(vocabulary.exists.sum())
-        self._holes: dict[torch.device, Tensor] = {}  # one copy per device
+        super().__init__(name, vocabulary)
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         self.identity = self.manifest.identity
@@ -87,6 +84,11 @@ class TeacherCache:
                 )
             for entry in finished:
                 self._check_file(entry)
+
+    @property
+    def gives(self) -> RowContent:
+        """The rows of span starts, with as many tokens as are stored."""
+        return RowContent("span_starts", None if self.identity.top_k == "all" else self.identity.top_k)
 
     def _check_file(self, entry: ShardEntry) -> None:
         path = self.folder / entry.file
@@ -153,28 +155,18 @@ class TeacherCache:
             "another cache with `python -m xtoken_pl cache`, or leave `cache` out"
         )
 
-    def restrict(self, loss: SpanLoss) -> None:
-        """Limits the single tokens that a bound loss reads of a row to those that are stored."""
-        if self.identity.top_k == "all":
-            return
-        if (change := loss.limit_teacher_tokens(self.identity.top_k)) is not None:
-            rank_zero_info(f"teacher {self.name!r}: {change}, the number of tokens that the cache stores per row")
-
-    def rows(self, view: TeacherBatch) -> KnownRows:
+    def rows(self, view: TeacherBatch) -> GivenRows:
         """Returns the teacher rows of a batch.
 
         Raises:
             UserError: If the batch holds no cached rows.
         """
-        if view.cached is None:
+        if view.known is None:
             raise UserError(
                 f"teacher {self.name!r} has a cache, but the batch holds no rows from it; use DistillDataModule, which "
                 "reads them, or leave `cache` out"
             )
-        labels = view.tokens.labels[view.spans.teacher_first]
-        if labels.device not in self._holes:
-            self._holes[labels.device] = torch.from_numpy(~self.vocabulary.exists).to(labels.device)
-        return KnownRows(view.cached, labels, self._holes[labels.device], self._num_tokens)
+        return self.given(view.known, view)
 
     def split(self, name: str, windows: Dataset, sequence_length: int) -> CachedSplit:
         """Returns the cached spans of the windows of a split, or of a source with a name (``train_math``).
@@ -211,7 +203,7 @@ class CachedSplit:
         self._paths = [folder / entry.file for entry in shards]
         self._first = [0, *accumulate(entry.num_windows for entry in shards)]
 
-    def read(self, index: int, window: Mapping[str, Any]) -> SpanArrays:
+    def read(self, index: int, window: Mapping[str, Any]) -> RowArrays:
         """Returns the cached spans of window ``index``, verified against the window.
 
         Raises:

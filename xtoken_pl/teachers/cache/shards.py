@@ -19,7 +19,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from xtoken_pl.batch import SpanArrays
+from xtoken_pl.batch import RowArrays
 from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
@@ -27,7 +27,7 @@ from xtoken_pl.utilities.files import atomic_path
 _ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
 
 
-def write_shard(path: Path, windows: Sequence[SpanArrays], text_checksums: Sequence[int]) -> None:
+def write_shard(path: Path, windows: Sequence[RowArrays], text_checksums: Sequence[int]) -> None:
     """Writes a shard atomically; equal content gives equal bytes."""
     tensors = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
     ends = np.cumsum([len(window["log_span"]) for window in windows], dtype=np.int64)
@@ -53,7 +53,7 @@ class Shard:
             raise UserError(f"{path} cannot be read ({error}); {_WAY_OUT}") from error
         self._slices = {name: self._file.get_slice(name) for name in sorted(names - {_ENDS, _TEXT, _CHECKSUM})}
 
-    def read(self, place: int, window: Mapping[str, Any], teacher: str) -> SpanArrays:
+    def read(self, place: int, window: Mapping[str, Any], teacher: str) -> RowArrays:
         """Returns the rows of one window's spans.
 
         Args:
@@ -80,7 +80,7 @@ class Shard:
             )
         return arrays
 
-    def nothing(self) -> SpanArrays:
+    def nothing(self) -> RowArrays:
         """Returns the rows of a window without spans."""
         # safetensors does not support an empty slice at the end of a tensor.
         return {

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken_pl.batch import SpanArrays, SpanBatch, TeacherBatch
+from xtoken_pl.batch import RowArrays, SpanBatch, TeacherBatch
 from xtoken_pl.batch.quantization import num_high_bits, pack_ids, quantize
 from xtoken_pl.data import collate
 from xtoken_pl.losses.base import observed_log_probs
@@ -63,12 +63,12 @@ class RowFormat:
             return self.num_ids * self.precision // 8 + 8
         return self.top_k * (self.precision // 8 + 2) + num_high_bits(self.num_ids) * -(-self.top_k // 8) + 12
 
-    def nothing(self) -> SpanArrays:
+    def nothing(self) -> RowArrays:
         """Returns the arrays of no span."""
         none = np.empty(0, dtype=np.float32)
         return self.encode(torch.empty(0, self.num_ids)) | {"log_continuation": none, "log_span": none}
 
-    def encode(self, log_probs: Tensor) -> SpanArrays:
+    def encode(self, log_probs: Tensor) -> RowArrays:
         """Encodes log-probabilities ``[P, V_t]`` as arrays of P rows."""
         if self.top_k == "all":
             return {"log_probs": self._encode(log_probs)}
@@ -106,7 +106,7 @@ class TeacherRows:
     device: torch.device
 
     @torch.no_grad()
-    def compute(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[SpanArrays], int]:
+    def compute(self, windows: Sequence[dict[str, Any]], place: str) -> tuple[list[RowArrays], int]:
         """Computes the rows to store for each window, and the number of learned student tokens.
 
         The teacher is not run if no window has a span with it.
@@ -138,14 +138,14 @@ class TeacherRows:
         split = [{name: values[start:end] for name, values in arrays.items()} for start, end in pairwise(edges)]
         return split, len(batch.student.labels)
 
-    def _arrays(self, hidden: Tensor, head: Head, view: TeacherBatch) -> tuple[SpanArrays, bool]:
+    def _arrays(self, hidden: Tensor, head: Head, view: TeacherBatch) -> tuple[RowArrays, bool]:
         """Rows of all spans of a batch, from hidden states ``[Q, H]``, and whether they are finite."""
         spans = view.spans
         is_first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         is_first[spans.teacher_first] = True
         parameters = head.parameters()
         size = max(1, _BLOCK_BYTES // (4 * head.vocabulary_size))
-        parts: list[SpanArrays] = []
+        parts: list[RowArrays] = []
         tempered, plain, highest = [], [], []
         for rows in (slice(start, start + size) for start in range(0, max(1, len(hidden)), size)):
             block, labels = logits(hidden[rows], *parameters), view.tokens.labels[rows]
