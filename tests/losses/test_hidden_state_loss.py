@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 from xtoken_pl import MultiTeacherDistillModule, SpanLoss, StaticWeighting, Student, Teacher
 from xtoken_pl.batch import RowCuts, SpanBatch
 from xtoken_pl.data import Windower, collate
-from xtoken_pl.losses import SpanBlock, SpanScores
+from xtoken_pl.losses import RowContent, SpanBlock, SpanScores
 from xtoken_pl.losses.base import SideRows
 from xtoken_pl.models import Head
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.logit_gradients import LogitGradients
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
-from xtoken_pl.teachers.cache.reader import open_caches
+from xtoken_pl.teachers.source import check_source
 from xtoken_pl.utilities.errors import UserError
 
 H_S, H_T, V_S, V_T = 4, 6, 11, 13
@@ -244,13 +245,10 @@ def test_gradients_in_the_logits_leave_the_hidden_states_as_they_are() -> None:
     torch.testing.assert_close(found, leaf.grad, rtol=1e-9, atol=1e-10)
 
 
-def test_a_cached_teacher_is_refused_by_name_before_anything_is_loaded() -> None:
-    teachers = {"phi": Teacher(model="nowhere", loss=HiddenSurprise(), cache="stored")}
-    student: Any = None  # is not asked
-    with pytest.raises(
-        UserError, match="'phi' .* reads hidden states of the teacher, and its cache has no hidden states"
-    ):
-        open_caches(teachers, StaticWeighting(), student, {})
+def test_a_teacher_of_whom_rows_alone_are_known_is_refused_by_name() -> None:
+    expected = "'phi' (HiddenSurprise) reads hidden states of the teacher, and its server has no hidden states; take"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        check_source("phi", "its server", RowContent("all"), HiddenSurprise(), StaticWeighting(), "way out")
 
 
 def test_the_documented_loss_trains_the_student_and_its_map(tmp_path: Path) -> None:
