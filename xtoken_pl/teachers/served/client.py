@@ -1,0 +1,277 @@
+"""HTTP client of a teacher's server: one session, time limits, and retries until the patience is used up."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import requests
+from lightning.pytorch.utilities import rank_zero_info
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
+
+from xtoken_pl.specs import Server
+from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.words import reason_of
+
+T = TypeVar("T")
+
+# Exact powers of two, without chance: nothing is drawn from Python's random numbers.
+_BACK_OFF = wait_exponential(multiplier=0.5, max=10.0)
+_TRANSIENT = frozenset({408, 425, 429})
+_HINTS = {
+    401: "name the environment variable that holds the key by `api_key_env`",
+    403: "name the environment variable that holds the key by `api_key_env`",
+    404: "check `url` and `model`",
+}
+
+
+class TransientError(Exception):
+    """A failure that may pass, so that the request is sent again.
+
+    Args:
+        reason: Description of the failure, for messages.
+        retry_after: Seconds to wait before the next request, if the server named them.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class RefusedError(UserError):
+    """A request that the server refuses for good.
+
+    Args:
+        message: The error.
+        status: Status code of the answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Bearer(AuthBase):
+    """Authorization header with the key, or without one; either way a ``.netrc`` file is not used."""
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+class ServerClient:
+    """Sends requests to one server; may be used by several threads of one process.
+
+    Args:
+        name: Name of the teacher.
+        server: Address, time limits and the name of the variable that holds the API key.
+        now: Clock, in seconds.
+        sleep: Function that waits for an event for some seconds.
+
+    Raises:
+        UserError: If the environment variable with the API key is not set, or holds no key.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        server: Server,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[threading.Event, float], object] = threading.Event.wait,
+    ) -> None:
+        self.place = f"the server of teacher {name!r} ({server.url})"
+        self.last_success = now()
+        self._server = server
+        self._root = server.url.rstrip("/").removesuffix("/v1")
+        self._now, self._sleep = now, sleep
+        self._lock = threading.Lock()
+        self._num_waiting = 0
+        self._key = _api_key(name, server)
+        self._session = requests.Session()
+        self._session.auth = _Bearer(self._key)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=server.concurrency))
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a client is made in each process, and never pickled: it holds a session and the API key")
+
+    def send(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Sends one request, ``POST`` with a body and ``GET`` without one, and returns the JSON of the answer.
+
+        Raises:
+            TransientError: If a later attempt may succeed.
+            UserError: If the server refuses the request, or cannot be asked at all.
+        """
+        method = "GET" if body is None else "POST"
+        limit = self._server.timeout
+        try:
+            response = self._session.request(method, self._root + path, json=body, timeout=limit, allow_redirects=False)
+        # The messages of requests repeat addresses and headers: only the reason of the system is passed on.
+        except requests.exceptions.SSLError as error:
+            raise UserError(f"{self.place} must have a valid certificate: {_system_reason(error)}") from None
+        except requests.Timeout:
+            raise TransientError(f"no answer within timeout={limit:g} s") from None
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            raise TransientError(f"connection lost: {_system_reason(error)}") from None
+        except requests.RequestException as error:
+            raise UserError(f"{self.place} cannot be asked ({type(error).__name__}); check `url`") from None
+        if response.status_code != 200:
+            self._refuse(path, response)
+        try:
+            return json.loads(response.content)
+        except ValueError:
+            raise TransientError("an answer that is not JSON") from None
+
+    def _refuse(self, path: str, response: requests.Response) -> None:
+        status, message = response.status_code, self._message(response)
+        if status in _TRANSIENT or status >= 500:
+            raise TransientError(f"status {status}: {message}", _retry_after(response))
+        raise RefusedError(
+            f"{self.place} refused a request to {path} (status {status}): {message}; "
+            f"{_HINTS.get(status, 'change what it refuses')}",
+            status,
+        )
+
+    def _message(self, response: requests.Response) -> str:
+        """The server's own words, without the key if it repeats it."""
+        try:
+            said = json.loads(response.content)
+            while isinstance(said, dict):
+                said = next(said[key] for key in ("error", "message", "detail") if key in said)
+        except (ValueError, StopIteration):
+            said = response.text
+        text = str(said) if self._key is None else str(said).replace(self._key, "***")
+        return reason_of(Exception(text)) if text.strip() else response.reason or "no message"
+
+    def keep_trying(self, attempt: Callable[[], T], abandoned: threading.Event | None = None) -> T:
+        """Repeats ``attempt`` while it fails, with growing pauses, until the patience is used up.
+
+        Args:
+            attempt: Function that sends requests.
+            abandoned: Event that ends the attempts, set where their result is no longer wanted.
+
+        Raises:
+            UserError: If no attempt of any thread has succeeded for ``patience`` seconds.
+        """
+        abandoned = threading.Event() if abandoned is None else abandoned
+        began, patience = self._now(), self._server.patience
+
+        def is_over(state: RetryCallState) -> bool:
+            since = max(began, self.last_success)
+            return abandoned.is_set() or self._now() + state.upcoming_sleep - since > patience
+
+        def try_once() -> T:
+            if abandoned.is_set():
+                raise CancelledError
+            result = attempt()
+            self.last_success = self._now()
+            return result
+
+        with self._waiting() as note:
+            retrying = Retrying(
+                retry=retry_if_exception_type(TransientError),
+                wait=_pause,
+                stop=is_over,
+                sleep=cast(Callable[[float], None], partial(self._sleep, abandoned)),
+                before_sleep=lambda state: note(state.outcome.exception()),  # type: ignore[union-attr]
+                reraise=True,
+            )
+            try:
+                return retrying(try_once)
+            except TransientError as failure:
+                raise UserError(
+                    f"{self.place} must answer within patience={patience:g} s, but did not; the last failure was: "
+                    f"{failure}. Start the server or mend it, then resume the run, or raise `patience`"
+                ) from None
+
+    @contextmanager
+    def _waiting(self) -> Iterator[Callable[[BaseException | None], None]]:
+        """Logs one line when the first thread begins to wait, and one when no thread waits any more."""
+        began: list[float] = []
+
+        def note(failure: BaseException | None) -> None:
+            with self._lock:
+                self._num_waiting += not began
+                is_first = not began and self._num_waiting == 1
+                began.append(self._now())
+            if is_first:
+                rank_zero_info(
+                    f"{self.place} does not answer as it should ({failure}); it is asked again for up to "
+                    f"{self._server.patience:g} s"
+                )
+
+        has_failed = True
+        try:
+            yield note
+            has_failed = False
+        finally:
+            with self._lock:
+                self._num_waiting -= bool(began)
+                is_last = bool(began) and self._num_waiting == 0
+            if is_last and not has_failed:
+                rank_zero_info(f"{self.place} answers again, after {self._now() - began[0]:.0f} s")
+
+
+def _api_key(name: str, server: Server) -> str | None:
+    """Reads the key; no message repeats it."""
+    variable = server.api_key_env
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(
+            f"the environment variable {variable!r} must hold the API key of the server of teacher {name!r}, but it is "
+            f"{'empty' if variable in os.environ else 'not set'}; set it, or leave `api_key_env` out"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(
+            f"the API key in the environment variable {variable!r} must consist of printable ASCII characters without "
+            "spaces; set it to the key alone"
+        )
+    return key
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds before the next attempt: those that the server named, or an exponential back-off."""
+    failure = state.outcome.exception() if state.outcome is not None else None
+    named = failure.retry_after if isinstance(failure, TransientError) else None
+    return _BACK_OFF(state) if named is None else named
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(value) if value.isdigit() else _seconds_until(parsedate_to_datetime(value))
+    except ValueError:
+        return None
+    return max(0.0, seconds)
+
+
+def _seconds_until(date: datetime) -> float:
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return (date - datetime.now(UTC)).total_seconds()
+
+
+def _system_reason(error: BaseException) -> str:
+    """Reason that the operating system gives, such as ``Connection refused``."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    return "the answer was cut off" if isinstance(error, requests.exceptions.ChunkedEncodingError) else "no connection"
