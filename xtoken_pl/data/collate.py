@@ -28,6 +28,7 @@ from xtoken_pl.batch import (
     teacher_columns,
 )
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.data.served_rows import RowServer, add_served_rows
 from xtoken_pl.utilities.ranges import expand
 
 # B windows, T padded length, N/Q student/teacher rows, S spans
@@ -36,7 +37,10 @@ _NO_SPANS = np.empty((0, 4), dtype=np.int64)
 
 
 def collate(
-    windows: Sequence[Window], teachers: Sequence[str], planners: Mapping[str, Planner] | None = None
+    windows: Sequence[Window],
+    teachers: Sequence[str],
+    planners: Mapping[str, Planner] | None = None,
+    servers: Mapping[str, RowServer] | None = None,
 ) -> DistillBatch:
     """Pads windows on the right and lists the rows to score.
 
@@ -49,6 +53,7 @@ def collate(
             and hold nothing but a prompt.
         teachers: Names of the teachers.
         planners: Batch planners of the losses that define one, by teacher name.
+        servers: Servers that are asked for the rows of their teachers, by name.
     """
     ids = [np.asarray(window[STUDENT_IDS], dtype=np.int64) for window in windows]
     masks = [np.asarray(window[LOSS_MASK], dtype=bool) for window in windows]
@@ -70,7 +75,9 @@ def collate(
     prompts = None
     if any(PROMPT in window for window in windows):
         prompts = [Prompt.from_window(window, teachers) for window in windows]
-    return DistillBatch(student, views, cuts, domain=domain, prompts=prompts).planned(planners or {})
+    batch = DistillBatch(student, views, cuts, domain=domain, prompts=prompts)
+    add_served_rows([batch], servers or {})
+    return batch.planned(planners or {})
 
 
 def _teacher(

@@ -25,6 +25,7 @@ from xtoken_pl.data.order.sampler import GlobalBatchSampler, OrderedLoader, Posi
 from xtoken_pl.data.order.streams import State, StreamLoader
 from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.refusals import check_caches, check_prompts, check_split, with_answers
+from xtoken_pl.data.served_rows import RowServer
 from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.data.stored_windows import SpanStore
 from xtoken_pl.data.windows import Windower
@@ -97,16 +98,13 @@ class DistillDataModule(pl.LightningDataModule):
         self.splits = {split: read_parts(split, own, streaming=streaming) for split, own in self.sources.items()}
         self.sequence_length = sequence_length
         self.batch_size = batch_size
-        self.streaming = streaming
-        self.shuffle_buffer = shuffle_buffer
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.num_workers, self.num_proc = num_workers, num_proc
-        self.packing = packing
-        self.normalize = normalize
-        self.seed = seed
+        self.packing, self.normalize, self.seed = packing, normalize, seed
         self.domains: dict[str, list[Domain]] = {}
         self._parts: dict[str, list[part_windows.PartWindows]] = {}
         self._windower: Windower | None = None
-        self._planners: dict[str, Planner] = {}
+        self._collate = partial(collate, teachers=[])
         self._stream: StreamLoader | None = None
         self._begin: tuple[int, State | None] | None = None
         self._caches: Mapping[str, SpanStore] = {}
@@ -123,6 +121,7 @@ class DistillDataModule(pl.LightningDataModule):
         planners: dict[str, Planner] | None = None,
         caches: Mapping[str, SpanStore] | None = None,
         prompts: PromptSettings | None = None,
+        servers: Mapping[str, RowServer] | None = None,
     ) -> bool:
         """Sets all that the data depend on. Nothing else is taken from the module that is trained.
 
@@ -132,6 +131,7 @@ class DistillDataModule(pl.LightningDataModule):
             planners: Planner of each loss that plans a batch, by teacher.
             caches: Opened cache of each teacher that has one.
             prompts: How prompts are taken from the training data; None if the student writes nothing.
+            servers: Servers that the loader's workers ask for the rows of batches, by teacher.
 
         Returns:
             Whether the models must keep packed documents apart.
@@ -144,7 +144,8 @@ class DistillDataModule(pl.LightningDataModule):
         splits = with_answers(with_teachers(self.splits, teachers), prompts)
         held = [part for parts in self._parts.values() for part in parts] if self._caches == (caches or {}) else []
         self._windower = Windower(student, teachers, self.sequence_length)
-        self._planners, self._caches = planners or {}, caches or {}
+        self._collate = partial(collate, teachers=list(teachers), planners=planners, servers=servers)
+        self._caches = caches or {}
         options: dict[str, Any] = {"packing": self.packing, "normalize": self.normalize, "prompts": prompts}
         self._parts = part_windows.connect(splits, self._windower, before=held, **options)
         self.domains = {split: [domain for part in parts for domain in part.domains] for split, parts in splits.items()}
@@ -285,11 +286,10 @@ class DistillDataModule(pl.LightningDataModule):
         return OrderedLoader(windows, sampler=sampler, step_sizes=sizes, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
-        make_batch = partial(collate, teachers=list(self.windower.teachers), planners=self._planners)
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
-            "collate_fn": CarryingCollate(make_batch),
+            "collate_fn": CarryingCollate(self._collate),
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 

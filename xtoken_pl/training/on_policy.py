@@ -16,6 +16,7 @@ from torch import Tensor
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, Prompt, as_steps
 from xtoken_pl.data import DistillDataModule, collate
 from xtoken_pl.data.cutting import Window
+from xtoken_pl.data.served_rows import add_served_rows
 from xtoken_pl.rollouts import Request, Rollout
 from xtoken_pl.rollouts.reading import RolloutReader
 from xtoken_pl.rollouts.written import WrittenStep
@@ -113,6 +114,7 @@ class WritingModule(ResumableModule):
         for number in range(len(prompts)):
             own = [window for window, (place, _, _) in zip(windows, asked, strict=True) if place == number]
             batches.append(replace(collate(own or [_BLANK], teachers, planners), is_rollout=True))
+        add_served_rows(batches, self.servers)
         return [replace(batch, step=counts) for batch, counts in zip(batches, as_steps(batches), strict=True)]
 
     def _write(self, requests: list[Request]) -> list[Rollout]:

@@ -24,6 +24,8 @@ from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher, load_vocabulary
 from xtoken_pl.teachers.cache.reader import TeacherCache, open_caches
 from xtoken_pl.teachers.local import FrozenModel, place_teacher
+from xtoken_pl.teachers.served.checks import check_server, open_servers
+from xtoken_pl.teachers.served.teacher import ServedTeacher
 from xtoken_pl.teachers.source import GivenSource, TeacherSource, limit_tokens
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers
@@ -138,10 +140,15 @@ class DistillParts(pl.LightningModule):
         """The opened cache of every teacher that has one, checked against the run."""
         return open_caches(self.teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
 
+    @cached_property
+    def servers(self) -> dict[str, ServedTeacher]:
+        """The server of every teacher that has one and no cache; nothing is asked before :meth:`connect`."""
+        return open_servers(self.teachers, self.weighting, self.teacher_vocabularies)
+
     @property
     def given_sources(self) -> dict[str, GivenSource]:
         """The sources of the teachers that do not run in this process."""
-        return {**self.caches}
+        return {**self.caches, **self.servers}
 
     @property
     def sources(self) -> dict[str, TeacherSource]:
@@ -173,11 +180,18 @@ class DistillParts(pl.LightningModule):
         Losses are bound first, so that a configuration that does not fit is refused before texts are tokenized.
         """
         student, teachers = self.vocabularies()
-        prompts = None if self.rollouts is None else self.rollouts.prompts
-        self.separates_documents = data.connect(student, teachers, self.planners(), self.caches, prompts)
         self.sequence_length = data.sequence_length
+        self._check_servers()
+        # Of on-policy steps the loader does not know the texts, so that its workers would ask for others in vain.
+        prompts, servers = (None, self.servers) if self.rollouts is None else (self.rollouts.prompts, {})
+        self.separates_documents = data.connect(student, teachers, self.planners(), self.caches, prompts, servers)
         self.domains = data.domains
         self._make_metrics()
+
+    def _check_servers(self) -> None:
+        for server in self.servers.values():
+            if not server.is_checked:
+                check_server(server, self.sequence_length)
 
     def _make_metrics(self) -> None:
         self.validation_metrics = EvaluationMetrics(self.teachers, self.domains.get("val", ()))
@@ -195,6 +209,7 @@ class DistillParts(pl.LightningModule):
             paths = gather(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
             verify(None, Run(paths=paths), cast(Stage, stage))
         self._bind_losses()
+        self._check_servers()  # unless `connect` did
         if stage == "fit" and (idle := self.teachers.keys() - self.trained_teachers.keys()):
             names = ", ".join(sorted(idle))
             rank_zero_info(f"kd_weight is 0: teachers that run for validation and monitors only: {names}")

@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.served.answers import BadAnswerError, Question
 from xtoken_pl.teachers.served.api import expected_form, first_difference
 from xtoken_pl.teachers.served.client import RefusedError
 from xtoken_pl.teachers.served.teacher import PROBE_TEXT, ServedTeacher
+from xtoken_pl.teachers.source import check_source
+from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import first_of
+from xtoken_pl.weighting import Weighting
 
 T = TypeVar("T")
 
 _LARGEST = re.compile(r"max(?:imum)? allowed:? *(\d+)")
 
 
-def check_server(teacher: ServedTeacher, sequence_length: int) -> None:
+def open_servers(
+    teachers: Mapping[str, Teacher], weighting: Weighting, vocabularies: Mapping[str, CanonicalVocabulary]
+) -> dict[str, ServedTeacher]:
+    """Makes the source of every teacher with a server and without a cache; nothing is asked.
+
+    Args:
+        teachers: Teachers by name.
+        weighting: Weighting of the teachers.
+        vocabularies: Vocabulary of each teacher.
+
+    Raises:
+        UserError: If a loss or the weighting reads more of a teacher than a server gives.
+    """
+    servers: dict[str, ServedTeacher] = {}
+    for name, teacher in teachers.items():
+        if teacher.server is not None and teacher.cache is None:
+            server = replace(teacher.server, model=teacher.server.model or teacher.model)
+            servers[name] = ServedTeacher(name, server, vocabularies[name])
+            check_source(name, "its server", servers[name].gives, teacher.loss, weighting, "")
+    return servers
+
+
+def check_server(teacher: ServedTeacher, sequence_length: int | None) -> None:
     """Checks that a server runs the teacher and can answer for the run's texts; stores the probe's log-probabilities.
 
     A server that is not up yet is waited for, up to its ``patience``.
 
     Args:
         teacher: The teacher.
-        sequence_length: Number of tokens of the longest text.
+        sequence_length: Number of tokens of the longest text; None if it is not known.
 
     Raises:
         UserError: If the server does not answer, has another model or tokenizer, answers for fewer tokens of a row, or
@@ -57,7 +84,7 @@ def _check_top_k(teacher: ServedTeacher) -> None:
         )
 
 
-def _check_model(teacher: ServedTeacher, sequence_length: int) -> None:
+def _check_model(teacher: ServedTeacher, sequence_length: int | None) -> None:
     client, model = teacher.scorer.client, teacher.server.model
 
     def cards() -> dict[str, Any]:
@@ -71,10 +98,11 @@ def _check_model(teacher: ServedTeacher, sequence_length: int) -> None:
             "teacher, or give the name it is served under by `model` of the server"
         )
     # The servers want room for one token that they write.
-    if served[model] is not None and sequence_length + 1 > served[model]:
+    context = served[model]
+    if context is not None and sequence_length is not None and sequence_length + 1 > context:
         raise UserError(
             f"{client.place} must read data.sequence_length={sequence_length} tokens and one more, but its context "
-            f"has {served[model]}; start it with a longer context ({sequence_length + 1} at least), or lower "
+            f"has {context}; start it with a longer context ({sequence_length + 1} at least), or lower "
             "data.sequence_length"
         )
 

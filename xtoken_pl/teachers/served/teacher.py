@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from xtoken_pl.batch import AllRows, TeacherBatch, TokenBatch
 from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.scoring.tasks import GivenRows
 from xtoken_pl.specs import Server
-from xtoken_pl.teachers.served.answers import Question, join_rows
+from xtoken_pl.teachers.served.answers import Question, TextRows, join_rows
 from xtoken_pl.teachers.served.api import Api
 from xtoken_pl.teachers.served.client import ServerClient
 from xtoken_pl.teachers.served.scoring import Probe, Scorer
@@ -88,34 +89,46 @@ class ServedTeacher(GivenSource):
             self._scorer = process, Scorer(client, api, self.vocabulary.exists, self.probe, self._now)
         return self._scorer[1]
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether the server has been checked: the log-probabilities of its probe are known."""
+        return self.probe.log_probs is not None
+
     def remember_probe(self, log_probs: NDArray[np.float32]) -> None:
         """Stores the probe's log-probabilities, which later answers are compared with in all processes."""
         self.probe = self.scorer.probe = Probe(self.probe.ids, log_probs)
 
     def rows(self, view: TeacherBatch) -> GivenRows:
         """Returns the rows of a batch; asks for them if they do not come with it."""
-        known = view.known if view.known is not None else self.ask(view.tokens).to(view.tokens.labels.device)
+        known = view.known
+        if known is None:
+            (asked,) = self.ask([view.tokens])
+            known = asked.to(view.tokens.labels.device)
         return self.given(known, view)
 
-    def ask(self, tokens: TokenBatch) -> AllRows:
-        """Asks for all rows of a batch, several texts at a time.
+    def ask(self, batches: Sequence[TokenBatch]) -> list[AllRows]:
+        """Asks for all rows of some batches, several texts at a time.
 
         Returns:
-            Rows in the order of ``tokens.rows``, on the CPU.
+            For each batch its rows in the order of ``tokens.rows``, on the CPU.
 
         Raises:
             UserError: If the server refuses, or does not answer within its ``patience``.
         """
-        questions = list_questions(tokens, self.top_k)
+        of_batches = [list_questions(tokens, self.top_k) for tokens in batches]
+        questions = list(chain.from_iterable(of_batches))
         scorer, abandoned = self.scorer, threading.Event()
         scorer.doubt_silence()
         threads = ThreadPoolExecutor(self.server.concurrency, thread_name_prefix=f"server of {self.name}")
         try:
-            texts = list(threads.map(partial(scorer.ask, abandoned=abandoned), questions))
+            texts = threads.map(partial(scorer.ask, abandoned=abandoned), questions)
+            return [self._join(list(islice(texts, len(own)))) for own in of_batches]
         finally:
             # After an error, requests of other threads are not waited for.
             abandoned.set()
             threads.shutdown(wait=False, cancel_futures=True)
+
+    def _join(self, texts: list[TextRows]) -> AllRows:
         return join_rows(texts, self.top_k, len(self.vocabulary))
 
 
