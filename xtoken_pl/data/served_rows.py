@@ -25,12 +25,9 @@ def add_served_rows(batches: Sequence[DistillBatch], servers: Mapping[str, RowSe
     """
 
     def ask(name: str) -> None:
-        views = [
-            batch.teachers[name] for batch in batches if name in batch.teachers and len(batch.teachers[name].spans)
-        ]
-        if views:
-            for view, known in zip(views, servers[name].ask([view.tokens for view in views]), strict=True):
-                view.known = known
+        views = [view for batch in batches if len((view := batch.teachers[name]).spans)]
+        for view, known in zip(views, servers[name].ask([view.tokens for view in views]), strict=True):
+            view.known = known
 
     if servers:
         with ThreadPoolExecutor(len(servers)) as threads:
