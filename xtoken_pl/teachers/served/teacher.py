@@ -143,8 +143,9 @@ def list_questions(tokens: TokenBatch, top_k: int | None) -> list[Question]:
         starts = rows - rows % tokens.input_ids.shape[1]
     else:
         starts = rows - tokens.position_ids.numpy(force=True).ravel()[rows]
-    edges = np.flatnonzero(np.diff(starts, prepend=-1))
+    # Rows increase, so those of a text follow each other.
+    starts, firsts = np.unique(starts, return_index=True)
     return [
-        Question(flat[start : own[-1] + 2].tolist(), own + 1 - start, top_k)
-        for start, own in zip(starts[edges], np.split(rows, edges[1:]), strict=True)
+        Question(flat[start : rows[end - 1] + 2].tolist(), rows[first:end] + 1 - start, top_k)
+        for start, first, end in zip(starts, firsts, np.append(firsts, len(rows))[1:], strict=True)
     ]

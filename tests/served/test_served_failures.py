@@ -1,0 +1,176 @@
+"""Failures of a server: each is waited for or stops the run, and no wrong row is ever returned."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import pytest
+from served_teachers import Clock, assert_equal_rows, served, token_batch
+from stand_in_server import RETRY_AFTER, FailureKind, StandInServer
+from transformers import PreTrainedModel
+
+from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
+
+_BATCH = token_batch([[5, 17, 300, 42, 8], [77, 6, 6, 410]], [[0, 1, 3], [2]])
+_TRANSIENT: list[FailureKind] = ["reset", "cut", "busy", "error", "text", "short", "nan", "few", "no_mass", "too_much"]
+_APIS = pytest.mark.parametrize("api", ["vllm", "sglang"])
+
+
+@_APIS
+@pytest.mark.parametrize("kind", _TRANSIENT)
+def test_a_failure_changes_no_number(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, kind: FailureKind, api: str
+) -> None:
+    expected = served(server, vocabulary, clock, api=api).ask(_BATCH)
+    assert not clock.pauses
+    server.fail(kind)
+    assert_equal_rows(served(server, vocabulary, clock, api=api).ask(_BATCH), expected)
+    assert len(clock.pauses) == 1
+
+
+def test_a_slow_server_is_asked_again(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
+    expected = served(server, vocabulary, clock).ask(_BATCH)
+    server.fail("slow")
+    assert_equal_rows(served(server, vocabulary, clock, timeout=1.0).ask(_BATCH), expected)
+    assert len(clock.pauses) >= 1
+
+
+def test_an_absent_server_is_waited_for(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
+    teacher = served(server, vocabulary, clock, concurrency=1)
+    expected = teacher.ask(_BATCH)
+    server.stop()
+
+    def start_later() -> None:
+        if len(clock.pauses) == 5:
+            server.start()
+
+    clock.on_sleep = start_later
+    assert_equal_rows(teacher.ask(_BATCH), expected)
+    assert clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0]
+
+
+@_APIS
+def test_a_server_that_returns_with_other_weights_stops_the_run(
+    server: StandInServer,
+    vocabulary: CanonicalVocabulary,
+    clock: Clock,
+    other_model: PreTrainedModel,
+    api: str,
+) -> None:
+    teacher = served(server, vocabulary, clock, api=api)
+    teacher.ask(_BATCH)
+    server.model = other_model
+    server.fail("reset")
+    with pytest.raises(UserError, match=r"same model throughout a run, but .* differ by .* nats"):
+        teacher.ask(_BATCH)
+
+
+def test_other_weights_after_a_silence_are_noticed(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, other_model: PreTrainedModel
+) -> None:
+    teacher = served(server, vocabulary, clock)
+    teacher.ask(_BATCH)
+    server.model = other_model
+    clock.time += 60.0
+    with pytest.raises(UserError, match="same model throughout a run"):
+        teacher.ask(_BATCH)
+
+
+def test_the_probe_is_not_repeated_without_a_reason(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
+) -> None:
+    teacher = served(server, vocabulary, clock)
+    teacher.ask(_BATCH)
+    assert len(server.prompts) == 3
+    teacher.ask(_BATCH)
+    assert len(server.prompts) == 5
+
+
+def test_another_model_stops_at_once(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
+    server.fail("model")
+    with pytest.raises(UserError, match="must answer for model 'teacher', but answers for 'another'"):
+        served(server, vocabulary, clock).ask(_BATCH)
+    assert not clock.pauses
+
+
+@_APIS
+def test_another_text_stops_at_once(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, api: str
+) -> None:
+    server.fail("token", "token")
+    with pytest.raises(UserError, match="must read the token ids as they are sent"):
+        served(server, vocabulary, clock, api=api).ask(_BATCH)
+    assert not clock.pauses
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_logprobs": 5}, "status 400.*Requested prompt logprobs of 8, which is greater than max allowed: 5"),
+        ({"max_model_len": 4}, "status 400.*maximum context length is 4 tokens"),
+        ({"name": "moved"}, "status 404.*`teacher` does not exist.*check `url` and `model`"),
+        ({"api_key": "right"}, "status 401.*Unauthorized.*`api_key_env`"),
+    ],
+)
+def test_a_refusal_stops_at_once_in_the_words_of_the_server(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, options: dict[str, object], said: str
+) -> None:
+    for name, value in options.items():
+        setattr(server, name, value)
+    with pytest.raises(UserError, match=said):
+        served(server, vocabulary, clock, model="teacher").ask(_BATCH)
+    assert not clock.pauses
+
+
+def test_a_server_is_given_up_when_the_patience_is_used_up(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
+) -> None:
+    server.stop()
+    with pytest.raises(UserError, match=r"must answer within patience=60 s.*Connection refused.*Start the server"):
+        served(server, vocabulary, clock, patience=60.0, concurrency=1).ask(_BATCH)
+    assert 50.0 <= sum(clock.pauses) <= 60.0
+
+
+def test_the_patience_begins_anew_with_each_answer(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
+) -> None:
+    batch = token_batch([[5, 17 + index, 300] for index in range(10)], [[0, 1]] * 10)
+    teacher = served(server, vocabulary, clock, patience=10.0, concurrency=1)
+    expected = teacher.ask(batch)
+    for _ in range(10):  # 7 seconds each
+        server.fail("busy", None, None)  # the answer to the request, and to the probe
+    clock.time += 1000.0
+    assert_equal_rows(teacher.ask(batch), expected)
+    assert clock.pauses == [RETRY_AFTER] * 10
+
+
+def test_a_longer_wait_than_the_patience_is_not_begun(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
+) -> None:
+    server.fail(*["busy"] * 4)
+    with pytest.raises(UserError, match=r"patience=5 s.*status 429: Too many requests"):
+        served(server, vocabulary, clock, patience=5.0).ask(_BATCH)
+    assert not clock.pauses
+
+
+def test_waiting_draws_no_random_number(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
+    server.fail("error", "reset", "nan")
+    state = random.getstate()
+    served(server, vocabulary, clock).ask(_BATCH)
+    assert random.getstate() == state
+
+
+def test_one_line_tells_that_waiting_begins_and_one_that_it_ends(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = token_batch([[5, 17 + index, 300] for index in range(6)], [[0, 1]] * 6)
+    teacher = served(server, vocabulary, clock, concurrency=1)
+    server.fail("error", "error", "error")
+    with caplog.at_level(logging.INFO):
+        teacher.ask(batch)
+    begins, ends = (record.getMessage() for record in caplog.records if "the server of" in record.getMessage())
+    assert "'phi'" in begins
+    assert "does not answer as it should (status 503: Service Unavailable); it is asked again for up to 600 s" in begins
+    assert ends.endswith("answers again, after 4 s")
