@@ -44,6 +44,12 @@ def served(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock,
     return ServedTeacher("phi", spec, vocabulary, now=clock.now, sleep=clock.sleep)
 
 
+def ask(teacher: ServedTeacher, tokens: TokenBatch) -> AllRows:
+    """The rows of one batch."""
+    (rows,) = teacher.ask([tokens])
+    return rows
+
+
 def token_batch(ids: list[list[int]], rows: list[list[int]], starts: list[list[int]] | None = None) -> TokenBatch:
     """Pads sequences; ``rows`` are positions in each sequence, ``starts`` the first tokens of its documents."""
     width = max(map(len, ids))

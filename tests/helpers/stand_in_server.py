@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import socket
+import sys
 import threading
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,7 +80,7 @@ class StandInServer:
     def start(self) -> None:
         self._stopped.clear()
         handler = type("Handler", (_Handler,), {"stand_in": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._http = _HttpServer(("127.0.0.1", self._port), handler)
         self._port = self._http.server_port
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -110,6 +111,12 @@ class StandInServer:
 
     def wait_until_stopped(self) -> None:
         self._stopped.wait()
+
+
+class _HttpServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # of a client that has gone
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

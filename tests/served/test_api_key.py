@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-from served_teachers import Clock, served, token_batch
+from served_teachers import Clock, ask, served, token_batch
 from stand_in_server import StandInServer
 
 from xtoken_pl.teachers.served.checks import check_server
@@ -30,7 +30,7 @@ def test_every_request_carries_the_key(
 ) -> None:
     teacher = served(server, vocabulary, clock, api_key_env="TEACHER_KEY")
     check_server(teacher, 128)
-    teacher.ask(_BATCH)
+    ask(teacher, _BATCH)
     assert {headers.get("Authorization") for headers in server.headers} == {f"Bearer {key}"}
 
 
@@ -46,9 +46,9 @@ def test_a_netrc_file_does_not_replace_the_key(
     netrc.write_text("machine 127.0.0.1 login me password mine\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    served(server, vocabulary, clock, api_key_env="TEACHER_KEY").ask(_BATCH)
+    ask(served(server, vocabulary, clock, api_key_env="TEACHER_KEY"), _BATCH)
     server.api_key = None
-    served(server, vocabulary, clock).ask(_BATCH)
+    ask(served(server, vocabulary, clock), _BATCH)
     assert {headers.get("Authorization") for headers in server.headers} == {f"Bearer {key}", None}
 
 
@@ -82,10 +82,10 @@ def test_the_key_is_in_no_message_log_or_state(
     break_it: Callable[[StandInServer], None],
 ) -> None:
     teacher = served(server, vocabulary, clock, api_key_env="TEACHER_KEY", patience=0.1)
-    teacher.ask(_BATCH)
+    ask(teacher, _BATCH)
     break_it(server)
     with caplog.at_level(logging.DEBUG), pytest.raises(UserError) as caught:
-        teacher.ask(_BATCH)
+        ask(teacher, _BATCH)
     shown = [repr(caught.value), repr(caught.value.__cause__), caplog.text]
     shown += [
         repr(teacher),
@@ -126,7 +126,7 @@ def test_a_key_that_is_none_is_refused_without_being_shown(
 ) -> None:
     monkeypatch.setenv("TEACHER_KEY", bad)
     with pytest.raises(UserError, match="must consist of printable ASCII characters") as caught:
-        served(server, vocabulary, clock, api_key_env="TEACHER_KEY").ask(_BATCH)
+        ask(served(server, vocabulary, clock, api_key_env="TEACHER_KEY"), _BATCH)
     assert "SECRET" not in str(caught.value)
 
 

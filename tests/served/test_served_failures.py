@@ -6,7 +6,7 @@ import logging
 import random
 
 import pytest
-from served_teachers import Clock, assert_equal_rows, served, token_batch
+from served_teachers import Clock, ask, assert_equal_rows, served, token_batch
 from stand_in_server import RETRY_AFTER, FailureKind, StandInServer
 from transformers import PreTrainedModel
 
@@ -23,23 +23,23 @@ _APIS = pytest.mark.parametrize("api", ["vllm", "sglang"])
 def test_a_failure_changes_no_number(
     server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, kind: FailureKind, api: str
 ) -> None:
-    expected = served(server, vocabulary, clock, api=api).ask(_BATCH)
+    expected = ask(served(server, vocabulary, clock, api=api), _BATCH)
     assert not clock.pauses
     server.fail(kind)
-    assert_equal_rows(served(server, vocabulary, clock, api=api).ask(_BATCH), expected)
+    assert_equal_rows(ask(served(server, vocabulary, clock, api=api), _BATCH), expected)
     assert len(clock.pauses) == 1
 
 
 def test_a_slow_server_is_asked_again(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
-    expected = served(server, vocabulary, clock).ask(_BATCH)
+    expected = ask(served(server, vocabulary, clock), _BATCH)
     server.fail("slow")
-    assert_equal_rows(served(server, vocabulary, clock, timeout=1.0).ask(_BATCH), expected)
+    assert_equal_rows(ask(served(server, vocabulary, clock, timeout=1.0), _BATCH), expected)
     assert len(clock.pauses) >= 1
 
 
 def test_an_absent_server_is_waited_for(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
     teacher = served(server, vocabulary, clock, concurrency=1)
-    expected = teacher.ask(_BATCH)
+    expected = ask(teacher, _BATCH)
     server.stop()
 
     def start_later() -> None:
@@ -47,7 +47,7 @@ def test_an_absent_server_is_waited_for(server: StandInServer, vocabulary: Canon
             server.start()
 
     clock.on_sleep = start_later
-    assert_equal_rows(teacher.ask(_BATCH), expected)
+    assert_equal_rows(ask(teacher, _BATCH), expected)
     assert clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0]
 
 
@@ -60,38 +60,38 @@ def test_a_server_that_returns_with_other_weights_stops_the_run(
     api: str,
 ) -> None:
     teacher = served(server, vocabulary, clock, api=api)
-    teacher.ask(_BATCH)
+    ask(teacher, _BATCH)
     server.model = other_model
     server.fail("reset")
     with pytest.raises(UserError, match=r"same model throughout a run, but .* differ by .* nats"):
-        teacher.ask(_BATCH)
+        ask(teacher, _BATCH)
 
 
 def test_other_weights_after_a_silence_are_noticed(
     server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, other_model: PreTrainedModel
 ) -> None:
     teacher = served(server, vocabulary, clock)
-    teacher.ask(_BATCH)
+    ask(teacher, _BATCH)
     server.model = other_model
     clock.time += 60.0
     with pytest.raises(UserError, match="same model throughout a run"):
-        teacher.ask(_BATCH)
+        ask(teacher, _BATCH)
 
 
 def test_the_probe_is_not_repeated_without_a_reason(
     server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
 ) -> None:
     teacher = served(server, vocabulary, clock)
-    teacher.ask(_BATCH)
+    ask(teacher, _BATCH)
     assert len(server.prompts) == 3
-    teacher.ask(_BATCH)
+    ask(teacher, _BATCH)
     assert len(server.prompts) == 5
 
 
 def test_another_model_stops_at_once(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
     server.fail("model")
     with pytest.raises(UserError, match="must answer for model 'teacher', but answers for 'another'"):
-        served(server, vocabulary, clock).ask(_BATCH)
+        ask(served(server, vocabulary, clock), _BATCH)
     assert not clock.pauses
 
 
@@ -101,7 +101,7 @@ def test_another_text_stops_at_once(
 ) -> None:
     server.fail("token", "token")
     with pytest.raises(UserError, match="must read the token ids as they are sent"):
-        served(server, vocabulary, clock, api=api).ask(_BATCH)
+        ask(served(server, vocabulary, clock, api=api), _BATCH)
     assert not clock.pauses
 
 
@@ -120,7 +120,7 @@ def test_a_refusal_stops_at_once_in_the_words_of_the_server(
     for name, value in options.items():
         setattr(server, name, value)
     with pytest.raises(UserError, match=said):
-        served(server, vocabulary, clock, model="teacher").ask(_BATCH)
+        ask(served(server, vocabulary, clock, model="teacher"), _BATCH)
     assert not clock.pauses
 
 
@@ -129,7 +129,7 @@ def test_a_server_is_given_up_when_the_patience_is_used_up(
 ) -> None:
     server.stop()
     with pytest.raises(UserError, match=r"must answer within patience=60 s.*Connection refused.*Start the server"):
-        served(server, vocabulary, clock, patience=60.0, concurrency=1).ask(_BATCH)
+        ask(served(server, vocabulary, clock, patience=60.0, concurrency=1), _BATCH)
     assert 50.0 <= sum(clock.pauses) <= 60.0
 
 
@@ -138,11 +138,11 @@ def test_the_patience_begins_anew_with_each_answer(
 ) -> None:
     batch = token_batch([[5, 17 + index, 300] for index in range(10)], [[0, 1]] * 10)
     teacher = served(server, vocabulary, clock, patience=10.0, concurrency=1)
-    expected = teacher.ask(batch)
+    expected = ask(teacher, batch)
     for _ in range(10):  # 7 seconds each
         server.fail("busy", None, None)  # the answer to the request, and to the probe
     clock.time += 1000.0
-    assert_equal_rows(teacher.ask(batch), expected)
+    assert_equal_rows(ask(teacher, batch), expected)
     assert clock.pauses == [RETRY_AFTER] * 10
 
 
@@ -151,14 +151,14 @@ def test_a_longer_wait_than_the_patience_is_not_begun(
 ) -> None:
     server.fail(*["busy"] * 4)
     with pytest.raises(UserError, match=r"patience=5 s.*status 429: Too many requests"):
-        served(server, vocabulary, clock, patience=5.0).ask(_BATCH)
+        ask(served(server, vocabulary, clock, patience=5.0), _BATCH)
     assert not clock.pauses
 
 
 def test_waiting_draws_no_random_number(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:
     server.fail("error", "reset", "nan")
     state = random.getstate()
-    served(server, vocabulary, clock).ask(_BATCH)
+    ask(served(server, vocabulary, clock), _BATCH)
     assert random.getstate() == state
 
 
@@ -169,7 +169,7 @@ def test_one_line_tells_that_waiting_begins_and_one_that_it_ends(
     teacher = served(server, vocabulary, clock, concurrency=1)
     server.fail("error", "error", "error")
     with caplog.at_level(logging.INFO):
-        teacher.ask(batch)
+        ask(teacher, batch)
     begins, ends = (record.getMessage() for record in caplog.records if "the server of" in record.getMessage())
     assert "'phi'" in begins
     assert "does not answer as it should (status 503: Service Unavailable); it is asked again for up to 600 s" in begins

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from served_teachers import Clock, live_log_probs, numbers, served, token_batch
+from served_teachers import Clock, ask, live_log_probs, numbers, served, token_batch
 from stand_in_server import StandInServer
 from transformers import PreTrainedModel
 
@@ -19,7 +19,7 @@ _ROWS = [[0, 1, 3, 5], [], [2]]
 def test_the_most_probable_tokens_are_those_of_the_model(
     server: StandInServer, model: PreTrainedModel, vocabulary: CanonicalVocabulary, clock: Clock, api: str
 ) -> None:
-    found = numbers(served(server, vocabulary, clock, api=api, top_k=5).ask(token_batch(_IDS, _ROWS)))
+    found = numbers(ask(served(server, vocabulary, clock, api=api, top_k=5), token_batch(_IDS, _ROWS)))
     index = 0
     for ids, rows in zip(_IDS, _ROWS, strict=True):
         for row in rows:
@@ -42,7 +42,7 @@ def test_the_most_probable_tokens_are_those_of_the_model(
 def test_all_tokens_are_normalized_over_those_of_the_tokenizer(
     server: StandInServer, model: PreTrainedModel, vocabulary: CanonicalVocabulary, clock: Clock
 ) -> None:
-    found = served(server, vocabulary, clock, top_k="all").ask(token_batch(_IDS, _ROWS))
+    found = ask(served(server, vocabulary, clock, top_k="all"), token_batch(_IDS, _ROWS))
     assert found.top.ids is None
     assert found.top.log_tail is None
     holes = torch.ones(520, dtype=torch.bool)
@@ -57,11 +57,11 @@ def test_each_document_is_asked_for_by_itself_up_to_its_last_row(
 ) -> None:
     ids = [[1, 2, 3, 10, 11, 12, 13, 20], [30, 31, 32]]
     teacher = served(server, vocabulary, clock)
-    teacher.ask(token_batch([[1, 2]], [[0]]))  # with the probe
+    ask(teacher, token_batch([[1, 2]], [[0]]))  # with the probe
     server.prompts.clear()
-    packed = teacher.ask(token_batch(ids, [[0, 1, 3, 4], [0]], starts=[[0, 3, 7], [0]]))
+    packed = ask(teacher, token_batch(ids, [[0, 1, 3, 4], [0]], starts=[[0, 3, 7], [0]]))
     assert sorted(server.prompts) == [[1, 2, 3], [10, 11, 12], [30, 31]]
-    alone = teacher.ask(token_batch([[1, 2, 3], [10, 11, 12], [30, 31]], [[0, 1], [0, 1], [0]]))
+    alone = ask(teacher, token_batch([[1, 2, 3], [10, 11, 12], [30, 31]], [[0, 1], [0, 1], [0]]))
     for name, value in numbers(alone).items():
         np.testing.assert_array_equal(numbers(packed)[name], value)
 
@@ -69,7 +69,7 @@ def test_each_document_is_asked_for_by_itself_up_to_its_last_row(
 def test_texts_without_a_row_are_not_asked_for(
     server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
 ) -> None:
-    found = served(server, vocabulary, clock).ask(token_batch(_IDS, [[], [], []]))
+    found = ask(served(server, vocabulary, clock), token_batch(_IDS, [[], [], []]))
     assert found.top.log_probs.shape == (0, 8)
     assert found.top.ids is not None
     assert found.top.ids.shape == (0, 8)
@@ -82,7 +82,7 @@ def test_more_texts_than_concurrent_requests_keep_their_order(
 ) -> None:
     ids = [[1, 5 + index, 2] for index in range(12)]
     teacher = served(server, vocabulary, clock, concurrency=3)
-    together = numbers(teacher.ask(token_batch(ids, [[0, 1]] * 12)))
+    together = numbers(ask(teacher, token_batch(ids, [[0, 1]] * 12)))
     for index, text in enumerate(ids):
-        for name, value in numbers(teacher.ask(token_batch([text], [[0, 1]]))).items():
+        for name, value in numbers(ask(teacher, token_batch([text], [[0, 1]]))).items():
             np.testing.assert_array_equal(together[name][2 * index : 2 * index + 2], value)

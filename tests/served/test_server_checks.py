@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from served_teachers import Clock, served, token_batch
+from served_teachers import Clock, ask, served, token_batch
 from small_models import packing_tokenizer
 from stand_in_server import StandInServer
 from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ def test_a_good_server_passes_and_its_probe_is_remembered(
     server.model = other_model
     server.fail("reset")
     with pytest.raises(UserError, match="same model throughout a run"):
-        teacher.ask(token_batch([[1, 2]], [[0]]))
+        ask(teacher, token_batch([[1, 2]], [[0]]))
 
 
 def test_another_model_is_refused_by_name(server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,10 +63,35 @@ class Scorer:
         # Numbers of reasons to doubt that the model is the same: so far, and when it was last probed.
         self._num_doubts, self._num_settled = 1, 0
 
-    def doubt_silence(self) -> None:
-        """Has the probe asked again if the last answer is old."""
+    def ask_all(self, questions: Sequence[Question], concurrency: int) -> list[TextRows]:
+        """Returns the rows of several texts, which some threads ask for.
+
+        Raises:
+            UserError: The first error of :meth:`ask`; the other requests are given up.
+        """
         if self._now() - self.client.last_success > _RESTART_SECONDS:
             self._num_doubts += 1
+        abandoned, errors = threading.Event(), list[BaseException]()
+
+        def ask(question: Question) -> TextRows:
+            try:
+                return self.ask(question, abandoned)
+            except BaseException as error:
+                errors.append(error)
+                abandoned.set()
+                raise
+
+        threads = ThreadPoolExecutor(concurrency, thread_name_prefix="asks a server")
+        try:
+            answers = [threads.submit(ask, question) for question in questions]
+            wait(answers, return_when=FIRST_EXCEPTION)
+            if errors:
+                raise errors[0]
+            return [answer.result() for answer in answers]
+        finally:
+            # After an error or an interrupt, no thread is waited for.
+            abandoned.set()
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def ask(self, question: Question, abandoned: threading.Event | None = None) -> TextRows:
         """Returns the rows of one text; repeats the request while it fails.

@@ -6,8 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -18,7 +16,7 @@ from xtoken_pl.batch import AllRows, TeacherBatch, TokenBatch
 from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.scoring.tasks import GivenRows
 from xtoken_pl.specs import Server
-from xtoken_pl.teachers.served.answers import Question, TextRows, join_rows
+from xtoken_pl.teachers.served.answers import Question, join_rows
 from xtoken_pl.teachers.served.api import Api
 from xtoken_pl.teachers.served.client import ServerClient
 from xtoken_pl.teachers.served.scoring import Probe, Scorer
@@ -116,20 +114,8 @@ class ServedTeacher(GivenSource):
             UserError: If the server refuses, or does not answer within its ``patience``.
         """
         of_batches = [list_questions(tokens, self.top_k) for tokens in batches]
-        questions = list(chain.from_iterable(of_batches))
-        scorer, abandoned = self.scorer, threading.Event()
-        scorer.doubt_silence()
-        threads = ThreadPoolExecutor(self.server.concurrency, thread_name_prefix=f"server of {self.name}")
-        try:
-            texts = threads.map(partial(scorer.ask, abandoned=abandoned), questions)
-            return [self._join(list(islice(texts, len(own)))) for own in of_batches]
-        finally:
-            # After an error, requests of other threads are not waited for.
-            abandoned.set()
-            threads.shutdown(wait=False, cancel_futures=True)
-
-    def _join(self, texts: list[TextRows]) -> AllRows:
-        return join_rows(texts, self.top_k, len(self.vocabulary))
+        texts = iter(self.scorer.ask_all(list(chain.from_iterable(of_batches)), self.server.concurrency))
+        return [join_rows(list(islice(texts, len(own))), self.top_k, len(self.vocabulary)) for own in of_batches]
 
 
 def list_questions(tokens: TokenBatch, top_k: int | None) -> list[Question]:
