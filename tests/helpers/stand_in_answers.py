@@ -60,7 +60,10 @@ def vllm_answer(rows: list[Row | None], name: str, tokenizer: PreTrainedTokenize
         "logprobs": None,
         "finish_reason": "length",
         "stop_reason": None,
+        "token_ids": None,
         "prompt_logprobs": positions,
+        "prompt_token_ids": None,
+        "routed_experts": None,
     }
     usage = {"prompt_tokens": len(rows), "total_tokens": len(rows) + 1, "completion_tokens": 1}
     return {
@@ -69,8 +72,40 @@ def vllm_answer(rows: list[Row | None], name: str, tokenizer: PreTrainedTokenize
         "created": 0,
         "model": name,
         "choices": [choice],
-        "usage": usage,
+        "service_tier": None,
+        "system_fingerprint": "stand-in",
+        "usage": usage | {"prompt_tokens_details": None, "completion_tokens_details": None},
+        "kv_transfer_params": None,
+        "ec_transfer_params": None,
+        "metrics": None,
     }
+
+
+def vllm_models(name: str, max_model_len: int) -> dict[str, Any]:
+    """Answer of vLLM to ``/v1/models``."""
+    card = {"id": name, "object": "model", "created": 0, "owned_by": "stand-in", "root": name, "parent": None}
+    return {"object": "list", "data": [card | {"max_model_len": max_model_len, "permission": []}]}
+
+
+def vllm_refusal(
+    prompt: list[int], top_k: int, *, vocab_size: int, max_logprobs: int, max_model_len: int
+) -> tuple[str, str | None] | None:
+    """Message and parameter of vLLM's error for a request; None for a good one."""
+    wanted = vocab_size if top_k == -1 else top_k
+    if max_logprobs != -1 and wanted > max_logprobs:
+        reason = f"Requested prompt logprobs of {wanted}, which is greater than max allowed: {max_logprobs}"
+        return f"{reason} (parameter=prompt_logprobs, value={wanted})", "prompt_logprobs"
+    if len(prompt) > max_model_len:
+        return (
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains "
+            f"{len(prompt)} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+            f"length of the input prompt. (parameter=input_tokens, value={len(prompt)})"
+        ), "input_tokens"
+    if len(prompt) == max_model_len:
+        return "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", "max_tokens"
+    if (unknown := max(prompt)) >= vocab_size:
+        return f"Token id {unknown} is out of vocabulary", None
+    return None
 
 
 def sglang_answer(rows: list[Row | None], ids: list[int]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
-from stand_in_answers import Row, rows_of_text, sglang_answer, vllm_answer
+from stand_in_answers import Row, rows_of_text, sglang_answer, vllm_answer, vllm_models, vllm_refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 #: Failures of one request for rows. ``reset``: the connection is closed without an answer; ``cut``: in the middle of
@@ -60,6 +60,8 @@ class StandInServer:
         self.prompts: list[list[int]] = []
         self.headers: list[dict[str, str]] = []
         self.has_tokenize = True
+        #: Whether a request with a wrong key is answered with that key.
+        self.repeats_key = False
         self.connections: list[socket.socket] = []
         self._lock = threading.Lock()
         self._port = port
@@ -132,10 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._is_allowed() and self.path == "/v1/models":
-            card = {"id": self.stand_in.name, "object": "model", "max_model_len": self.stand_in.max_model_len}
-            self._answer(200, {"object": "list", "data": [card]})
+            self._answer(200, vllm_models(self.stand_in.name, self.stand_in.max_model_len))
         else:
-            self._refuse(404, "Not Found")
+            self._answer(404, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -143,35 +144,34 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/tokenize" and self.stand_in.has_tokenize:
             tokens = self.stand_in.tokenizer.encode(body["prompt"], add_special_tokens=body["add_special_tokens"])
-            self._answer(200, {"count": len(tokens), "max_model_len": self.stand_in.max_model_len, "tokens": tokens})
+            counts = {"count": len(tokens), "max_model_len": self.stand_in.max_model_len}
+            self._answer(200, counts | {"tokens": tokens, "token_strs": None})
         elif self.path == "/v1/completions":
-            if body["model"] == self.stand_in.name:
-                self._score(body["prompt"], body["prompt_logprobs"], 1, "vllm")
+            if body["model"] == (name := self.stand_in.name):
+                self._score(body["prompt"], body["prompt_logprobs"], "vllm")
             else:
-                self._refuse(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
+                message = f"The model `{body['model']}` does not exist. Valid aliases: {name}."
+                self._refuse(404, message, "model", "NotFoundError")
         elif self.path == "/generate":
-            self._score(body["input_ids"], body["top_logprobs_num"], 0, "sglang")
+            self._score(body["input_ids"], body["top_logprobs_num"], "sglang")
         else:
-            self._refuse(404, "Not Found")
+            self._answer(404, {"detail": "Not Found"})
 
     def _is_allowed(self) -> bool:
         self.stand_in.headers.append(dict(self.headers))
         key = self.stand_in.api_key
         if key is None or self.headers.get("Authorization") == f"Bearer {key}":
             return True
-        # Some servers repeat the key.
-        self._answer(401, {"error": f"Unauthorized: {self.headers.get('Authorization')}"})
+        shown = f": {self.headers.get('Authorization')}" if self.stand_in.repeats_key else ""
+        self._answer(401, {"error": f"Unauthorized{shown}"})
         return False
 
-    def _score(self, ids: list[int], top_k: int, num_new: int, api: str) -> None:
+    def _score(self, ids: list[int], top_k: int, api: str) -> None:
         server = self.stand_in
-        wanted = server.model.config.vocab_size if top_k == -1 else top_k
-        if server.max_logprobs != -1 and wanted > server.max_logprobs:
-            message = f"Requested prompt logprobs of {wanted}, which is greater than max allowed: {server.max_logprobs}"
-            return self._refuse(400, message)
-        if len(ids) + num_new > server.max_model_len:
-            message = f"This model's maximum context length is {server.max_model_len} tokens."
-            return self._refuse(400, message)
+        limits = {"max_logprobs": server.max_logprobs, "max_model_len": server.max_model_len}
+        refusal = vllm_refusal(ids, top_k, vocab_size=server.model.config.vocab_size, **limits)
+        if refusal is not None:
+            return self._refuse(400, *refusal)
         kind = server.take_failure()
         if kind in ("reset", "slow"):
             if kind == "slow":
@@ -190,9 +190,14 @@ class _Handler(BaseHTTPRequestHandler):
         return self._write(200, content, is_cut=kind == "cut")
 
     def _refuse(
-        self, status: int, message: str, kind: str = "BadRequestError", headers: dict[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        parameter: str | None = None,
+        kind: str = "BadRequestError",
+        headers: dict[str, str] | None = None,
     ) -> None:
-        error = {"message": message, "type": kind, "param": None, "code": status}
+        error = {"message": message, "type": kind, "param": parameter, "code": status}
         self._answer(status, {"error": error}, headers)
 
     def _answer(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:

@@ -65,7 +65,7 @@ def _gone(server: StandInServer) -> None:
 
 
 def _refused(server: StandInServer) -> None:
-    server.api_key = "another"
+    server.api_key, server.repeats_key = "another", True
 
 
 def _busy(server: StandInServer) -> None:
