@@ -52,6 +52,19 @@ def test_all_tokens_are_normalized_over_those_of_the_tokenizer(
     np.testing.assert_allclose(numbers(found)["log_probs"], expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("top_k", [64, "all"])
+def test_a_loss_reads_distributions_though_the_server_has_more_ids_than_the_tokenizer(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, top_k: int | str
+) -> None:
+    batch = token_batch(_IDS, _ROWS)
+    rows = ask(served(server, vocabulary, clock, top_k=top_k), batch)
+    if rows.top.ids is not None:
+        assert (rows.top.ids == len(vocabulary)).any(), "the server has no such id among the most probable ones"
+    dense = rows.dense(batch.labels, torch.from_numpy(~vocabulary.exists), int(vocabulary.exists.sum()))
+    np.testing.assert_allclose(dense.double().exp().sum(1).numpy(), 1.0, atol=1e-5)
+    np.testing.assert_allclose(dense.gather(1, batch.labels[:, None])[:, 0], numbers(rows)["log_observed"])
+
+
 def test_each_document_is_asked_for_by_itself_up_to_its_last_row(
     server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
 ) -> None:

@@ -168,7 +168,7 @@ class AllRows(KnownRows):
             dense = log_probs.masked_fill(holes, -torch.inf)
         else:
             ids = self.top.ids.long()
-            num_others = num_tokens - ids.shape[1] - (ids != observed).all(-1).long()
+            num_others = num_tokens - (ids < len(holes)).sum(-1) - (ids != observed).all(-1).long()
             of_each = (floats_of(self.top.log_tail) - num_others.clamp_min(1).log())[:, None]  # [Q, 1]
             dense = of_each.new_zeros(1, len(holes)).masked_fill(holes, -torch.inf) + of_each
             # A place without a token writes to the observed one, which is overwritten below.
