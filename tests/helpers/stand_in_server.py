@@ -63,6 +63,7 @@ class StandInServer:
         #: Whether a request with a wrong key is answered with that key.
         self.repeats_key = False
         self.connections: list[socket.socket] = []
+        self._rows: dict[tuple[int, tuple[int, ...], int], list[Row | None]] = {}  # those of a text do not change
         self._lock = threading.Lock()
         self._port = port
         self._http: ThreadingHTTPServer | None = None
@@ -109,7 +110,10 @@ class StandInServer:
     def rows(self, ids: list[int], top_k: int) -> list[Row | None]:
         with self._lock:
             self.prompts.append(ids)
-            return rows_of_text(self.model, ids, top_k)
+            key = (id(self.model), tuple(ids), top_k)
+            if key not in self._rows:
+                self._rows[key] = rows_of_text(self.model, ids, top_k)
+            return self._rows[key]
 
     def wait_until_stopped(self) -> None:
         self._stopped.wait()

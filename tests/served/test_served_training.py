@@ -1,0 +1,151 @@
+"""Training from a server gives the numbers of training with the teacher in the process, whatever the server does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from cached_teachers import data_of, module_of
+from small_models import TEXTS, packing_tokenizer, write_model
+from stand_in_server import StandInServer
+from torch import Tensor
+
+from xtoken_pl import (
+    GOLD,
+    ULD,
+    BytePrefixKL,
+    ConfidenceWeighting,
+    HybridKL,
+    OptimizerRecipe,
+    ProjectionKL,
+    Rollouts,
+    Server,
+    SpanLoss,
+    Teacher,
+    Weighting,
+)
+from xtoken_pl.teachers.served import client
+
+LOSSES: dict[str, Callable[[], SpanLoss]] = {
+    "projection": ProjectionKL,
+    "projection_mean": lambda: ProjectionKL(merge="mean"),
+    "hybrid": HybridKL,
+    "gold": GOLD,
+    "gold_mean": lambda: GOLD(merge="mean"),
+    "uld": ULD,
+    "byte_prefix": BytePrefixKL,
+    "byte_prefix_reverse": lambda: BytePrefixKL(divergence="reverse"),
+    "byte_prefix_jensen_shannon": lambda: BytePrefixKL(divergence="jensen_shannon"),
+}
+
+
+class Recorder(pl.Callback):
+    """Keeps the numbers and the gradient of every step."""
+
+    def __init__(self, after_step: Callable[[int], object] = lambda step: None) -> None:
+        self.numbers: list[dict[str, float]] = []
+        self.gradients: list[Tensor] = []
+        self.after_step = after_step
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        flat = {key: float(value) for key, value in outputs.items() if not isinstance(value, dict)}
+        flat |= {f"kd/{name}": float(value) for name, value in outputs["teacher_kd"].items()}
+        flat |= {f"alpha/{name}": float(value) for name, value in outputs["alpha"].items()}
+        self.numbers.append(flat)
+        self.after_step(trainer.global_step)
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        gradients = [weight.grad.flatten() for weight in module.student.parameters() if weight.grad is not None]
+        self.gradients.append(torch.cat(gradients).clone())
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student and texts of short windows."""
+    root = tmp_path_factory.mktemp("served_training")
+    write_model(root / "student", packing_tokenizer(), seed=1)
+    (root / "train.txt").write_text(TEXTS[1][:3000] + " 12 345 6789" * 20)
+    (root / "val.txt").write_text(TEXTS[2][:1000])
+    return root
+
+
+def fit(
+    root: Path,
+    teachers: dict[str, Teacher],
+    weighting: Weighting | None = None,
+    after_step: Callable[[int], object] = lambda step: None,
+    **options: Any,
+) -> tuple[Recorder, dict[str, float]]:
+    """Trains ten steps, and validates."""
+    pl.seed_everything(0)
+    recorder = Recorder(after_step)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=10, limit_val_batches=1, num_sanity_val_steps=0, callbacks=[recorder],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    optimizer = OptimizerRecipe(learning_rate=1e-3)
+    module = module_of(root, teachers, weighting=weighting, optimizer=optimizer, **options)
+    trainer.fit(module, data_of(root, sequence_length=16, batch_size=2))
+    trainer.validate(module, data_of(root, sequence_length=16, batch_size=2), verbose=False)
+    return recorder, {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+def served(folder: str, server: StandInServer, loss: SpanLoss, **options: Any) -> Teacher:
+    return Teacher(model=folder, loss=loss, server=Server(url=server.url, model=server.name, **options))
+
+
+@pytest.mark.parametrize("measure", ["cross_entropy", "entropy", "max_probability"])
+def test_every_loss_and_confidence_is_that_of_the_teacher_itself(
+    root: Path, folder: str, server: StandInServer, measure: Any
+) -> None:
+    chosen = LOSSES if measure == "cross_entropy" else {"projection": ProjectionKL, "byte_prefix": BytePrefixKL}
+    weighting = ConfidenceWeighting(measure)
+    live = {name: Teacher(model=folder, loss=loss()) for name, loss in chosen.items()}
+    behind = {name: served(folder, server, loss(), top_k="all") for name, loss in chosen.items()}
+    expected, validated = fit(root, live, weighting)
+    found, found_validated = fit(root, behind, weighting)
+    assert len(server.prompts) > 0
+    assert expected.numbers[-1]["ce"] < 0.99 * expected.numbers[0]["ce"]  # it learned
+    for ours, theirs in zip(found.numbers, expected.numbers, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+    for ours, theirs in zip(found.gradients, expected.gradients, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+    assert found_validated == pytest.approx(validated, rel=1e-5)
+
+
+def test_k_tokens_of_a_server_are_those_of_the_teacher_itself(root: Path, folder: str, server: StandInServer) -> None:
+    live = {"t": Teacher(model=folder, loss=BytePrefixKL(teacher_top_k=8))}
+    expected, _ = fit(root, live)
+    found, _ = fit(root, {"t": served(folder, server, BytePrefixKL(), top_k=8)})
+    for ours, theirs in zip(found.numbers, expected.numbers, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+
+
+def test_a_server_judges_what_the_student_writes(root: Path, folder: str, server: StandInServer) -> None:
+    rollouts = Rollouts(share=0.5, seed=1, prompt_bytes=12, max_new_tokens=6)
+    live = {"t": Teacher(model=folder, loss=BytePrefixKL())}
+    expected, _ = fit(root, live, rollouts=rollouts)
+    found, _ = fit(root, {"t": served(folder, server, BytePrefixKL(), top_k="all")}, rollouts=rollouts)
+    assert {step["is_rollout"] for step in expected.numbers} == {0.0, 1.0}
+    for ours, theirs in zip(found.numbers, expected.numbers, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+
+
+def test_ten_failures_of_a_server_change_no_number(
+    root: Path, folder: str, server: StandInServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_BACK_OFF", lambda state: 0.0)
+    teachers = {"t": served(folder, server, BytePrefixKL(), top_k=8)}
+    expected, _ = fit(root, teachers)
+    failures: list[Any] = ["reset", "cut", "error", "text", "short", "nan", "few", "no_mass", "too_much", "cut"]
+
+    def fail(step: int) -> None:
+        server.failures.append(failures[step - 1])
+
+    found, _ = fit(root, teachers, after_step=fail)
+    assert not server.failures
+    assert found.numbers == expected.numbers
