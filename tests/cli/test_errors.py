@@ -10,6 +10,7 @@ import pytest
 import wrong_combinations
 import wrong_configurations
 import wrong_files
+import wrong_servers
 from wrong_inputs import Case, arguments_of, write_workspace
 
 from xtoken_pl import DistillDataModule, TextSource
@@ -29,6 +30,8 @@ SLOW = {
     *("devices: a word", "devices: none", "devices: unknown accelerator", "config: negative steps"),
 }
 
+_CASES = [*wrong_configurations.CASES, *wrong_combinations.CASES, *wrong_files.CASES, *wrong_servers.CASES]
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,10 +44,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        pytest.param(wrong, id=wrong.name, marks=[pytest.mark.slow] * (wrong.name in SLOW))
-        for wrong in [*wrong_configurations.CASES, *wrong_combinations.CASES, *wrong_files.CASES]
-    ],
+    [pytest.param(wrong, id=wrong.name, marks=[pytest.mark.slow] * (wrong.name in SLOW)) for wrong in _CASES],
 )
 def test_a_wrong_input_gives_one_message(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], wrong: Case
@@ -57,6 +57,7 @@ def test_a_wrong_input_gives_one_message(
     assert code in (1, 2)
     assert [part for part in wrong.expected if part not in message] == [], message
     assert "Traceback" not in captured.out + captured.err
+    assert wrong_servers.SECRET not in captured.out + captured.err
     assert len(message) <= MOST_CHARACTERS
 
 

@@ -20,7 +20,7 @@ DataIdentity = dict[str, int | str]
 SOURCES_KEY = "sources of data.train, in order"
 
 #: Settings of a teacher that may change when training resumes.
-_MAY_CHANGE = ("loss", "alpha", "temperature", "cache", "dtype", "quantization")
+_MAY_CHANGE = ("loss", "alpha", "temperature", "cache", "server", "dtype", "quantization")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class RunIdentity:
 
     Attributes:
         student: See :func:`describe_student`.
-        teachers: Teachers by name, each with ``model``, ``revision``, the fingerprints ``weights``, ``tokenizer`` and
-            ``projection`` (that of the file of W; None if W is built), and whether W is ``learned``.
+        teachers: Teachers by name, each with ``model``, ``revision``, the fingerprints ``weights`` (None if a server
+            has them), ``tokenizer`` and ``projection`` (that of the file of W; None if W is built), and whether W is
+            ``learned``.
         settings: Settings by name; a changed setting is logged when training resumes.
     """
 
@@ -63,7 +64,7 @@ class RunIdentity:
             described[name] = {
                 "model": teacher.model,
                 "revision": teacher.revision,
-                "weights": weights_of_caches[name] if name in weights_of_caches else model_fingerprint(teacher),
+                "weights": weights_of_caches[name] if name in weights_of_caches else _weights(teacher),
                 "tokenizer": vocabularies[name].fingerprint,
                 "projection": None if teacher.projection is None else file_fingerprint(Path(teacher.projection)),
                 "learned": "yes" if teacher.learn_projection else "no",
@@ -72,6 +73,10 @@ class RunIdentity:
         if student.adapter is not None:
             changeable["dropout of the adapter"] = student.adapter.dropout
         return cls(describe_student(student, student_vocabulary), described, changeable)
+
+
+def _weights(teacher: Teacher) -> str | None:
+    return None if teacher.server is not None else model_fingerprint(teacher)
 
 
 def describe_student(student: Student, vocabulary: CanonicalVocabulary) -> dict[str, Any]:

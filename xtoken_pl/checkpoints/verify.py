@@ -239,7 +239,13 @@ def _check_teachers(
         if before["learned"] != teacher["learned"]:
             where = "in the checkpoint" if before["learned"] == "yes" else "in this run"
             raise UserError(f"the projection of teacher {name!r} is learned {where} only; {_SAME_INPUT}")
-        for part in ("weights", "tokenizer", "projection"):
+        is_unknown = None in (before["weights"], teacher["weights"])
+        if is_unknown and before["weights"] != teacher["weights"]:
+            where = "in the checkpoint" if before["weights"] is None else "in this run"
+            rank_zero_warn(
+                f"the weights of teacher {name!r} could not be compared with the checkpoint's: {where} a server has them"
+            )
+        for part in ("tokenizer", "projection") if is_unknown else ("weights", "tokenizer", "projection"):
             if before[part] != teacher[part]:
                 raise UserError(
                     f"teacher {name!r} has another {part} than in the checkpoint: {_described(before, part)} there, "

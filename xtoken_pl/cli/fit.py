@@ -20,7 +20,7 @@ from xtoken_pl.cli.keep_config import KeepConfig
 from xtoken_pl.cli.preflight import IntervalCheck, check_fit, check_positions
 from xtoken_pl.cli.progress_bar import StepProgressBar
 from xtoken_pl.cli.run_summary import RunSummary
-from xtoken_pl.cli.usage import RaisingParser, RefusedError, reason_of_union, refusal
+from xtoken_pl.cli.usage import RaisingParser, RefusedError, reason_of_union, refusal, refuse_teachers_without_model
 from xtoken_pl.cli.verbs import PROGRAM
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -109,6 +109,11 @@ class DistillCLI(LightningCLI):
                 "trainer.num_sanity_val_steps": -1,  # a full validation before the first step
             }
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        model = self.config[self.config["subcommand"]]["model"]
+        refuse_teachers_without_model(model.get("init_args.teachers") or {})
 
     def instantiate_classes(self) -> None:
         check_strategy_choice(self.config[self.subcommand]["trainer"].get("strategy"))  # before it may need a GPU

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser as AnyParser
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from functools import reduce
 from importlib import import_module
 from inspect import isabstract
@@ -28,6 +29,7 @@ distinguish_sources()
 
 _UNKNOWN = re.compile(r"(?:^Option '|accept option '|unrecognized arguments: --)([^\s'=]+)")
 _LONGEST_VALUE = 80
+_SECRET = ("api_key_env",)  # keys whose value is never shown: a key may be given in place of a variable's name
 _LEVELS = ("class_path", "init_args", "dict_kwargs")  # keys that may be omitted on the command line
 
 
@@ -107,12 +109,30 @@ def _missing(names: list[str], keys: list[str], arguments: list[str]) -> str:
         return f"{verb} needs {' and '.join(names)}, not given; set {'it' if len(names) == 1 else 'them'} {how}"
     items, near = keys, ""
     for parts, value in _places(_given(arguments)):
+        if _is_at(keys, parts) and isinstance(value, dict) and names[0] not in value:
+            items = parts
         complete = [item for item, settings in _items(parts, value) if names[0] in settings]
         for item in (item for item, _ in _items(parts, value) if _is_at(keys, parts) and item not in complete):
             items, near = [*parts, item], did_you_mean(item, complete)
-    return (
-        f"{'.'.join([*items, names[0]])} is required, not given; set it in a file for --config, or as an option{near}"
-    )
+    return _required([*items, names[0]], near)
+
+
+def refuse_teachers_without_model(teachers: Mapping[str, Any]) -> None:
+    """Refuses teachers that name neither a model nor the server's name of it, such as a misspelled name gives.
+
+    Args:
+        teachers: Options of the teachers, by name.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    named = [name for name, options in teachers.items() if options.model or (options.server or {}).get("model")]
+    for name in teachers.keys() - set(named):
+        raise UsageError(_required(["model", "teachers", name, "model"], did_you_mean(name, named)))
+
+
+def _required(keys: list[str], near: str) -> str:
+    return f"{'.'.join(keys)} is required, not given; set it in a file for --config, or as an option{near}"
 
 
 def _given(arguments: list[str]) -> dict[str, Any]:
@@ -146,6 +166,10 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
         options = (name.rpartition(".")[2] for name in known if name.startswith(f"{keys[-1]}."))
         first = next((option for option in options if option != "help"), "path")
         rule = f"must be a mapping of options, got {value!r}; did you mean {{{first}: {value}}}?"
+    elif spec := re.search(r"<class '(xtoken_pl\.specs\.\w+)\.(\w+)'>", types):
+        first = fields(getattr(import_module(spec[1]), spec[2]))[0].name
+        hint = f"; did you mean {{{first}: {value}}}?" if value[:1] not in ("[", "{") else ""
+        rule = f"must be a mapping of options, got {value!r}{hint}"
     elif kind := re.search(r"subclass of (\w+)", reason):
         paths = [path for path, cls in _public_classes().items() if kind[1] in (base.__name__ for base in cls.__mro__)]
         rule = f"must be the path of a {kind[1]}, got {value!r}; choose one of {', '.join(paths) or 'its subclasses'}"
@@ -155,6 +179,7 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
         rule = f"must be the path of a class, got {value!r}: {reason}{near}"
     elif words := type_in_words(types):
         shown = value if value[:1] in ("[", "{") else repr(value)
+        shown = "another value, which may be secret" if keys[-1] in _SECRET else shown
         shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
         alike = nearest(value, literals(types))
         rule = f"must be {words}, got {shown}" + ("" if alike is None else f"; did you mean {alike}?")

@@ -26,8 +26,8 @@ class Server:
         concurrency: Number of requests of a process that are under way at a time.
         timeout: Seconds that one request may take.
         patience: Seconds without a usable answer, over all retries, after which the run stops.
-        api_key_env: Name of the environment variable that holds the API key. The key itself is in no configuration,
-            log or checkpoint.
+        api_key_env: Name of the environment variable that holds the API key, in capital letters. The key itself is in
+            no configuration, log or checkpoint.
 
     Raises:
         UserError: If a value is invalid.
@@ -43,14 +43,7 @@ class Server:
     api_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.url)
-        if address.username is not None or address.password is not None or address.query or address.fragment:
-            raise UserError(
-                "url of a server must be an address alone, without a user, a password or a query, which logs would "
-                "show; give a key by the environment variable that api_key_env names"
-            )
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise UserError(f"url of a server must begin with http:// or https://, got {self.url!r}")
+        _check_url(self.url)
         check_choice("api", self.api, ServerApi)
         check_at_least_one("concurrency", self.concurrency)
         if self.top_k != "all":
@@ -59,6 +52,28 @@ class Server:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise UserError(f"{name} of a server must be a finite number of seconds > 0, got {value}")
-        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
             # The value is not repeated: it may be the key itself.
-            raise UserError("api_key_env must be the name of an environment variable, not the key itself")
+            raise UserError(
+                "api_key_env of a server must be the name of an environment variable (capital letters, digits and _), "
+                "not the key itself; write export TEACHER_API_KEY=..., and api_key_env: TEACHER_API_KEY"
+            )
+
+
+def _check_url(url: str) -> None:
+    try:
+        address = urlsplit(url)
+        is_address = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # brackets that are not closed, or a port that is no number
+        address, is_address = urlsplit(""), False
+    if "@" in url or address.query or address.fragment:
+        # The value is not repeated: it may hold a password or a key.
+        raise UserError(
+            "url of a server must be an address alone, without a user, a password or a query, which logs would show; "
+            "give a key by the environment variable that api_key_env names"
+        )
+    if not is_address or re.search(r"\s", url):
+        raise UserError(
+            "url of a server must be an address that begins with http:// or https://, such as "
+            f"http://localhost:8000/v1, got {url!r}; correct it"
+        )

@@ -53,8 +53,11 @@ class Teacher(ModelSource):
 
     def __post_init__(self) -> None:
         if not self.model:
-            if self.server is None or self.server.model is None:
-                raise UserError("a teacher needs a `model`: a directory or a hub id, of its weights and its tokenizer")
+            if self.server is None or not self.server.model:
+                raise UserError(
+                    "a teacher needs a `model`: a directory or a hub id, of its tokenizer and, without a server, its "
+                    "weights"
+                )
             self.model = self.server.model
         if self.server is not None:
             self._check_served()
