@@ -118,6 +118,20 @@ def test_settings_that_may_change_are_logged(caplog: pytest.LogCaptureFixture) -
     assert "resuming with another ce_weight: 1.0, 2.0 in the checkpoint" in caplog.text
 
 
+@pytest.mark.parametrize("where", ["in the checkpoint", "in this run"])
+def test_weights_that_only_a_server_has_are_not_compared(where: str, recwarn: pytest.WarningsRecorder) -> None:
+    served = copy.deepcopy(EARLIER)
+    change(*TEACHERS, "t", "weights", to=None)(served)
+    verify(content_of(served), run_of(served), "fit")
+    assert not recwarn.list
+    written, running = (served, EARLIER) if where == "in the checkpoint" else (EARLIER, served)
+    with pytest.warns(UserWarning, match=f"weights of teacher 't' could not be compared .* {where} a server"):
+        verify(content_of(written), run_of(running), "fit")
+    change(*TEACHERS, "t", "tokenizer", to="x")(served)
+    with pytest.raises(ValueError, match="teacher 't' has another tokenizer"):
+        verify(content_of(written), run_of(running), "fit")
+
+
 def test_a_checkpoint_of_another_program_is_used_with_a_warning() -> None:
     content = {key: value for key, value in content_of(EARLIER).items() if key != "xtoken_pl"}
     with pytest.warns(UserWarning, match="does not name its teachers"):

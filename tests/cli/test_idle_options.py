@@ -14,11 +14,20 @@ import yaml
 from small_models import packing_tokenizer, splitting_tokenizer, write_model
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, ProjectionKL, Rollouts, Student, Teacher, TextSource
+from xtoken_pl import (
+    DistillDataModule,
+    MultiTeacherDistillModule,
+    ProjectionKL,
+    Rollouts,
+    Server,
+    Student,
+    Teacher,
+    TextSource,
+)
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge_config_arguments
 from xtoken_pl.cli.idle_options import warn_of_idle_options, warn_of_missing_eos
-from xtoken_pl.cli.preflight import check_positions
+from xtoken_pl.cli.preflight import _sources, check_positions
 from xtoken_pl.projection import Projection
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.utilities.errors import UserError
@@ -67,6 +76,21 @@ def test_options_of_teachers_without_effect_are_said(
     recipe = OptimizerRecipe(projection_learning_rate=rate)
     with pytest.warns(UserWarning, match=option):
         warn_of_idle_options(module(folder, recipe, **teacher), DistillDataModule(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("dtype", "bfloat16"), ("attn_implementation", "sdpa"), ("compile", True)]
+)
+def test_options_of_weights_that_a_server_has_are_said(folder: Path, option: str, value: Any) -> None:
+    server = Server(url="http://localhost:8000/v1")
+    with pytest.warns(UserWarning, match=rf"model\.teachers\.split\.{option} has no effect: .* on its server"):
+        warn_of_idle_options(module(folder, server=server, **{option: value}), DistillDataModule(TEXTS))
+
+
+def test_positions_and_weights_of_a_served_teacher_are_not_looked_for(folder: Path) -> None:
+    teachers = {"big": Teacher(model="no/such-model", server=Server(url="http://localhost:8000/v1"))}
+    served = MultiTeacherDistillModule(Student(model=str(folder / "student")), teachers)
+    assert list(_sources(served)) == list(_sources(served, asked="big")) == ["student"]
 
 
 def test_a_weight_of_the_cross_entropy_without_effect_is_said(folder: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from planned import run_of, write_models
 
 from xtoken_pl import Student
-from xtoken_pl.plan.advice import single_changes, way_to_fit
+from xtoken_pl.plan.advice import Price, single_changes, way_to_fit
 from xtoken_pl.plan.moments import MemoryPlan
+from xtoken_pl.plan.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,18 @@ def test_free_changes_come_first_and_more_gpus_last(models: Path) -> None:
     assert way is not None
     assert way.texts[0] == "model.student.activation_checkpointing: true"
     assert not any("fsdp2" in text for text in way.texts)
+
+
+def test_a_server_is_advised_where_it_can_give_what_is_read(models: Path) -> None:
+    run = run_of(models, servable=frozenset({"t"}), num_gpus=8, spread="sharded", data_parallel_size=8)
+    run.teachers["t"].quantization = "4bit"
+    (change,) = (change for change in single_changes(MemoryPlan.from_run(run)) if ".server: " in change.text)
+    assert change.text.endswith("(and no quantization)")
+    assert change.saves > 0
+    assert change.price == Price.MORE_GPUS
+    assert not any(".server: " in text for text in texts_of(replace(run, servable=frozenset())))
+    assert not any("teachers.t" in text for text in texts_of(change.run))  # nothing of it is left here
+
+
+def texts_of(run: Run) -> list[str]:
+    return [change.text for change in single_changes(MemoryPlan.from_run(run))]

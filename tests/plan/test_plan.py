@@ -10,16 +10,17 @@ import pytest
 import torch
 from head_rows import WatchedMemory
 from planned import most_allocated, run_of, write_models
-from small_models import TEXTS
+from small_models import TEXTS, splitting_tokenizer
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 
-from xtoken_pl import MultiTeacherDistillModule, Student, Teacher, TokenKL
+from xtoken_pl import HybridKL, MultiTeacherDistillModule, Server, Student, Teacher, TokenKL
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models import hidden_states
 from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.replay import replay
+from xtoken_pl.plan.report import table
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
 
@@ -162,6 +163,23 @@ def test_cached_teacher_needs_memory_for_its_rows_but_not_for_weights(models: Pa
     of_teacher = {term for moment in plan.moments for term in moment.terms if term.startswith("teacher t")}
     assert {term.removeprefix("teacher t: ") for term in of_teacher} <= {"W and loss tables", "cached rows"}
     assert plan.peak.terms["teacher t: cached rows"] == run.batch_size * run.sequence_length * (64 * 6 + 12)
+
+
+@pytest.mark.parametrize(("top_k", "row_bytes"), [(64, 64 * 8 + 8), ("all", None)])
+def test_served_teacher_needs_memory_for_its_rows_but_not_for_weights(
+    models: Path, tmp_path: Path, top_k: Any, row_bytes: int | None
+) -> None:
+    folder = tmp_path / "tokenizer"  # no config.json, no weights
+    num_tokens = len(splitting_tokenizer())
+    splitting_tokenizer().save_pretrained(folder)
+    server = Server(url="http://localhost:8000/v1", model="big", top_k=top_k)
+    run = run_of(models, teachers={"t": Teacher(model=str(folder), server=server, loss=HybridKL())})
+    plan = MemoryPlan.from_run(run)
+    of_teacher = {term for moment in plan.moments for term in moment.terms if term.startswith("teacher t")}
+    assert {term.removeprefix("teacher t: ") for term in of_teacher} == {"W and loss tables", "served rows"}
+    num_rows = run.batch_size * run.sequence_length
+    assert plan.peak.terms["teacher t: served rows"] == num_rows * (row_bytes or 4 * num_tokens + 4)
+    assert f"teacher t {folder}: served by http://localhost:8000/v1 as big, k = {top_k}" in table(plan, 1, [], None)
 
 
 def test_offloaded_weights_are_on_the_gpu_only_during_their_own_pass(models: Path) -> None:

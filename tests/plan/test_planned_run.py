@@ -16,6 +16,7 @@ from xtoken_pl import (
     DistillDataModule,
     MultiTeacherDistillModule,
     ProjectionKL,
+    Rollouts,
     SpanLoss,
     Student,
     Teacher,
@@ -91,6 +92,19 @@ def test_cacheable_teachers_depend_on_loss_and_weighting(models: Path) -> None:
     assert cacheable(BytePrefixKL()) == frozenset()
     assert cacheable(ProjectionKL(merge="mean")) == frozenset()
     assert cacheable(ProjectionKL(), ConfidenceWeighting("entropy")) == frozenset()
+
+
+def test_servable_teachers_depend_on_temperature_and_what_is_read(models: Path) -> None:
+    def servable(loss: SpanLoss, **options: Any) -> frozenset[str]:
+        teachers = {"t": Teacher(model=str(models / "student"), loss=loss, **options)}
+        module = MultiTeacherDistillModule(Student(model=str(models / "student")), teachers, rollouts=Rollouts(share=1))
+        return Run.from_parts(module, DistillDataModule(TextSource(path="x")), {}).servable
+
+    assert servable(BytePrefixKL()) == servable(ProjectionKL(merge="mean")) == {"t"}
+    assert servable(ProjectionKL(), temperature=2.0) == frozenset()
+    reader = ProjectionKL()
+    reader.needs_hidden_states = True
+    assert servable(reader) == frozenset()
 
 
 def test_teachers_that_nothing_is_learned_from_are_idle(models: Path) -> None:

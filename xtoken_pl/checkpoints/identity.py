@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtoken_pl.checkpoints.fingerprints import file_fingerprint, model_fingerprint
+from xtoken_pl.checkpoints.fingerprints import file_fingerprint, is_of_weights, model_fingerprint
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -64,7 +64,7 @@ class RunIdentity:
             described[name] = {
                 "model": teacher.model,
                 "revision": teacher.revision,
-                "weights": weights_of_caches[name] if name in weights_of_caches else _weights(teacher),
+                "weights": _weights(teacher, weights_of_caches.get(name)),
                 "tokenizer": vocabularies[name].fingerprint,
                 "projection": None if teacher.projection is None else file_fingerprint(Path(teacher.projection)),
                 "learned": "yes" if teacher.learn_projection else "no",
@@ -75,7 +75,10 @@ class RunIdentity:
         return cls(describe_student(student, student_vocabulary), described, changeable)
 
 
-def _weights(teacher: Teacher) -> str | None:
+def _weights(teacher: Teacher, of_cache: str | None) -> str | None:
+    """Fingerprint of a teacher's weights; None if only its server has them."""
+    if of_cache is not None:
+        return of_cache if is_of_weights(of_cache) else None
     return None if teacher.server is not None else model_fingerprint(teacher)
 
 

@@ -239,18 +239,24 @@ def _check_teachers(
         if before["learned"] != teacher["learned"]:
             where = "in the checkpoint" if before["learned"] == "yes" else "in this run"
             raise UserError(f"the projection of teacher {name!r} is learned {where} only; {_SAME_INPUT}")
-        is_unknown = None in (before["weights"], teacher["weights"])
-        if is_unknown and before["weights"] != teacher["weights"]:
-            where = "in the checkpoint" if before["weights"] is None else "in this run"
-            rank_zero_warn(
-                f"the weights of teacher {name!r} could not be compared with the checkpoint's: {where} a server has them"
-            )
-        for part in ("tokenizer", "projection") if is_unknown else ("weights", "tokenizer", "projection"):
+        for part in ("weights", "tokenizer", "projection"):
+            if part == "weights" and None in (before[part], teacher[part]):
+                _warn_of_unknown_weights(name, before[part], teacher[part])
+                continue
             if before[part] != teacher[part]:
                 raise UserError(
                     f"teacher {name!r} has another {part} than in the checkpoint: {_described(before, part)} there, "
                     f"{_described(teacher, part)} here; {_SAME_INPUT}"
                 )
+
+
+def _warn_of_unknown_weights(name: str, before: str | None, ours: str | None) -> None:
+    if before != ours:
+        where = "in the checkpoint" if before is None else "in this run"
+        rank_zero_warn(
+            f"the weights of teacher {name!r} could not be compared with the checkpoint's, since {where} a server has "
+            "them"
+        )
 
 
 def _log_changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

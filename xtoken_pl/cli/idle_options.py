@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.rollouts import Rollouts
+from xtoken_pl.specs import Teacher
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.training.optimization import OptimizerRecipe
 
@@ -32,6 +34,7 @@ def warn_of_idle_options(module: pl.LightningModule, data: DistillDataModule) ->
         if not any(part.source.holds_conversations for parts in data.splits.values() for part in parts):
             with_template = (name for name, teacher in module.teachers.items() if teacher.chat_template is not None)
             idle |= {f"model.teachers.{name}.chat_template": "it is for conversations" for name in with_template}
+        idle |= _idle_with_server(module.teachers)
         if module.rollouts is not None:
             idle |= _idle_rollouts(module.rollouts, module.ce_weight, data)
         rate = module.optimizer_recipe.projection_learning_rate
@@ -59,6 +62,16 @@ def _warn_of_sources_without_alpha(module: MultiTeacherDistillModule, data: Dist
                 f"{part.setting} is learned by cross-entropy alone, since its teachers have alpha 0: "
                 f"{', '.join(taught)}; give the source alphas, or raise those under model.teachers"
             )
+
+
+def _idle_with_server(teachers: Mapping[str, Teacher]) -> dict[str, str]:
+    """Options of weights that a server has, and why they have no effect; :class:`Teacher` refuses others."""
+    return {
+        f"model.teachers.{name}.{option}": "the teacher runs on its server; set it where that is started"
+        for name, teacher in teachers.items()
+        for option in ("dtype", "attn_implementation", "compile")
+        if teacher.server is not None and getattr(teacher, option) != _default(Teacher, option)
+    }
 
 
 def _idle_rollouts(rollouts: Rollouts, ce_weight: float, data: DistillDataModule) -> dict[str, str]:

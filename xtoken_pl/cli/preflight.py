@@ -113,7 +113,9 @@ def _check_early_stopping(trainer: pl.Trainer, first: int) -> None:
 
 
 def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None = None) -> None:
-    """Checks that every model has at least as many positions as a window has tokens.
+    """Checks that every model in this process has at least as many positions as a window has tokens.
+
+    The context of a server is checked when it is first asked.
 
     Args:
         module: The run's module.
@@ -136,10 +138,10 @@ def check_positions(module: pl.LightningModule, data: Any, *, asked: str | None 
 
 
 def _sources(module: MultiTeacherDistillModule, *, asked: str | None = None) -> dict[str, ModelSource]:
-    """Specifications of the models that run, by their role in messages."""
+    """Specifications of the models that run in this process, by their role in messages."""
     sources: dict[str, ModelSource] = {"student": module.student_source}
     for name, teacher in module.teachers.items():
-        if teacher.cache is None or name == asked:
+        if teacher.server is None and (teacher.cache is None or name == asked):
             sources[f"teacher {name!r}"] = teacher
     return sources
 

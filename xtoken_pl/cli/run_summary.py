@@ -178,7 +178,7 @@ def _models(module: MultiTeacherDistillModule, domains: Sequence[Domain]) -> Ite
     share = "" if learned == total else f", {learned / 1e6:,.1f} million of them trained"
     yield "student", f"{source.model} ({source.weights} weights), {total / 1e6:,.1f} million parameters{share}"
     for name, teacher in module.teachers.items():
-        of = teacher.model if teacher.cache is None else f"{teacher.model}, from the cache {teacher.cache}"
+        of = teacher.model if teacher.origin is None else f"{teacher.model}, {teacher.origin}"
         loss = type(module.losses[name]).__name__
         alpha = _alpha(name, teacher.alpha, domains)
         weight = alpha if name in module.trained_teachers else "not learned from (kd_weight 0)"

@@ -9,6 +9,7 @@ from typing import Any
 
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.run import Run, Writing
+from xtoken_pl.specs import Server, Teacher
 
 #: GPUs of a typical node, over which an unsharded student could be sharded.
 _NODE = 8
@@ -122,7 +123,7 @@ def _possible_for_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price
     def changed(**values: Any) -> Run:
         return replace(run, teachers={**run.teachers, name: replace(teacher, **values)})
 
-    if teacher.cache is not None:
+    if teacher.origin is not None:
         return
     if teacher.dtype in ("float32", "float64"):
         yield f"{setting}.dtype: bfloat16", changed(dtype="bfloat16"), Price.OTHER_RESULTS
@@ -136,3 +137,14 @@ def _possible_for_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price
     if name in run.cacheable:
         text = f"{setting}.cache: a directory written by `python -m xtoken_pl cache --teacher {name}`"
         yield text, changed(cache="planned"), Price.OTHER_RESULTS
+    if name in run.servable:
+        served = changed(server=Server(url="http://planned"), quantization=None, cpu_offload=False)
+        text = f"{setting}.server: the address of a vLLM or SGLang server that runs the teacher on other GPUs"
+        yield f"{text}{_without_weights(teacher)}", served, Price.MORE_GPUS
+
+
+def _without_weights(teacher: Teacher) -> str:
+    """Names the options that a served teacher must not have."""
+    given = {"cpu_offload": teacher.cpu_offload, "quantization": teacher.quantization}
+    names = [name for name, value in given.items() if value]
+    return f" (and no {' or '.join(names)})" if names else ""

@@ -9,6 +9,7 @@ from xtoken_pl.plan import terms
 from xtoken_pl.plan.replay import Held, replay, replay_writing
 from xtoken_pl.plan.run import Run, Writing
 from xtoken_pl.plan.skeleton import Skeleton, vocabulary_size
+from xtoken_pl.specs import Teacher
 
 _HEAD_GRADIENT = "student: gradient of the head"
 
@@ -52,7 +53,7 @@ class MemoryPlan:
             UserError: If a model does not exist or cannot be planned.
         """
         student = Skeleton.from_source(run.student, role="student", dtype=run.converted)
-        live = {name: teacher for name, teacher in run.teachers.items() if teacher.cache is None}
+        live = {name: teacher for name, teacher in run.teachers.items() if teacher.origin is None}
         teachers = {name: Skeleton.from_source(teacher, role=f"teacher {name!r}") for name, teacher in live.items()}
         return cls(run, student, teachers, _Step(run, student, teachers).moments())
 
@@ -186,8 +187,8 @@ class _Step:
                 teacher_size = self.teachers[name].head.shape[0]
             else:
                 teacher_size = vocabulary_size(teacher) or size
-                num_rows = run.num_windows * run.sequence_length
-                result[f"teacher {name}: cached rows"] = num_rows * terms.cached_bytes(teacher, teacher_size)
+                kind, row_bytes = _known_row(teacher, teacher_size)
+                result[f"teacher {name}: {kind} rows"] = run.num_windows * run.sequence_length * row_bytes
             result[f"teacher {name}: W and loss tables"] = terms.loss_bytes(teacher, size, teacher_size)
             learned += terms.learned_projection_bytes(teacher, size)
         if learned:
@@ -245,6 +246,13 @@ class _Step:
         lost = int(terms.FRAGMENTATION * sum(allocated.values()))
         outside = terms.CUDA_BYTES + (terms.NCCL_BYTES if self.run.num_gpus > 1 else 0)
         return Moment(name, {**allocated, "allowance: fragmentation (5%)": lost, "allowance: CUDA and NCCL": outside})
+
+
+def _known_row(teacher: Teacher, teacher_size: int) -> tuple[str, int]:
+    """Kind and bytes of a row of a teacher that does not run in this process."""
+    if teacher.cache is None and teacher.server is not None:
+        return "served", terms.served_bytes(teacher.server, teacher_size)
+    return "cached", terms.cached_bytes(teacher, teacher_size)
 
 
 def _student_terms(held: Held) -> dict[str, int]:

@@ -87,7 +87,8 @@ def _terms(plan: MemoryPlan) -> list[str]:
 
 def _model_line(role: str, source: Student | Teacher, skeleton: Skeleton | None) -> str:
     if skeleton is None:
-        return f"{role} {source.model}: read from its cache, no weights"
+        assert isinstance(source, Teacher)
+        return f"{role} {source.model}: {source.origin}; no weights here"
     kept = source.quantization or str(skeleton.dtype).removeprefix("torch.")
     line = f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
     num_trained = sum(parameter.numel() for parameter in skeleton.trained)

@@ -92,6 +92,7 @@ class Run:
         spread: How the student is distributed over the GPUs.
         data_parallel_size: Number of GPUs that share one copy of the models, if sharded.
         cacheable: Names of the teachers that a cache could replace.
+        servable: Names of the teachers that a server could run.
         idle: Names of the teachers that run for validation only.
         writing: Settings of the rollouts; None for a run without any.
     """
@@ -106,6 +107,7 @@ class Run:
     spread: Spread = "alone"
     data_parallel_size: int = 1
     cacheable: frozenset[str] = frozenset()
+    servable: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
     writing: Writing | None = None
 
@@ -145,6 +147,7 @@ class Run:
             spread=spread,
             data_parallel_size=given if sharded and num_gpus is not None else sharded or 1,
             cacheable=frozenset() if data.streaming or rollouts is not None else _cacheable(module),
+            servable=_servable(module),
             idle=frozenset(module.teachers.keys() - module.trained_teachers.keys()),
             writing=None if rollouts is None else Writing.from_parts(rollouts, data, num_batches),
         )
@@ -170,6 +173,17 @@ def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
         loss, of_cache = module.teachers[name].loss, RowContent("span_starts")
         needs = [module.weighting.row_needs, *([] if loss == "auto" else [loss.row_needs])]
         return all(of_cache.lacks(need) is None for need in needs)
+
+    return frozenset(filter(can_be, module.teachers))
+
+
+def _servable(module: MultiTeacherDistillModule) -> frozenset[str]:
+    """Teachers whose loss and whose weighting find all that they read in the rows of a server, at temperature 1."""
+
+    def can_be(name: str) -> bool:
+        teacher, given = module.teachers[name], RowContent("all", top_k=64)
+        needs = [module.weighting.row_needs, *([] if teacher.loss == "auto" else [teacher.loss.row_needs])]
+        return teacher.temperature == 1.0 and all(given.lacks(need) is None for need in needs)
 
     return frozenset(filter(can_be, module.teachers))
 

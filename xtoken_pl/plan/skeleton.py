@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.sharding import layers
 from xtoken_pl.specs import LoRA, ModelSource, Student
+from xtoken_pl.tokenization import load_tokenizer
 from xtoken_pl.utilities.errors import UserError
 
 #: Must not contain "flash", or transformers requires the FlashAttention library.
@@ -135,14 +136,25 @@ class Skeleton:
 
 
 def vocabulary_size(source: ModelSource) -> int | None:
-    """Number of rows of a model's head according to its configuration; None if that cannot be read."""
+    """Number of rows of a model's head according to its configuration, or else of its tokens; None if neither is here.
+
+    Of a cached or served teacher, the tokenizer may be all that is here.
+    """
     try:
         config = AutoConfig.from_pretrained(
             source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError):
-        return None
+        return _num_tokens(source)
     return cast(int, config.get_text_config().vocab_size)
+
+
+def _num_tokens(source: ModelSource) -> int | None:
+    try:
+        tokenizer = load_tokenizer(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    except UserError:
+        return None
+    return len(tokenizer)
 
 
 def _bytes(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ import torch
 from xtoken_pl.losses import projection_bytes
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
-from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.specs import Server, Student, Teacher
 from xtoken_pl.teachers.cache.manifest import Manifest
 
 # B windows of T tokens, H hidden size, V/V_s/V_t rows of a head (student/teacher), N GPUs that share one copy
@@ -85,10 +85,10 @@ def learned_projection_bytes(teacher: Teacher, student_size: int) -> int:
 
 
 def cached_bytes(teacher: Teacher, teacher_size: int) -> int:
-    """Bytes of one span of a cached teacher; a window has at most one span per token.
+    """Upper bound of the bytes of one row of a cached teacher; a window has at most one row per token.
 
     ``k (b + 4) + 12`` for k stored tokens of b bytes and their ids, ``V_t b + 8`` where all are stored; k = 64 and
-    b = 2 where the cache is still to be built.
+    b = 2 where the cache is still to be built. The dense rows of a piece, ``[P, V_t]``, are part of ``logits_memory``.
     """
     top_k, num_bytes = 64, 2
     if teacher.cache is not None and Path(teacher.cache).is_dir():
@@ -98,6 +98,15 @@ def cached_bytes(teacher: Teacher, teacher_size: int) -> int:
             return teacher_size * num_bytes + 8
         top_k = identity.top_k
     return top_k * (num_bytes + 4) + 12
+
+
+def served_bytes(server: Server, teacher_size: int) -> int:
+    """Bytes of one row of a served teacher; a window has at most one row per token.
+
+    ``k (4 + 4) + 8`` for k log-probabilities and ids, the tail and the observed token; ``4 V_t + 4`` for all tokens.
+    The dense rows of a piece, ``[P, V_t]``, are part of ``logits_memory``.
+    """
+    return 4 * teacher_size + 4 if server.top_k == "all" else 8 * server.top_k + 8
 
 
 def head_copy_bytes(run: Run, skeleton: Skeleton) -> int:

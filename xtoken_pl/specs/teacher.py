@@ -74,6 +74,15 @@ class Teacher(ModelSource):
         elif self.loss != "auto":
             raise UserError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
 
+    @property
+    def origin(self) -> str | None:
+        """Describes where the rows come from if the teacher does not run in this process; None if it does."""
+        if self.cache is not None:
+            return f"from the cache {self.cache}"
+        if self.server is not None:
+            return f"served by {self.server.url} as {self.server.model or self.model}, k = {self.server.top_k}"
+        return None
+
     def _check_served(self) -> None:
         if self.temperature != 1.0:
             raise UserError(
