@@ -28,12 +28,13 @@ class ThroughputMonitor(Monitor):
 
     - ``throughput/tokens_per_second``: student tokens without padding that were trained on, of all processes;
     - ``throughput/seconds_per_step``: duration of an optimizer step with all its micro-batches;
-    - ``throughput/waiting_share``: share of the time that training waits for the data loader;
-    - ``throughput/teacher_share/NAME``: share of the forward pass of a teacher without a cache, up to its head, which
-      counts as part of the loss;
+    - ``throughput/waiting_share``: share of the time that training waits for the data loader, whose workers ask the
+      servers of teachers;
+    - ``throughput/teacher_share/NAME``: share of the forward pass of a teacher that runs in this process, up to its
+      head, which counts as part of the loss;
     - ``throughput/writing_share``, ``throughput/scoring_share``, ``throughput/learning_share``, only if the student
-      writes: shares of writing, of all teachers' passes together, and of the rest; with the share of waiting they add
-      up to 1;
+      writes: shares of writing, of all teachers' passes in this process together, and of the rest (also of asking
+      servers for the rows of rollouts); with the share of waiting they add up to 1;
     - ``throughput/peak_memory``: highest memory so far in GB, of the process that has most: memory allocated by torch
       on a GPU, otherwise the resident memory of the process.
 

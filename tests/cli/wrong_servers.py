@@ -42,6 +42,7 @@ CASES = [
         f"{_SERVER} http://localhost/v1",
         *("must be a mapping of options, got 'http://localhost/v1'", "did you mean {url: http://localhost/v1}?"),
     ),
+    case("servers: null as an option", f"{_SERVER} null", "must be a mapping of options, got 'null'", "in a file"),
     _in_file("list", ["http://localhost/v1"], "model.teachers.same.server in extra.yaml must be a mapping of options"),
     case("servers: no tokens", f"{_HERE}.top_k 0", "top_k of a server must be >= 1, got 0", "'all' asks for"),
     case(

@@ -165,11 +165,9 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
         value = found[1]
         options = (name.rpartition(".")[2] for name in known if name.startswith(f"{keys[-1]}."))
         first = next((option for option in options if option != "help"), "path")
-        rule = f"must be a mapping of options, got {value!r}; did you mean {{{first}: {value}}}?"
+        rule = _mapping_rule(first, value)
     elif spec := re.search(r"<class '(xtoken_pl\.specs\.\w+)\.(\w+)'>", types):
-        first = fields(getattr(import_module(spec[1]), spec[2]))[0].name
-        hint = f"; did you mean {{{first}: {value}}}?" if value[:1] not in ("[", "{") else ""
-        rule = f"must be a mapping of options, got {value!r}{hint}"
+        rule = _mapping_rule(fields(getattr(import_module(spec[1]), spec[2]))[0].name, value)
     elif kind := re.search(r"subclass of (\w+)", reason):
         paths = [path for path, cls in _public_classes().items() if kind[1] in (base.__name__ for base in cls.__mro__)]
         rule = f"must be the path of a {kind[1]}, got {value!r}; choose one of {', '.join(paths) or 'its subclasses'}"
@@ -186,6 +184,16 @@ def _wrong_value(message: str, reason: str, keys: list[str], known: list[str], a
     else:
         rule = f"cannot be used: {reason}"
     return f"{_place(keys, value, arguments)} {rule}"
+
+
+def _mapping_rule(first: str, value: str) -> str:
+    """Returns the rule for a value in place of a mapping whose first option is ``first``."""
+    hint = f"; did you mean {{{first}: {value}}}?"
+    if value == "None":  # jsonargparse takes null for a path
+        value, hint = "null", "; to have none, set it to null in a file for --config"
+    elif value[:1] in ("[", "{"):
+        hint = ""
+    return f"must be a mapping of options, got {value!r}{hint}"
 
 
 def reason_of_union(message: str) -> str | None:
