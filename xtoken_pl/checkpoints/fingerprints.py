@@ -74,14 +74,14 @@ def model_fingerprint(source: ModelSource) -> str:
     return f"sha256:{digest.hexdigest()[:32]}"
 
 
-def is_of_weights(fingerprint: str) -> bool:
-    """Whether it is a :func:`model_fingerprint`; a cache that was built from a server has another."""
-    return fingerprint.startswith(("commit:", "sha256:"))
-
-
 def weight_files(folder: Path) -> list[Path]:
     """Lists the files in a model's directory that hold weights, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
+
+
+def is_of_weights(fingerprint: str) -> bool:
+    """Whether it is a :func:`model_fingerprint`; a cache that was built from a server has another."""
+    return fingerprint.startswith(("commit:", "sha256:"))
 
 
 def training_windows_fingerprint(windows: Dataset, maker_fingerprint: str) -> str:
