@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.batch import Planner
-from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.losses.base import SpanBlock, SpanScores
 from xtoken_pl.losses.divergence import Divergence
 from xtoken_pl.losses.group_divergence import group_divergence
 from xtoken_pl.losses.prefix_mass import PrefixMass
+from xtoken_pl.losses.teacher_tokens import TopKLoss, keep_tokens
 from xtoken_pl.prefix_map import PrefixMap, PrefixPlan, PrefixPlanner, build_prefix_map
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -17,7 +18,7 @@ from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
 
-class BytePrefixKL(SpanLoss):
+class BytePrefixKL(TopKLoss):
     r"""Divergence over groups of student tokens, all whose masses the teacher's one pass gives.
 
     .. math:: L = \sum_{\text{positions}} D(Q, \tilde P) - \log M, \quad P_g = \sum_{s \in g} p_S(s), \quad
@@ -82,6 +83,13 @@ class BytePrefixKL(SpanLoss):
     Args:
         prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
         divergence: Divergence of the two sides; ``forward`` is KL(teacher || student).
+        teacher_top_k: Number of tokens kept in each teacher row besides the observed one, the most probable ones; all
+            others share the remaining probability evenly. The groups of a position that no kept token reaches are
+            compared as one. The loss is then at most that of these rows without merging. Nothing is renormalized; None,
+            the default, keeps all tokens.
+
+    Raises:
+        UserError: If ``teacher_top_k`` is not an integer >= 1.
 
     References:
         [0] The loss is ours. Related: byte-prefix marginalization (BPM), https://arxiv.org/abs/2607.22334; likelihood
@@ -90,8 +98,10 @@ class BytePrefixKL(SpanLoss):
 
     unwritten: Tensor  # student tokens that the teacher cannot write
 
-    def __init__(self, *, prefix_map: str | None = None, divergence: Divergence = "forward") -> None:
-        super().__init__()
+    def __init__(
+        self, *, prefix_map: str | None = None, divergence: Divergence = "forward", teacher_top_k: int | None = None
+    ) -> None:
+        super().__init__(teacher_top_k=teacher_top_k)
         self.prefix_map = prefix_map
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self._planner: PrefixPlanner | None = None
@@ -117,8 +127,9 @@ class BytePrefixKL(SpanLoss):
         self.register_buffer("unwritten", unwritten, persistent=False)
 
     def extra_repr(self) -> str:
+        kept = [] if self.teacher_top_k is None else [f"teacher_top_k={self.teacher_top_k}"]
         return ", ".join(
-            [f"divergence={self.divergence}", *(f"{count:,} {label}" for label, count, _ in self._summary)]
+            [f"divergence={self.divergence}", *kept, *(f"{count:,} {label}" for label, count, _ in self._summary)]
         )
 
     @property
@@ -133,9 +144,10 @@ class BytePrefixKL(SpanLoss):
     def forward(self, block: SpanBlock) -> SpanScores:
         assert isinstance(block.plan, PrefixPlan), "plan comes first"
         plan, student = block.plan, block.student
+        rows, kept = keep_tokens(block.teacher, self.teacher_top_k)
         groups = (
-            self.mass.at_boundaries(plan.boundary, block.teacher),
-            self.mass.inside_tokens(plan.inside, block.teacher),
+            self.mass.at_boundaries(plan.boundary, rows, kept),
+            self.mass.inside_tokens(plan.inside, rows, kept),
         )
         row_nats = group_divergence(student.log_probs, *groups, divergence=self.divergence)  # [P]
         first = student.first_rows()

@@ -14,6 +14,11 @@ from xtoken_pl.losses.divergence import Divergence, smallest_prob
 
 # P rows, R of them, C columns, G branches, M members of branches, V vocabulary size
 
+#: Values of the groups of some rows: of columns ``[R, C]``, and of branches ``[G]``.
+GroupValues = tuple[Tensor, Tensor]
+#: Elementwise functions of P (or P~) and Q.
+_Form = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
 
 class ColumnSums(nn.Module):
     """Sums the tokens of each column: ``[N, V] -> [N, C]``. One token of each is gathered, the others are added.
@@ -50,6 +55,8 @@ class Groups:
     A token belongs to its column, unless it is a member of one of the row's branches; the column of a member has no
     mass. The teacher cannot write the tokens of a group whose mass is exactly 0.
 
+    The merged groups of a row are compared as one: only their sums count on both sides.
+
     Attributes:
         row: ``[R]`` increasing.
         column_mass: ``[R, C]``.
@@ -57,6 +64,7 @@ class Groups:
         branch_mass: ``[G]``.
         branch_position: ``[G]`` places in ``row``.
         member_branch, member: ``[M]`` the branch, and the place ``r * V + token`` in the rows ``[R, V]``.
+        merged: ``[R, C]`` and ``[G]`` bool, True for the groups that are merged, all of which have mass; None for none.
     """
 
     row: Tensor
@@ -66,6 +74,34 @@ class Groups:
     branch_position: Tensor
     member_branch: Tensor
     member: Tensor
+    merged: GroupValues | None = None
+
+    @property
+    def mass(self) -> GroupValues:
+        """``[R, C], [G]``: the masses of columns and of branches."""
+        return self.column_mass, self.branch_mass
+
+    def add_up(self, values: GroupValues) -> Tensor:
+        """``[R, C], [G] -> [R]``: the sum over the groups of each row."""
+        columns, branches = values
+        return columns.sum(-1).index_add_(0, self.branch_position, branches)
+
+    def add_up_merged(self, values: GroupValues) -> Tensor:
+        """``[R, C], [G] -> [R]``: the sum over the merged groups of each row."""
+        assert self.merged is not None
+        columns, branches = (each.masked_fill(~merged, 0.0) for each, merged in zip(values, self.merged, strict=True))
+        return self.add_up((columns, branches))
+
+    def compare(self, form: _Form, student: GroupValues, teacher: GroupValues) -> list[GroupValues]:
+        """Applies ``form`` to both sides' masses of each group; to the sums of a row for its merged groups."""
+        columns, branches = (form(*sides) for sides in zip(student, teacher, strict=True))
+        if self.merged is not None:
+            of_sums = form(self.add_up_merged(student), self.add_up_merged(teacher))  # [R] each
+            in_columns, in_branches = self.merged
+            columns = tuple(torch.where(in_columns, r[:, None], c) for r, c in zip(of_sums, columns, strict=True))
+            of_branches = (r[self.branch_position] for r in of_sums)
+            branches = tuple(torch.where(in_branches, r, b) for r, b in zip(of_branches, branches, strict=True))
+        return list(zip(columns, branches, strict=True))
 
 
 def group_divergence(student_log_probs: Tensor, *groups: Groups, divergence: Divergence = "forward") -> Tensor:
@@ -149,10 +185,7 @@ class _GroupDivergence(torch.autograd.Function):
 def _forward(part: Groups, probs: Tensor) -> _Scored:
     """Scores KL(Q || P): its gradient by P needs no normalized P, and groups without mass need no care."""
     smallest = smallest_prob(probs.dtype)
-    column_ratio, branch_ratio = (
-        teacher / student.clamp_min(smallest)
-        for teacher, student in zip((part.column_mass, part.branch_mass), _student_masses(part, probs), strict=True)
-    )
+    ((column_ratio, branch_ratio),) = part.compare(_ratio, _student_masses(part, probs), part.mass)
     nats = (part.column_mass * column_ratio.clamp_min(smallest).log()).sum(-1)
     total = part.column_mass.sum(-1)
     nats.index_add_(0, part.branch_position, part.branch_mass * branch_ratio.clamp_min(smallest).log())
@@ -162,51 +195,49 @@ def _forward(part: Groups, probs: Tensor) -> _Scored:
     return _Scored(nats, -torch.where(total <= smallest, 0.0, scale), column_ratio, branch_ratio)
 
 
-#: Of P~ and Q, elementwise: h, and r or None for 0, so that D = sum P~ h + sum r and dD/dP~ is h plus a constant.
-_Form = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-
-
 def _normalized(part: Groups, probs: Tensor, form: _Form) -> _Scored:
-    """Scores D(Q, P~) - log M."""
+    """Scores D(Q, P~) - log M; ``form`` gives h, and r or nothing, so that D = sum P~ h + sum Q r, and dD/dP~ is h plus
+    a constant.
+    """
     smallest = smallest_prob(probs.dtype)
-
-    def add_up(of_columns: Tensor, of_branches: Tensor) -> Tensor:
-        return of_columns.sum(-1).index_add_(0, part.branch_position, of_branches)
-
     no_column, no_branch = part.column_mass == 0, part.branch_mass == 0
     columns, branches = _student_masses(part, probs)
     columns = columns.masked_fill(no_column, 0.0)  # it may be `probs`
     branches.masked_fill_(no_branch, 0.0)
-    total = add_up(part.column_mass, part.branch_mass)
-    mass = add_up(columns, branches).clamp_min(smallest)  # M
+    total = part.add_up(part.mass)
+    mass = part.add_up((columns, branches)).clamp_min(smallest)  # M
     scale, teacher_scale = 1 / mass, 1 / total.clamp_min(smallest)
     columns.mul_(scale[:, None])
     branches.mul_(scale[part.branch_position])
-    of_columns, rest_of_columns = form(columns, part.column_mass * teacher_scale[:, None])
-    of_branches, rest_of_branches = form(branches, part.branch_mass * teacher_scale[part.branch_position])
-    mean = add_up(columns.mul_(of_columns), branches.mul_(of_branches))
+    teacher = part.column_mass * teacher_scale[:, None], part.branch_mass * teacher_scale[part.branch_position]
+    (of_columns, of_branches), *rest = part.compare(form, (columns, branches), teacher)
+    mean = part.add_up((columns.mul_(of_columns), branches.mul_(of_branches)))
     nats = mean - mass.log()
-    if rest_of_columns is not None and rest_of_branches is not None:
-        nats += add_up(rest_of_columns, rest_of_branches)
+    for of_teacher in rest:
+        nats += part.add_up((of_teacher[0].mul_(teacher[0]), of_teacher[1].mul_(teacher[1])))
     of_columns.sub_((mean + 1)[:, None]).masked_fill_(no_column, 0.0)
     of_branches.sub_((mean + 1)[part.branch_position]).masked_fill_(no_branch, 0.0)
     nats, scale = (torch.where(total <= smallest, 0.0, values) for values in (nats, scale))
     return _Scored(nats, scale, of_columns, of_branches)
 
 
-def _student_masses(part: Groups, probs: Tensor) -> tuple[Tensor, Tensor]:
+def _student_masses(part: Groups, probs: Tensor) -> GroupValues:
     """``[R, C], [G]``: P of each group; a column that has mass has no member of a branch."""
     branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, probs.view(-1)[part.member])
     return probs if part.sums is None else part.sums(probs), branches
 
 
-def _reverse(student: Tensor, teacher: Tensor) -> tuple[Tensor, None]:
-    return _log_ratio(student, teacher), None
+def _ratio(student: Tensor, teacher: Tensor) -> tuple[Tensor]:
+    return (teacher / student.clamp_min(smallest_prob(student.dtype)),)
+
+
+def _reverse(student: Tensor, teacher: Tensor) -> tuple[Tensor]:
+    return (_log_ratio(student, teacher),)
 
 
 def _jensen_shannon(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     middle = (student + teacher).mul_(0.5)
-    rest = _log_ratio(teacher, middle).mul_(teacher).mul_(0.5)
+    rest = _log_ratio(teacher, middle).mul_(0.5)
     return _log_ratio(student, middle).mul_(0.5), rest
 
 

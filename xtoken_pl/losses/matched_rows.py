@@ -7,18 +7,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores
+from xtoken_pl.losses.base import SpanBlock, SpanScores
 from xtoken_pl.losses.divergence import Divergence
 from xtoken_pl.losses.row_content import RowContent
+from xtoken_pl.losses.teacher_tokens import TopKLoss
 from xtoken_pl.utilities.checks import check_choice
-from xtoken_pl.utilities.errors import UserError
 
 # S spans, V_s/V_t vocabulary sizes (student/teacher)
 
 Merge = Literal["chain_rule", "mean"]
 
 
-class MatchedRowLoss(SpanLoss):
+class MatchedRowLoss(TopKLoss):
     """A loss that compares one student row with one teacher row per span.
 
     Args:
@@ -29,15 +29,12 @@ class MatchedRowLoss(SpanLoss):
             all others become one bucket, and nothing is renormalized. None, the default, is exact.
 
     Raises:
-        UserError: If ``teacher_top_k`` is below 1.
+        UserError: If ``teacher_top_k`` is not an integer >= 1.
     """
 
     def __init__(self, *, merge: Merge = "chain_rule", teacher_top_k: int | None = None) -> None:
-        super().__init__()
+        super().__init__(teacher_top_k=teacher_top_k)
         self.merge: Merge = check_choice("merge", merge, Merge)
-        if teacher_top_k is not None and teacher_top_k < 1:
-            raise UserError(f"teacher_top_k must be >= 1, got {teacher_top_k}; None keeps the whole distribution")
-        self.teacher_top_k = teacher_top_k
 
     def extra_repr(self) -> str:
         kept = "" if self.teacher_top_k is None else f", teacher_top_k={self.teacher_top_k}"
@@ -48,14 +45,6 @@ class MatchedRowLoss(SpanLoss):
         """The rows of span starts, unless the loss has a plan or averages all rows."""
         averages = self.merge == "mean" or self.planner is not None
         return RowContent("all" if averages else "span_starts", self.teacher_top_k, self.needs_hidden_states)
-
-    def limit_teacher_tokens(self, top_k: int) -> str | None:
-        """Sets ``teacher_top_k``, unless it is as low already."""
-        before = self.teacher_top_k
-        if before is not None and before <= top_k:
-            return None
-        self.teacher_top_k = top_k
-        return f"teacher_top_k {before} -> {top_k}"
 
     def forward(self, block: SpanBlock) -> SpanScores:
         if self.merge == "mean":

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from xtoken_pl.losses.base import SideRows
 from xtoken_pl.losses.group_divergence import ColumnSums, Groups
+from xtoken_pl.losses.group_sums import GroupSums
+from xtoken_pl.losses.teacher_tokens import KeptTokens
 from xtoken_pl.prefix_map import Positions, PrefixMap
 
 # Q teacher rows, R positions, C columns, L levels, G branches, M members, V_s/V_t vocabulary sizes
@@ -48,39 +50,51 @@ class PrefixMass(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    def at_boundaries(self, positions: Positions, teacher: SideRows) -> Groups:
-        """Columns are groups of student tokens with the same leading teacher token."""
+    def at_boundaries(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
+        """Columns are groups of student tokens with the same leading teacher token.
+
+        Args:
+            positions: Positions at a boundary of both sides.
+            teacher: Rows of the teacher.
+            kept: Tokens that are kept of each row; groups that none of them reaches are merged. None for all.
+        """
         probs = self._positive(teacher.log_probs.index_select(0, positions.teacher).exp_())  # [R, V_t]
         # The observed token's mass has its own way.
-        probs.scatter_(1, teacher.labels[positions.teacher][:, None], 0.0)
+        observed = teacher.labels[positions.teacher][:, None]
+        probs.scatter_(1, observed, 0.0)
         column_mass = self.of_teacher(probs)
         # Of the group that it leads the branches take everything, also what members inherit.
         divided = positions.divided_column[:, None]
         left = column_mass.gather(1, divided.clamp_min(0)).masked_fill(divided >= 0, 0.0)
         column_mass.scatter_(1, divided.clamp_min(0), left)
-        inherited = self._positive(teacher.log_probs[positions.heir_teacher, positions.heir_token].exp())
-        branch_mass = column_mass.new_zeros(positions.count("branches"))
-        branch_mass.index_add_(0, positions.heir_branch, inherited)
-        self._follow_path(positions, teacher, column_mass, branch_mass)
-        return Groups(positions.row, column_mass, self.of_student, branch_mass, *self._members(positions))
+        sums = GroupSums(column_mass, positions.count("branches"), has_marks=kept is not None)
+        heir_row, heir_token = positions.heir_teacher, positions.heir_token
+        inherited = self._positive(teacher.log_probs[heir_row, heir_token].exp())
+        sums.add_to_branches(inherited, positions.heir_branch, _lookup(kept, heir_row, heir_token))
+        if kept is not None:
+            ids = kept.ids.index_select(0, positions.teacher)  # [R, k]
+            everyone = torch.arange(len(ids), device=ids.device)[:, None]
+            sums.mark_columns(everyone, self.teacher_column[ids], ids != observed)
+            sums.mark_positions(~kept.has_tail[positions.teacher])
+        self._follow_path(positions, teacher, kept, sums)
+        members = self._members(positions)
+        return Groups(positions.row, sums.columns, self.of_student, sums.branches, *members, sums.merged())
 
-    def inside_tokens(self, positions: Positions, teacher: SideRows) -> Groups:
+    def inside_tokens(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
         """Columns are student tokens; what cannot follow the bytes that are there already has no mass."""
         position, place = _expand(positions.low, positions.high - positions.low, positions.count("extending"))
         token, row = self.order[place], positions.teacher[position]
         heir = self.longest[self.offsets[token] + positions.consumed[position]]
+        heir = heir.masked_fill(token == teacher.labels[row], -1)
         mass = self._positive(teacher.log_probs[row, token].exp())
-        mass.masked_fill_((heir < 0) | (token == teacher.labels[row]), 0.0)
         column_mass = mass.new_zeros(len(positions.row), self.num_student)
-        flat = column_mass.view(-1)
-        flat.index_add_(0, position * self.num_student + heir.clamp_min(0), mass)
+        sums = GroupSums(column_mass, positions.count("branches"), has_marks=kept is not None)
+        sums.add_to_columns(mass, position, heir, _lookup(kept, row, token))
         # Branches take what their members have.
-        branch_position, member_branch, member = self._members(positions)
-        branch_mass = column_mass.new_zeros(positions.count("branches"))
-        branch_mass.index_add_(0, member_branch, flat[member])
-        flat[member] = 0.0
-        self._follow_path(positions, teacher, column_mass, branch_mass)
-        return Groups(positions.row, column_mass, None, branch_mass, branch_position, member_branch, member)
+        members = self._members(positions)
+        sums.move_to_branches(*members[1:])
+        self._follow_path(positions, teacher, kept, sums)
+        return Groups(positions.row, sums.columns, None, sums.branches, *members, sums.merged())
 
     def _members(self, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """``[G]`` position of each branch; ``[M]`` branch of each member, and its place in the rows ``[R, V_s]``."""
@@ -92,34 +106,37 @@ class PrefixMass(nn.Module):
         """Raises masses to the smallest normal number; all of a row's together stay far below ``smallest_prob``."""
         return mass.clamp_min_(torch.finfo(mass.dtype).tiny) if self.all_positive else mass
 
-    def _follow_path(self, positions: Positions, teacher: SideRows, column_mass: Tensor, branch_mass: Tensor) -> None:
+    def _follow_path(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums) -> None:
         """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first."""
-
-        def add_to_columns(mass: Tensor, position: Tensor, column: Tensor) -> None:
-            place = position * column_mass.shape[1] + column.clamp_min(0)
-            column_mass.view(-1).index_add_(0, place, self._positive(mass).masked_fill(column < 0, 0.0))
-
-        def add_to_branches(mass: Tensor, branch: Tensor) -> None:
-            branch_mass.index_add_(0, branch.clamp_min(0), self._positive(mass).masked_fill(branch < 0, 0.0))
-
         # Finite, or one row would spoil the path of all behind it.
         observed = teacher.token_log_probs().clamp_min(_LEAST_NATS)  # [Q]
-        everyone = torch.arange(len(positions.row), device=column_mass.device)
-        add_to_columns(observed[positions.teacher].exp(), everyone, positions.observed_column)
+        everyone = torch.arange(len(positions.row), device=observed.device)
+        first_token = self._positive(observed[positions.teacher].exp())
+        sums.add_to_columns(first_token, everyone, positions.observed_column)
         # In double precision, since long sums are subtracted.
         path = torch.cat((observed.new_zeros(1, dtype=torch.float64), observed.double().cumsum(0)))  # [Q + 1]
         first = positions.teacher[positions.level_position]
         reached = (path[positions.level_teacher] - path[first]).exp().to(observed.dtype)  # [L], M_d
         stays = observed[positions.level_teacher].exp()  # [L]
         token, level = positions.branch_token, positions.branch_level
-        leaves = teacher.log_probs[positions.level_teacher[level], token.clamp_min(0)].exp().masked_fill(token < 0, 0.0)
-        branch_mass += self._positive(reached[level] * leaves).masked_fill(token < 0, 0.0)
+        branch = torch.arange(len(token), device=token.device).masked_fill(token < 0, -1)
+        row, token = positions.level_teacher[level], token.clamp_min(0)
+        leaves = teacher.log_probs[row, token].exp().masked_fill(branch < 0, 0.0)
+        is_kept = _lookup(kept, row, token)
+        sums.add_to_branches(self._positive(reached[level] * leaves), branch, is_kept)
         least = torch.finfo(stays.dtype).eps if self.all_positive else 0.0
-        residual = reached * (1 - stays.index_add(0, level, leaves)).clamp_min(least)
-        add_to_branches(residual, positions.residual_branch)
-        add_to_columns(residual, positions.level_position, positions.residual_column)
-        add_to_branches(reached * stays, positions.last_branch)
-        add_to_columns(reached * stays, positions.level_position, positions.last_column)
+        residual = self._positive(reached * (1 - stays.index_add(0, level, leaves)).clamp_min(least))
+        if kept is not None and is_kept is not None:
+            is_kept = kept.others_than(is_kept & (branch >= 0), level, positions.level_teacher)
+        sums.add_to_branches(residual, positions.residual_branch, is_kept)
+        sums.add_to_columns(residual, positions.level_position, positions.residual_column, is_kept)
+        ending = self._positive(reached * stays)
+        sums.add_to_branches(ending, positions.last_branch)
+        sums.add_to_columns(ending, positions.level_position, positions.last_column)
+
+
+def _lookup(kept: KeptTokens | None, row: Tensor, token: Tensor) -> Tensor | None:
+    return None if kept is None else kept.is_kept[row, token]
 
 
 def _expand(start: Tensor, length: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, get_args
 
 from xtoken_pl.utilities.errors import UserError
@@ -20,7 +21,7 @@ def check_choice(name: str, value: Any, choices: Any) -> Any:
 
 
 def check_at_least_one(name: str, value: int | None, hint: str | None = None) -> None:
-    """Checks that ``value`` is >= 1, or None if the argument is optional.
+    """Checks that ``value`` is an integer >= 1, or None if the argument is optional.
 
     Args:
         name: Name of the argument, for the message.
@@ -30,8 +31,12 @@ def check_at_least_one(name: str, value: int | None, hint: str | None = None) ->
     Raises:
         UserError: If it is not.
     """
-    if value is not None and value < 1:
-        raise UserError(f"{name} must be >= 1, got {value}{'' if hint is None else f'; {hint}'}")
+    if value is None:
+        return
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or value < 1:
+        rule = ">= 1" if is_integer else "an integer >= 1"
+        raise UserError(f"{name} must be {rule}, got {value}{'' if hint is None else f'; {hint}'}")
 
 
 def check_not_negative(name: str, value: float, hint: str) -> float:
