@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from reference_byte_prefix import BytePrefixReference
+from reference_byte_prefix import BytePrefixReference, Key, divergence_of, keep_and_spread
 from small_models import TEXTS
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +18,7 @@ from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses import Divergence
 from xtoken_pl.losses.base import SideRows, SpanBlock
 from xtoken_pl.losses.group_divergence import Groups
+from xtoken_pl.losses.teacher_tokens import keep_tokens
 from xtoken_pl.prefix_map import PrefixPlan
 from xtoken_pl.tokenization.writing import write_bytes
 
@@ -44,11 +45,12 @@ class Pair:
         masked: Sequence[int] = (),
         loss: BytePrefixKL | None = None,
         divergence: Divergence = "forward",
+        teacher_top_k: int | None = None,
     ) -> Pair:
         """``masked`` student tokens are not learned; ``loss`` is bound to the two already."""
         vocabularies = [CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)]
         if loss is None:
-            loss = BytePrefixKL(divergence=divergence)
+            loss = BytePrefixKL(divergence=divergence, teacher_top_k=teacher_top_k)
             loss.bind(*vocabularies, None)
         columns = Windower(vocabularies[0], {"t": vocabularies[1]}, 10_000)([text])
         window = {name: column[0] for name, column in columns.items()}
@@ -94,25 +96,43 @@ class Pair:
     def groups(self, teacher: Tensor) -> tuple[Groups, Groups]:
         block = self.block(teacher[:0], teacher)
         plan: Any = block.plan
-        mass = self.loss.mass
-        return mass.at_boundaries(plan.boundary, block.teacher), mass.inside_tokens(plan.inside, block.teacher)
+        mass, (rows, kept) = self.loss.mass, keep_tokens(block.teacher, self.loss.teacher_top_k)
+        return mass.at_boundaries(plan.boundary, rows, kept), mass.inside_tokens(plan.inside, rows, kept)
 
     def slow_nats(self, student: Tensor, teacher: Tensor) -> dict[int, float]:
         """The loss of every student row inside a span, by the slow reference."""
+        return {
+            row: divergence_of(groups, student[row].exp().tolist(), self.loss.divergence)
+            for row, groups in self.slow_groups(teacher).items()
+        }
+
+    def slow_groups(
+        self, teacher: Tensor, *, merges: bool = True, wanted: Sequence[int] | None = None
+    ) -> dict[int, dict[Key, tuple[float, list[int]]]]:
+        """The groups of every student row inside a span, by the slow reference.
+
+        Args:
+            teacher: Log-probabilities of the teacher's rows.
+            merges: Whether groups that no kept token reaches become one; a row's tail is spread in any case.
+            wanted: Student rows; all of them without it.
+        """
         reference = self.reference()
         skip_s, skip_t = len(self.student.prefix_ids), len(self.teacher.prefix_ids)
         student_ids, teacher_ids = self.window["student_ids"][skip_s:], self.window["t/ids"][skip_t:]
         # Row r predicts the token behind its position; masked tokens, and some at the start of the text, have none.
         predicted = (self.batch.teachers["t"].tokens.rows + 1 - skip_t).tolist()
-        known = dict(zip(predicted, teacher.exp().tolist(), strict=True))
+        known, kept = dict(zip(predicted, teacher.exp().tolist(), strict=True)), None
+        if self.loss.teacher_top_k is not None:
+            both = {r: keep_and_spread(row, teacher_ids[r], self.loss.teacher_top_k) for r, row in known.items()}
+            known = {r: row for r, (row, _) in both.items()}
+            kept = [both[r][1] if r in both else set() for r in range(len(teacher_ids))] if merges else None
         rows = [known.get(index, []) for index in range(len(teacher_ids))]
         exists = [index in known for index in range(len(teacher_ids))]
         of_row = (self.batch.student.rows + 1 - skip_s).tolist()
+        inside = torch.nonzero(self.spans.student_span < len(self.spans)).flatten().tolist()
         return {
-            row: reference.loss(
-                of_row[row], student_ids, teacher_ids, rows, student[row].exp().tolist(), exists, self.loss.divergence
-            )
-            for row in torch.nonzero(self.spans.student_span < len(self.spans)).flatten().tolist()
+            row: reference.groups(of_row[row], student_ids, teacher_ids, rows, exists, kept)
+            for row in (inside if wanted is None else wanted)
         }
 
     def reference(self) -> BytePrefixReference:

@@ -13,9 +13,9 @@ M_d = q_1(t_1)···q_d(t_d).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
-#: ("lead", teacher token), ("token", student token), ("end", depth) or ("child", depth, teacher token).
+#: ("lead", teacher token), ("token", student token), ("end", depth), ("child", depth, teacher token) or ("rest", 0).
 Key = tuple[str, int] | tuple[str, int, int]
 #: A student token below t_1, and what the teacher writes of it after t_1.
 Member = tuple[int, tuple[int, ...]]
@@ -70,6 +70,7 @@ class BytePrefixReference:
         teacher_ids: Sequence[int],
         rows: Sequence[Sequence[float]],
         row_exists: Sequence[bool] | None = None,
+        kept: Sequence[Set[int]] | None = None,
     ) -> dict[Key, tuple[float, list[int]]]:
         """The groups of student tokens at a position, and the teacher's mass of each; the masses sum to 1 or all are 0.
 
@@ -83,6 +84,8 @@ class BytePrefixReference:
             teacher_ids: The same bytes as teacher tokens.
             rows: ``rows[j]`` is the teacher's distribution that predicts ``teacher_ids[j]``.
             row_exists: Which rows may be used below t_1; all of them without it.
+            kept: The teacher tokens of every row that are known one by one, the observed one among them. The groups
+                that have mass, but none of such a token, become one; without it all stay.
         """
         observed = student_ids[position]
         if not self.written[observed]:
@@ -99,6 +102,9 @@ class BytePrefixReference:
         def exists(row: int) -> bool:
             return row < len(teacher_ids) and (row_exists is None or row_exists[row])
 
+        def is_kept(row: int, v: int) -> bool:
+            return kept is None or v in kept[row]
+
         # Group -> its student tokens, and student token -> its group, before anything is refined.
         tokens: dict[Key, list[int]] = {}
         for s in range(len(self.student_bytes)):
@@ -108,19 +114,19 @@ class BytePrefixReference:
                 tokens.setdefault(("lead", self.written[s][0]), []).append(s)
 
         # Masses on their way: to a group by its key, or to the group of a student token.
-        to_group: list[tuple[Key, float]] = []
-        to_token: list[tuple[int, float]] = []
+        to_group: list[tuple[Key, float, bool]] = []  # and whether it is known one by one
+        to_token: list[tuple[int, float, bool]] = []
         for v, text in enumerate(self.teacher_bytes):
             if v == t_1:
                 continue
             if not there and v in self.leads:
-                to_group.append((("lead", v), q_1[v]))
+                to_group.append((("lead", v), q_1[v], is_kept(first, v)))
                 continue
             if there and not (len(text) > there and text[:there] == self.teacher_bytes[t_1][:there]):
                 continue
             target = self.phi(text[there:])
             if target is not None:
-                to_token.append((target, q_1[v]))
+                to_token.append((target, q_1[v], is_kept(first, v)))
 
         members = self._members(t_1, there)
         if any(rest for _, rest in members) and exists(first + 1):
@@ -141,7 +147,9 @@ class BytePrefixReference:
                 for v in {*children, following}:
                     residual -= q[v]
                 ending = self.phi(text)
-                to_token.append((observed if ending is None else ending, mass * max(residual, 0.0)))
+                others = range(len(q)) if kept is None else kept[first + depth]
+                is_known = any(v not in children and v != following for v in others)
+                to_token.append((observed if ending is None else ending, mass * max(residual, 0.0), is_known))
                 below = children.get(following, [])
                 descend = any(len(rest) > depth for _, rest in below) and exists(first + depth + 1)
                 for v, child in children.items():
@@ -149,25 +157,28 @@ class BytePrefixReference:
                         continue
                     tokens["child", depth, v] = [s for s, _ in child]
                     if v != following:
-                        to_group.append((("child", depth, v), mass * q[v]))
+                        to_group.append((("child", depth, v), mass * q[v], is_kept(first + depth, v)))
                 mass *= q[following]
                 if not descend:
                     break
                 text += self.teacher_bytes[following]
                 node, depth = below, depth + 1
-            to_token.append((observed, mass))
+            to_token.append((observed, mass, True))
         else:
-            to_token.append((observed, q_1[t_1]))
+            to_token.append((observed, q_1[t_1], True))
 
         group_of = {s: key for key, group in tokens.items() for s in group}
         masses = dict.fromkeys(tokens, 0.0)
-        for key, mass in to_group:
+        to_group += [(group_of[s], mass, is_known) for s, mass, is_known in to_token if s in group_of]
+        for key, mass, _ in to_group:
             masses[key] += mass
-        for s, mass in to_token:
-            if s in group_of:
-                masses[group_of[s]] += mass
         total = sum(masses.values())
-        return {key: (masses[key] / total if total else 0.0, tokens[key]) for key in tokens}
+        groups = {key: (masses[key] / total if total else 0.0, tokens[key]) for key in tokens}
+        known = {key for key, _, is_known in to_group if is_known}
+        rest = [groups.pop(key) for key in tokens if kept is not None and key not in known and masses[key] > 0]
+        if rest:
+            groups["rest", 0] = sum(mass for mass, _ in rest), [s for _, group in rest for s in group]
+        return groups
 
     def _members(self, t_1: int, there: int) -> list[Member]:
         """The student tokens that begin with t_1, of which `there` bytes are written already, and what follows it."""
@@ -195,24 +206,46 @@ class BytePrefixReference:
         divergence: str = "forward",
     ) -> float:
         """The divergence over the groups that have mass, in nats; 0 where none has."""
-        groups = self.groups(position, student_ids, teacher_ids, rows, row_exists).values()
-        pairs = [(mass, math.fsum(student_probs[s] for s in tokens)) for mass, tokens in groups if mass > 0]
-        if divergence == "forward":
-            return sum(mass * math.log(mass / ours) if ours > 0 else math.inf for mass, ours in pairs)
-        covered = math.fsum(ours for _, ours in pairs)
-        if not pairs or not covered:
-            return math.inf if pairs else 0.0
-        total = -math.log(covered)
-        for mass, ours in pairs:
-            share = ours / covered
-            if divergence == "reverse":
-                total += share * math.log(share / mass) if share > 0 else 0.0
-            else:
-                assert divergence == "jensen_shannon"
-                middle = (mass + share) / 2
-                total += mass * math.log(mass / middle) / 2
-                total += share * math.log(share / middle) / 2 if share > 0 else 0.0
-        return total
+        groups = self.groups(position, student_ids, teacher_ids, rows, row_exists)
+        return divergence_of(groups, student_probs, divergence)
+
+
+def divergence_of(
+    groups: dict[Key, tuple[float, list[int]]], student_probs: Sequence[float], divergence: str = "forward"
+) -> float:
+    """The divergence over the groups that have mass, in nats; 0 where none has."""
+    pairs = [(mass, math.fsum(student_probs[s] for s in tokens)) for mass, tokens in groups.values() if mass > 0]
+    if divergence == "forward":
+        return sum(mass * math.log(mass / ours) if ours > 0 else math.inf for mass, ours in pairs)
+    covered = math.fsum(ours for _, ours in pairs)
+    if not pairs or not covered:
+        return math.inf if pairs else 0.0
+    total = -math.log(covered)
+    for mass, ours in pairs:
+        share = ours / covered
+        if divergence == "reverse":
+            total += share * math.log(share / mass) if share > 0 else 0.0
+        else:
+            assert divergence == "jensen_shannon"
+            middle = (mass + share) / 2
+            total += mass * math.log(mass / middle) / 2
+            total += share * math.log(share / middle) / 2 if share > 0 else 0.0
+    return total
+
+
+def keep_and_spread(row: Sequence[float], observed: int, top_k: int) -> tuple[list[float], set[int]]:
+    """A row whose tokens share their probability evenly, but the k most probable ones and the observed one.
+
+    Returns:
+        The row, and the tokens that are kept; a token of probability 0 does not exist.
+    """
+    exist = [v for v, q in enumerate(row) if q > 0]
+    kept = {*sorted(exist, key=lambda v: -row[v])[:top_k], observed}
+    tail = [v for v in exist if v not in kept]
+    spread, mass = list(row), math.fsum(row[v] for v in tail)
+    for v in tail:
+        spread[v] = mass / len(tail)
+    return spread, kept
 
 
 def _symbols(token: bytes) -> int:
