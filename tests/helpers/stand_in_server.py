@@ -60,6 +60,7 @@ class StandInServer:
         self.prompts: list[list[int]] = []
         self.headers: list[dict[str, str]] = []
         self.has_tokenize = True
+        self.retry_after = str(RETRY_AFTER)
         #: Whether a request with a wrong key is answered with that key.
         self.repeats_key = False
         self.connections: list[socket.socket] = []
@@ -183,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if kind == "busy":
-            return self._refuse(429, "Too many requests", headers={"Retry-After": str(RETRY_AFTER)})
+            return self._refuse(429, "Too many requests", headers={"Retry-After": server.retry_after})
         if kind == "error":
             return self._refuse(503, "Service Unavailable")
         ids = [(token + 1) % 10 for token in ids] if kind == "token" else ids

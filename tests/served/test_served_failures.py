@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from served_teachers import Clock, ask, assert_equal_rows, served, token_batch
@@ -109,7 +111,7 @@ def test_another_text_stops_at_once(
     ("options", "said"),
     [
         ({"max_logprobs": 5}, "status 400.*Requested prompt logprobs of 8, which is greater than max allowed: 5"),
-        ({"max_model_len": 4}, "status 400.*maximum context length is 4 tokens"),
+        ({"max_model_len": 3}, "status 400.*maximum context length is 3 tokens"),
         ({"name": "moved"}, "status 404.*`teacher` does not exist.*check `url` and `model`"),
         ({"api_key": "right"}, "status 401.*Unauthorized.*`api_key_env`"),
     ],
@@ -144,6 +146,26 @@ def test_the_patience_begins_anew_with_each_answer(
     clock.time += 1000.0
     assert_equal_rows(ask(teacher, batch), expected)
     assert clock.pauses == [RETRY_AFTER] * 10
+
+
+@pytest.mark.parametrize(
+    ("named", "shortest", "longest"),
+    [
+        ("7", 7.0, 7.0),
+        ("0", 0.5, 0.5),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 0.5, 3600.0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0.5, 0.5),
+        ("soon", 0.5, 0.5),
+    ],
+)
+def test_the_server_may_ask_for_a_longer_pause(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, named: str, shortest: float, longest: float
+) -> None:
+    server.retry_after = named
+    server.fail("busy")
+    ask(served(server, vocabulary, clock, patience=7200.0), _BATCH)
+    (pause,) = clock.pauses
+    assert shortest <= pause <= longest
 
 
 def test_a_longer_wait_than_the_patience_is_not_begun(

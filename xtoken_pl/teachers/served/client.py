@@ -247,10 +247,10 @@ def _api_key(name: str, server: Server) -> str | None:
 
 
 def _pause(state: RetryCallState) -> float:
-    """Seconds before the next attempt: those that the server named, or an exponential back-off."""
+    """Seconds before the next attempt: an exponential back-off, or longer if the server says so."""
     failure = state.outcome.exception() if state.outcome is not None else None
     named = failure.retry_after if isinstance(failure, TransientError) else None
-    return _BACK_OFF(state) if named is None else named
+    return max(_BACK_OFF(state), named or 0.0)
 
 
 def _retry_after(response: requests.Response) -> float | None:
@@ -259,7 +259,7 @@ def _retry_after(response: requests.Response) -> float | None:
         seconds = float(value) if value.isdigit() else _seconds_until(parsedate_to_datetime(value))
     except ValueError:
         return None
-    return max(0.0, seconds)
+    return seconds
 
 
 def _seconds_until(date: datetime) -> float:
