@@ -53,6 +53,7 @@ def _read(teacher: ServedTeacher, context: str) -> list[AllRows]:
 def test_a_worker_asks_for_the_same_rows(server: StandInServer, vocabulary: CanonicalVocabulary, context: str) -> None:
     teacher = _teacher(server.url, vocabulary)
     expected = ask(teacher, _BATCH)  # with a session of this process
+    server.fail("reset")
     for rows in _read(teacher, context):
         assert_equal_rows(rows, expected)
 
