@@ -30,7 +30,9 @@ SMALL: dict[str, Any] = {
         "log_every_n_steps": 1,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
-        "callbacks": [{"class_path": "xtoken_pl.callbacks.DynamicLossScaling"}],
+        "callbacks": [
+            {"class_path": f"xtoken_pl.callbacks.{name}"} for name in ("DynamicLossScaling", "TeacherMonitor")
+        ],
     },
 }
 
@@ -64,11 +66,18 @@ def served(server: VllmServer) -> dict[str, Any]:
     return {"url": f"{server.address}/v1", "model": NAME, "top_k": TOP_K}
 
 
-@pytest.mark.parametrize("loss", ["ProjectionKL", "HybridKL", "BytePrefixKL"])
-def test_twenty_steps_from_the_server_are_those_from_the_teacher(server: VllmServer, loss: str) -> None:
-    loss_of_k = {"class_path": f"xtoken_pl.{loss}", "init_args": {"teacher_top_k": TOP_K}}
-    live = fit(f"live_{loss}", {"loss": loss_of_k})
-    asked = fit(f"served_{loss}", {"loss": {"class_path": f"xtoken_pl.{loss}"}, "server": served(server)})
-    for tag in ("train/kd/smollm2", "train/loss"):
+@pytest.mark.parametrize(
+    ("loss", "live_loss"),
+    [
+        ("xtoken_pl.ProjectionKL", "live_k_tokens.LiveProjectionKL"),
+        ("xtoken_pl.HybridKL", "live_k_tokens.LiveHybridKL"),
+        ("xtoken_pl.BytePrefixKL", "xtoken_pl.BytePrefixKL"),
+    ],
+)
+def test_twenty_steps_from_the_server_are_those_from_the_teacher(server: VllmServer, loss: str, live_loss: str) -> None:
+    of_k_tokens = {"class_path": live_loss, "init_args": {"teacher_top_k": TOP_K}}
+    live = fit(f"live_{loss}", {"loss": of_k_tokens})
+    asked = fit(f"served_{loss}", {"loss": {"class_path": loss}, "server": served(server)})
+    for tag in ("train/kd", "train/loss"):
         assert len(live[tag]) == NUM_STEPS
         assert asked[tag] == pytest.approx(live[tag], rel=1e-4)
