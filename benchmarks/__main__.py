@@ -29,7 +29,10 @@ NAMES = (
     "cache",
     "accumulation",
     "domains",
+    "served",
 )
+#: Benchmarks that run without a server of their own.
+_ALONE = tuple(name for name in NAMES if name != "served")
 _FOLDER = Path(__file__).parent
 _RESULTS = _FOLDER / "results.json"
 _PACKAGES = ("torch", "lightning", "transformers", "numpy")
@@ -38,7 +41,7 @@ _PACKAGES = ("torch", "lightning", "transformers", "numpy")
 def main() -> None:
     """Every benchmark runs in a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="which benchmarks")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=_ALONE, help="which benchmarks")
     parser.add_argument("--store", action="store_true", help="write results.json and the table of README.md")
     arguments = parser.parse_args()
     stored = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {"figures": {}}

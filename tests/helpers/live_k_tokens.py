@@ -1,4 +1,4 @@
-"""Losses of a teacher in this process that see as much of its rows as a server gives: k tokens, and the observed one."""
+"""Losses of a teacher in this process that see of its rows what a server gives: k tokens, and the observed one."""
 
 from __future__ import annotations
 
