@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import requests
 
 PYTHON = Path(__file__).parents[2] / ".venv-served/bin/python"
@@ -80,3 +82,16 @@ def running_server(model: Path, log: Path, *options: str) -> Iterator[VllmServer
         yield server
     finally:
         server.kill()
+
+
+class RestartServer(pl.Callback):
+    """Kills a server in the middle of a run, and starts it again without waiting for it."""
+
+    server: VllmServer
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 5:
+            self.server.kill()
+            self.server.start()
