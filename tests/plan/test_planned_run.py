@@ -89,9 +89,10 @@ def test_cacheable_teachers_depend_on_loss_and_weighting(models: Path) -> None:
         return Run.from_parts(module, DistillDataModule(TextSource(path="x")), {}).cacheable
 
     assert cacheable(ProjectionKL()) == {"t"}
-    assert cacheable(BytePrefixKL()) == frozenset()
-    assert cacheable(ProjectionKL(merge="mean")) == frozenset()
-    assert cacheable(ProjectionKL(), ConfidenceWeighting("entropy")) == frozenset()
+    assert cacheable(BytePrefixKL()) == {"t"}
+    assert cacheable(ProjectionKL(merge="mean")) == {"t"}
+    assert cacheable(ProjectionKL(), ConfidenceWeighting("entropy")) == {"t"}
+    assert cacheable(HiddenStateLoss()) == frozenset()
 
 
 def test_servable_teachers_depend_on_temperature_and_what_is_read(models: Path) -> None:

@@ -13,10 +13,12 @@ from xtoken_pl import CanonicalVocabulary
 from xtoken_pl.batch import KnownRows
 from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.data import Windower, collate
+from xtoken_pl.losses.row_content import RowKind
 from xtoken_pl.models import Head, LoadedModel
 from xtoken_pl.teachers.cache.manifest import TopK
+from xtoken_pl.teachers.cache.row_format import RowFormat
 from xtoken_pl.teachers.cache.shards import Shard, write_shard
-from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
+from xtoken_pl.teachers.cache.teacher_rows import ModelRows, TeacherRows
 from xtoken_pl.teachers.local import FrozenModel
 
 
@@ -27,14 +29,15 @@ def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRo
         num_key_value_heads=1,
     ))  # fmt: skip
     frozen = FrozenModel(LoadedModel(model, Head.from_model(model, teacher)))
-    return TeacherRows("t", frozen, row_format, 1.0, torch.device("cpu"))
+    return TeacherRows("t", ModelRows(frozen, row_format, 1.0, torch.device("cpu")))
 
 
+@pytest.mark.parametrize("rows_kind", ["span_starts", "all"])
 @pytest.mark.parametrize(("top_k", "precision"), [(8, 16), ("all", 32)])
-def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, precision: int) -> None:
+def test_windows_without_a_span_store_nothing(tmp_path: Path, top_k: TopK, precision: int, rows_kind: RowKind) -> None:
     teacher = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
     window = {"student_ids": [1, 2, 3], "loss_mask": [0, 1, 1], "t/ids": [], "t/spans": []}
-    row_format = RowFormat(top_k, precision, len(teacher), len(teacher))
+    row_format = RowFormat(rows_kind, top_k, precision, len(teacher), len(teacher))
     rows, num_tokens = small_rows(teacher, row_format).compute([window] * 2, "")
     assert num_tokens == 4
     write_shard(tmp_path / "shard", rows, [window_checksum(window, "t")] * 2)
@@ -52,9 +55,9 @@ def test_a_student_token_takes_at_most_300_bytes(
         teacher = CanonicalVocabulary.from_tokenizer(tokenizer)
         columns = Windower(student, {"t": teacher}, 128)([TEXTS[0][:1500]])
         windows = [{key: column[index] for key, column in columns.items()} for index in range(len(columns["t/ids"]))]
-        row_format = RowFormat(64, 16, len(teacher), int(teacher.exists.sum()))
+        row_format = RowFormat("span_starts", 64, 16, len(teacher), int(teacher.exists.sum()))
         rows, num_tokens = small_rows(teacher, row_format).compute(windows, "")
         write_shard(tmp_path / name, rows, [0] * len(rows))
         assert num_tokens == len(collate(windows, ["t"]).student.labels) > 200
         assert 250 < (tmp_path / name).stat().st_size / num_tokens <= 300, name
-        assert row_format.bytes_per_span == sum(values[0].nbytes for values in rows[0].values())
+        assert row_format.bytes_per_row == sum(values[0].nbytes for values in rows[0].values())

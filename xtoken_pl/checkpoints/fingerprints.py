@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def model_fingerprint(source: ModelSource) -> str:
     for path in weight_files(config.parent):
         _add_samples(digest, path)
     return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def fingerprint_or_none(fingerprint: Callable[[ModelSource], str], source: ModelSource) -> str | None:
+    """Fingerprint of a model; None if its files are not available."""
+    try:
+        return fingerprint(source)
+    except ValueError:
+        return None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -8,22 +8,24 @@ from typing import cast
 
 from datasets import Dataset
 
-from xtoken_pl.checkpoints.fingerprints import cached_windows_fingerprint, config_fingerprint, model_fingerprint
+from xtoken_pl.checkpoints.fingerprints import cached_windows_fingerprint
 from xtoken_pl.cli.parts_cli import run_with_parts
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.losses import RowContent
-from xtoken_pl.models import load_model
-from xtoken_pl.models.placement import default_device
+from xtoken_pl.losses.row_content import RowKind
+from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.build import CacheBuilder, check_folder, open_manifest
 from xtoken_pl.teachers.cache.lock import building
 from xtoken_pl.teachers.cache.manifest import Identity, Manifest, Split, TopK
+from xtoken_pl.teachers.cache.origin import ModelOrigin, ServerOrigin
 from xtoken_pl.teachers.cache.reader import CACHE_WAY_OUT
-from xtoken_pl.teachers.cache.teacher_rows import RowFormat, TeacherRows
-from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.teachers.cache.row_format import RowFormat
+from xtoken_pl.teachers.cache.teacher_rows import TeacherRows
 from xtoken_pl.teachers.source import check_source
 from xtoken_pl.training.module import MultiTeacherDistillModule
-from xtoken_pl.utilities.checks import check_at_least_one
+from xtoken_pl.utilities.checks import check_at_least_one, check_choice
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.weighting import Weighting
 
 #: Limits of a shard if ``shard_windows`` is not given.
 _SHARD_BYTES, _MAX_SHARD_WINDOWS = 2**28, 1024
@@ -41,19 +43,22 @@ class CacheOptions:
     Attributes:
         teacher: Name of the teacher under model.teachers.
         output: Directory to write; the teacher's ``cache`` by default.
-        top_k: Number of tokens stored per row, or 'all'.
+        rows: 'span_starts' stores one row for each span, 'all' stores every row of the teacher; by default what its
+            loss and the weighting read.
+        top_k: Number of tokens stored per row, or 'all'; by default 64, or as many as the teacher's server gives.
         precision: Bits of a log-probability: 16, or 32 (exact).
-        batch_size: Windows per forward pass of the teacher; ``data.batch_size`` by default.
+        batch_size: Windows per forward pass of the teacher, or asked for at a time; ``data.batch_size`` by default.
         shard_windows: Windows per shard; by default as many as fit in 256 MB, at most 1024.
         overwrite: Delete an existing cache and start again. Leave it out to resume an interrupted build.
 
     Raises:
-        UserError: If batch_size or shard_windows is less than 1.
+        UserError: If batch_size or shard_windows is less than 1, or there are no such rows.
     """
 
     teacher: str
     output: str | None = None
-    top_k: TopK = 64
+    rows: RowKind | None = None
+    top_k: TopK | None = None
     precision: int = 16
     batch_size: int | None = None
     shard_windows: int | None = None
@@ -62,6 +67,8 @@ class CacheOptions:
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("shard_windows", self.shard_windows)):
             check_at_least_one(name, value)
+        if self.rows is not None:
+            check_choice("rows", self.rows, RowKind)
 
 
 def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, options: CacheOptions) -> Manifest:
@@ -92,23 +99,32 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
     if output is None:
         raise UserError(f"a cache needs a directory; give --output, or set `cache` of teacher {teacher!r}")
     folder = Path(output)
-    check_source(teacher, "its cache", RowContent("span_starts"), source.loss, module.weighting, CACHE_WAY_OUT)
-    row_format = RowFormat(options.top_k, options.precision, len(vocabulary), int(vocabulary.exists.sum()))
-    window_bytes = row_format.bytes_per_span * data.sequence_length
+    rows = options.rows or _needed_rows(source, module.weighting)
+    check_source(teacher, "its cache", RowContent(rows), source.loss, module.weighting, CACHE_WAY_OUT)
+    kind = ModelOrigin if source.server is None else ServerOrigin
+    origin = kind(teacher, source, vocabulary, data.sequence_length, data.packing == "separate")
+    row_format = RowFormat(
+        rows,
+        origin.choose_top_k(options.top_k),
+        options.precision,
+        num_ids=len(vocabulary),
+        num_tokens=int(vocabulary.exists.sum()),
+        has_text=source.temperature != 1.0,
+    )
+    window_bytes = row_format.bytes_per_row * data.sequence_length
     check_folder(folder)
     windows = _windows(module, data, teacher)
+    begun = Manifest.load(folder).identity if Manifest.exists(folder) and not options.overwrite else None
     identity = Identity(
         model=source.model,
         revision=source.revision,
-        dtype=source.dtype,
-        quantization=source.quantization,
-        model_fingerprint=model_fingerprint(source),
-        config_fingerprint=config_fingerprint(source),
+        **origin.describe(begun),
         student_tokenizer=module.student_vocabulary.fingerprint,
         teacher_tokenizer=vocabulary.fingerprint,
         sequence_length=data.sequence_length,
         temperature=source.temperature,
-        top_k=options.top_k,
+        rows=rows,
+        top_k=row_format.top_k,
         precision=options.precision,
         shard_windows=options.shard_windows or min(_MAX_SHARD_WINDOWS, max(1, _SHARD_BYTES // window_bytes)),
         splits={name: Split(len(part), cached_windows_fingerprint(part, teacher)) for name, part in windows.items()},
@@ -117,18 +133,20 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
         manifest = open_manifest(folder, identity, overwrite=options.overwrite)
         builder = CacheBuilder(folder, manifest, teacher, windows, options.batch_size or data.batch_size)
         if any((missing := builder.missing()).values()):
-            device = default_device()
-            role, separates = f"teacher {teacher!r}", data.packing == "separate"
-            loaded = load_model(source, vocabulary, role=role, device=device, separates=separates)
-            model = FrozenModel(loaded, cpu_offload=source.cpu_offload)
-            builder.build(missing, TeacherRows(teacher, model, row_format, source.temperature, device))
+            builder.build(missing, TeacherRows(teacher, origin.open(row_format, identity)))
         else:
             print(f"{folder} is complete; all {len(manifest.entries)} shards are unchanged")
-    num_spans = sum(entry.num_spans for entry in manifest.entries)
+    num_rows = sum(entry.num_rows for entry in manifest.entries)
     num_tokens = sum(entry.num_tokens for entry in manifest.entries)
     num_bytes = sum(entry.num_bytes for entry in manifest.entries)
-    print(f"{num_spans:,} spans, {num_bytes / max(1, num_tokens):.1f} bytes per student token, in {folder}")
+    print(f"{num_rows:,} rows, {num_bytes / max(1, num_tokens):.1f} bytes per student token, in {folder}")
     return manifest
+
+
+def _needed_rows(teacher: Teacher, weighting: Weighting) -> RowKind:
+    """Returns the rows that a teacher's loss and the weighting read; losses that ``auto`` chooses read span starts."""
+    needs = [weighting.row_needs, *([] if teacher.loss == "auto" else [teacher.loss.row_needs])]
+    return "all" if any(need.rows == "all" for need in needs) else "span_starts"
 
 
 def _windows(module: MultiTeacherDistillModule, data: DistillDataModule, teacher: str) -> dict[str, Dataset]:

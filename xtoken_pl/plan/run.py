@@ -170,7 +170,7 @@ class Run:
 
 def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
     def can_be(name: str) -> bool:
-        loss, of_cache = module.teachers[name].loss, RowContent("span_starts")
+        loss, of_cache = module.teachers[name].loss, RowContent("all")
         needs = [module.weighting.row_needs, *([] if loss == "auto" else [loss.row_needs])]
         return all(of_cache.lacks(need) is None for need in needs)
 

@@ -16,6 +16,9 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.weighting import Weighting
 
+_OTHER_LOSS = "choose a loss that reads no more (ProjectionKL, HybridKL; merge='chain_rule')"
+_RUN_IT = "take another loss, or run the teacher in this process"
+
 
 class TeacherSource(Protocol):
     """A place that a teacher's rows come from."""
@@ -80,13 +83,13 @@ def check_source(
         raise UserError(
             f"the loss of teacher {name!r} ({type(loss).__name__}) reads {missing} of the teacher, and {place} "
             f"{'has one row for each span' if missing == 'every row' else f'has no {missing}'}; "
-            f"{way_out if missing == 'every row' else 'take another loss, or run the teacher in this process'}"
+            f"{f'{_OTHER_LOSS}, {way_out}' if missing == 'every row' else _RUN_IT}"
         )
     if (missing := gives.lacks(weighting.row_needs)) is not None:
         raise UserError(
             f"{type(weighting).__name__}({weighting.extra_repr()}) reads {missing} of teacher {name!r}, and {place} "
             "has one row for each span, of which it may know the log-probability of the text alone; use "
-            "measure='cross_entropy' or StaticWeighting, or give it every row"
+            f"measure='cross_entropy' or StaticWeighting, {way_out}"
         )
 
 

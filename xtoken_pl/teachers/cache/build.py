@@ -17,7 +17,7 @@ from xtoken_pl.batch import RowArrays
 from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.teachers.cache.lock import LOCK_FILE
 from xtoken_pl.teachers.cache.manifest import Identity, Manifest, ShardEntry
-from xtoken_pl.teachers.cache.shards import write_shard
+from xtoken_pl.teachers.cache.shards import num_rows, write_shard
 from xtoken_pl.teachers.cache.teacher_rows import TeacherRows
 from xtoken_pl.utilities.errors import UserError
 
@@ -134,8 +134,8 @@ class CacheBuilder:
             bar.update(len(windows))
         path = self._path(split, number)
         write_shard(path, rows, checksums)
-        num_spans = sum(len(window["log_span"]) for window in rows)
-        entry = ShardEntry(path.name, len(places), num_spans, num_tokens, path.stat().st_size, _sha256(path))
+        counts = len(places), sum(map(num_rows, rows)), num_tokens
+        entry = ShardEntry(path.name, *counts, path.stat().st_size, _sha256(path))
         others = [other for other in self.manifest.shards.get(split, []) if other.file != entry.file]
         self.manifest.shards[split] = sorted([*others, entry], key=lambda shard: shard.file)
         self.manifest.save(self.folder)

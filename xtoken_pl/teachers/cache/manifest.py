@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from xtoken_pl.losses.row_content import RowKind
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
-FORMAT = "xtoken_pl.teacher_cache.v2"
+FORMAT = "xtoken_pl.teacher_cache.v3"
+#: Format without ``rows``, which were those of span starts; its shards are the same.
+_FORMAT_2 = "xtoken_pl.teacher_cache.v2"
 _FILE = "manifest.json"
 
 TopK = int | Literal["all"]
@@ -30,12 +33,14 @@ class Identity:
     """Settings that determine the content of a cache.
 
     Attributes:
-        model, revision, dtype, quantization: The teacher's, as specified.
-        model_fingerprint: Fingerprint of the teacher's weights.
-        config_fingerprint: Fingerprint of its configuration, which may be available without the weights.
+        model, revision, dtype, quantization: The teacher's, as specified; the dtype of a server is ``server``.
+        model_fingerprint: Fingerprint of the teacher's weights, or of a server's model.
+        config_fingerprint: Fingerprint of its configuration, which may be available without the weights; empty if it
+            was not available.
         student_tokenizer, teacher_tokenizer: Fingerprints of the tokenizers.
         sequence_length: Sequence length of the windows.
         temperature: Temperature of the stored distributions.
+        rows: Which rows are stored.
         top_k: Number of tokens stored per row, or ``all``.
         precision: Bits per log-probability.
         shard_windows: Windows per shard.
@@ -52,6 +57,7 @@ class Identity:
     teacher_tokenizer: str
     sequence_length: int
     temperature: float
+    rows: RowKind
     top_k: TopK
     precision: int
     shard_windows: int
@@ -72,7 +78,7 @@ class ShardEntry:
     Attributes:
         file: Name of the file.
         num_windows: Number of windows.
-        num_spans: Number of spans.
+        num_rows: Number of rows.
         num_tokens: Number of learned student tokens.
         num_bytes: Size of the file.
         sha256: Checksum of the file.
@@ -80,7 +86,7 @@ class ShardEntry:
 
     file: str
     num_windows: int
-    num_spans: int
+    num_rows: int
     num_tokens: int
     num_bytes: int
     sha256: str
@@ -108,6 +114,8 @@ class Manifest:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] == _FORMAT_2:
+                _convert(content)
             if content["format"] != FORMAT:
                 raise UserError(f"format {content['format']!r}, not {FORMAT!r}")
             splits = {name: Split(**split) for name, split in content["identity"].pop("splits").items()}
@@ -137,6 +145,13 @@ class Manifest:
     def num_shards(self, split: str) -> int:
         """Number of shards of a split once it is complete."""
         return -(-self.identity.splits[split].num_windows // self.identity.shard_windows)
+
+
+def _convert(content: dict[str, Any]) -> None:
+    """Converts the content of a manifest of the second format, in place."""
+    content["format"], content["identity"]["rows"] = FORMAT, "span_starts"
+    for entry in (entry for part in content["shards"].values() for entry in part):
+        entry["num_rows"] = entry.pop("num_spans")
 
 
 def _short(value: Any) -> str:

@@ -16,6 +16,7 @@ from xtoken_pl.batch import NO_WINDOW, RowArrays, TeacherBatch
 from xtoken_pl.checkpoints.fingerprints import (
     cached_windows_fingerprint,
     config_fingerprint,
+    fingerprint_or_none,
     model_fingerprint,
     weight_files,
 )
@@ -23,6 +24,7 @@ from xtoken_pl.losses import RowContent
 from xtoken_pl.scoring.tasks import GivenRows
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.manifest import Manifest, ShardEntry
+from xtoken_pl.teachers.cache.served_model import SERVED_DTYPE, model_of_fingerprint, served_model
 from xtoken_pl.teachers.cache.shards import Shard
 from xtoken_pl.teachers.source import GivenSource, check_source
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -31,7 +33,7 @@ from xtoken_pl.weighting import Weighting
 
 _MAX_OPEN_SHARDS = 32
 #: What to do where a loss or a weighting reads more rows than a cache has.
-CACHE_WAY_OUT = "choose another loss (ProjectionKL, HybridKL; merge='chain_rule'), or leave `cache` out"
+CACHE_WAY_OUT = "build the cache with --rows all, or leave `cache` out"
 
 
 def open_caches(
@@ -87,8 +89,8 @@ class TeacherCache(GivenSource):
 
     @property
     def gives(self) -> RowContent:
-        """The rows of span starts, with as many tokens as are stored."""
-        return RowContent("span_starts", None if self.identity.top_k == "all" else self.identity.top_k)
+        """The rows that are stored, with as many tokens."""
+        return RowContent(self.identity.rows, None if self.identity.top_k == "all" else self.identity.top_k)
 
     def _check_file(self, entry: ShardEntry) -> None:
         path = self.folder / entry.file
@@ -105,7 +107,8 @@ class TeacherCache(GivenSource):
 
         If the weights are available, their fingerprint is compared. If they are not, or if one fingerprint is a commit
         of the hub and the other is computed from files, the configurations are compared if possible, and a warning
-        says that the weights were not. A different dtype or quantization also gives a warning.
+        says that the weights were not. A different dtype or quantization also gives a warning. Of a cache that was
+        built from the run's server, which is not contacted, the model's name and the configuration are compared.
         """
         sides = {"student": (student, self.identity.student_tokenizer)}
         sides[f"teacher {self.name!r}"] = (self.vocabulary, self.identity.teacher_tokenizer)
@@ -120,15 +123,31 @@ class TeacherCache(GivenSource):
                 f"holds distributions at temperature {self.identity.temperature:g}, but the run has "
                 f"{teacher.temperature:g}"
             )
+        if self.is_served and teacher.server is not None:
+            self._check_served(teacher)
+            return
         self._check_weights(teacher)
+        if self.is_served:
+            return
         loaded, named = (f"dtype {side.dtype}, quantization {side.quantization}" for side in (self.identity, teacher))
         if loaded != named:
             rank_zero_warn(
                 f"the cache of teacher {self.name!r} was built with {loaded}; the run sets {named}, which has no effect"
             )
 
+    @property
+    def is_served(self) -> bool:
+        """Whether the cache was built from a server."""
+        return self.identity.dtype == SERVED_DTYPE
+
+    def _check_served(self, teacher: Teacher) -> None:
+        built_with, named = model_of_fingerprint(self.identity.model_fingerprint), served_model(teacher)
+        if built_with != named:
+            self._refuse(f"was built from a server's model {built_with!r}, but the server of this run has {named!r}")
+        self._check_config(teacher)
+
     def _check_weights(self, teacher: Teacher) -> None:
-        built_with, found = self.identity.model_fingerprint, _fingerprint_or_none(model_fingerprint, teacher)
+        built_with, found = self.identity.model_fingerprint, fingerprint_or_none(model_fingerprint, teacher)
         if found is not None and _has_weights(teacher) and _source(found) == _source(built_with):
             if found != built_with:
                 self._refuse(
@@ -136,18 +155,25 @@ class TeacherCache(GivenSource):
                     f"({found[:15]})"
                 )
             return
-        config = _fingerprint_or_none(config_fingerprint, teacher)
-        if config not in (None, self.identity.config_fingerprint):
-            self._refuse(
-                f"was built with a config.json ({self.identity.config_fingerprint[:8]}) that differs from that of "
-                f"{teacher.model!r} ({config[:8]})"
-            )
+        is_compared = self._check_config(teacher)
         rank_zero_warn(
             f"the weights of teacher {self.name!r} could not be compared with those its cache was built from; only "
-            f"{'its tokenizer was' if config is None else 'its tokenizer and config.json were'}. Cache: "
+            f"{'its tokenizer and config.json were' if is_compared else 'its tokenizer was'}. Cache: "
             f"{self.identity.model!r} (revision {self.identity.revision!r}); run: {teacher.model!r} (revision "
             f"{teacher.revision!r})"
         )
+
+    def _check_config(self, teacher: Teacher) -> bool:
+        """Compares the configurations; returns whether both are known."""
+        built_with, found = self.identity.config_fingerprint, fingerprint_or_none(config_fingerprint, teacher)
+        if not built_with or found is None:
+            return False
+        if found != built_with:
+            self._refuse(
+                f"was built with a config.json ({built_with[:8]}) that differs from that of {teacher.model!r} "
+                f"({found[:8]})"
+            )
+        return True
 
     def _refuse(self, reason: str) -> NoReturn:
         raise UserError(
@@ -169,7 +195,7 @@ class TeacherCache(GivenSource):
         return self.given(view.known, view)
 
     def split(self, name: str, windows: Dataset, sequence_length: int) -> CachedSplit:
-        """Returns the cached spans of the windows of a split, or of a source with a name (``train_math``).
+        """Returns the cached rows of the windows of a split, or of a source with a name (``train_math``).
 
         Raises:
             UserError: If the cache lacks the split, or was built from other windows.
@@ -204,7 +230,7 @@ class CachedSplit:
         self._first = [0, *accumulate(entry.num_windows for entry in shards)]
 
     def read(self, index: int, window: Mapping[str, Any]) -> RowArrays:
-        """Returns the cached spans of window ``index``, verified against the window.
+        """Returns the cached rows of window ``index``, verified against the window.
 
         Raises:
             UserError: If they are damaged, or belong to another window.
@@ -231,14 +257,6 @@ _OTHER_WINDOWS = (
 def _source(fingerprint: str) -> str:
     """Source of a fingerprint: a commit of the hub, or files."""
     return fingerprint.partition(":")[0]
-
-
-def _fingerprint_or_none(fingerprint: Callable[[Teacher], str], teacher: Teacher) -> str | None:
-    """Fingerprint of a teacher; None if its files are not available."""
-    try:
-        return fingerprint(teacher)
-    except ValueError:
-        return None
 
 
 def _has_weights(teacher: Teacher) -> bool:

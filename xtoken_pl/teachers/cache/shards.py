@@ -1,10 +1,13 @@
-"""Shard files of a cache: rows for the spans of consecutive windows, with a checksum for each window.
+"""Shard files of a cache: teacher rows of consecutive windows, with a checksum for each window.
 
-Tensors by span: ``log_probs`` [S, k] of the teacher's k most probable tokens (16-bit fixed point or float32), their
-``ids_low`` [S, k] and ``ids_high`` [S, b], and in float32 ``log_tail``, ``log_continuation``, ``log_span`` [S]. With
-``top_k="all"``, ``log_probs`` is [S, V_t], without ids and tail. By window: ``ends`` [N], the number of spans up to
-its end; ``text_checksum`` [N], CRC-32 of its tokens and spans; ``checksum`` [N], CRC-32 of everything stored for it,
-including its ends and text checksum.
+Tensors by row: ``log_probs`` [R, k] of the teacher's k most probable tokens (16-bit fixed point or float32), their
+``ids_low`` [R, k] and ``ids_high`` [R, b], and in float32 ``log_tail`` [R]. With ``top_k="all"``, ``log_probs`` is
+[R, V_t], without ids and tail. Layout ``span_starts``, a row for each span: ``log_continuation`` and ``log_span`` [R].
+Layout ``all``, every row of every span, in the order of :attr:`xtoken_pl.batch.TokenBatch.rows`: ``log_observed`` [R]
+and, if the temperature is not 1, ``log_text`` [R]; the tail leaves the observed token out.
+
+By window: ``ends`` [N], the number of rows up to its end; ``text_checksum`` [N], CRC-32 of its tokens and spans;
+``checksum`` [N], CRC-32 of everything stored for it, including its ends and text checksum.
 """
 
 from __future__ import annotations
@@ -27,10 +30,15 @@ from xtoken_pl.utilities.files import atomic_path
 _ENDS, _TEXT, _CHECKSUM = "ends", "text_checksum", "checksum"
 
 
+def num_rows(window: RowArrays) -> int:
+    """Number of rows of stored arrays."""
+    return len(window["log_probs"])
+
+
 def write_shard(path: Path, windows: Sequence[RowArrays], text_checksums: Sequence[int]) -> None:
     """Writes a shard atomically; equal content gives equal bytes."""
     tensors = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
-    ends = np.cumsum([len(window["log_span"]) for window in windows], dtype=np.int64)
+    ends = np.cumsum([num_rows(window) for window in windows], dtype=np.int64)
     checksums = map(_checksum, windows, [0, *ends[:-1]], ends, text_checksums)
     tensors[_ENDS] = ends
     tensors[_TEXT] = np.array(text_checksums, dtype=np.uint32)
@@ -54,7 +62,7 @@ class Shard:
         self._slices = {name: self._file.get_slice(name) for name in sorted(names - {_ENDS, _TEXT, _CHECKSUM})}
 
     def read(self, place: int, window: Mapping[str, Any], teacher: str) -> RowArrays:
-        """Returns the rows of one window's spans.
+        """Returns the rows of one window.
 
         Args:
             place: Index of the window in the shard.
