@@ -31,7 +31,7 @@ class ServedRows:
 
     def arrays(self, view: TeacherBatch) -> RowArrays:
         """See :meth:`xtoken_pl.teachers.cache.teacher_rows.RowMaker.arrays`; a server's numbers have been checked."""
-        known, labels = self.teacher.ask(view.tokens), view.tokens.labels
+        (known,), labels = self.teacher.ask([view.tokens]), view.tokens.labels
         observed = floats_of(known.log_observed)
         is_stored = self.row_format.choose(view.spans.teacher_first, len(labels))
         arrays = encode_known(known.select(is_stored), labels[is_stored], self.row_format, self.teacher.vocabulary)
@@ -49,7 +49,7 @@ def encode_known(known: AllRows, labels: Tensor, row_format: RowFormat, vocabula
     """
     log_probs, top_k = floats_of(known.top.log_probs), row_format.top_k
     if known.top.ids is None or known.top.log_tail is None:
-        return row_format.encode(log_probs.masked_fill(torch.from_numpy(~vocabulary.exists), -torch.inf), labels)
+        return row_format.encode(log_probs, labels)
     assert top_k != "all", "refused before the server is asked"
     log_probs, ids, log_tail = _without_gaps(known, labels, torch.from_numpy(vocabulary.exists))
     is_observed = ids == labels[:, None]
