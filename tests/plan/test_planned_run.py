@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_losses import hidden_cosine
 from planned import write_models
 
 from xtoken_pl import (
@@ -92,7 +93,7 @@ def test_cacheable_teachers_depend_on_loss_and_weighting(models: Path) -> None:
     assert cacheable(BytePrefixKL()) == {"t"}
     assert cacheable(ProjectionKL(merge="mean")) == {"t"}
     assert cacheable(ProjectionKL(), ConfidenceWeighting("entropy")) == {"t"}
-    assert cacheable(HiddenStateLoss()) == frozenset()
+    assert cacheable(hidden_cosine(32, 32)) == frozenset()
 
 
 def test_servable_teachers_depend_on_temperature_and_what_is_read(models: Path) -> None:

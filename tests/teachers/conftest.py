@@ -22,11 +22,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "student", packing_tokenizer(), seed=1)
     write_model(folder / "split", splitting_tokenizer(), seed=2, num_head_rows=520)
     write_model(folder / "same", packing_tokenizer(), seed=3)
-    for name in ("split", "same"):
+    write_model(folder / "unpadded", splitting_tokenizer(), seed=2)
+    for name in ("split", "same", "unpadded"):
         shutil.copytree(folder / name, folder / "no_weights" / name, ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "train.txt").write_text(TEXTS[1][:3000] + " 12 345 6789" * 20)
     (folder / "val.txt").write_text(TEXTS[2][:1000])
     (folder / "other.txt").write_text(TEXTS[3][:3000])
+    (folder / "few.txt").write_text(TEXTS[2][:300])
     return folder
 
 

@@ -16,14 +16,17 @@ from small_models import splitting_tokenizer
 from xtoken_pl import (
     GOLD,
     ULD,
+    BytePrefixKL,
     ConfidenceWeighting,
     HybridKL,
     OptimizerRecipe,
     ProjectionKL,
+    SpanLoss,
     Teacher,
     TokenKL,
 )
 from xtoken_pl.batch import NO_WINDOW, DistillBatch
+from xtoken_pl.losses.row_content import RowKind
 
 
 class Recorder(pl.Callback):
@@ -53,19 +56,39 @@ def fit(root: Path, teachers: dict[str, Teacher], **options: Any) -> tuple[list[
     return recorder.steps, {key: float(value) for key, value in trainer.callback_metrics.items()}
 
 
+#: Loss and temperature of each teacher, and its model.
+SPAN_START_LOSSES: dict[str, tuple[str, Any, float]] = {
+    "token": ("same", TokenKL(), 1.0),
+    "projection": ("split", ProjectionKL(), 1.0),
+    "reverse": ("split", ProjectionKL(divergence="reverse"), 1.0),
+    "hybrid": ("split", HybridKL(), 1.0),
+    "gold": ("split", GOLD(), 1.0),
+    "uld": ("split", ULD(), 1.0),
+    "tempered": ("split", ProjectionKL(), 2.0),
+}
+#: Losses that read every row of a teacher.
+ALL_ROW_LOSSES: dict[str, tuple[str, Any, float]] = {
+    "token_mean": ("same", TokenKL(merge="mean"), 1.0),
+    "projection_mean": ("split", ProjectionKL(merge="mean"), 1.0),
+    "hybrid_mean": ("split", HybridKL(merge="mean"), 1.0),
+    "gold_mean": ("split", GOLD(merge="mean"), 1.0),
+    "uld_mean": ("split", ULD(merge="mean"), 1.0),
+    "prefix": ("split", BytePrefixKL(), 1.0),
+    "prefix_reverse": ("split", BytePrefixKL(divergence="reverse"), 1.0),
+    "prefix_jensen_shannon": ("split", BytePrefixKL(divergence="jensen_shannon"), 1.0),
+    "prefix_tempered": ("split", BytePrefixKL(), 2.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "measure"),
+    [("span_starts", "cross_entropy"), ("all", "cross_entropy"), ("all", "entropy"), ("all", "max_probability")],
+)
 def test_training_from_a_cache_of_everything_is_training_with_the_teachers(
-    root: Path, stored: Callable[..., str]
+    root: Path, stored: Callable[..., str], rows: RowKind, measure: Any
 ) -> None:
-    every = {"top_k": "all", "precision": 32}
-    settings: dict[str, tuple[str, Any, float]] = {
-        "token": ("same", TokenKL(), 1.0),
-        "projection": ("split", ProjectionKL(), 1.0),
-        "reverse": ("split", ProjectionKL(divergence="reverse"), 1.0),
-        "hybrid": ("split", HybridKL(), 1.0),
-        "gold": ("split", GOLD(), 1.0),
-        "uld": ("split", ULD(), 1.0),
-        "tempered": ("split", ProjectionKL(), 2.0),
-    }
+    every = {"rows": rows, "top_k": "all", "precision": 32}
+    settings = SPAN_START_LOSSES | (ALL_ROW_LOSSES if rows == "all" else {})
     live, cached = (
         {
             name: Teacher(
@@ -76,7 +99,7 @@ def test_training_from_a_cache_of_everything_is_training_with_the_teachers(
         }
         for folder in ("", "no_weights")
     )
-    weighting = ConfidenceWeighting("cross_entropy", scope="sequence")
+    weighting = ConfidenceWeighting(measure, scope="sequence")
     steps, validated = fit(root, live, weighting=weighting)
     cached_steps, cached_validated = fit(root, cached, weighting=weighting)
     assert len(steps) == 12
@@ -100,14 +123,15 @@ def scored(root: Path, teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor]:
     return loss.detach(), gradient
 
 
+@pytest.mark.parametrize("rows", ["span_starts", "all"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_k_stored_tokens_give_the_loss_with_teacher_top_k(
-    root: Path, stored: Callable[..., str], temperature: float
+    root: Path, stored: Callable[..., str], temperature: float, rows: RowKind
 ) -> None:
     def gives(loss: TokenKL, cache: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         return scored(root, Teacher(model=str(root / "same"), temperature=temperature, loss=loss, cache=cache))
 
-    cache = stored("same", temperature, top_k=20, precision=32)
+    cache = stored("same", temperature, rows=rows, top_k=20, precision=32)
     for ours, theirs in zip(gives(TokenKL(), cache), gives(TokenKL(teacher_top_k=20)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     # The loss's own k stays where it is smaller.
@@ -115,10 +139,22 @@ def test_k_stored_tokens_give_the_loss_with_teacher_top_k(
     torch.testing.assert_close(fewer[0][0], fewer[1][0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rows", "loss"),
+    [
+        ("span_starts", ProjectionKL()),
+        ("all", ProjectionKL()),
+        ("all", ProjectionKL(merge="mean")),
+        ("all", BytePrefixKL()),
+    ],
+)
 @pytest.mark.parametrize("top_k", [20, "all"])
-def test_16_bits_move_the_loss_by_their_rounding_alone(root: Path, stored: Callable[..., str], top_k: Any) -> None:
+def test_16_bits_move_the_loss_by_their_rounding_alone(
+    root: Path, stored: Callable[..., str], top_k: Any, rows: RowKind, loss: SpanLoss
+) -> None:
     exact, rounded = (
-        scored(root, split_teacher(root, cache=stored(top_k=top_k, precision=precision))) for precision in (32, 16)
+        scored(root, split_teacher(root, loss=loss, cache=stored(rows=rows, top_k=top_k, precision=precision)))
+        for precision in (32, 16)
     )
     # Off by 2.5e-4 at most, a log-probability moves the loss by its probability times 1 + log p/q, below 20 here.
     assert 0 < (exact[0] - rounded[0]).abs().max() < 20 * 2.5e-4
