@@ -84,16 +84,7 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
         UserError: If an option has an invalid value, or the teacher's loss or the run cannot be trained from a cache.
     """
     teacher = options.teacher
-    if data.streaming:
-        raise UserError("a cache needs the positions of windows, and a stream has none; set data.streaming to false")
-    if teacher not in module.teachers:
-        raise UserError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
-    if module.rollouts is not None:
-        raise UserError(
-            "a cache knows the texts of the data only, and with model.rollouts teachers must read what the student "
-            f"writes, got share={module.rollouts.share:g}, so that fit would refuse the cache; leave model.rollouts "
-            "out, or set model.rollouts.share to 0, for both verbs"
-        )
+    _check_run(module, data, teacher)
     source, vocabulary = module.teachers[teacher], module.teacher_vocabularies[teacher]
     output = options.output or source.cache
     if output is None:
@@ -136,11 +127,29 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
             builder.build(missing, TeacherRows(teacher, origin.open(row_format, identity)))
         else:
             print(f"{folder} is complete; all {len(manifest.entries)} shards are unchanged")
+    _print_size(manifest, folder)
+    return manifest
+
+
+def _check_run(module: MultiTeacherDistillModule, data: DistillDataModule, teacher: str) -> None:
+    """Checks that a cache of a teacher could be used by the run."""
+    if data.streaming:
+        raise UserError("a cache needs the positions of windows, and a stream has none; set data.streaming to false")
+    if teacher not in module.teachers:
+        raise UserError(f"teacher must be one of {', '.join(module.teachers) or 'model.teachers'}, got {teacher!r}")
+    if module.rollouts is not None:
+        raise UserError(
+            "a cache knows the texts of the data only, and with model.rollouts teachers must read what the student "
+            f"writes, got share={module.rollouts.share:g}, so that fit would refuse the cache; leave model.rollouts "
+            "out, or set model.rollouts.share to 0, for both verbs"
+        )
+
+
+def _print_size(manifest: Manifest, folder: Path) -> None:
     num_rows = sum(entry.num_rows for entry in manifest.entries)
     num_tokens = sum(entry.num_tokens for entry in manifest.entries)
     num_bytes = sum(entry.num_bytes for entry in manifest.entries)
     print(f"{num_rows:,} rows, {num_bytes / max(1, num_tokens):.1f} bytes per student token, in {folder}")
-    return manifest
 
 
 def _needed_rows(teacher: Teacher, weighting: Weighting) -> RowKind:
