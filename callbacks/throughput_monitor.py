@@ -20,7 +20,8 @@ from xtoken_pl.callbacks.shared import distill_module, step_kind, step_kinds, wr
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.lightning_internals import is_accumulating
 
-_WRITING = ""  # the name of the student's passes beside those of the teachers
+# Names beside those of the teachers, which have no spaces.
+_WRITING, _ASKING = "the student's writing", "the teachers' servers"
 
 
 class ThroughputMonitor(Monitor):
@@ -33,8 +34,8 @@ class ThroughputMonitor(Monitor):
     - ``throughput/teacher_share/NAME``: share of the forward pass of a teacher that runs in this process, up to its
       head, which counts as part of the loss;
     - ``throughput/writing_share``, ``throughput/scoring_share``, ``throughput/learning_share``, only if the student
-      writes: shares of writing, of all teachers' passes in this process together, and of the rest (also of asking
-      servers for the rows of rollouts); with the share of waiting they add up to 1;
+      writes: shares of writing, of all teachers' passes together and of asking their servers for the rows of
+      rollouts, and of the rest; with the share of waiting they add up to 1;
     - ``throughput/peak_memory``: highest memory so far in GB, of the process that has most: memory allocated by torch
       on a GPU, otherwise the resident memory of the process.
 
@@ -81,6 +82,7 @@ class ThroughputMonitor(Monitor):
         for name, teacher in self._teachers.items():
             teacher.around = partial(self._passes.around, name)
         self._module.around_writing = partial(self._passes.around, _WRITING)
+        self._module.around_asking = partial(self._passes.around, _ASKING)
 
     def on_before_backward(self, *_: Any) -> None:
         self._leave_models()
@@ -99,15 +101,15 @@ class ThroughputMonitor(Monitor):
     def _measure(self, trainer: pl.Trainer, device: torch.device) -> dict[str, Tensor]:
         seconds = perf_counter() - self._since - self._waiting.take_pause()
         passes = self._passes.take()
-        parts = [passes.get(name, 0.0) for name in (_WRITING, *self._teachers)]
+        parts = [passes.get(name, 0.0) for name in (_WRITING, _ASKING, *self._teachers)]
         here = torch.tensor([seconds, self._waiting.waited, *parts, peak_memory(device)], device=device)
         peak = cast(Tensor, trainer.strategy.reduce(here[-1], reduce_op="max"))
         counted = torch.cat((self._num_tokens[None].to(here.dtype), here[:-1]))
         sums = cast(Tensor, trainer.strategy.reduce(counted, reduce_op="sum"))
-        num_tokens, total, waited, wrote, *of_teachers = sums
+        num_tokens, total, waited, wrote, asked, *of_teachers = sums
         mean = total / trainer.world_size
         shares = zip(self._teachers, of_teachers, strict=True)
-        of_step = {"writing": wrote, "scoring": sum(of_teachers, torch.zeros_like(wrote))}
+        of_step = {"writing": wrote, "scoring": sum(of_teachers, asked)}
         of_step["learning"] = total - waited - of_step["writing"] - of_step["scoring"]
         return {
             "throughput/tokens_per_second": num_tokens / mean,
@@ -130,7 +132,7 @@ class ThroughputMonitor(Monitor):
     def _leave_models(self) -> None:
         for teacher in self._teachers.values():
             teacher.around = nullcontext
-        self._module.around_writing = nullcontext
+        self._module.around_writing = self._module.around_asking = nullcontext
 
 
 def peak_memory(device: torch.device) -> float:

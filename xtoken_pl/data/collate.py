@@ -28,7 +28,7 @@ from xtoken_pl.batch import (
     teacher_columns,
 )
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.data.served_rows import RowServer, add_served_rows
+from xtoken_pl.data.row_servers import RowServer, add_served_rows
 from xtoken_pl.utilities.ranges import expand
 
 # B windows, T padded length, N/Q student/teacher rows, S spans

@@ -25,7 +25,7 @@ from xtoken_pl.data.order.sampler import GlobalBatchSampler, OrderedLoader, Posi
 from xtoken_pl.data.order.streams import State, StreamLoader
 from xtoken_pl.data.packing import Packing
 from xtoken_pl.data.refusals import check_caches, check_prompts, check_split, with_answers
-from xtoken_pl.data.served_rows import RowServer
+from xtoken_pl.data.row_servers import RowServer
 from xtoken_pl.data.sources.text_source import TextSource
 from xtoken_pl.data.stored_windows import SpanStore
 from xtoken_pl.data.windows import Windower

@@ -16,7 +16,7 @@ from torch import Tensor
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, Prompt, as_steps
 from xtoken_pl.data import DistillDataModule, collate
 from xtoken_pl.data.cutting import Window
-from xtoken_pl.data.served_rows import add_served_rows
+from xtoken_pl.data.row_servers import add_served_rows
 from xtoken_pl.rollouts import Request, Rollout
 from xtoken_pl.rollouts.reading import RolloutReader
 from xtoken_pl.rollouts.written import WrittenStep
@@ -38,6 +38,7 @@ class WritingModule(ResumableModule):
     Attributes:
         written: Rollouts of this process in the last on-policy step; None before the first.
         around_writing: Context in which the student writes; a callback sets it to time it.
+        around_asking: Context in which servers of teachers are asked for the rows of what it wrote, likewise.
     """
 
     kd_scale: Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +48,7 @@ class WritingModule(ResumableModule):
         super().__init__(*parts, **options)
         self.written: WrittenStep | None = None
         self.around_writing: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.around_asking: Callable[[], AbstractContextManager[None]] = nullcontext
         self._written_batches: list[DistillBatch] = []
         self._reader: RolloutReader | None = None
 
@@ -114,7 +116,8 @@ class WritingModule(ResumableModule):
         for number in range(len(prompts)):
             own = [window for window, (place, _, _) in zip(windows, asked, strict=True) if place == number]
             batches.append(replace(collate(own or [_BLANK], teachers, planners), is_rollout=True))
-        add_served_rows(batches, self.servers)
+        with self.around_asking():
+            add_served_rows(batches, self.servers)
         return [replace(batch, step=counts) for batch, counts in zip(batches, as_steps(batches), strict=True)]
 
     def _write(self, requests: list[Request]) -> list[Rollout]:
