@@ -243,7 +243,7 @@ def test_process_without_prompts_counts_no_spans(mixed: Run) -> None:
 
 
 def test_every_second_of_writing_is_counted_where_it_belongs(mixed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes 1 s for the batch, 3 s to write, 2 s and 0.5 s for two teachers, 1.5 s for the rest."""
+    """A step takes 1 s for the batch, 3 s to write, 2 s and 0.5 s for two teachers, 1 s for servers, 1.5 s for the rest."""
     module, clock, monitor = mixed.module, Clock(monkeypatch), ThroughputMonitor()
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(module, "log_dict", logged.update)
@@ -257,13 +257,15 @@ def test_every_second_of_writing_is_counted_where_it_belongs(mixed: Run, monkeyp
     for name, seconds in (("splits", 2), ("same", 0.5)):
         with module.loaded_teachers[name].around():
             clock.now += seconds
+    with module.around_asking():
+        clock.now += 1
     monitor.on_before_backward(trainer, module, torch.zeros(()))
-    with module.around_writing():  # outside of a step
+    with module.around_writing(), module.around_asking():  # outside of a step
         clock.now += 1.5
     trainer.global_step = 1
     monitor.on_train_batch_end(trainer, module, {"is_rollout": True}, mixed.batches[0], 0)
     parts = {part: logged[f"throughput/{part}_share"].item() for part in ("waiting", "writing", "scoring", "learning")}
-    assert parts == pytest.approx({"waiting": 1 / 8, "writing": 3 / 8, "scoring": 2.5 / 8, "learning": 1.5 / 8})
+    assert parts == pytest.approx({"waiting": 1 / 9, "writing": 3 / 9, "scoring": 3.5 / 9, "learning": 1.5 / 9})
     num_tokens = sum(len(window[STUDENT_IDS]) for window in module.written.windows)
-    assert logged["throughput/tokens_per_second"].item() == pytest.approx(num_tokens / 8)
+    assert logged["throughput/tokens_per_second"].item() == pytest.approx(num_tokens / 9)
     monitor.on_train_end(trainer, module)
