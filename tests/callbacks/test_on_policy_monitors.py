@@ -243,7 +243,7 @@ def test_process_without_prompts_counts_no_spans(mixed: Run) -> None:
 
 
 def test_every_second_of_writing_is_counted_where_it_belongs(mixed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes 1 s for the batch, 3 s to write, 2 s and 0.5 s for two teachers, 1 s for servers, 1.5 s for the rest."""
+    """A step takes 1 s for the batch, 3 s to write, 2 s and 0.5 s for teachers, 1 s for servers, 1.5 s otherwise."""
     module, clock, monitor = mixed.module, Clock(monkeypatch), ThroughputMonitor()
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(module, "log_dict", logged.update)
