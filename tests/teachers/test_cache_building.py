@@ -213,6 +213,20 @@ def test_the_verb_needs_no_device_and_fit_reads_what_it_stored(workspace: Path, 
         main(["fit", "--config", "run.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", "1"])
 
 
+@pytest.mark.parametrize("options", [(), ("--rows", "all")])
+def test_the_verb_stores_what_the_configured_loss_reads(
+    workspace: Path, build: Build, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    loss = ("--model.teachers.split.loss", "xtoken_pl.BytePrefixKL" if not options else "xtoken_pl.ProjectionKL")
+    build("--output", str(tmp_path / "cache"), "--top_k", "8", *loss, *options)
+    assert Manifest.load(tmp_path / "cache").identity.rows == "all"
+    device = ("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger.init_args.save_dir")
+    main(["fit", "--config", "run.yaml", "--model.teachers.split.cache", str(tmp_path / "cache"), *loss, *device,
+          str(tmp_path)])  # fmt: skip
+    losses = scalars(tmp_path / "cached/version_0")["train/kd/split"]
+    assert len(losses) == 3
+
+
 @pytest.mark.parametrize("precision", ["16", "32"])
 @pytest.mark.parametrize("top_k", ["8", "all"])
 def test_log_probs_that_are_no_numbers_are_never_stored(
