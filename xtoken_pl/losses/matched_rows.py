@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -43,8 +44,8 @@ class MatchedRowLoss(TopKLoss):
     @property
     def row_needs(self) -> RowContent:
         """The rows of span starts, unless the loss has a plan or averages all rows."""
-        averages = self.merge == "mean" or self.planner is not None
-        return RowContent("all" if averages else "span_starts", self.teacher_top_k, self.needs_hidden_states)
+        reads_all = self.merge == "mean" or self.planner is not None
+        return replace(super().row_needs, rows="all" if reads_all else "span_starts")
 
     def forward(self, block: SpanBlock) -> SpanScores:
         if self.merge == "mean":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.losses.base import SideRows, SpanLoss
+from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.utilities.checks import check_at_least_one
 
 # Q teacher rows, V_t teacher's vocabulary size, L levels, G branches
@@ -27,6 +28,10 @@ class TopKLoss(SpanLoss):
         super().__init__()
         check_at_least_one("teacher_top_k", teacher_top_k, "None keeps the whole distribution")
         self.teacher_top_k = teacher_top_k
+
+    @property
+    def row_needs(self) -> RowContent:
+        return replace(super().row_needs, top_k=self.teacher_top_k)
 
     def limit_teacher_tokens(self, top_k: int) -> str | None:
         """Sets ``teacher_top_k``, unless it is as low already."""
