@@ -26,7 +26,7 @@ from xtoken_pl import (
     TokenKL,
 )
 from xtoken_pl.batch import NO_WINDOW, DistillBatch
-from xtoken_pl.losses.row_content import RowKind
+from xtoken_pl.losses import Divergence, RowKind
 
 
 class Recorder(pl.Callback):
@@ -121,6 +121,20 @@ def scored(root: Path, teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor]:
     gradient = module.student.lm_head.weight.grad
     assert gradient is not None
     return loss.detach(), gradient
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen_shannon"])
+def test_k_stored_tokens_of_every_row_give_the_byte_prefix_kl_with_teacher_top_k(
+    root: Path, stored: Callable[..., str], divergence: Divergence
+) -> None:
+    def gives(cache: str | None = None, **options: int) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = BytePrefixKL(divergence=divergence, **options)
+        return scored(root, Teacher(model=str(root / "split"), loss=loss, cache=cache))
+
+    cache = stored("split", rows="all", top_k=20, precision=32)
+    for ours, theirs in zip(gives(cache), gives(teacher_top_k=20), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(gives(cache)[0], gives()[0], rtol=1e-2)
 
 
 @pytest.mark.parametrize("rows", ["span_starts", "all"])
