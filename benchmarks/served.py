@@ -23,7 +23,7 @@ from xtoken_pl.teachers.served.answers import text_rows
 from xtoken_pl.teachers.served.teacher import ServedTeacher, list_questions
 
 _KS = (16, 64, 128)
-_NUM_TEXTS, _LENGTH, _ROUNDS = 4, 256, 5
+_LENGTH, _ROUNDS = 256, 3
 _URL = os.environ.get("XTOKEN_PL_SERVER", "")
 
 
@@ -61,7 +61,7 @@ def figures() -> Iterator[Figure]:
 
 
 def _batches(module: MultiTeacherDistillModule) -> list[TokenBatch]:
-    texts = TextSource(path="quickstart/corpus/val.jsonl", split=f"train[:{_NUM_TEXTS}]")
+    texts = TextSource(path="quickstart/corpus/val.jsonl", split="train[3:4]")
     data = DistillDataModule(texts, sequence_length=_LENGTH, batch_size=4, num_workers=0)
     data.connect(*module.vocabularies())
     data.setup("fit")
