@@ -7,6 +7,7 @@ TokenKL, SmolLM2-135M teaches a copy of itself with Gaussian noise on every weig
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,15 +16,17 @@ from torch import Tensor
 from benchmarks.measure import Figure, run
 from benchmarks.pair import TEXT
 from xtoken_pl import GOLD, BytePrefixKL, HybridKL, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TokenKL
-from xtoken_pl.batch import RowCuts
+from xtoken_pl.batch import KnownRows
 from xtoken_pl.cli.prepare import prepare
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses.teacher_tokens import TopKLoss
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
-from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
+from xtoken_pl.scoring.tasks import GivenRows, TeacherTask
+from xtoken_pl.teachers.cache.row_format import RowFormat
+from xtoken_pl.teachers.cache.teacher_rows import ModelRows
 
-_KS = (16, 64, 256, 1024, 8192)
+_KS, _KNOWN_KS = (16, 64, 256, 1024, 8192), (16, 64, 256)
 _NUM_WINDOWS, _LENGTH = 2, 256
 #: Standard deviation of the noise, as a share of each weight matrix's own.
 _NOISE = 0.1
@@ -33,6 +36,9 @@ _LOSSES: dict[str, tuple[type[TopKLoss], ...]] = {
     "smollm2": (TokenKL, BytePrefixKL),
 }
 
+#: Losses that compare some of the teacher's tokens: their k are among these, while a known row has the k of all.
+_COMPARES_COLUMNS = (ProjectionKL, HybridKL, GOLD)
+
 
 def figures() -> Iterator[Figure]:
     """Relative change of the mean loss, and of the gradient of the student's hidden states (2-norm)."""
@@ -41,38 +47,53 @@ def figures() -> Iterator[Figure]:
         for kind in kinds:
             loss = kind()
             name = f"{kind.__name__} from SmolLM2" if teacher == "smollm2" else kind.__name__
-            student, task, cuts = _rows(teacher, loss)
-            exact_loss, exact_gradient = _evaluate(student, task, cuts)
-            for k in _KS:
-                cast(TopKLoss, task.loss).teacher_top_k = k
-                value, gradient = _evaluate(student, task, cuts)
+            pair = _Pair(teacher, loss)
+            exact_loss, exact_gradient = pair.evaluate(pair.task)
+            known = [(k, True) for k in _KNOWN_KS if kind in _COMPARES_COLUMNS]
+            for k, of_known in [*((k, False) for k in _KS), *known]:
+                cast(TopKLoss, pair.task.loss).teacher_top_k = k
+                value, gradient = pair.evaluate(pair.known(k) if of_known else pair.task)
                 moved = (gradient - exact_gradient).norm() / exact_gradient.norm()
-                label, note = f"{name}, k = {k:,}", f"{value:.4f} against {exact_loss:.4f} nats per span"
+                label = f"{name}, k = {k:,}{' known of each row' if of_known else ''}"
+                note = f"{value:.4f} against {exact_loss:.4f} nats per span"
                 yield Figure(f"{label}: change of the loss", 100 * (value / exact_loss - 1), "%", note=note)
                 yield Figure(f"{label}: change of the gradient", 100 * moved.item(), "%")
 
 
-def _evaluate(student: HiddenRows, task: TeacherTask, cuts: RowCuts) -> tuple[float, Tensor]:
-    loss = evaluate_rows(student, {"t": task}, cuts, LogitMemory(0.5e9)).spans["t"].loss.mean()
-    (gradient,) = torch.autograd.grad(loss, student.hidden)
-    return loss.item(), gradient
+class _Pair:
+    """A student's rows, and the task of its teacher with a loss."""
 
+    def __init__(self, teacher: str, loss: TopKLoss) -> None:
+        specification = Teacher(model=f"quickstart/teacher-{teacher}", loss=loss)
+        module = MultiTeacherDistillModule(Student(model="quickstart/teacher-smollm2"), {"t": specification})
+        module.setup("fit")
+        module.configure_model()
+        if teacher == "smollm2":
+            _add_noise(module)
+        columns = Windower(*module.vocabularies(), _LENGTH)([TEXT])
+        windows = [{key: column[index] for key, column in columns.items()} for index in range(_NUM_WINDOWS)]
+        batch = collate(windows, ["t"], module.planners())
+        with torch.no_grad():
+            self.student, self.task = module.student_rows(batch.student), module.teacher_task("t", batch.teachers["t"])
+        self.student.hidden.requires_grad_()
+        self._module, self._batch = module, batch
 
-def _rows(teacher: str, loss: TopKLoss) -> tuple[HiddenRows, TeacherTask, RowCuts]:
-    module = MultiTeacherDistillModule(
-        Student(model="quickstart/teacher-smollm2"), {"t": Teacher(model=f"quickstart/teacher-{teacher}", loss=loss)}
-    )
-    module.setup("fit")
-    module.configure_model()
-    if teacher == "smollm2":
-        _add_noise(module)
-    columns = Windower(*module.vocabularies(), _LENGTH)([TEXT])
-    windows = [{key: column[index] for key, column in columns.items()} for index in range(_NUM_WINDOWS)]
-    batch = collate(windows, ["t"], module.planners())
-    with torch.no_grad():
-        student, task = module.student_rows(batch.student), module.teacher_task("t", batch.teachers["t"])
-    student.hidden.requires_grad_()
-    return student, task, batch.cuts
+    def known(self, k: int) -> TeacherTask:
+        """The task with rows of k tokens, as a server or a cache of every row gives them."""
+        view, vocabulary = self._batch.teachers["t"], self._module.teacher_vocabularies["t"]
+        num_tokens = int(vocabulary.exists.sum())
+        row_format = RowFormat("all", k, 32, num_ids=len(vocabulary), num_tokens=num_tokens)
+        model = ModelRows(self._module.loaded_teachers["t"], row_format, 1.0, torch.device("cpu"))
+        known = KnownRows.from_windows([model.arrays(view)])
+        rows = GivenRows(known, view.tokens.labels, torch.from_numpy(~vocabulary.exists), num_tokens)
+        return replace(self.task, rows=rows)
+
+    def evaluate(self, task: TeacherTask) -> tuple[float, Tensor]:
+        """The mean loss, and the gradient of the student's hidden states."""
+        scores = evaluate_rows(self.student, {"t": task}, self._batch.cuts, LogitMemory(0.5e9))
+        loss = scores.spans["t"].loss.mean()
+        (gradient,) = torch.autograd.grad(loss, self.student.hidden)
+        return loss.item(), gradient
 
 
 @torch.no_grad()
