@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from xtoken_pl.teachers.served.answers import Question, TextRows, text_rows
 from xtoken_pl.teachers.served.api import Api
 from xtoken_pl.teachers.served.client import ServerClient, TransientError
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.threads import call_in_threads
 
 #: Seconds of silence after which another server might answer; none can be restarted in less.
 _RESTART_SECONDS = 10.0
@@ -63,35 +64,18 @@ class Scorer:
         # Numbers of reasons to doubt that the model is the same: so far, and when it was last probed.
         self._num_doubts, self._num_settled = 1, 0
 
-    def ask_all(self, questions: Sequence[Question], concurrency: int) -> list[TextRows]:
+    def ask_all(
+        self, questions: Sequence[Question], concurrency: int, abandoned: threading.Event | None = None
+    ) -> list[TextRows]:
         """Returns the rows of several texts, which some threads ask for.
 
         Raises:
             UserError: The first error of :meth:`ask`; the other requests are given up.
         """
         if self._now() - self.client.last_success > _RESTART_SECONDS:
-            self._num_doubts += 1
-        abandoned, errors = threading.Event(), list[BaseException]()
-
-        def ask(question: Question) -> TextRows:
-            try:
-                return self.ask(question, abandoned)
-            except BaseException as error:
-                errors.append(error)
-                abandoned.set()
-                raise
-
-        threads = ThreadPoolExecutor(concurrency, thread_name_prefix="asks a server")
-        try:
-            answers = [threads.submit(ask, question) for question in questions]
-            wait(answers, return_when=FIRST_EXCEPTION)
-            if errors:
-                raise errors[0]
-            return [answer.result() for answer in answers]
-        finally:
-            # After an error or an interrupt, no thread is waited for.
-            abandoned.set()
-            threads.shutdown(wait=False, cancel_futures=True)
+            self._doubt()
+        abandoned = threading.Event() if abandoned is None else abandoned
+        return call_in_threads(partial(self.ask, abandoned=abandoned), questions, concurrency, abandoned)
 
     def ask(self, question: Question, abandoned: threading.Event | None = None) -> TextRows:
         """Returns the rows of one text; repeats the request while it fails.
@@ -110,8 +94,7 @@ class Scorer:
                 rows = self.ask_once(question)
                 self._settle_doubts()
             except TransientError:
-                with self._lock:
-                    self._num_doubts += 1
+                self._doubt()
                 raise
             return rows
 
@@ -125,6 +108,10 @@ class Scorer:
         """
         answer = self.client.send(self.api.path, self.api.request(question))
         return text_rows(self.api.read(answer, question), question, self._exists)
+
+    def _doubt(self) -> None:
+        with self._lock:
+            self._num_doubts += 1
 
     def _settle_doubts(self) -> None:
         with self._lock:

@@ -104,8 +104,12 @@ class ServedTeacher(GivenSource):
             known = asked.to(view.tokens.labels.device)
         return self.given(known, view)
 
-    def ask(self, batches: Sequence[TokenBatch]) -> list[AllRows]:
+    def ask(self, batches: Sequence[TokenBatch], abandoned: threading.Event | None = None) -> list[AllRows]:
         """Asks for all rows of some batches, several texts at a time.
+
+        Args:
+            batches: The batches.
+            abandoned: Event that ends the requests, and is set after an error.
 
         Returns:
             For each batch its rows in the order of ``tokens.rows``, on the CPU.
@@ -114,7 +118,8 @@ class ServedTeacher(GivenSource):
             UserError: If the server refuses, or does not answer within its ``patience``.
         """
         of_batches = [list_questions(tokens, self.top_k) for tokens in batches]
-        texts = iter(self.scorer.ask_all(list(chain.from_iterable(of_batches)), self.server.concurrency))
+        questions = list(chain.from_iterable(of_batches))
+        texts = iter(self.scorer.ask_all(questions, self.server.concurrency, abandoned))
         return [join_rows(list(islice(texts, len(own))), self.top_k, len(self.vocabulary)) for own in of_batches]
 
 
