@@ -110,13 +110,26 @@ def check_same(found: tuple[Recorder, dict[str, float]], expected: tuple[Recorde
     assert validated == pytest.approx(theirs_validated, rel=1e-5)
 
 
+def test_every_loss_is_that_of_the_teacher_itself(root: Path, folder: str, server: StandInServer) -> None:
+    expected = fit(root, {name: Teacher(model=folder, loss=loss()) for name, loss in LOSSES.items()})
+    check_same(
+        fit(root, {name: served(folder, server, loss(), top_k="all") for name, loss in LOSSES.items()}), expected
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_is_that_of_the_teacher_itself(root: Path, folder: str, server: StandInServer, loss: str) -> None:
+def test_the_gradient_of_each_loss_is_that_of_the_teacher_itself(
+    root: Path, folder: str, server: StandInServer, loss: str
+) -> None:
     expected = fit(root, {"t": Teacher(model=folder, loss=LOSSES[loss]())})
     check_same(fit(root, {"t": served(folder, server, LOSSES[loss](), top_k="all")}), expected)
 
 
-@pytest.mark.parametrize("measure", ["cross_entropy", "entropy", "max_probability"])
+@pytest.mark.parametrize(
+    "measure",
+    ["entropy", *(pytest.param(measure, marks=pytest.mark.slow) for measure in ("cross_entropy", "max_probability"))],
+)
 def test_confidences_are_those_of_the_teachers_themselves(
     root: Path, folder: str, server: StandInServer, model: PreTrainedModel, other_model: PreTrainedModel, measure: Any
 ) -> None:
@@ -129,11 +142,10 @@ def test_confidences_are_those_of_the_teachers_themselves(
 
 
 def test_k_tokens_of_a_server_are_those_of_the_teacher_itself(root: Path) -> None:
-    """Of a teacher whose head has no more rows than its tokenizer has tokens: theirs would count as tail."""
-    folder = write_model(root / "no_holes", splitting_tokenizer())
-    expected = fit(root, {"t": Teacher(model=folder, loss=BytePrefixKL(teacher_top_k=8))})
-    with StandInServer(AutoModelForCausalLM.from_pretrained(folder).eval(), splitting_tokenizer()) as server:
-        check_same(fit(root, {"t": served(folder, server, BytePrefixKL(), top_k=8)}), expected)
+    whole = write_model(root / "whole", splitting_tokenizer())  # a token for each row of its head
+    expected = fit(root, {"t": Teacher(model=whole, loss=BytePrefixKL(teacher_top_k=8))})
+    with StandInServer(AutoModelForCausalLM.from_pretrained(whole).eval(), splitting_tokenizer()) as server:
+        check_same(fit(root, {"t": served(whole, server, BytePrefixKL(), top_k=8)}), expected)
 
 
 def test_a_server_judges_what_the_student_writes(root: Path, folder: str, server: StandInServer) -> None:
@@ -144,6 +156,18 @@ def test_a_server_judges_what_the_student_writes(root: Path, folder: str, server
     found = fit(root, {"t": served(folder, server, BytePrefixKL(), top_k="all")}, rollouts=rollouts)
     for ours, theirs in zip(found[0].numbers, expected[0].numbers, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+
+
+def test_no_training_step_asks_for_rows_that_it_does_not_read(root: Path, folder: str, server: StandInServer) -> None:
+    asked: list[int] = []
+    fit(
+        root,
+        {"t": served(folder, server, BytePrefixKL(), top_k=8)},
+        after_step=lambda step: asked.append(len(server.prompts)),
+        kd_weight=0.0,
+    )
+    assert asked[0] == asked[4]  # before validation
+    assert asked[0] < len(server.prompts)
 
 
 def test_ten_failures_of_a_server_change_no_number(

@@ -96,8 +96,7 @@ class DistillDataModule(pl.LightningDataModule):
         self.sources: dict[str, Sources | None] = {"train": train, "val": val, "test": test}
         #: Sources of each split that are read.
         self.splits = {split: read_parts(split, own, streaming=streaming) for split, own in self.sources.items()}
-        self.sequence_length = sequence_length
-        self.batch_size = batch_size
+        self.sequence_length, self.batch_size = sequence_length, batch_size
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.num_workers, self.num_proc = num_workers, num_proc
         self.packing, self.normalize, self.seed = packing, normalize, seed
@@ -105,6 +104,7 @@ class DistillDataModule(pl.LightningDataModule):
         self._parts: dict[str, list[part_windows.PartWindows]] = {}
         self._windower: Windower | None = None
         self._collate = partial(collate, teachers=[])
+        self._servers: Mapping[str, Mapping[str, RowServer]] = {}
         self._stream: StreamLoader | None = None
         self._begin: tuple[int, State | None] | None = None
         self._caches: Mapping[str, SpanStore] = {}
@@ -121,7 +121,7 @@ class DistillDataModule(pl.LightningDataModule):
         planners: dict[str, Planner] | None = None,
         caches: Mapping[str, SpanStore] | None = None,
         prompts: PromptSettings | None = None,
-        servers: Mapping[str, RowServer] | None = None,
+        servers: Mapping[str, Mapping[str, RowServer]] | None = None,
     ) -> bool:
         """Sets all that the data depend on. Nothing else is taken from the module that is trained.
 
@@ -131,7 +131,7 @@ class DistillDataModule(pl.LightningDataModule):
             planners: Planner of each loss that plans a batch, by teacher.
             caches: Opened cache of each teacher that has one.
             prompts: How prompts are taken from the training data; None if the student writes nothing.
-            servers: Servers that the loader's workers ask for the rows of batches, by teacher.
+            servers: Servers that the loader's workers ask for the rows of batches, by split and teacher.
 
         Returns:
             Whether the models must keep packed documents apart.
@@ -144,8 +144,8 @@ class DistillDataModule(pl.LightningDataModule):
         splits = with_answers(with_teachers(self.splits, teachers), prompts)
         held = [part for parts in self._parts.values() for part in parts] if self._caches == (caches or {}) else []
         self._windower = Windower(student, teachers, self.sequence_length)
-        self._collate = partial(collate, teachers=list(teachers), planners=planners, servers=servers)
-        self._caches = caches or {}
+        self._collate = partial(collate, teachers=list(teachers), planners=planners)
+        self._caches, self._servers = caches or {}, servers or {}
         options: dict[str, Any] = {"packing": self.packing, "normalize": self.normalize, "prompts": prompts}
         self._parts = part_windows.connect(splits, self._windower, before=held, **options)
         self.domains = {split: [domain for part in parts for domain in part.domains] for split, parts in splits.items()}
@@ -266,7 +266,7 @@ class DistillDataModule(pl.LightningDataModule):
         stream = part_windows.mixed_stream(
             self.parts("train"), self.shuffle_buffer, seed=self.order_seed, **self._processes
         )
-        loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options())
+        loader = StatefulDataLoader(stream, generator=torch.Generator(), **self._loader_options("train"))
         so_far = None if self._stream is None else self._stream.state()  # a loader may be replaced during a run
         begin, self._begin = self._begin or (self._num_done(), so_far), None
         self._stream = StreamLoader(loader, self._num_done, begin, sizes)
@@ -283,13 +283,13 @@ class DistillDataModule(pl.LightningDataModule):
     ) -> OrderedLoader:
         windows = part_windows.open_windows(self.parts(split))
         sampler = GlobalBatchSampler(len(order or windows), self.batch_size, order=order, **self._processes, **options)
-        return OrderedLoader(windows, sampler=sampler, step_sizes=sizes, **self._loader_options())
+        return OrderedLoader(windows, sampler=sampler, step_sizes=sizes, **self._loader_options(split))
 
-    def _loader_options(self) -> dict[str, Any]:
+    def _loader_options(self, split: str) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
-            "collate_fn": CarryingCollate(self._collate),
+            "collate_fn": CarryingCollate(partial(self._collate, servers=self._servers.get(split))),
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 

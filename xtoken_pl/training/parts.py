@@ -182,8 +182,11 @@ class DistillParts(pl.LightningModule):
         student, teachers = self.vocabularies()
         self.sequence_length = data.sequence_length
         self._check_servers()
-        # Of on-policy steps the loader does not know the texts, so that its workers would ask for others in vain.
-        prompts, servers = (None, self.servers) if self.rollouts is None else (self.rollouts.prompts, {})
+        prompts = None if self.rollouts is None else self.rollouts.prompts
+        servers = {"val": self.servers, "test": self.servers}
+        # The loader does not know what on-policy steps read: its workers would ask in vain, as without a teacher.
+        if self.rollouts is None and self._needs_teachers:
+            servers["train"] = self.servers
         self.separates_documents = data.connect(student, teachers, self.planners(), self.caches, prompts, servers)
         self.domains = data.domains
         self._make_metrics()
