@@ -21,13 +21,17 @@ from xtoken_pl.teachers.served.teacher import ServedTeacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 
+def _nothing() -> None:
+    """May be pickled, unlike a lambda."""
+
+
 @dataclass
 class Clock:
     """A clock that only sleeping moves; ``on_sleep`` is called at each."""
 
     time: float = 1000.0
     pauses: list[float] = field(default_factory=list)
-    on_sleep: Callable[[], None] = lambda: None
+    on_sleep: Callable[[], None] = _nothing
 
     def now(self) -> float:
         return self.time

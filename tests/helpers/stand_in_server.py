@@ -35,7 +35,7 @@ class StandInServer:
         model: The model; computes in its own data type.
         tokenizer: Its tokenizer.
         name: Name of the model.
-        port: Port; 0 chooses one, which :meth:`start` keeps after :meth:`stop`.
+        port: Port; 0 chooses one.
         max_logprobs: Largest number of tokens of a row, -1 for any.
         max_model_len: Context length.
         api_key: Key that requests must carry.
@@ -66,7 +66,13 @@ class StandInServer:
         self.connections: list[socket.socket] = []
         self._rows: dict[tuple[int, tuple[int, ...], int], list[Row | None]] = {}  # those of a text do not change
         self._lock = threading.Lock()
-        self._port = port
+        # Of answers without a failure, which are asked for again and again.
+        self._contents: dict[tuple[str, str, int, tuple[int, ...], int], bytes] = {}
+        # Holds the port, on which this socket does not listen: while the server is stopped nobody else takes it.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", port))
+        self._port: int = self._place.getsockname()[1]
         self._http: ThreadingHTTPServer | None = None
         self._stopped = threading.Event()
 
@@ -76,6 +82,7 @@ class StandInServer:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+        self._place.close()
 
     @property
     def url(self) -> str:
@@ -85,7 +92,6 @@ class StandInServer:
         self._stopped.clear()
         handler = type("Handler", (_Handler,), {"stand_in": self})
         self._http = _HttpServer(("127.0.0.1", self._port), handler)
-        self._port = self._http.server_port
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
@@ -115,6 +121,20 @@ class StandInServer:
             if key not in self._rows:
                 self._rows[key] = rows_of_text(self.model, ids, top_k)
             return self._rows[key]
+
+    def content(self, ids: list[int], top_k: int, api: str, kind: FailureKind | None) -> bytes:
+        """An answer with the rows of a text, which may be those of a failure."""
+        key = (api, self.name, id(self.model), tuple(ids), top_k)
+        rows = self.rows(ids, top_k)
+        if kind is None and key in self._contents:
+            return self._contents[key]
+        name = "another" if kind == "model" else self.name
+        spoiled = _spoiled(rows, kind)
+        answer = vllm_answer(spoiled, name, self.tokenizer) if api == "vllm" else sglang_answer(spoiled, ids)
+        content = json.dumps(answer).encode()
+        if kind is None:
+            self._contents[key] = content
+        return content
 
     def wait_until_stopped(self) -> None:
         self._stopped.wait()
@@ -188,10 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "error":
             return self._refuse(503, "Service Unavailable")
         ids = [(token + 1) % 10 for token in ids] if kind == "token" else ids
-        rows = _spoiled(server.rows(ids, top_k), kind)
-        name = "another" if kind == "model" else server.name
-        answer = vllm_answer(rows, name, server.tokenizer) if api == "vllm" else sglang_answer(rows, ids)
-        content = b"<html>not JSON</html>" if kind == "text" else json.dumps(answer).encode()
+        content = b"<html>not JSON</html>" if kind == "text" else server.content(ids, top_k, api, kind)
         return self._write(200, content, is_cut=kind == "cut")
 
     def _refuse(

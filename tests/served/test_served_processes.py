@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 import stand_in_server
-from served_teachers import ask, assert_equal_rows, token_batch
+from served_teachers import Clock, ask, assert_equal_rows, served, token_batch
 from stand_in_server import StandInServer
 from torch.utils.data import DataLoader
 
@@ -60,20 +60,24 @@ def test_a_worker_asks_for_the_same_rows(server: StandInServer, vocabulary: Cano
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_worker_passes_on_the_error_and_the_log_line(
-    server: StandInServer, vocabulary: CanonicalVocabulary, context: str, capfd: pytest.CaptureFixture[str]
+    server: StandInServer,
+    vocabulary: CanonicalVocabulary,
+    clock: Clock,
+    context: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     server.fail(*["error"] * 20)
     # Lightning's own handler keeps the stream of its import; a forked worker inherits this one.
     handler = logging.StreamHandler(sys.stderr)
     logging.getLogger("lightning.pytorch").addHandler(handler)
     try:
-        with pytest.raises(UserError, match=r"must answer within patience=0\.6 s.*status 503") as caught:
-            _read(_teacher(server.url, vocabulary, patience=0.6, concurrency=1), context)
+        with pytest.raises(UserError, match=r"must answer within patience=4 s.*status 503") as caught:
+            _read(served(server, vocabulary, clock, patience=4.0, concurrency=1), context)
     finally:
         logging.getLogger("lightning.pytorch").removeHandler(handler)
     assert type(caught.value) is UserError
     assert "Traceback" not in str(caught.value)
-    assert "is asked again for up to 0.6 s" in capfd.readouterr().err
+    assert "is asked again for up to 4 s" in capfd.readouterr().err
 
 
 def test_a_refusal_survives_pickling(server: StandInServer, vocabulary: CanonicalVocabulary) -> None:
@@ -98,9 +102,11 @@ class _Process:
     """The stand-in server in a process of its own, on one port."""
 
     def __init__(self, folder: str) -> None:
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            self.port = unused.getsockname()[1]
+        # Holds the port, on which this socket does not listen: nobody else takes it while the server is dead.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port = self._place.getsockname()[1]
         self._command = [sys.executable, str(Path(stand_in_server.__file__)), folder, "--port", str(self.port)]
         self.start()
 
@@ -115,12 +121,16 @@ class _Process:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
+    def close(self) -> None:
+        self._place.close()
+
 
 @pytest.fixture
 def process(folder: str) -> Iterator[_Process]:
     running = _Process(folder)
     yield running
     running.kill()
+    running.close()
 
 
 @pytest.mark.slow
