@@ -14,6 +14,7 @@ from torch import nn
 
 from xtoken_pl.checkpoints import Run, Stage, verify
 from xtoken_pl.checkpoints.identity import RunIdentity
+from xtoken_pl.utilities.errors import UserError
 
 EARLIER: dict[str, Any] = {
     "pytorch-lightning_version": "2.6.6",
@@ -130,6 +131,19 @@ def test_weights_that_only_a_server_has_are_not_compared(where: str, recwarn: py
     change(*TEACHERS, "t", "tokenizer", to="x")(served)
     with pytest.raises(ValueError, match="teacher 't' has another tokenizer"):
         verify(content_of(written), run_of(running), "fit")
+
+
+def test_weights_of_a_server_are_compared_by_what_it_says_of_a_probe(recwarn: pytest.WarningsRecorder) -> None:
+    before, rounded, other, longer = (copy.deepcopy(EARLIER) for _ in range(4))
+    of_runs = {"-1.00,-2.00": before, "-1.01,-2.01": rounded, "-1.00,-2.40": other, "-1.00": longer}
+    for log_probs, run in of_runs.items():
+        change(*TEACHERS, "t", "weights", to=f"server:big:{log_probs}")(run)
+    verify(content_of(before), run_of(rounded), "fit")
+    assert not recwarn.list
+    with pytest.raises(UserError, match=r"server of teacher 't' must have the weights .* differ by 0\.2 nats"):
+        verify(content_of(before), run_of(other), "fit")
+    with pytest.warns(UserWarning, match="weights of teacher 't' could not be compared"):
+        verify(content_of(before), run_of(longer), "fit")
 
 
 def test_a_checkpoint_of_another_program_is_used_with_a_warning() -> None:

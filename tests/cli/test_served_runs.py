@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from small_models import TEXTS, splitting_tokenizer
+from small_models import TEXTS, splitting_tokenizer, write_model
 from small_run import monitored_run, write_models, write_texts
 from stand_in_server import StandInServer
 from transformers import AutoModelForCausalLM
@@ -62,6 +62,15 @@ def test_a_run_with_a_server_keeps_its_address_and_no_key(
     assert any(path.suffix == ".ckpt" for path in files)
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
     assert KEY not in told.out + told.err + told_again.out + told_again.err + caplog.text
+
+
+def test_a_run_does_not_resume_with_other_weights_behind_the_same_name(
+    server: StandInServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", "--config", "run.yaml"])
+    server.model = AutoModelForCausalLM.from_pretrained(write_model(Path("another"), splitting_tokenizer(), seed=9))
+    with pytest.raises(UserError, match=r"server of teacher 'big' must have the weights that the run began with"):
+        main(["fit", "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"])
 
 
 def test_a_window_is_inspected_with_the_predictions_of_a_served_teacher(

@@ -21,9 +21,22 @@ from stand_in_answers import Row, rows_of_text, sglang_answer, vllm_answer, vllm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 #: Failures of one request for rows. ``reset``: the connection is closed without an answer; ``cut``: in the middle of
-#: it; ``busy``: status 429 and Retry-After; ``slow``: no answer until the server stops; ``token``: another prompt.
+#: it; ``gzip``: it is damaged; ``busy``: status 429 and Retry-After; ``slow``: no answer until the server stops; ``token``: another prompt.
 FailureKind = Literal[
-    "reset", "cut", "busy", "error", "slow", "text", "short", "nan", "few", "no_mass", "too_much", "model", "token"
+    "reset",
+    "cut",
+    "busy",
+    "error",
+    "slow",
+    "text",
+    "short",
+    "nan",
+    "few",
+    "no_mass",
+    "too_much",
+    "model",
+    "token",
+    "gzip",
 ]
 RETRY_AFTER = 7
 
@@ -209,7 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(503, "Service Unavailable")
         ids = [(token + 1) % 10 for token in ids] if kind == "token" else ids
         content = b"<html>not JSON</html>" if kind == "text" else server.content(ids, top_k, api, kind)
-        return self._write(200, content, is_cut=kind == "cut")
+        headers = {"Content-Encoding": "gzip"} if kind == "gzip" else None
+        return self._write(200, content, headers, is_cut=kind == "cut")
 
     def _refuse(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
+import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -12,11 +14,25 @@ from served_teachers import Clock, ask, assert_equal_rows, served, token_batch
 from stand_in_server import RETRY_AFTER, FailureKind, StandInServer
 from transformers import PreTrainedModel
 
+from xtoken_pl.specs import Server
+from xtoken_pl.teachers.served.teacher import ServedTeacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
 _BATCH = token_batch([[5, 17, 300, 42, 8], [77, 6, 6, 410]], [[0, 1, 3], [2]])
-_TRANSIENT: list[FailureKind] = ["reset", "cut", "busy", "error", "text", "short", "nan", "few", "no_mass", "too_much"]
+_TRANSIENT: list[FailureKind] = [
+    "reset",
+    "cut",
+    "busy",
+    "error",
+    "text",
+    "short",
+    "nan",
+    "few",
+    "no_mass",
+    "too_much",
+    "gzip",
+]
 _APIS = pytest.mark.parametrize("api", ["vllm", "sglang"])
 
 
@@ -51,6 +67,38 @@ def test_an_absent_server_is_waited_for(server: StandInServer, vocabulary: Canon
     clock.on_sleep = start_later
     assert_equal_rows(ask(teacher, _BATCH), expected)
     assert clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_connection_that_is_cut_before_it_is_encrypted_is_made_again(
+    vocabulary: CanonicalVocabulary, clock: Clock
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def cut() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:  # it is closed
+                    return
+                connection.recv(10_000)
+                connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
+
+        threading.Thread(target=cut, daemon=True).start()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/v1"
+        teacher = ServedTeacher(
+            "phi", Server(url=url, model="m", top_k=8, patience=3.0), vocabulary, now=clock.now, sleep=clock.sleep
+        )
+        with pytest.raises(UserError, match=r"must answer within patience=3 s.*connection lost while it was made"):
+            ask(teacher, _BATCH)
+
+
+def test_a_server_without_encryption_is_refused_at_once(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock
+) -> None:
+    with pytest.raises(UserError, match="must speak TLS with a valid certificate"):
+        ask(served(server, vocabulary, clock, url=server.url.replace("http:", "https:")), _BATCH)
+    assert not clock.pauses
 
 
 @_APIS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtoken_pl.checkpoints.fingerprints import file_fingerprint, is_of_weights, model_fingerprint
+from xtoken_pl.checkpoints.fingerprints import file_fingerprint, model_fingerprint
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -29,9 +29,9 @@ class RunIdentity:
 
     Attributes:
         student: See :func:`describe_student`.
-        teachers: Teachers by name, each with ``model``, ``revision``, the fingerprints ``weights`` (None if a server
-            has them), ``tokenizer`` and ``projection`` (that of the file of W; None if W is built), and whether W is
-            ``learned``.
+        teachers: Teachers by name, each with ``model``, ``revision``, the fingerprints ``weights`` (for a server see
+            :mod:`xtoken_pl.checkpoints.served_weights`), ``tokenizer`` and ``projection`` (that of the file of W; None
+            if W is built), and whether W is ``learned``.
         settings: Settings by name; a changed setting is logged when training resumes.
     """
 
@@ -48,7 +48,7 @@ class RunIdentity:
         vocabularies: Mapping[str, CanonicalVocabulary],
         settings: Mapping[str, Any],
         *,
-        weights_of_caches: Mapping[str, str],
+        known_weights: Mapping[str, str | None],
     ) -> RunIdentity:
         """Describes a run. Reads samples of the teachers' weights, see :mod:`xtoken_pl.checkpoints.fingerprints`.
 
@@ -56,7 +56,8 @@ class RunIdentity:
             student, student_vocabulary: Student at the start of the run, and its vocabulary.
             teachers, vocabularies: Teachers and their vocabularies, by name.
             settings: Settings that may change, by name.
-            weights_of_caches: Weight fingerprints of the cached teachers, whose weights need not be available.
+            known_weights: Weight fingerprints of the cached and served teachers, whose weights need not be available;
+                None for a server that has not been asked.
         """
         described: dict[str, dict[str, str | None]] = {}
         changeable = dict(settings)
@@ -64,7 +65,7 @@ class RunIdentity:
             described[name] = {
                 "model": teacher.model,
                 "revision": teacher.revision,
-                "weights": _weights(teacher, weights_of_caches.get(name)),
+                "weights": known_weights[name] if name in known_weights else model_fingerprint(teacher),
                 "tokenizer": vocabularies[name].fingerprint,
                 "projection": None if teacher.projection is None else file_fingerprint(Path(teacher.projection)),
                 "learned": "yes" if teacher.learn_projection else "no",
@@ -73,13 +74,6 @@ class RunIdentity:
         if student.adapter is not None:
             changeable["dropout of the adapter"] = student.adapter.dropout
         return cls(describe_student(student, student_vocabulary), described, changeable)
-
-
-def _weights(teacher: Teacher, of_cache: str | None) -> str | None:
-    """Fingerprint of a teacher's weights; None if only its server has them."""
-    if of_cache is not None:
-        return of_cache if is_of_weights(of_cache) else None
-    return None if teacher.server is not None else model_fingerprint(teacher)
 
 
 def describe_student(student: Student, vocabulary: CanonicalVocabulary) -> dict[str, Any]:

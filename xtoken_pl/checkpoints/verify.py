@@ -13,6 +13,7 @@ from torch import nn
 
 from xtoken_pl.checkpoints.identity import SOURCES_KEY, DataIdentity, RunIdentity, holds_adapter, stored_identity
 from xtoken_pl.checkpoints.io import check_whole, is_remote, without_tensors
+from xtoken_pl.checkpoints.served_weights import check_served_weights, is_of_server
 from xtoken_pl.projection import LearnedProjection
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
@@ -240,23 +241,13 @@ def _check_teachers(
             where = "in the checkpoint" if before["learned"] == "yes" else "in this run"
             raise UserError(f"the projection of teacher {name!r} is learned {where} only; {_SAME_INPUT}")
         for part in ("weights", "tokenizer", "projection"):
-            if part == "weights" and None in (before[part], teacher[part]):
-                _warn_of_unknown_weights(name, before[part], teacher[part])
-                continue
-            if before[part] != teacher[part]:
+            if part == "weights" and is_of_server(before[part], teacher[part]):
+                check_served_weights(name, before[part], teacher[part])
+            elif before[part] != teacher[part]:
                 raise UserError(
                     f"teacher {name!r} has another {part} than in the checkpoint: {_described(before, part)} there, "
                     f"{_described(teacher, part)} here; {_SAME_INPUT}"
                 )
-
-
-def _warn_of_unknown_weights(name: str, before: str | None, ours: str | None) -> None:
-    if before != ours:
-        where = "in the checkpoint" if before is None else "in this run"
-        rank_zero_warn(
-            f"the weights of teacher {name!r} could not be compared with the checkpoint's, since {where} a server has "
-            "them"
-        )
 
 
 def _log_changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -116,7 +116,10 @@ class ResumableModule(DistillParts):
             self.teachers,
             self.teacher_vocabularies,
             settings,
-            weights_of_caches={name: cache.identity.model_fingerprint for name, cache in self.caches.items()},
+            known_weights={
+                **{name: cache.identity.model_fingerprint for name, cache in self.caches.items()},
+                **{name: server.fingerprint for name, server in self.servers.items()},
+            },
         )
 
     def configure_model(self) -> None:

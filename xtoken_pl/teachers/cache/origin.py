@@ -8,18 +8,13 @@ from functools import cached_property
 from typing import Any
 
 from xtoken_pl.checkpoints.fingerprints import config_fingerprint, fingerprint_or_none, model_fingerprint
+from xtoken_pl.checkpoints.served_weights import MAX_PROBE_DIFFERENCE, model_of_fingerprint, probe_difference
 from xtoken_pl.models import load_model
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.manifest import Identity, TopK
 from xtoken_pl.teachers.cache.row_format import RowFormat
-from xtoken_pl.teachers.cache.served_model import (
-    SERVED_DTYPE,
-    model_of_fingerprint,
-    probe_difference,
-    served_fingerprint,
-    served_model,
-)
+from xtoken_pl.teachers.cache.served_model import SERVED_DTYPE, served_model
 from xtoken_pl.teachers.cache.served_rows import ServedRows
 from xtoken_pl.teachers.cache.teacher_rows import ModelRows, RowMaker
 from xtoken_pl.teachers.local import FrozenModel
@@ -29,9 +24,6 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
 _DEFAULT_TOP_K = 64
-#: Largest mean difference, nats, between a model's log-probabilities of the probe: a server that computes in 16 bits
-#: answers the same request differently each time.
-_MAX_DIFFERENCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ class ServerOrigin(Origin):
         }
 
     def open(self, row_format: RowFormat, identity: Identity) -> ServedRows:
-        if (difference := probe_difference(self._fingerprint, identity.model_fingerprint)) > _MAX_DIFFERENCE:
+        if (difference := probe_difference(self._fingerprint, identity.model_fingerprint)) > MAX_PROBE_DIFFERENCE:
             raise UserError(
                 "a cache must be built from one model, but the log-probabilities of a probe text that the server of "
                 f"teacher {self.name!r} gives differ by {difference:.2g} nats in the mean from those that the cache "
@@ -141,5 +133,5 @@ class ServerOrigin(Origin):
     def _fingerprint(self) -> str:
         """Fingerprint of the model that the server runs; the server is asked once."""
         check_server(self._served, self.sequence_length)
-        assert self._served.probe.log_probs is not None
-        return served_fingerprint(served_model(self.teacher), self._served.probe.log_probs.tolist())
+        assert self._served.fingerprint is not None
+        return self._served.fingerprint

@@ -20,11 +20,12 @@ from xtoken_pl.checkpoints.fingerprints import (
     model_fingerprint,
     weight_files,
 )
+from xtoken_pl.checkpoints.served_weights import model_of_fingerprint
 from xtoken_pl.losses import RowContent
 from xtoken_pl.scoring.tasks import GivenRows
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.manifest import Manifest, ShardEntry
-from xtoken_pl.teachers.cache.served_model import SERVED_DTYPE, model_of_fingerprint, served_model
+from xtoken_pl.teachers.cache.served_model import SERVED_DTYPE, served_model
 from xtoken_pl.teachers.cache.shards import Shard
 from xtoken_pl.teachers.source import GivenSource, check_source
 from xtoken_pl.tokenization import CanonicalVocabulary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ T = TypeVar("T")
 # Exact powers of two, without chance: nothing is drawn from Python's random numbers.
 _BACK_OFF = wait_exponential(multiplier=0.5, max=10.0)
 _TRANSIENT = frozenset({408, 425, 429})
+_CUT = (
+    requests.ConnectionError,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+)
 _HINTS = {
     401: "name the environment variable that holds the key by `api_key_env`",
     403: "name the environment variable that holds the key by `api_key_env`",
@@ -123,10 +129,15 @@ class ServerClient:
             response = self._session.request(method, self._root + path, json=body, timeout=limit, allow_redirects=False)
         # The messages of requests repeat addresses and headers: only the reason of the system is passed on.
         except requests.exceptions.SSLError as error:
-            raise UserError(f"{self.place} must have a valid certificate: {_system_reason(error)}") from None
+            if _is_cut(error):
+                raise TransientError("connection lost while it was made") from None
+            raise UserError(
+                f"{self.place} must speak TLS with a valid certificate: {_system_reason(error)}; mend that, or correct "
+                "`url`"
+            ) from None
         except requests.Timeout:
             raise TransientError(f"no answer within timeout={limit:g} s") from None
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+        except _CUT as error:
             raise TransientError(f"connection lost: {_system_reason(error)}") from None
         except requests.RequestException as error:
             raise UserError(f"{self.place} cannot be asked ({type(error).__name__}); check `url`") from None
@@ -267,11 +278,23 @@ def _seconds_until(date: datetime) -> float:
     return (date - datetime.now(UTC)).total_seconds()
 
 
-def _system_reason(error: BaseException) -> str:
-    """Reason that the operating system gives, such as ``Connection refused``."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and those that led to it."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
-        found = found.__cause__ or found.__context__
-    return "the answer was cut off" if isinstance(error, requests.exceptions.ChunkedEncodingError) else "no connection"
+        yield found
+        reason = getattr(found, "reason", None)  # of urllib3's errors
+        found = found.__cause__ or found.__context__ or (reason if isinstance(reason, BaseException) else None)
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether a connection ended while TLS was agreed on, as where a server is being restarted."""
+    return any(isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in _causes(error))
+
+
+def _system_reason(error: BaseException) -> str:
+    """Reason that the operating system gives, such as ``Connection refused``."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return "no connection" if isinstance(error, requests.ConnectionError) else "the answer was cut off"

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken_pl.checkpoints.served_weights import MAX_PROBE_DIFFERENCE
 from xtoken_pl.teachers.served.answers import Question, TextRows, text_rows
 from xtoken_pl.teachers.served.api import Api
 from xtoken_pl.teachers.served.client import ServerClient, TransientError
@@ -18,9 +19,6 @@ from xtoken_pl.utilities.threads import call_in_threads
 
 #: Seconds of silence after which another server might answer; none can be restarted in less.
 _RESTART_SECONDS = 10.0
-#: Largest mean difference of the probe's log-probabilities, nats. Servers that compute in 16 bits answer the same
-#: request with single differences of up to an eighth.
-_MAX_DIFFERENCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Scorer:
             found = self.ask_once(self.probe.question).log_observed
             expected = self.probe.log_probs if self.probe.log_probs is not None else found
             self.probe = Probe(self.probe.ids, expected)
-            if (difference := float(np.abs(found - expected).mean())) > _MAX_DIFFERENCE:
+            if (difference := float(np.abs(found - expected).mean())) > MAX_PROBE_DIFFERENCE:
                 raise UserError(
                     f"{self.client.place} must answer with the same model throughout a run, but its log-probabilities "
                     f"of a probe text now differ by {difference:.2g} nats in the mean; start it with the model that "

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken_pl.batch import AllRows, TeacherBatch, TokenBatch
+from xtoken_pl.checkpoints.served_weights import served_fingerprint
 from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.scoring.tasks import GivenRows
 from xtoken_pl.specs import Server
@@ -91,6 +92,13 @@ class ServedTeacher(GivenSource):
     def is_checked(self) -> bool:
         """Whether the server has been checked: the log-probabilities of its probe are known."""
         return self.probe.log_probs is not None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the server's model, as checkpoints and caches store it; None before the server is checked."""
+        assert self.server.model is not None
+        known = self.probe.log_probs
+        return None if known is None else served_fingerprint(self.server.model, known.tolist())
 
     def remember_probe(self, log_probs: NDArray[np.float32]) -> None:
         """Stores the probe's log-probabilities, which later answers are compared with in all processes."""
