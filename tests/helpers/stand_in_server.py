@@ -21,7 +21,7 @@ from stand_in_answers import Row, rows_of_text, sglang_answer, vllm_answer, vllm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 #: Failures of one request for rows. ``reset``: the connection is closed without an answer; ``cut``: in the middle of
-#: it; ``gzip``: the answer is damaged; ``busy``: status 429 and Retry-After; ``slow``: no answer until the server stops;
+#: it; ``gzip``: it is damaged; ``busy``: status 429 and Retry-After; ``slow``: no answer until the server stops;
 #: ``token``: another prompt.
 # fmt: off
 FailureKind = Literal[

@@ -24,7 +24,7 @@ class Server:
         top_k: Number of most probable tokens to ask for in each row, or ``all``.
         api: Protocol: ``vllm`` (``/v1/completions`` with ``prompt_logprobs``) or ``sglang`` (``/generate``).
         concurrency: Number of requests of a process that are under way at a time.
-        timeout: Seconds that one request may take.
+        timeout: Seconds to wait for a connection, for an answer, and for each further part of it.
         patience: Seconds without a usable answer, over all retries, after which the run stops.
         api_key_env: Name of the environment variable that holds the API key, in capital letters. The key itself is in
             no configuration, log or checkpoint.
