@@ -22,11 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 #: Failures of one request for rows. ``reset``: the connection is closed without an answer; ``cut``: in the middle of
 #: it; ``gzip``: it is damaged; ``busy``: status 429 and Retry-After; ``slow``: no answer until the server stops;
-#: ``token``: another prompt.
+#: ``token``: another prompt; ``redirect``: status 307.
 # fmt: off
 FailureKind = Literal[
-    "reset", "cut", "gzip", "busy", "error", "slow", "text", "short", "nan", "few", "no_mass", "too_much", "model",
-    "token",
+    "reset", "cut", "gzip", "busy", "error", "redirect", "slow", "text", "short", "nan", "few", "no_mass", "too_much",
+    "model", "token",
 ]
 # fmt: on
 RETRY_AFTER = 7
@@ -211,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(429, "Too many requests", headers={"Retry-After": server.retry_after})
         if kind == "error":
             return self._refuse(503, "Service Unavailable")
+        if kind == "redirect":
+            return self._refuse(307, "Temporary Redirect", headers={"Location": "https://localhost/v1"})
         ids = [(token + 1) % 10 for token in ids] if kind == "token" else ids
         content = b"<html>not JSON</html>" if kind == "text" else server.content(ids, top_k, api, kind)
         headers = {"Content-Encoding": "gzip"} if kind == "gzip" else None

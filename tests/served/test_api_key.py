@@ -116,6 +116,14 @@ def test_a_missing_key_is_refused_by_the_name_of_its_variable(
     assert not server.headers
 
 
+def test_a_wrong_key_is_refused_by_the_name_of_its_variable(
+    server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, key: str
+) -> None:
+    server.api_key = "another"
+    with pytest.raises(UserError, match="status 401.*check the key that the environment variable 'TEACHER_KEY' holds"):
+        check_server(served(server, vocabulary, clock, api_key_env="TEACHER_KEY"), 128)
+
+
 @pytest.mark.parametrize("bad", ["sk-SECRET\nX-Other: 1", "sk-SECRET schlüssel"])
 def test_a_key_that_is_none_is_refused_without_being_shown(
     server: StandInServer,

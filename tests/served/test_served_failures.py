@@ -6,6 +6,7 @@ import logging
 import random
 import socket
 import threading
+from collections import deque
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -150,7 +151,8 @@ def test_another_text_stops_at_once(
         ({"max_logprobs": 5}, "status 400.*Requested prompt logprobs of 8, which is greater than max allowed: 5"),
         ({"max_model_len": 3}, "status 400.*maximum context length is 3 tokens"),
         ({"name": "moved"}, "status 404.*`teacher` does not exist.*check `url` and `model`"),
-        ({"api_key": "right"}, "status 401.*Unauthorized.*`api_key_env`"),
+        ({"api_key": "right"}, "status 401.*Unauthorized.*name the environment variable .* by `api_key_env`"),
+        ({"failures": deque(["redirect"])}, "status 307.*set `url` to the address that it redirects to"),
     ],
 )
 def test_a_refusal_stops_at_once_in_the_words_of_the_server(

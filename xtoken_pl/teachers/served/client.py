@@ -35,11 +35,6 @@ _CUT = (
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ContentDecodingError,
 )
-_HINTS = {
-    401: "name the environment variable that holds the key by `api_key_env`",
-    403: "name the environment variable that holds the key by `api_key_env`",
-    404: "check `url` and `model`",
-}
 
 
 class TransientError(Exception):
@@ -153,10 +148,18 @@ class ServerClient:
         if status in _TRANSIENT or status >= 500:
             raise TransientError(f"status {status}: {message}", _retry_after(response))
         raise RefusedError(
-            f"{self.place} refused a request to {path} (status {status}): {message}; "
-            f"{_HINTS.get(status, 'change what it refuses')}",
-            status,
+            f"{self.place} refused a request to {path} (status {status}): {message}; {self._way_out(status)}", status
         )
+
+    def _way_out(self, status: int) -> str:
+        variable = self._server.api_key_env
+        if status in (401, 403) and variable is not None:
+            return f"check the key that the environment variable {variable!r} holds (`api_key_env`)"
+        if status in (401, 403):
+            return "name the environment variable that holds the key by `api_key_env`"
+        if 300 <= status < 400:
+            return "set `url` to the address that it redirects to"
+        return "check `url` and `model`" if status == 404 else "change what it refuses"
 
     def _message(self, response: requests.Response) -> str:
         """The server's own words, without the key if it repeats it."""
