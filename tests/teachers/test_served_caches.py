@@ -145,6 +145,12 @@ def test_a_build_whose_server_dies_is_resumed_with_the_same_model_alone(
         assert (tmp_path / "cache" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_cache_of_a_model_is_not_resumed_from_a_server(root: Path, server: StandInServer, tmp_path: Path) -> None:
+    build(root, split_teacher(root), tmp_path / "cache")
+    with pytest.raises(UserError, match=r"is 'sha256:\w+' in the cache, 'server:teacher:[-.,\d]{,120}' in this run"):
+        build(root, served_teacher(root, server.url), tmp_path / "cache")
+
+
 def test_a_finished_cache_is_verified_without_the_server(root: Path, server: StandInServer, tmp_path: Path) -> None:
     teacher = served_teacher(root, server.url, tmp_path / "cache")
     manifest = build(root, teacher, tmp_path / "cache")

@@ -16,6 +16,7 @@ FORMAT = "xtoken_pl.teacher_cache.v3"
 #: Format without ``rows``, which were those of span starts; its shards are the same.
 _FORMAT_2 = "xtoken_pl.teacher_cache.v2"
 _FILE = "manifest.json"
+_LONGEST_VALUE = 120  # a server's fingerprint holds many numbers
 
 TopK = int | Literal["all"]
 
@@ -156,5 +157,7 @@ def _convert(content: dict[str, Any]) -> None:
 
 def _short(value: Any) -> str:
     if not isinstance(value, dict):
-        return repr(value)
+        text = repr(value)
+        half = _LONGEST_VALUE // 2  # paths differ at their ends
+        return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}...{text[-half:]}"
     return "{" + ", ".join(f"{k}: {split.num_windows:,} ({split.fingerprint[:8]})" for k, split in value.items()) + "}"
