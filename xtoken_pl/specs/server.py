@@ -21,7 +21,7 @@ class Server:
     Attributes:
         url: Address; that of vLLM's OpenAI-compatible API ends in ``/v1``.
         model: Name under which the server knows the model; the teacher's ``model`` by default.
-        top_k: Number of most probable tokens to ask for in each row, or ``all``.
+        top_k: Number of most probable tokens to ask for in each row, or ``all`` (vLLM only).
         api: Protocol: ``vllm`` (``/v1/completions`` with ``prompt_logprobs``) or ``sglang`` (``/generate``).
         concurrency: Number of requests of a process that are under way at a time.
         timeout: Seconds to wait for a connection, for an answer, and for each further part of it.
