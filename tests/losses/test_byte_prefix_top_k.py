@@ -10,14 +10,18 @@ import pytest
 import torch
 from loss_cases import DIVERGENCES, LossCase, TextRows, slow_byte_prefix_kl
 from loss_tester import LossTester
-from prefix_pairs import Pair
+from prefix_pairs import TEXT, Pair
 from reference_byte_prefix import Key, divergence_of, keep_and_spread
 from small_models import numeral_tokenizer, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 
 from xtoken_pl import BytePrefixKL, ProjectionKL, TokenKL
+from xtoken_pl.batch import KnownRows
 from xtoken_pl.losses import Divergence
+from xtoken_pl.losses.base import observed_log_probs
 from xtoken_pl.losses.group_divergence import Groups, group_divergence
+from xtoken_pl.scoring.tasks import GivenRows, TeacherTask
+from xtoken_pl.teachers.cache.row_format import RowFormat
 
 PAIRS = {
     "packing from splitting": (packing_tokenizer, splitting_tokenizer),
@@ -149,6 +153,29 @@ def test_rows_of_a_cache_or_server_give_what_the_live_teacher_gives(name: str, d
         )
         more = spread_rows(pair, teacher, 60)
         torch.testing.assert_close(scored(pair, student, more, top_k), live, rtol=0, atol=1e-10)
+
+
+@every_divergence
+@pytest.mark.parametrize("top_k", [6, 40])
+@pytest.mark.parametrize("precision", [16, 32])
+def test_stored_tokens_are_kept_where_the_observed_one_is_as_probable(
+    divergence: Divergence, top_k: int, precision: int
+) -> None:
+    """A teacher in 16 bits gives many tokens of a row the same probability."""
+    pair = make("packing from splitting", top_k, divergence, TEXT)
+    student, teacher = pair.rows()
+    student, teacher = student.float(), (teacher + 12).bfloat16().float().log_softmax(-1)
+    view, holes = pair.batch.teachers["t"], torch.from_numpy(~pair.teacher.exists)
+    labels, spans = view.tokens.labels, view.spans
+    row_format = RowFormat("all", top_k, precision, len(holes), len(holes) - int(holes.sum()))
+    observed = observed_log_probs(teacher, labels)
+    arrays = row_format.encode(teacher, labels) | row_format.encode_observed(observed, observed, spans)
+    given = GivenRows(KnownRows.from_windows([arrays]), labels, holes, row_format.num_tokens)
+    side = TeacherTask(given, spans, pair.loss).side(slice(0, len(labels)), slice(0, len(spans)), None)
+    block = pair.block(student, teacher)
+    live, known = (pair.loss(each).loss for each in (block, replace(block, teacher=side)))
+    # Off by 2.5e-4 at most, a log-probability moves the loss by its probability times 1 + log p/q, below 20 here.
+    torch.testing.assert_close(known, live, rtol=0, atol=1e-5 if precision == 32 else 20 * 2.5e-4)
 
 
 @every_divergence

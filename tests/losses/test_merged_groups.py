@@ -44,6 +44,18 @@ def test_a_row_without_a_tail_stays_as_it_is_beside_others() -> None:
     assert kept.is_kept[0].all()
 
 
+def test_tokens_that_are_known_are_kept_and_a_place_without_a_token_keeps_none() -> None:
+    """Token 3 is observed and as probable as token 2; the other tokens of both rows have even shares of the tail."""
+    probs = torch.tensor([[0.4, 0.1, 0.2, 0.2, 0.1], [0.4, 0.1, 0.1, 0.3, 0.1]], dtype=torch.float64)
+    known = replace(side(probs, [3, 3]), top_ids=torch.tensor([[0, 2], [0, 5]], dtype=torch.int32))
+    rows, kept = keep_tokens(known, 2)
+    assert kept is not None
+    torch.testing.assert_close(rows.log_probs, probs.log())
+    assert kept.is_kept.tolist() == [[True, False, True, True, False], [True, False, False, True, False]]
+    assert kept.num_others.tolist() == [2, 1]
+    assert keep_tokens(known, 1)[1].is_kept.sum(1).tolist() == [2, 2]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("top_k", [None, 3, 9])
 def test_no_limit_keeps_the_rows_themselves(top_k: int | None) -> None:
     rows = side(torch.tensor([[0.5, 0.3, 0.2]]), [0])

@@ -45,6 +45,8 @@ class SideRows:
         known_log_continuation: ``[S]`` log c, where only the first rows are here.
         hidden: ``[N, H]`` hidden states that the model's head reads, in float32 at least; the student's have a
             gradient. None unless the loss sets :attr:`SpanLoss.needs_hidden_states`.
+        top_ids: ``[N, k]`` the tokens with a probability of their own besides the observed one, V for a place without a
+            token; the others have even shares of the tail. None where all tokens have their own.
     """
 
     log_probs: Tensor
@@ -54,6 +56,7 @@ class SideRows:
     span: Tensor
     known_log_continuation: Tensor | None = None
     hidden: Tensor | None = None
+    top_ids: Tensor | None = None
 
     @property
     def only_first_rows(self) -> bool:

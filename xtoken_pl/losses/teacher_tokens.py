@@ -47,7 +47,7 @@ class KeptTokens:
     """The tokens of each row whose probabilities are known one by one: the k most probable ones and the observed one.
 
     Attributes:
-        ids: ``[Q, k]`` the most probable tokens.
+        ids: ``[Q, k]`` the most probable tokens; the observed one in a place without a token.
         is_kept: ``[Q, V_t]`` bool, True for these and for the observed token; for all tokens of a row without a tail.
         has_tail: ``[Q]`` bool, False for a row all whose tokens are kept.
         num_others: ``[Q]`` number of kept tokens besides the observed one.
@@ -73,7 +73,7 @@ class KeptTokens:
 def keep_tokens(teacher: SideRows, top_k: int | None) -> tuple[SideRows, KeptTokens | None]:
     """Keeps ``top_k`` tokens of each row and the observed one; the others share the remaining probability evenly.
 
-    Rows that are spread in this way already, with at least as many tokens kept, stay as they are up to rounding.
+    Rows that are spread already stay as they are up to rounding, unless fewer tokens are kept than they have.
 
     Args:
         teacher: Rows of the teacher; a token with log-probability -inf does not exist and gets nothing.
@@ -85,8 +85,12 @@ def keep_tokens(teacher: SideRows, top_k: int | None) -> tuple[SideRows, KeptTok
     log_probs = teacher.log_probs
     if top_k is None or top_k >= log_probs.shape[1]:
         return teacher, None
-    ids = log_probs.topk(top_k, dim=-1, sorted=False).indices
-    observed = teacher.labels[:, None]
+    observed, known = teacher.labels[:, None], teacher.top_ids
+    if known is None or known.shape[1] > top_k:
+        ids = log_probs.topk(top_k, dim=-1, sorted=False).indices
+    else:
+        # Not found by their probabilities: the observed token may be as probable as the last of them.
+        ids = torch.where(known < log_probs.shape[1], known, observed)
     is_kept = torch.zeros_like(log_probs, dtype=torch.bool).scatter_(1, ids, value=True)
     is_kept.scatter_(1, observed, value=True)
     in_tail = (log_probs > -torch.inf).logical_and_(~is_kept)
@@ -95,5 +99,5 @@ def keep_tokens(teacher: SideRows, top_k: int | None) -> tuple[SideRows, KeptTok
     log_tail = log_probs.masked_fill(~in_tail, -torch.inf).logsumexp(-1)
     of_each = log_tail - num_tail.clamp_min(1).to(log_tail.dtype).log()
     spread = torch.where(in_tail, of_each[:, None], log_probs)
-    num_others = top_k - (ids == observed).sum(-1)
+    num_others = (ids != observed).sum(-1)
     return replace(teacher, log_probs=spread), KeptTokens(ids, is_kept | ~has_tail[:, None], has_tail, num_others)

@@ -93,7 +93,7 @@ class TeacherTask:
             piece_rows, spans: Ranges of the piece's teacher rows and spans.
             logits: ``[P, V_t]`` logits of these rows; None for given rows.
         """
-        rows, hidden = self.rows, None
+        rows, hidden, top_ids = self.rows, None, None
         if isinstance(rows, HiddenRows):
             assert logits is not None
             log_probs = rows.head.normalize(logits, self.temperature)
@@ -104,7 +104,7 @@ class TeacherTask:
             continuation = rows.known.select(spans).continuation
             return SideRows(rows.dense(spans), labels, each, torch.ones_like(each), each, continuation)
         else:
-            log_probs = rows.dense(piece_rows)
+            log_probs, top_ids = rows.dense(piece_rows), rows.known.select(piece_rows).top.ids
         return SideRows(
             log_probs=log_probs,
             labels=rows.labels[piece_rows],
@@ -112,6 +112,7 @@ class TeacherTask:
             length=self.spans.teacher_length[spans],
             span=local_spans(self.spans.teacher_span[piece_rows], spans),
             hidden=hidden,
+            top_ids=top_ids,
         )
 
     def span_confidence(self, piece_rows: slice, spans: slice, side: SideRows) -> Tensor | None:
