@@ -120,7 +120,7 @@ def test_a_wrong_key_is_refused_by_the_name_of_its_variable(
     server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, key: str
 ) -> None:
     server.api_key = "another"
-    with pytest.raises(UserError, match="status 401.*check the key that the environment variable 'TEACHER_KEY' holds"):
+    with pytest.raises(UserError, match=r"status 401.*check the key that the environment variable 'TEACHER_KEY' holds"):
         check_server(served(server, vocabulary, clock, api_key_env="TEACHER_KEY"), 128)
 
 
