@@ -13,7 +13,6 @@ from xtoken_pl.cli.parts_cli import run_with_parts
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.losses import RowContent
 from xtoken_pl.losses.row_content import RowKind
-from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.build import CacheBuilder, check_folder, open_manifest
 from xtoken_pl.teachers.cache.lock import building
 from xtoken_pl.teachers.cache.manifest import Identity, Manifest, Split, TopK
@@ -21,11 +20,10 @@ from xtoken_pl.teachers.cache.origin import ModelOrigin, ServerOrigin
 from xtoken_pl.teachers.cache.reader import CACHE_WAY_OUT
 from xtoken_pl.teachers.cache.row_format import RowFormat
 from xtoken_pl.teachers.cache.teacher_rows import TeacherRows
-from xtoken_pl.teachers.source import check_source
+from xtoken_pl.teachers.source import check_source, needs_of
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one, check_choice
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.weighting import Weighting
 
 #: Limits of a shard if ``shard_windows`` is not given.
 _SHARD_BYTES, _MAX_SHARD_WINDOWS = 2**28, 1024
@@ -90,7 +88,7 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
     if output is None:
         raise UserError(f"a cache needs a directory; give --output, or set `cache` of teacher {teacher!r}")
     folder = Path(output)
-    rows = options.rows or _needed_rows(source, module.weighting)
+    rows = options.rows or needs_of(source.loss, module.weighting).rows
     check_source(teacher, "its cache", RowContent(rows), source.loss, module.weighting, CACHE_WAY_OUT)
     kind = ModelOrigin if source.server is None else ServerOrigin
     origin = kind(teacher, source, vocabulary, data.sequence_length, data.packing == "separate")
@@ -150,12 +148,6 @@ def _print_size(manifest: Manifest, folder: Path) -> None:
     num_tokens = sum(entry.num_tokens for entry in manifest.entries)
     num_bytes = sum(entry.num_bytes for entry in manifest.entries)
     print(f"{num_rows:,} rows, {num_bytes / max(1, num_tokens):.1f} bytes per student token, in {folder}")
-
-
-def _needed_rows(teacher: Teacher, weighting: Weighting) -> RowKind:
-    """Returns the rows that a teacher's loss and the weighting read; losses that ``auto`` chooses read span starts."""
-    needs = [weighting.row_needs, *([] if teacher.loss == "auto" else [teacher.loss.row_needs])]
-    return "all" if any(need.rows == "all" for need in needs) else "span_starts"
 
 
 def _windows(module: MultiTeacherDistillModule, data: DistillDataModule, teacher: str) -> dict[str, Dataset]:

@@ -12,6 +12,7 @@ from xtoken_pl.data import DistillDataModule, TextSource
 from xtoken_pl.losses import RowContent
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher
+from xtoken_pl.teachers.source import needs_of
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
 
@@ -147,7 +148,7 @@ class Run:
             spread=spread,
             data_parallel_size=given if sharded and num_gpus is not None else sharded or 1,
             cacheable=frozenset() if data.streaming or rollouts is not None else _cacheable(module),
-            servable=_servable(module),
+            servable=frozenset(name for name in _cacheable(module) if module.teachers[name].temperature == 1.0),
             idle=frozenset(module.teachers.keys() - module.trained_teachers.keys()),
             writing=None if rollouts is None else Writing.from_parts(rollouts, data, num_batches),
         )
@@ -169,23 +170,10 @@ class Run:
 
 
 def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
-    def can_be(name: str) -> bool:
-        loss, of_cache = module.teachers[name].loss, RowContent("all")
-        needs = [module.weighting.row_needs, *([] if loss == "auto" else [loss.row_needs])]
-        return all(of_cache.lacks(need) is None for need in needs)
-
-    return frozenset(filter(can_be, module.teachers))
-
-
-def _servable(module: MultiTeacherDistillModule) -> frozenset[str]:
-    """Teachers whose loss and whose weighting find all that they read in the rows of a server, at temperature 1."""
-
-    def can_be(name: str) -> bool:
-        teacher, given = module.teachers[name], RowContent("all", top_k=64)
-        needs = [module.weighting.row_needs, *([] if teacher.loss == "auto" else [teacher.loss.row_needs])]
-        return teacher.temperature == 1.0 and all(given.lacks(need) is None for need in needs)
-
-    return frozenset(filter(can_be, module.teachers))
+    """Teachers of whom the loss and the weighting read no more than rows."""
+    of_rows = RowContent("all")
+    needs = {name: needs_of(teacher.loss, module.weighting) for name, teacher in module.teachers.items()}
+    return frozenset(name for name, need in needs.items() if of_rows.lacks(need) is None)
 
 
 def _precision(given: Any) -> str:

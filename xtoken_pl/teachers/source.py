@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -91,6 +92,12 @@ def check_source(
             "has one row for each span, of which it may know the log-probability of the text alone; use "
             f"measure='cross_entropy' or StaticWeighting, {way_out}"
         )
+
+
+def needs_of(loss: SpanLoss | Literal["auto"], weighting: Weighting) -> RowContent:
+    """Returns what a loss and the weighting read of a teacher's rows; what ``auto`` chooses reads span starts."""
+    of_loss = RowContent("span_starts") if loss == "auto" else loss.row_needs
+    return replace(of_loss, rows="all" if weighting.row_needs.rows == "all" else of_loss.rows)
 
 
 def limit_tokens(name: str, gives: RowContent, loss: SpanLoss) -> None:
