@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from loss_cases import DIVERGENCES
+from prefix_pairs import Pair
+from small_models import packing_tokenizer, splitting_tokenizer
 from torch import Tensor
 
 from xtoken_pl.losses import Divergence
@@ -54,6 +56,20 @@ def test_tokens_that_are_known_are_kept_and_a_place_without_a_token_keeps_none()
     assert kept.is_kept.tolist() == [[True, False, True, True, False], [True, False, False, True, False]]
     assert kept.num_others.tolist() == [2, 1]
     assert keep_tokens(known, 1)[1].is_kept.sum(1).tolist() == [2, 2]  # type: ignore[union-attr]
+
+
+@every_divergence
+def test_the_token_of_id_0_is_kept_like_any_other(divergence: Divergence) -> None:
+    """As the most probable token of every row it keeps the group of what leaves the observed path at every level."""
+    text = " 1234 + 56 = 1290; naive unhappiness (17%)"
+    pair = Pair.of(packing_tokenizer(), splitting_tokenizer(), text, divergence=divergence, teacher_top_k=1)
+    student, teacher = pair.rows()
+    teacher[:, 0] = 4.0
+    teacher = teacher.log_softmax(-1)
+    assert (teacher.argmax(-1) == 0).all()
+    nats = group_divergence(student, *pair.groups(teacher), divergence=divergence)
+    expected = pair.slow_nats(student, teacher)
+    assert nats[list(expected)].tolist() == pytest.approx(list(expected.values()), abs=1e-10)
 
 
 @pytest.mark.parametrize("top_k", [None, 3, 9])
