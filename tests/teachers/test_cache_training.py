@@ -185,6 +185,21 @@ def test_16_bits_move_the_loss_by_their_rounding_alone(
     assert (exact[1] - rounded[1]).norm() < 1e-2 * exact[1].norm()
 
 
+@pytest.mark.parametrize("rows", ["span_starts", "all"])
+def test_k_tokens_at_another_temperature_leave_the_likelihood_of_the_text_exact(
+    root: Path, stored: Callable[..., str], rows: RowKind
+) -> None:
+    def confidence(cache: str | None) -> torch.Tensor:
+        teachers = {"t": split_teacher(root, temperature=2.0, cache=cache), "other": split_teacher(root)}
+        module = module_of(root, teachers, weighting=ConfidenceWeighting("cross_entropy"))
+        data = set_up(module, data_of(root), "validate")
+        module.configure_model()
+        return module.score(next(iter(data.val_dataloader()))).confidence["t"]
+
+    cache = stored(temperature=2.0, rows=rows, top_k=20, precision=32)
+    torch.testing.assert_close(confidence(cache), confidence(None), rtol=1e-5, atol=1e-5)
+
+
 def batch_of(root: Path, cache: str | Path) -> DistillBatch:
     data = set_up(module_of(root, {"t": split_teacher(root, cache=str(cache))}), data_of(root), "validate")
     return next(iter(data.val_dataloader()))
