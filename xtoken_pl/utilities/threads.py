@@ -46,6 +46,7 @@ def call_in_threads(
                 ended.put((number, function(items[number]), None))
             except BaseException as error:
                 ended.put((number, None, error))
+                abandoned.set()
 
     results: dict[int, R] = {}
     try:
