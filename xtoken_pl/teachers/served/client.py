@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 import threading
 import time
@@ -18,10 +17,10 @@ from typing import Any, TypeVar, cast
 import requests
 from lightning.pytorch.utilities import rank_zero_info
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from xtoken_pl.specs import Server
+from xtoken_pl.teachers.served.api_key import Bearer, read_api_key
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
@@ -63,18 +62,6 @@ class RefusedError(UserError):
         self.status = status
 
 
-class _Bearer(AuthBase):
-    """Authorization header with the key, or without one; either way a ``.netrc`` file is not used."""
-
-    def __init__(self, key: str | None) -> None:
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key is not None:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-
 class ServerClient:
     """Sends requests to one server; may be used by several threads of one process.
 
@@ -102,9 +89,9 @@ class ServerClient:
         self._now, self._sleep = now, sleep
         self._lock = threading.Lock()
         self._num_waiting = 0
-        self._key = _api_key(name, server)
+        self._key = read_api_key(name, server)
         self._session = requests.Session()
-        self._session.auth = _Bearer(self._key)
+        self._session.auth = Bearer(self._key)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=server.concurrency))
 
@@ -239,25 +226,6 @@ class ServerClient:
                 is_last = bool(began) and self._num_waiting == 0
             if is_last and not has_failed:
                 rank_zero_info(f"{self.place} answers again, after {self._now() - began[0]:.0f} s")
-
-
-def _api_key(name: str, server: Server) -> str | None:
-    """Reads the key; no message repeats it."""
-    variable = server.api_key_env
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(
-            f"the environment variable {variable!r} must hold the API key of the server of teacher {name!r}, but it is "
-            f"{'empty' if variable in os.environ else 'not set'}; set it, or leave `api_key_env` out"
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(
-            f"the API key in the environment variable {variable!r} must consist of printable ASCII characters without "
-            "spaces; set it to the key alone"
-        )
-    return key
 
 
 def _pause(state: RetryCallState) -> float:
