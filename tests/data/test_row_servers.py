@@ -62,7 +62,11 @@ def test_the_error_of_one_server_ends_waiting_for_another() -> None:
 
 def test_an_interrupt_ends_waiting_for_a_server() -> None:
     slow = Waiting(lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        _ask({"slow": slow})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _ask({"slow": slow})
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert slow.ended.wait(_GUARD)
     assert slow.is_given_up

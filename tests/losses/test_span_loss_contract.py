@@ -129,7 +129,7 @@ def test_a_matched_row_loss_needs_no_method_to_be_planned_and_cached() -> None:
     [
         (
             BytePrefixKL(),
-            "(BytePrefixKL) reads every row of the teacher, and its cache has one row for each span; way out",
+            "(BytePrefixKL) reads every row of the teacher, and its cache has one row for each span; choose",
         ),
         (ProjectionKL(merge="mean"), "(ProjectionKL) reads every row"),
         (

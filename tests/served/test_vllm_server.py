@@ -89,9 +89,9 @@ def test_twenty_steps_from_the_server_are_those_from_the_teacher(server: VllmSer
     live = fit(f"live_{loss}", {"loss": of_k_tokens})
     asked = fit(f"served_{loss}", served_teacher(server, loss))
     # In float32 a log-probability of the server is up to 1e-4 nats from the one here, and of two tokens that are as
-    # probable, either may be the last of the k. Measured were 6e-5 for KD and 2e-6 for the loss.
-    assert asked["train/kd"] == pytest.approx(live["train/kd"], rel=2e-4)
-    assert asked["train/loss"] == pytest.approx(live["train/loss"], rel=2e-5)
+    # probable, either may be the last of the k. Measured were 6e-5 for KD and 2e-6 for the loss; other CPUs may differ.
+    assert asked["train/kd"] == pytest.approx(live["train/kd"], rel=5e-4)
+    assert asked["train/loss"] == pytest.approx(live["train/loss"], rel=5e-5)
 
 
 def test_cache_built_from_the_server_gives_what_the_server_gives(server: VllmServer) -> None:
@@ -106,4 +106,6 @@ def test_server_that_is_killed_and_restarted_changes_no_number(server: VllmServe
     teacher = served_teacher(server, "xtoken_pl.BytePrefixKL")
     undisturbed = fit("undisturbed", teacher)
     RestartServer.server = server
-    assert fit("disturbed", teacher, "vllm_server.RestartServer") == undisturbed
+    disturbed = fit("disturbed", teacher, "vllm_server.RestartServer")
+    for tag in TAGS:  # the same numbers where this was measured; a server's kernels may depend on what it batches
+        assert disturbed[tag] == pytest.approx(undisturbed[tag], rel=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from xtoken_pl.losses import SpanLoss
@@ -60,6 +60,7 @@ class Teacher(ModelSource):
                 )
             self.model = self.server.model
         if self.server is not None:
+            self.server = replace(self.server, model=self.server.model or self.model)
             self._check_served()
         check_not_negative("alpha", self.alpha, "0 disables a teacher")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -80,7 +81,7 @@ class Teacher(ModelSource):
         if self.cache is not None:
             return f"from the cache {self.cache}"
         if self.server is not None:
-            return f"served by {self.server.url} as {self.server.model or self.model}, k = {self.server.top_k}"
+            return f"served by {self.server.url} as {self.server.model}, k = {self.server.top_k}"
         return None
 
     def _check_served(self) -> None:

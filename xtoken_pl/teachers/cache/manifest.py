@@ -15,6 +15,8 @@ from xtoken_pl.utilities.files import atomic_path
 FORMAT = "xtoken_pl.teacher_cache.v3"
 #: Format without ``rows``, which were those of span starts; its shards are the same.
 _FORMAT_2 = "xtoken_pl.teacher_cache.v2"
+#: Dtype of a teacher whose rows came from a server.
+SERVED_DTYPE = "server"
 _FILE = "manifest.json"
 _LONGEST_VALUE = 120  # a server's fingerprint holds many numbers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +12,8 @@ from xtoken_pl.checkpoints.served_weights import MAX_PROBE_DIFFERENCE, model_of_
 from xtoken_pl.models import load_model
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.specs import Teacher
-from xtoken_pl.teachers.cache.manifest import Identity, TopK
+from xtoken_pl.teachers.cache.manifest import SERVED_DTYPE, Identity, TopK
 from xtoken_pl.teachers.cache.row_format import RowFormat
-from xtoken_pl.teachers.cache.served_model import SERVED_DTYPE, served_model
 from xtoken_pl.teachers.cache.served_rows import ServedRows
 from xtoken_pl.teachers.cache.teacher_rows import ModelRows, RowMaker
 from xtoken_pl.teachers.local import FrozenModel
@@ -104,7 +103,7 @@ class ServerOrigin(Origin):
         return asked
 
     def describe(self, begun: Identity | None) -> dict[str, Any]:
-        if begun is not None and model_of_fingerprint(begun.model_fingerprint) == served_model(self.teacher):
+        if begun is not None and model_of_fingerprint(begun.model_fingerprint) == self._served.model:
             fingerprint = begun.model_fingerprint  # compared in `open`, if the server has to be asked
         else:
             fingerprint = self._fingerprint
@@ -127,7 +126,7 @@ class ServerOrigin(Origin):
     @cached_property
     def _served(self) -> ServedTeacher:
         assert self.teacher.server is not None
-        return ServedTeacher(self.name, replace(self.teacher.server, model=served_model(self.teacher)), self.vocabulary)
+        return ServedTeacher(self.name, self.teacher.server, self.vocabulary)
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -24,8 +24,7 @@ from xtoken_pl.checkpoints.served_weights import model_of_fingerprint
 from xtoken_pl.losses import RowContent
 from xtoken_pl.scoring.tasks import GivenRows
 from xtoken_pl.specs import Teacher
-from xtoken_pl.teachers.cache.manifest import Manifest, ShardEntry
-from xtoken_pl.teachers.cache.served_model import SERVED_DTYPE, served_model
+from xtoken_pl.teachers.cache.manifest import SERVED_DTYPE, Manifest, ShardEntry
 from xtoken_pl.teachers.cache.shards import Shard
 from xtoken_pl.teachers.source import GivenSource, check_source
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -142,7 +141,8 @@ class TeacherCache(GivenSource):
         return self.identity.dtype == SERVED_DTYPE
 
     def _check_served(self, teacher: Teacher) -> None:
-        built_with, named = model_of_fingerprint(self.identity.model_fingerprint), served_model(teacher)
+        assert teacher.server is not None
+        built_with, named = model_of_fingerprint(self.identity.model_fingerprint), teacher.server.model
         if built_with != named:
             self._refuse(f"was built from a server's model {built_with!r}, but the server of this run has {named!r}")
         self._check_config(teacher)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -43,8 +42,7 @@ def open_servers(
     servers: dict[str, ServedTeacher] = {}
     for name, teacher in teachers.items():
         if teacher.server is not None and teacher.cache is None:
-            server = replace(teacher.server, model=teacher.server.model or teacher.model)
-            servers[name] = ServedTeacher(name, server, vocabularies[name])
+            servers[name] = ServedTeacher(name, teacher.server, vocabularies[name])
             check_source(name, "its server", servers[name].gives, teacher.loss, weighting, "")
     return servers
 
@@ -85,7 +83,7 @@ def _check_top_k(teacher: ServedTeacher) -> None:
 
 
 def _check_model(teacher: ServedTeacher, sequence_length: int | None) -> None:
-    client, model = teacher.scorer.client, teacher.server.model
+    client, model = teacher.scorer.client, teacher.model
 
     def cards() -> dict[str, Any]:
         with expected_form("a list of models"):
@@ -109,7 +107,7 @@ def _check_model(teacher: ServedTeacher, sequence_length: int | None) -> None:
 
 def _check_tokenizer(teacher: ServedTeacher) -> None:
     client, vocabulary = teacher.scorer.client, teacher.vocabulary
-    body = {"model": teacher.server.model, "prompt": PROBE_TEXT, "add_special_tokens": False}
+    body = {"model": teacher.model, "prompt": PROBE_TEXT, "add_special_tokens": False}
 
     def tokenize() -> list[int]:
         with expected_form("tokens"):

@@ -61,8 +61,8 @@ class ServedTeacher(GivenSource):
         sleep: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         super().__init__(name, vocabulary)
-        assert server.model is not None, "filled in from the teacher's model"
-        self.server = server
+        assert server.model is not None, "a teacher fills it in"
+        self.server, self.model = server, server.model
         self.top_k = None if server.top_k == "all" else server.top_k
         ids = (*vocabulary.prefix_ids, *vocabulary.encode([PROBE_TEXT])[0])
         self.probe = Probe(ids[:_MAX_PROBE_TOKENS])
@@ -83,8 +83,7 @@ class ServedTeacher(GivenSource):
         process = os.getpid()
         if self._scorer is None or self._scorer[0] != process:
             client = ServerClient(self.name, self.server, self._now, self._sleep)
-            assert self.server.model is not None
-            api = _APIS[self.server.api](self.server.model, client.place)
+            api = _APIS[self.server.api](self.model, client.place)
             self._scorer = process, Scorer(client, api, self.vocabulary.exists, self.probe, self._now)
         return self._scorer[1]
 
@@ -96,9 +95,8 @@ class ServedTeacher(GivenSource):
     @property
     def fingerprint(self) -> str | None:
         """Fingerprint of the server's model, as checkpoints and caches store it; None before the server is checked."""
-        assert self.server.model is not None
         known = self.probe.log_probs
-        return None if known is None else served_fingerprint(self.server.model, known.tolist())
+        return None if known is None else served_fingerprint(self.model, known.tolist())
 
     def remember_probe(self, log_probs: NDArray[np.float32]) -> None:
         """Stores the probe's log-probabilities, which later answers are compared with in all processes."""
