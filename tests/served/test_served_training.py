@@ -27,6 +27,7 @@ from xtoken_pl import (
     Server,
     SpanLoss,
     Teacher,
+    TokenKL,
     Weighting,
 )
 from xtoken_pl.teachers.served import client
@@ -42,6 +43,9 @@ LOSSES: dict[str, Callable[[], SpanLoss]] = {
     "byte_prefix_reverse": lambda: BytePrefixKL(divergence="reverse"),
     "byte_prefix_jensen_shannon": lambda: BytePrefixKL(divergence="jensen_shannon"),
 }
+#: Error of gradients by losses that compare probabilities by rank: where two are as large but for rounding, either may
+#: come first. Without such a pair the error is 2e-7, as of the other losses.
+RANKED = 1e-3
 
 
 class Recorder(pl.Callback):
@@ -99,22 +103,27 @@ def served(folder: str, server: StandInServer, loss: SpanLoss, **options: Any) -
     return Teacher(model=folder, loss=loss, server=Server(url=server.url, model=server.name, **options))
 
 
-def check_same(found: tuple[Recorder, dict[str, float]], expected: tuple[Recorder, dict[str, float]]) -> None:
+def check_same(
+    found: tuple[Recorder, dict[str, float]], expected: tuple[Recorder, dict[str, float]], gradient_error: float = 1e-5
+) -> None:
     (ours, validated), (theirs, theirs_validated) = found, expected
     assert theirs.numbers[-1]["ce"] < theirs.numbers[0]["ce"] - 0.05  # it learned
     assert len(ours.gradients) == len(theirs.gradients) == 10
     for mine, other in zip(ours.numbers, theirs.numbers, strict=True):
         assert mine == pytest.approx(other, rel=1e-5, abs=1e-7)
     for gradient, other_gradient in zip(ours.gradients, theirs.gradients, strict=True):
-        assert float((gradient - other_gradient).norm() / other_gradient.norm()) < 1e-5
+        assert float((gradient - other_gradient).norm() / other_gradient.norm()) < gradient_error
     assert validated == pytest.approx(theirs_validated, rel=1e-5)
 
 
 def test_every_loss_is_that_of_the_teacher_itself(root: Path, folder: str, server: StandInServer) -> None:
-    expected = fit(root, {name: Teacher(model=folder, loss=loss()) for name, loss in LOSSES.items()})
-    check_same(
-        fit(root, {name: served(folder, server, loss(), top_k="all") for name, loss in LOSSES.items()}), expected
-    )
+    same = write_model(root / "same", packing_tokenizer(), seed=3)
+    live = {name: Teacher(model=folder, loss=loss()) for name, loss in LOSSES.items()}
+    behind = {name: served(folder, server, loss(), top_k="all") for name, loss in LOSSES.items()}
+    live["token"] = Teacher(model=same, loss=TokenKL())
+    with StandInServer(AutoModelForCausalLM.from_pretrained(same).eval(), packing_tokenizer()) as own_tokenizer:
+        behind["token"] = served(same, own_tokenizer, TokenKL(), top_k="all")
+        check_same(fit(root, behind), fit(root, live), RANKED)
 
 
 @pytest.mark.slow
@@ -123,7 +132,8 @@ def test_the_gradient_of_each_loss_is_that_of_the_teacher_itself(
     root: Path, folder: str, server: StandInServer, loss: str
 ) -> None:
     expected = fit(root, {"t": Teacher(model=folder, loss=LOSSES[loss]())})
-    check_same(fit(root, {"t": served(folder, server, LOSSES[loss](), top_k="all")}), expected)
+    found = fit(root, {"t": served(folder, server, LOSSES[loss](), top_k="all")})
+    check_same(found, expected, RANKED if loss in ("hybrid", "gold", "gold_mean", "uld") else 1e-5)
 
 
 @pytest.mark.parametrize(
