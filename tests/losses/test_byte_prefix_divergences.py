@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from loss_cases import DIVERGENCES
+from plain_divergences import PROBS, covered_divergence, listed_divergence
 from prefix_pairs import Pair
 from small_models import numeral_tokenizer, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
@@ -65,20 +66,8 @@ def plain(log_probs: Tensor, groups: tuple[Groups, ...], divergence: Divergence)
             continue
         is_in, teacher = memberships(part, log_probs.shape[1])
         student = torch.einsum("rgv,rv->rg", is_in, log_probs[part.row].exp()) * (teacher > 0)
-        covered = student.sum(-1, keepdim=True)
-        student = student / covered
-        middle = (teacher + student) / 2
-        nats = {
-            "forward": nats_of(teacher, student),
-            "reverse": nats_of(student, teacher),
-            "jensen_shannon": (nats_of(teacher, middle) + nats_of(student, middle)) / 2,
-        }[divergence]
-        loss = loss.index_add(0, part.row, nats - covered.squeeze(1).log())
+        loss = loss.index_add(0, part.row, covered_divergence(teacher, student, divergence))
     return loss
-
-
-def nats_of(above: Tensor, below: Tensor) -> Tensor:
-    return (above * (above.clamp_min(1e-300).log() - below.clamp_min(1e-300).log())).sum(-1)
 
 
 @every_new_divergence
@@ -136,7 +125,6 @@ def test_value_and_gradient_are_those_of_the_definition(name: str, divergence: D
 # 0 with 5; 6 is in none.
 
 COLUMNS = torch.tensor([0, 0, 1, 1, 2, 2, -1])
-PROBS = torch.tensor([[0.1, 0.2, 0.05, 0.15, 0.2, 0.1, 0.2], [0.1, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2]], dtype=torch.float64)
 
 
 def by_hand() -> Groups:
@@ -151,21 +139,11 @@ def by_hand() -> Groups:
     )
 
 
-def divergence_of(teacher: list[float], student: list[float], divergence: Divergence) -> float:
-    def kl(a: list[float], b: list[float]) -> float:
-        return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
-
-    if divergence == "jensen_shannon":
-        middle = [(a + b) / 2 for a, b in zip(teacher, student, strict=True)]
-        return kl(teacher, middle) / 2 + kl(student, middle) / 2
-    return kl(teacher, student) if divergence == "forward" else kl(student, teacher)
-
-
 @every_divergence
 def test_masses_are_normalized_and_the_uncovered_mass_is_charged(divergence: Divergence) -> None:
     expected = [
-        divergence_of([0.375, 0.375, 0.1875, 0.0625], [0.375, 0.25, 0.25, 0.125], divergence) - math.log(0.8),
-        divergence_of([0.25, 0.5, 0.25], [0.25, 0.25, 0.5], divergence) - math.log(0.8),
+        listed_divergence([0.375, 0.375, 0.1875, 0.0625], [0.375, 0.25, 0.25, 0.125], divergence) - math.log(0.8),
+        listed_divergence([0.25, 0.5, 0.25], [0.25, 0.25, 0.5], divergence) - math.log(0.8),
     ]
     assert group_divergence(PROBS.log(), by_hand(), divergence=divergence).tolist() == pytest.approx(expected)
     gradcheck = torch.autograd.gradcheck(

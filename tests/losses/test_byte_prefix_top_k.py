@@ -10,6 +10,7 @@ import pytest
 import torch
 from loss_cases import DIVERGENCES, LossCase, TextRows, slow_byte_prefix_kl
 from loss_tester import LossTester
+from plain_divergences import covered_divergence
 from prefix_pairs import TEXT, Pair
 from reference_byte_prefix import Key, divergence_of, keep_and_spread
 from small_models import numeral_tokenizer, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
@@ -63,19 +64,7 @@ def by_autograd(groups: dict[Key, tuple[float, list[int]]], probs: Tensor, diver
         return 0.0 * probs.sum()
     teacher = torch.tensor([mass for mass, _ in listed], dtype=torch.float64)
     student = torch.stack([probs[tokens].sum() for _, tokens in listed])
-    covered = student.sum()
-    student = student / covered
-    middle = (teacher + student) / 2
-    nats = {
-        "forward": nats_of(teacher, student),
-        "reverse": nats_of(student, teacher),
-        "jensen_shannon": (nats_of(teacher, middle) + nats_of(student, middle)) / 2,
-    }[divergence]
-    return nats - covered.log()
-
-
-def nats_of(above: Tensor, below: Tensor) -> Tensor:
-    return (above * (above / below).log()).sum()
+    return covered_divergence(teacher, student, divergence)
 
 
 @every_divergence
