@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from xtoken_pl.batch import DistillBatch, SpanBatch
+from xtoken_pl.batch import SPAN_KINDS, DistillBatch, SpanBatch
 from xtoken_pl.callbacks.charts import Charts, Monitor, is_logged
 from xtoken_pl.callbacks.shared import distill_module, step_kind, step_kinds, written_step
 from xtoken_pl.data import collate
@@ -18,8 +18,8 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 
 # M teachers
 
-#: Kinds of spans, student tokens to teacher tokens; all other spans are one to one.
-KINDS = ("one_to_many", "many_to_one", "many_to_many")
+#: Kinds of spans whose shares are logged; all other spans are one to one.
+KINDS = SPAN_KINDS[1:]
 
 
 class AlignmentMonitor(Monitor):
@@ -84,6 +84,5 @@ def count_windows(module: MultiTeacherDistillModule, windows: Sequence[Window]) 
 
 def count_spans(spans: SpanBatch) -> Tensor:
     """Returns ``[4]`` float counts: all spans, then each of :data:`KINDS`."""
-    student, teacher = spans.student_length > 1, spans.teacher_length > 1
-    kinds = (torch.ones_like(student), ~student & teacher, student & ~teacher, student & teacher)
-    return torch.stack([kind.sum() for kind in kinds]).float()
+    counts = spans.count_kinds()
+    return torch.cat((counts.sum()[None], counts[1:])).float()

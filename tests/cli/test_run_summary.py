@@ -170,3 +170,20 @@ def test_a_run_stopped_by_hand_says_how_to_resume(
     output = capsys.readouterr().out
     assert "stopped at step 3; the last checkpoint is runs/stopped/version_0/checkpoints/last.ckpt" in output
     assert "to resume: python -m xtoken_pl fit --config stopped.yaml --ckpt_path last\n" in output
+
+
+def test_weights_by_kind_of_span_are_set_said_and_may_change_on_resume(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    teacher = {**_BASE["model"]["teachers"]["split"], "spans": {"many_to_many": 0, "one_to_many": 0.5}}
+    config = {**_BASE, "model": {**_BASE["model"], "teachers": {"split": teacher}}}
+    (tmp_path / "weighted.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["fit", "--config", str(tmp_path / "weighted.yaml"), "--trainer.logger.init_args.name", "weighted"]
+    main(arguments)
+    first = _rows(capsys.readouterr().out)
+    assert first["teacher split"].endswith("alpha 0.5, spans weighted by kind: many_to_many 0, one_to_many 0.5")
+    with caplog.at_level("INFO"):
+        main([*shlex.split(first["to resume"])[3:], "--model.teachers.split.spans", "{many_to_many: 2}"])
+    second = _rows(capsys.readouterr().out)
+    assert second["teacher split"].endswith("alpha 0.5, spans weighted by kind: many_to_many 2")
+    assert "resuming with another spans of 'split': {'many_to_many': 2.0}, {'many_to_many': 0" in caplog.text

@@ -241,3 +241,16 @@ def test_a_share_of_zero_is_a_run_without_rollouts(make: MakeWriter) -> None:
     assert module.run_identity == plain.run_identity
     assert not module.is_on_policy_step
     assert make("same", share=0.5).run_identity.settings["rollouts"].startswith("share=0.5, warm_up_steps=0, ")
+
+
+def test_kinds_of_spans_are_weighted_in_an_on_policy_step(make: MakeWriter) -> None:
+    """The student writes ``ab``, which the teacher packs; ``ef``, which both spell out; and the stop token."""
+    texts, module, plain = [(0, 1, 4, 5, END)], make("pairs"), make("pairs")
+    module.teachers["pairs"].spans = {"many_to_one": 0, "one_to_one": 0.25}
+    step = written_step(module, texts, [prompt_of(module, "c")])
+    written_step(plain, texts, [prompt_of(plain, "c")])
+    batch = plain._written_batches[0]
+    spans, loss = batch.teachers["pairs"].spans, plain.score(batch).spans["pairs"].loss
+    is_one = spans.student_length == 1
+    assert 0 < is_one.sum() < len(spans)
+    torch.testing.assert_close(step["kd"], loss[is_one].mean().detach(), rtol=1e-12, atol=0)

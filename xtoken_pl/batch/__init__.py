@@ -17,13 +17,23 @@ from xtoken_pl.batch.domains import Domain
 from xtoken_pl.batch.known_rows import AllRows, KnownRows, RowArrays, SpanStartRows, TopTokens
 from xtoken_pl.batch.movable import Movable
 from xtoken_pl.batch.prompts import Prompt
-from xtoken_pl.batch.types import LossPlan, Planner, SpanBatch, TeacherBatch, TokenBatch, sum_by_span
+from xtoken_pl.batch.types import (
+    SPAN_KINDS,
+    LossPlan,
+    Planner,
+    SpanBatch,
+    SpanKind,
+    TeacherBatch,
+    TokenBatch,
+    sum_by_span,
+)
 
 __all__ = [
     "DOMAIN",
     "LOSS_MASK",
     "NO_WINDOW",
     "PROMPT",
+    "SPAN_KINDS",
     "STUDENT_IDS",
     "AllRows",
     "Block",
@@ -37,6 +47,7 @@ __all__ = [
     "RowArrays",
     "RowCuts",
     "SpanBatch",
+    "SpanKind",
     "SpanStartRows",
     "StepCounts",
     "TeacherBatch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -15,12 +15,13 @@ from xtoken_pl.batch.types import Planner, TeacherBatch, TokenBatch
 
 
 @dataclass
-class StepCounts:
+class StepCounts(Movable):
     """Tokens and spans of a whole optimizer step on this process: what the losses of its batches are divided by.
 
     Attributes:
         num_tokens: Number of student rows of all batches of the step.
         num_spans: Number of spans of all of them, by teacher.
+        num_of_kinds: ``[4]`` number of these spans of each kind (:data:`xtoken_pl.batch.SPAN_KINDS`), by teacher.
         place: Place of this batch in the step, counted from 0.
         num_batches: Number of batches of the step.
         prompts: Prompts of every batch of the step, see :class:`DistillBatch`, with its first batch only; None for data
@@ -29,6 +30,7 @@ class StepCounts:
 
     num_tokens: int
     num_spans: dict[str, int]
+    num_of_kinds: dict[str, Tensor] = field(compare=False)  # tensors have no truth value
     place: int = 0
     num_batches: int = 1
     prompts: list[list[Prompt | None]] | None = None
@@ -42,6 +44,17 @@ class StepCounts:
     def is_last(self) -> bool:
         """Whether the step ends with this batch."""
         return self.place == self.num_batches - 1
+
+    def span_weight(self, teacher: str, kind_weights: Tensor | None) -> Tensor | int:
+        """Returns the sum of the weights of a teacher's spans.
+
+        Args:
+            teacher: Name of the teacher.
+            kind_weights: ``[4]`` weight of each kind of span; None if all of them are 1.
+        """
+        if kind_weights is None:
+            return self.num_spans[teacher]
+        return (kind_weights * self.num_of_kinds[teacher]).sum()
 
 
 @dataclass
@@ -116,10 +129,14 @@ class DistillBatch(Movable):
 def as_steps(batches: Sequence[DistillBatch]) -> list[StepCounts]:
     """Returns the counts of one optimizer step for each of its batches."""
     num_spans: Counter[str] = Counter()
+    num_of_kinds: dict[str, Tensor] = {}
     for batch in batches:
-        num_spans.update({name: len(view.spans) for name, view in batch.teachers.items()})
+        for name, view in batch.teachers.items():
+            num_spans[name] += len(view.spans)
+            num_of_kinds[name] = num_of_kinds.get(name, 0) + view.spans.count_kinds()
     num_tokens = sum(len(batch.student.labels) for batch in batches)
-    steps = [StepCounts(num_tokens, dict(num_spans), place, len(batches)) for place in range(len(batches))]
+    places = range(len(batches))
+    steps = [StepCounts(num_tokens, dict(num_spans), num_of_kinds, place, len(batches)) for place in places]
     prompts = [batch.prompts for batch in batches if batch.prompts is not None]
     if len(prompts) == len(batches):
         steps[0].prompts = prompts

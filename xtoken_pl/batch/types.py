@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,6 +18,11 @@ from xtoken_pl.batch.movable import Movable
 # The dataclasses of a batch are not frozen: Lightning's half precisions set their fields.
 
 # B sequences, T padded length, N/Q student/teacher rows, S spans
+
+#: Kind of a span, by its number of student tokens to its number of teacher tokens; ``many`` is two or more.
+SpanKind = Literal["one_to_one", "one_to_many", "many_to_one", "many_to_many"]
+#: All kinds, in the order of the indices of :attr:`SpanBatch.kind`.
+SPAN_KINDS: tuple[SpanKind, ...] = get_args(SpanKind)
 
 
 @dataclass
@@ -66,6 +72,16 @@ class SpanBatch(Movable):
 
     def __len__(self) -> int:
         return self.student_first.shape[0]
+
+    @property
+    def kind(self) -> Tensor:
+        """``[S]`` kind of each span, as an index of :data:`SPAN_KINDS`."""
+        return 2 * (self.student_length > 1).long() + (self.teacher_length > 1).long()
+
+    def count_kinds(self) -> Tensor:
+        """``[4]`` number of spans of each kind; does not wait for the device."""
+        kind = self.kind
+        return kind.new_zeros(len(SPAN_KINDS)).index_add(0, kind, torch.ones_like(kind))
 
     def sum_student_rows(self, values: Tensor) -> Tensor:
         """Sums over the student rows of each span, ``[N] -> [S]``."""

@@ -20,7 +20,7 @@ DataIdentity = dict[str, int | str]
 SOURCES_KEY = "sources of data.train, in order"
 
 #: Settings of a teacher that may change when training resumes.
-_MAY_CHANGE = ("loss", "alpha", "temperature", "cache", "server", "dtype", "quantization")
+_MAY_CHANGE = ("loss", "alpha", "spans", "temperature", "cache", "server", "dtype", "quantization")
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,6 @@ def holds_adapter(state: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    if value is None or value == {}:
+        return None
+    return value if isinstance(value, str | int | float) else str(value)

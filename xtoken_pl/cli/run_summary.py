@@ -181,6 +181,9 @@ def _models(module: MultiTeacherDistillModule, domains: Sequence[Domain]) -> Ite
         of = teacher.model if teacher.origin is None else f"{teacher.model}, {teacher.origin}"
         loss = type(module.losses[name]).__name__
         alpha = _alpha(name, teacher.alpha, domains)
+        if teacher.spans:
+            kinds = ", ".join(f"{kind} {weight:g}" for kind, weight in teacher.spans.items())
+            alpha += f", spans weighted by kind: {kinds}"
         weight = alpha if name in module.trained_teachers else "not learned from (kd_weight 0)"
         yield f"teacher {name}", f"{of}: {loss} ({module.loss_reasons[name]}), {weight}"
     if not module.teachers:

@@ -65,7 +65,7 @@ def predict(
     """Runs the student, and the teachers that share a span with it, over a batch of one sequence.
 
     Distributions are those that predict a span's first token, at the teacher's temperature. Of a span the loss is
-    that of training, before alpha and scale. Under several processes all have to call it.
+    that of training, before weights and scale. Under several processes all have to call it.
 
     Args:
         num_spans: Spans of each teacher that are shown; see :func:`choose_spans`.

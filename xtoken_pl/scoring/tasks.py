@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -172,6 +172,18 @@ class RowScores:
             {name: self.confidence.get(name, none) for name in names if has_confidence},
             {name: self.teacher_nats.get(name, none) for name in names if has_nats},
         )
+
+    def weighted(self, weights: Mapping[str, Tensor]) -> RowScores:
+        """Returns the scores with losses and unmapped masses times a weight of each span.
+
+        Args:
+            weights: ``[S]`` weights by teacher, for some of the teachers.
+        """
+        spans = dict(self.spans)
+        for name, weight in weights.items():
+            scores = spans[name]
+            spans[name] = scores._replace(loss=weight * scores.loss, unmapped_mass=weight * scores.unmapped_mass)
+        return replace(self, spans=spans)
 
     @classmethod
     def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:

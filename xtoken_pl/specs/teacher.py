@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from xtoken_pl.batch import SPAN_KINDS, SpanKind
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.specs.model_source import ModelSource, Quantization
 from xtoken_pl.specs.server import Server
@@ -22,6 +23,9 @@ class Teacher(ModelSource):
             HybridKL as the coverage audit recommends; the choice and its reason are logged.
         alpha: Static weight :math:`\alpha_m >= 0` of this teacher in :math:`L_{KD} = \sum_m \alpha_m L_m`. At 0
             nothing is learned from it, but it is still loaded, run and logged.
+        spans: Weight >= 0 of each kind of span (``one_to_one``, ``one_to_many``, ``many_to_one``, ``many_to_many``:
+            student tokens to teacher tokens), by which the loss of every span of the kind is multiplied. The sum over
+            spans is divided by the sum of their weights, so that 0 leaves a kind out. A missing kind has the weight 1.
         temperature: Softmax temperature > 0 on both sides; the loss is multiplied by its square.
         projection: File written by ``python -m xtoken_pl project``; None builds W from the two tokenizers.
         learn_projection: Whether to learn the weights of W together with the student; for ProjectionKL.
@@ -36,12 +40,14 @@ class Teacher(ModelSource):
             builds it, and training reads it.
 
     Raises:
-        UserError: If no model is named, alpha is negative or not finite, temperature is not > 0 (with a server: not 1),
-            the loss cannot use ``projection`` or ``learn_projection``, or options exclude each other.
+        UserError: If no model is named, alpha is negative or not finite, ``spans`` names an unknown kind, has a weight
+            that is negative or not finite, or leaves all kinds out, temperature is not > 0 (with a server: not 1), the
+            loss cannot use ``projection`` or ``learn_projection``, or options exclude each other.
     """
 
     loss: SpanLoss | Literal["auto"] = "auto"
     alpha: float = 1.0
+    spans: dict[SpanKind, float] = field(default_factory=dict)
     temperature: float = 1.0
     projection: str | None = None
     learn_projection: bool = False
@@ -63,6 +69,7 @@ class Teacher(ModelSource):
             self.server = replace(self.server, model=self.server.model or self.model)
             self._check_served()
         check_not_negative("alpha", self.alpha, "0 disables a teacher")
+        self._check_spans()
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"temperature must be > 0, got {self.temperature}; 1 leaves the distributions unchanged")
         if self.quantization is not None and self.cpu_offload:
@@ -76,6 +83,12 @@ class Teacher(ModelSource):
             raise UserError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
 
     @property
+    def kind_weights(self) -> tuple[float, ...] | None:
+        """Weights of the kinds of spans, in the order of ``SPAN_KINDS``; None if all of them are 1."""
+        weights = tuple(float(self.spans.get(kind, 1.0)) for kind in SPAN_KINDS)
+        return None if set(weights) == {1.0} else weights
+
+    @property
     def origin(self) -> str | None:
         """Describes where the rows come from if the teacher does not run in this process; None if it does."""
         if self.cache is not None:
@@ -83,6 +96,18 @@ class Teacher(ModelSource):
         if self.server is not None:
             return f"served by {self.server.url} as {self.server.model}, k = {self.server.top_k}"
         return None
+
+    def _check_spans(self) -> None:
+        kinds = ", ".join(SPAN_KINDS)
+        for kind, weight in self.spans.items():
+            if kind not in SPAN_KINDS:
+                raise UserError(f"spans must name kinds of spans ({kinds}), got {kind!r}; correct or remove it")
+            check_not_negative(f"spans.{kind}", weight, "0 leaves spans of this kind out, 1 is the default")
+        if not any(self.kind_weights or [1.0]):
+            raise UserError(
+                f"spans must give at least one kind ({kinds}) a weight > 0, got {self.spans}; raise one, or set alpha "
+                "to 0 to learn nothing from the teacher"
+            )
 
     def _check_served(self) -> None:
         if self.temperature != 1.0:

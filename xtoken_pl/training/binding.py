@@ -86,8 +86,14 @@ def bind_loss(
         teacher_vocabulary: Vocabulary of the teacher.
 
     Raises:
-        UserError: If the loss does not fit the vocabularies, W belongs to others, or an option has no effect.
+        UserError: If the loss does not fit the vocabularies, W belongs to others, an option has no effect, or the
+            teacher has no span whose kind has a weight.
     """
+    if teacher.spans.get("one_to_one") == 0 and student_vocabulary.fingerprint == teacher_vocabulary.fingerprint:
+        raise UserError(
+            f"teacher {name!r} has the student's tokenizer, so that all its spans are one to one, but "
+            f"spans={teacher.spans} leaves these out; raise one_to_one, or remove the teacher"
+        )
     if isinstance(teacher.loss, SpanLoss):
         loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given
         reason = "as configured"

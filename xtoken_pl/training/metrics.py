@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -31,7 +32,7 @@ class _Ratio(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
         return (self.total / self.count).float()
@@ -61,12 +62,16 @@ class BitsPerByte(_Ratio):
 
 
 class CountedMean(_Ratio):
-    """Mean of all values, over all batches and processes; NaN before the first value."""
+    """Weighted mean of all values, over all batches and processes; NaN before the first value of a weight > 0."""
 
-    def update(self, values: Tensor, wanted: Tensor | None = None) -> None:
-        """Adds values of any shape; ``wanted``, bool of the same shape: only some of them."""
-        self.total += (values if wanted is None else values.where(wanted, 0)).sum().to(self.total.dtype)
-        self.count += values.numel() if wanted is None else wanted.sum()
+    def update(self, values: Tensor, weights: Tensor | None = None) -> None:
+        """Adds values of any shape, with weights of the same shape or, as bool, only some of them."""
+        if weights is None:
+            self.count += values.numel()
+        else:
+            values = (values * weights).where(weights > 0, 0)
+            self.count += weights.sum()
+        self.total += values.sum().to(self.total.dtype)
 
 
 class TopOneAgreement(CountedMean):
@@ -98,20 +103,35 @@ class EvaluationMetrics(ModuleDict):
             metrics |= {f"{source}/{tag}": metric for tag, metric in of_source.items()}
         super().__init__(metrics)
 
-    def add(self, scores: RowScores, num_bytes: Tensor, batch: DistillBatch) -> None:
+    def add(
+        self,
+        scores: RowScores,
+        num_bytes: Tensor,
+        batch: DistillBatch,
+        span_weights: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Adds a batch.
 
         Args:
             scores: Scores of the batch.
             num_bytes: ``[N]``, length in bytes of the token that each student row predicts.
             batch: The batch.
+            span_weights: ``[S]`` weight of the loss of each span, for some teachers; 1 for the others.
         """
-        self._add(scores, num_bytes, batch, "", torch.ones_like(num_bytes, dtype=torch.bool))
+        self._add(scores, num_bytes, batch, span_weights, "", torch.ones_like(num_bytes, dtype=torch.bool))
         for source in dict.fromkeys(self.sources):
             is_of_source = num_bytes.new_tensor([own == source for own in self.sources], dtype=torch.bool)  # [D]
-            self._add(scores, num_bytes, batch, f"{source}/", is_of_source[batch.row_domain])
+            self._add(scores, num_bytes, batch, span_weights, f"{source}/", is_of_source[batch.row_domain])
 
-    def _add(self, scores: RowScores, num_bytes: Tensor, batch: DistillBatch, prefix: str, wanted: Tensor) -> None:
+    def _add(
+        self,
+        scores: RowScores,
+        num_bytes: Tensor,
+        batch: DistillBatch,
+        span_weights: Mapping[str, Tensor],
+        prefix: str,
+        wanted: Tensor,
+    ) -> None:
         """Adds the rows that are ``wanted``, ``[N]`` bool, and the spans that begin in them."""
         nats = scores.token_nats
         cast(CountedMean, self[f"{prefix}ce"]).update(nats, wanted)
@@ -121,7 +141,7 @@ class EvaluationMetrics(ModuleDict):
             if f"{prefix}kd/{name}" not in self:
                 continue
             is_wanted = wanted[batch.teachers[name].spans.student_first]  # [S]
-            cast(CountedMean, self[f"{prefix}kd/{name}"]).update(spans.loss, is_wanted)
+            cast(CountedMean, self[f"{prefix}kd/{name}"]).update(spans.loss, is_wanted * span_weights.get(name, 1))
             if spans.agreement is not None:
                 cast(CountedMean, self[f"{prefix}top1_agreement/{name}"]).update(spans.agreement, is_wanted)
 

@@ -25,10 +25,11 @@ from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.on_policy import WritingModule, text_sums
 from xtoken_pl.training.optimization import OptimizerRecipe
+from xtoken_pl.training.totals import or_one
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
-from xtoken_pl.weighting import StaticWeighting, Weighting, span_alphas, teacher_scores
+from xtoken_pl.weighting import StaticWeighting, Weighting, kind_weights, span_alphas, span_weights, teacher_scores
 
 #: Returns the factor of L_KD, given the mean L_CE and L_KD of the optimizer step over all processes (both detached
 #: scalars), as far as they are known: at the last batch of a step exactly, see
@@ -40,12 +41,14 @@ class MultiTeacherDistillModule(WritingModule):
     r"""Distils one or several teachers into a student whose tokenizer may differ from theirs.
 
     .. math:: L = \lambda_{CE} L_{CE} + s \cdot L_{KD}, \quad
-              L_{KD} = \sum_m \alpha_m \frac{1}{|K_m|} \sum_{k \in K_m} L_m^{(k)}
+              L_{KD} = \sum_m \alpha_m \frac{\sum_{k \in K_m} w_m^{(k)} L_m^{(k)}}{\sum_{k \in K_m} w_m^{(k)}}
 
-    with the spans :math:`K_m` that teacher m shares with the student, in the sources that it teaches on. The factor s
+    with the spans :math:`K_m` that teacher m shares with the student, in the sources that it teaches on, and weights
+    :math:`w_m^{(k)}` by their kinds (``spans`` of :class:`xtoken_pl.Teacher`), 1 by default. The factor s
     is ``kd_weight``, or set by :class:`xtoken_pl.callbacks.DynamicLossScaling` through :attr:`kd_scale`. Both losses
-    are sums over the whole optimizer step, divided once by its number of tokens or spans: the gradient does not depend
-    on how the windows of a step are cut into batches (``accumulate_grad_batches``) and distributed over processes.
+    are sums over the whole optimizer step, divided once by its tokens or the weights of its spans: the gradient does
+    not depend on how the windows of a step are cut into batches (``accumulate_grad_batches``) and distributed over
+    processes.
 
     Losses and projections are built in :meth:`setup`, weights are loaded in :meth:`configure_model`. Subclass and
     override :meth:`configure_teachers` to fix a set of teachers in code.
@@ -130,10 +133,20 @@ class MultiTeacherDistillModule(WritingModule):
         views = teacher_scores(scores, batch, alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
         span_alpha = span_alphas(alpha, batch)  # scalars or [S]
+        of_kinds = kind_weights(self.trained_teachers, scores.token_nats)  # [4]
+        scores = scores.weighted(span_weights(of_kinds, batch))
         sources = [domain.source for domain in self.train_domains if domain.source]
         text = text_sums(scores, batch, self.student_num_bytes) if batch.is_rollout else None
         totals = self._step_sums.add(
-            scores, views, alpha, span_alpha, batch, self._sum_over_processes, num_domains=len(sources), text=text
+            scores,
+            views,
+            alpha,
+            span_alpha,
+            batch,
+            self._sum_over_processes,
+            kind_weights=of_kinds,
+            num_domains=len(sources),
+            text=text,
         )
         if batch.is_rollout:  # its own text has no cross-entropy, neither to learn nor to scale by
             ce_weight, scale = 0.0, self.fixed_kd_scale(totals.ce, totals.total_kd)
@@ -145,7 +158,7 @@ class MultiTeacherDistillModule(WritingModule):
 
         loss = scores.token_nats.sum() * (ce_weight / totals.num_tokens.clamp_min(1))
         for name, spans in scores.spans.items():
-            loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / totals.num_spans[name].clamp_min(1))
+            loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / or_one(totals.span_weight[name]))
         shares, source_ce = totals.by_source(sources)
         return {
             "loss": loss * self._num_averaged,
@@ -257,7 +270,9 @@ class MultiTeacherDistillModule(WritingModule):
         self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: DistillBatch, stage: str, metrics: EvaluationMetrics) -> None:
-        metrics.add(self.score(batch), self.student_num_bytes[batch.student.labels], batch)
+        scores = self.score(batch)
+        weights = span_weights(kind_weights(self.teachers, scores.token_nats), batch)
+        metrics.add(scores, self.student_num_bytes[batch.student.labels], batch, weights)
         for tag, metric in metrics.items():
             self.log(f"{stage}/{tag}", cast(Metric, metric), prog_bar=tag == "bits_per_byte", on_epoch=True)
         self.release_models()

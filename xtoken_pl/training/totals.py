@@ -14,7 +14,7 @@ from xtoken_pl.scoring.tasks import RowScores
 from xtoken_pl.weighting import TeacherScores
 
 _PER_TEACHER = (
-    *("span_nats", "weighted_nats", "num_spans", "unmapped_mass"),
+    *("span_nats", "weighted_nats", "span_weight", "unmapped_mass"),
     *("num_covered_tokens", "num_taught_tokens", "row_alpha", "num_weighted_rows"),
 )
 
@@ -23,16 +23,17 @@ _PER_TEACHER = (
 class StepTotals:
     """Sums over the batches of an optimizer step so far: detached scalars, the same on every process.
 
-    The numbers of tokens and spans are those of the whole step. At its last batch, the properties are therefore means
-    of the step; before, they are the contribution of the batches so far.
+    The numbers of tokens and the weights of spans are those of the whole step. At its last batch, the properties are
+    therefore means of the step; before, they are the contribution of the batches so far.
 
     Attributes:
         token_nats: Sum of the cross-entropy of all kept tokens.
         num_tokens: Number of kept tokens of the whole step.
-        span_nats: Sum of the losses of all spans, by teacher.
-        weighted_nats: Sum of the losses of all spans times their alphas, by teacher.
-        num_spans: Number of spans of the whole step, by teacher.
-        unmapped_mass: Sum over spans of the student's unmapped mass, by teacher.
+        span_nats: Sum of the losses of all spans times the weights of their kinds, by teacher.
+        weighted_nats: The same sum with each loss times its alpha, too, by teacher.
+        span_weight: Sum of the weights of all spans of the whole step, by teacher: their number, unless the teacher
+            weighs kinds of spans differently.
+        unmapped_mass: Sum over spans of the student's unmapped mass times the weight of the span, by teacher.
         num_covered_tokens: Number of student tokens in spans, by teacher.
         num_taught_tokens: Number of kept tokens so far in the domains that a teacher teaches on, by teacher.
         row_alpha: Sum of the alphas over all student rows, by teacher.
@@ -47,7 +48,7 @@ class StepTotals:
     num_tokens: Tensor
     span_nats: dict[str, Tensor]
     weighted_nats: dict[str, Tensor]
-    num_spans: dict[str, Tensor]
+    span_weight: dict[str, Tensor]
     unmapped_mass: dict[str, Tensor]
     num_covered_tokens: dict[str, Tensor]
     num_taught_tokens: dict[str, Tensor]
@@ -65,12 +66,12 @@ class StepTotals:
 
     @property
     def kd(self) -> dict[str, Tensor]:
-        """Mean loss per span of each teacher, nats."""
+        """Mean loss per span of each teacher, with the weights of the kinds of spans, nats."""
         return self._per_span(self.span_nats)
 
     @property
     def total_kd(self) -> Tensor:
-        r"""The distillation loss :math:`\sum_m (1/|K_m|) \sum_k \alpha_m^{(k)} L_m^{(k)}`, nats."""
+        r"""The distillation loss :math:`\sum_m \sum_k w_m^{(k)} \alpha_m^{(k)} L_m^{(k)} / \sum_k w_m^{(k)}`, nats."""
         return sum(self._per_span(self.weighted_nats).values(), torch.zeros_like(self.token_nats))
 
     @property
@@ -80,11 +81,11 @@ class StepTotals:
 
     @property
     def mean_unmapped_mass(self) -> dict[str, Tensor]:
-        """The student's unmapped mass, averaged over spans."""
+        """The student's unmapped mass, averaged over spans with the weights of their kinds."""
         return self._per_span(self.unmapped_mass)
 
     def _per_span(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        return _divided(sums, self.num_spans)
+        return _divided(sums, self.span_weight)
 
     @property
     def span_coverage(self) -> dict[str, Tensor]:
@@ -123,7 +124,12 @@ class StepTotals:
 
 
 def _divided(sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value / counts[name].clamp_min(1) for name, value in sums.items()}
+    return {name: value / or_one(counts[name]) for name, value in sums.items()}
+
+
+def or_one(count: Tensor) -> Tensor:
+    """Returns a divisor for a sum of ``count`` terms, or of terms of this total weight: 1 if there are none."""
+    return count.where(count > 0, 1)
 
 
 class StepSums:
@@ -170,18 +176,20 @@ class StepSums:
         span_alpha: Mapping[str, Tensor],
         batch: DistillBatch,
         reduce: Callable[[Tensor], Tensor],
+        kind_weights: Mapping[str, Tensor],
         num_domains: int = 0,
         text: Tensor | None = None,
     ) -> StepTotals:
         """Adds a batch, and returns the totals of all processes so far.
 
         Args:
-            scores: Scores of this process.
-            views: The same by teacher, as weightings see them.
+            scores: Scores of this process, with losses times the weights of the kinds of spans.
+            views: Scores by teacher as weightings see them.
             alpha: Weight at each student row by teacher, a scalar or ``[N]``.
             span_alpha: Weight of each span by teacher, a scalar or ``[S]``.
             batch: Batch of this process.
             reduce: Sums a vector over processes, which it may overwrite.
+            kind_weights: ``[4]`` weights of the kinds of spans by teacher, for those whose weights are not all 1.
             num_domains: Number of domains of the training data if sources have names, D; otherwise 0.
             text: ``[1 + M, 2]`` likelihoods and bytes to be added up, too.
         """
@@ -190,7 +198,9 @@ class StepSums:
         def number(value: int) -> Tensor:
             return nats.new_full((), value)  # filled on the device: the host would wait for a copy
 
-        def count(of_step: int) -> Tensor:
+        def count(of_step: Tensor | int) -> Tensor:
+            if isinstance(of_step, Tensor):
+                return of_step if step.is_first else torch.zeros_like(of_step)
             return number(of_step if step.is_first else 0)
 
         rows = {
@@ -202,7 +212,8 @@ class StepSums:
         for name, spans in scores.spans.items():
             loss, is_taught = spans.loss.detach(), views[name].row_takes_part
             num_covered = batch.teachers[name].spans.student_length.sum()
-            values += [loss.sum(), (span_alpha[name] * loss).sum(), count(step.num_spans[name])]
+            of_step = count(step.span_weight(name, kind_weights.get(name)))
+            values += [loss.sum(), (span_alpha[name] * loss).sum(), of_step]
             values += [spans.unmapped_mass.sum(), num_covered, is_taught.sum()]
             values += [rows[name].sum(), (is_weighted & is_taught).sum()]
         by_domain = _by_domain(nats, batch, num_domains)
