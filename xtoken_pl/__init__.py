@@ -10,7 +10,19 @@ if TYPE_CHECKING:
     from xtoken_pl.alignment import SpanAligner, Spans, SpanStatistics
     from xtoken_pl.audit import CoverageAudit, recommend_loss
     from xtoken_pl.data import DistillDataModule, TextSource
-    from xtoken_pl.losses import GOLD, ULD, BytePrefixKL, HybridKL, MatchedRowLoss, ProjectionKL, SpanLoss, TokenKL
+    from xtoken_pl.losses import (
+        ALM,
+        GOLD,
+        ULD,
+        BytePrefixKL,
+        HybridKL,
+        MatchedRowLoss,
+        ProjectionKL,
+        SimCT,
+        SpanLoss,
+        StrictTopK,
+        TokenKL,
+    )
     from xtoken_pl.prefix_map import PrefixMap, build_prefix_map
     from xtoken_pl.projection import Projection, VocabularyPartition, build_projection
     from xtoken_pl.rollouts import Rollouts
@@ -24,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALM",
     "GOLD",
     "ULD",
     "BitsPerByte",
@@ -43,11 +56,13 @@ __all__ = [
     "ProjectionKL",
     "Rollouts",
     "Server",
+    "SimCT",
     "SpanAligner",
     "SpanLoss",
     "SpanStatistics",
     "Spans",
     "StaticWeighting",
+    "StrictTopK",
     "Student",
     "Teacher",
     "TextSource",
@@ -64,7 +79,7 @@ _NAMES_BY_MODULE = {
     "alignment": "SpanAligner Spans SpanStatistics",
     "audit": "CoverageAudit recommend_loss",
     "data": "DistillDataModule TextSource",
-    "losses": "GOLD ULD BytePrefixKL HybridKL MatchedRowLoss ProjectionKL SpanLoss TokenKL",
+    "losses": "ALM GOLD ULD BytePrefixKL HybridKL MatchedRowLoss ProjectionKL SimCT SpanLoss StrictTopK TokenKL",
     "prefix_map": "PrefixMap build_prefix_map",
     "projection": "Projection VocabularyPartition build_projection",
     "rollouts": "Rollouts",

@@ -40,9 +40,11 @@ class SideRows:
         log_probs: ``[N, V]`` log-probabilities, -inf for ids that do not exist.
         labels: ``[N]`` the observed tokens.
         first: ``[S]`` each span's first row.
-        length: ``[S]`` the number of rows of each span; they follow one another.
+        length: ``[S]`` the number of tokens of each span; their rows follow one another, or only the first is here.
         span: ``[N]`` the span of each row, S for a row of no span.
         known_log_continuation: ``[S]`` log c, where only the first rows are here.
+        known_log_likelihood: ``[S]`` log-probability of all of a span's tokens, where it is known better than by the
+            first rows that are here and c.
         hidden: ``[N, H]`` hidden states that the model's head reads, in float32 at least; the student's have a
             gradient. None unless the loss sets :attr:`SpanLoss.needs_hidden_states`.
         top_ids: ``[N, k]`` the tokens with a probability of their own besides the observed one, V for a place without a
@@ -55,6 +57,7 @@ class SideRows:
     length: Tensor
     span: Tensor
     known_log_continuation: Tensor | None = None
+    known_log_likelihood: Tensor | None = None
     hidden: Tensor | None = None
     top_ids: Tensor | None = None
 
@@ -81,6 +84,14 @@ class SideRows:
         token_log_probs = self.token_log_probs()
         is_first = torch.zeros_like(self.labels, dtype=torch.bool).index_fill(0, self.first, value=True)
         return self.sum_by_span(token_log_probs.masked_fill(is_first, 0.0))
+
+    def log_likelihood(self) -> Tensor:
+        """``[S]``: the log-probability of all of a span's tokens."""
+        if self.known_log_likelihood is not None:
+            return self.known_log_likelihood
+        if self.known_log_continuation is not None:
+            return self.token_log_probs() + self.known_log_continuation
+        return self.sum_by_span(self.token_log_probs())
 
     def token_log_probs(self) -> Tensor:
         """``[N]``: the log-probability of each observed token."""

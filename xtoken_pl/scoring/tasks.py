@@ -101,8 +101,10 @@ class TeacherTask:
         elif isinstance(rows.known, SpanStartRows):
             labels = rows.labels[spans]
             each = torch.arange(len(labels), device=labels.device)
-            continuation = rows.known.select(spans).continuation
-            return SideRows(rows.dense(spans), labels, each, torch.ones_like(each), each, continuation)
+            known = rows.known.select(spans)
+            likelihood = known.span_log_prob if self.temperature == 1.0 else None
+            length = self.spans.teacher_length[spans]
+            return SideRows(rows.dense(spans), labels, each, length, each, known.continuation, likelihood)
         else:
             log_probs, top_ids = rows.dense(piece_rows), rows.known.select(piece_rows).top.ids
         return SideRows(
