@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.losses.counterparts import LossCounterparts, counterparts_in_pairs
-from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, smallest_prob
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence, smallest_prob
 from xtoken_pl.losses.teacher_tokens import TopKLoss
 from xtoken_pl.projection import Projection, VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -17,6 +17,9 @@ from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
 # S spans, K candidates, C common pairs, V_s student's vocabulary size
+
+#: Score of what does not exist: its probability is 0, and no gradient scaler makes the score infinite.
+_NOTHING = -1e15
 
 
 def renormalized_divergence(
@@ -34,7 +37,7 @@ def renormalized_divergence(
     Shape:
         student_scores, teacher_scores: ``[S, K]``, -inf for a candidate that does not exist; returns ``[S]``, nats.
     """
-    student, teacher = (finite(scores).log_softmax(-1) for scores in (student_scores, teacher_scores))
+    student, teacher = (scores.clamp_min(_NOTHING).log_softmax(-1) for scores in (student_scores, teacher_scores))
     if divergence != "forward":
         teacher = teacher.clamp_min(math.log(smallest_prob(teacher.dtype)))
     log_c = teacher.new_zeros(len(teacher))
