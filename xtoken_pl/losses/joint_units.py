@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
-from xtoken_pl.projection import VocabularyPartition
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
 
@@ -100,7 +99,7 @@ class UnitPlanner:
 
     Args:
         student, teacher: Vocabularies.
-        partition: The common pairs, which are no units.
+        common: ``[C]``, ``[C]`` tokens of each side that are common, and no units.
         along_path: Whether units may leave the observed tokens at their last token; otherwise the span itself is its
             only unit.
     """
@@ -109,18 +108,18 @@ class UnitPlanner:
         self,
         student: CanonicalVocabulary,
         teacher: CanonicalVocabulary,
-        partition: VocabularyPartition,
+        common: tuple[Tensor, Tensor],
         *,
         along_path: bool,
     ) -> None:
         self.spellings: tuple[_Spellings, _Spellings] | None = None
         if along_path:
             self.spellings = (
-                _Spellings(teacher, partition.teacher_common, student),
-                _Spellings(student, partition.student_common, teacher),
+                _Spellings(teacher, common[1], student),
+                _Spellings(student, common[0], teacher),
             )
-        # A special token counts as one symbol on both sides.
-        self.student_symbols, self.teacher_symbols = (np.maximum(side.num_bytes, 1) for side in (student, teacher))
+            # A special token counts as one symbol on both sides.
+            self.student_symbols, self.teacher_symbols = (np.maximum(s.num_bytes, 1) for s in (student, teacher))
 
     def plan(self, student: TokenBatch, teacher: TeacherBatch) -> UnitPlan:
         """Makes the plan of a batch."""
@@ -156,10 +155,10 @@ class UnitPlanner:
     def _units(self, student: NDArray[np.int64], teacher: NDArray[np.int64]) -> Iterator[Unit]:
         """Yields the units of a span of the given tokens, the span itself first."""
         yield Unit(int(student[-1]), len(student), int(teacher[-1]), len(teacher))
-        # A space that only one side has before a text is in no unit of the other side.
-        same_text = self.student_symbols[student].sum() == self.teacher_symbols[teacher].sum()
-        if self.spellings is None or not same_text:
+        if self.spellings is None:
             return
+        if self.student_symbols[student].sum() != self.teacher_symbols[teacher].sum():
+            return  # a space that only one side has before the text is in no unit of the other
         of_teacher, of_student = self.spellings
         for token, last, length in of_teacher.along(student.tolist()):
             yield Unit(last, length, token, 1)

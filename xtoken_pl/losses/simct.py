@@ -13,7 +13,7 @@ from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
 from xtoken_pl.losses.common_tokens import CommonTokensLoss, renormalized_divergence
 from xtoken_pl.losses.divergence import Divergence
 from xtoken_pl.losses.joint_units import UnitPlan, UnitPlanner
-from xtoken_pl.projection import Projection, VocabularyPartition
+from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_choice
 
@@ -80,8 +80,8 @@ class SimCT(CommonTokensLoss):
             UserError: If no token is common.
         """
         super().bind(student, teacher, projection)
-        partition = VocabularyPartition.strict(student, teacher)
-        self._planner = UnitPlanner(student, teacher, partition, along_path=self.units == "path")
+        common = self.student_common, self.teacher_common
+        self._planner = UnitPlanner(student, teacher, common, along_path=self.units == "path")
 
     @property
     def planner(self) -> Planner:
