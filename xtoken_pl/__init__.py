@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from xtoken_pl.data import DistillDataModule, TextSource
     from xtoken_pl.losses import (
         ALM,
+        BPM,
+        ESCD,
         GOLD,
         ULD,
         BytePrefixKL,
@@ -37,6 +39,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALM",
+    "BPM",
+    "ESCD",
     "GOLD",
     "ULD",
     "BitsPerByte",
@@ -79,7 +83,8 @@ _NAMES_BY_MODULE = {
     "alignment": "SpanAligner Spans SpanStatistics",
     "audit": "CoverageAudit recommend_loss",
     "data": "DistillDataModule TextSource",
-    "losses": "ALM GOLD ULD BytePrefixKL HybridKL MatchedRowLoss ProjectionKL SimCT SpanLoss StrictTopK TokenKL",
+    "losses": "ALM BPM ESCD GOLD ULD BytePrefixKL HybridKL MatchedRowLoss ProjectionKL SimCT SpanLoss "
+    "StrictTopK TokenKL",
     "prefix_map": "PrefixMap build_prefix_map",
     "projection": "Projection VocabularyPartition build_projection",
     "rollouts": "Rollouts",

@@ -2,9 +2,11 @@
 
 from xtoken_pl.losses.alm import ALM
 from xtoken_pl.losses.base import SpanBlock, SpanLoss, SpanScores, projection_bytes
+from xtoken_pl.losses.bpm import BPM
 from xtoken_pl.losses.byte_prefix_kl import BytePrefixKL
 from xtoken_pl.losses.counterparts import CounterpartKind, LossCounterparts, TokenCounterparts
 from xtoken_pl.losses.divergence import Divergence, generalized_divergence
+from xtoken_pl.losses.escd import ESCD
 from xtoken_pl.losses.gold import GOLD
 from xtoken_pl.losses.hybrid_kl import HybridKL
 from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
@@ -18,6 +20,8 @@ from xtoken_pl.losses.uld import ULD, rank_distance
 
 __all__ = [
     "ALM",
+    "BPM",
+    "ESCD",
     "GOLD",
     "ULD",
     "BytePrefixKL",

@@ -11,7 +11,7 @@ from xtoken_pl.losses.divergence import Divergence
 from xtoken_pl.losses.group_divergence import group_divergence
 from xtoken_pl.losses.prefix_mass import PrefixMass
 from xtoken_pl.losses.teacher_tokens import TopKLoss, keep_tokens
-from xtoken_pl.prefix_map import PrefixMap, PrefixPlan, PrefixPlanner, build_prefix_map
+from xtoken_pl.prefix_map import PrefixPlan, PrefixPlanner, prefix_map_for
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_choice
@@ -113,11 +113,7 @@ class BytePrefixKL(TopKLoss):
         Raises:
             UserError: If the map belongs to other tokenizers, or the teacher can write none of the student's tokens.
         """
-        if self.prefix_map is None:
-            prefix_map = build_prefix_map(student.tokenizer, teacher.tokenizer)
-        else:
-            prefix_map = PrefixMap.load(self.prefix_map)
-            prefix_map.check_belongs_to(student, teacher)
+        prefix_map = prefix_map_for(self.prefix_map, student, teacher)
         if not prefix_map.leads.any():
             raise UserError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
         self._summary = prefix_map.summary()

@@ -52,15 +52,15 @@ class ColumnSums(nn.Module):
 class Groups:
     r"""The teacher's mass of the groups of some rows, not normalized.
 
-    A token belongs to its column, unless it is a member of one of the row's branches; the column of a member has no
-    mass. The teacher cannot write the tokens of a group whose mass is exactly 0.
+    A token belongs to its column, unless it is a member of one of the row's branches. The teacher cannot write the
+    tokens of a group whose mass is exactly 0.
 
     The merged groups of a row are compared as one: only their sums count on both sides.
 
     Attributes:
         row: ``[R]`` increasing.
         column_mass: ``[R, C]``.
-        sums: Sums from tokens to columns; None if every token is a column.
+        sums: Sums from tokens to columns; None if every token is a column, and then that of a member has no mass.
         branch_mass: ``[G]``.
         branch_position: ``[G]`` places in ``row``.
         member_branch, member: ``[M]`` the branch, and the place ``r * V + token`` in the rows ``[R, V]``.
@@ -222,9 +222,15 @@ def _normalized(part: Groups, probs: Tensor, form: _Form) -> _Scored:
 
 
 def _student_masses(part: Groups, probs: Tensor) -> GroupValues:
-    """``[R, C], [G]``: P of each group; a column that has mass has no member of a branch."""
-    branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, probs.view(-1)[part.member])
-    return probs if part.sums is None else part.sums(probs), branches
+    """``[R, C], [G]``: P of each group."""
+    of_members = probs.view(-1)[part.member]
+    branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, of_members)
+    if part.sums is None:
+        return probs, branches
+    probs.view(-1)[part.member] = 0.0  # in no column
+    columns = part.sums(probs)
+    probs.view(-1)[part.member] = of_members
+    return columns, branches
 
 
 def _ratio(student: Tensor, teacher: Tensor) -> tuple[Tensor]:

@@ -10,11 +10,12 @@ from xtoken_pl.losses.group_divergence import ColumnSums, Groups
 from xtoken_pl.losses.group_sums import GroupSums
 from xtoken_pl.losses.teacher_tokens import KeptTokens
 from xtoken_pl.prefix_map import Positions, PrefixMap
+from xtoken_pl.utilities.ranges import expand_ranges as _expand
 
 # Q teacher rows, R positions, C columns, L levels, G branches, M members, V_s/V_t vocabulary sizes
 
 
-_LEAST_NATS = -1e4
+LEAST_NATS = -1e4
 
 
 class PrefixMass(nn.Module):
@@ -109,7 +110,7 @@ class PrefixMass(nn.Module):
     def _follow_path(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums) -> None:
         """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first."""
         # Finite, or one row would spoil the path of all behind it.
-        observed = teacher.token_log_probs().clamp_min(_LEAST_NATS)  # [Q]
+        observed = teacher.token_log_probs().clamp_min(LEAST_NATS)  # [Q]
         everyone = torch.arange(len(positions.row), device=observed.device)
         first_token = self._positive(observed[positions.teacher].exp())
         sums.add_to_columns(first_token, everyone, positions.observed_column)
@@ -137,10 +138,3 @@ class PrefixMass(nn.Module):
 
 def _lookup(kept: KeptTokens | None, row: Tensor, token: Tensor) -> Tensor | None:
     return None if kept is None else kept.is_kept[row, token]
-
-
-def _expand(start: Tensor, length: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """For every range its index, and start, start + 1, ..., ``length`` numbers; ``total`` of all, known on the host."""
-    index = torch.arange(len(start), device=start.device).repeat_interleave(length, output_size=total)
-    offset = start - (length.cumsum(0) - length)
-    return index, torch.arange(total, device=start.device) + offset[index]

@@ -1,8 +1,26 @@
 """The prefix map, which the byte-prefix KL reads: how each side's tokens are spelled in the other side's tokens."""
 
-from xtoken_pl.prefix_map.build import build_prefix_map
+from xtoken_pl.prefix_map.build import build_prefix_map, prefix_map_for
+from xtoken_pl.prefix_map.completion import CompletionPlan, CompletionPlanner, Completions, CompletionSets
+from xtoken_pl.prefix_map.marginal_positions import MarginalPlan, MarginalPlanner, MarginalPositions
 from xtoken_pl.prefix_map.planner import PrefixPlanner
 from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
+from xtoken_pl.prefix_map.student_units import student_units
 
-__all__ = ["Positions", "PrefixMap", "PrefixPlan", "PrefixPlanner", "build_prefix_map"]
+__all__ = [
+    "CompletionPlan",
+    "CompletionPlanner",
+    "CompletionSets",
+    "Completions",
+    "MarginalPlan",
+    "MarginalPlanner",
+    "MarginalPositions",
+    "Positions",
+    "PrefixMap",
+    "PrefixPlan",
+    "PrefixPlanner",
+    "build_prefix_map",
+    "prefix_map_for",
+    "student_units",
+]

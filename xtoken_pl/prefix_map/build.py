@@ -79,6 +79,20 @@ def build_prefix_map(
     )
 
 
+def prefix_map_for(path: str | None, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> PrefixMap:
+    """Loads the prefix map of a pair from a file, or builds it if there is none.
+
+    Raises:
+        UserError: If the file is no prefix map, or belongs to other tokenizers.
+        InexactTokenizerError: If a tokenizer's tokens are not exact bytes.
+    """
+    if path is None:
+        return build_prefix_map(student.tokenizer, teacher.tokenizer)
+    prefix_map = PrefixMap.load(path)
+    prefix_map.check_belongs_to(student, teacher)
+    return prefix_map
+
+
 class _Speller:
     """Spells bytes in teacher tokens: the one that has them, or as the tokenizer encodes them; () if impossible."""
 

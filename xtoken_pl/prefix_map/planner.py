@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
 from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
+from xtoken_pl.prefix_map.row_tables import entries_before
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.ranges import Ints, expand
 
@@ -39,7 +40,10 @@ class PrefixPlanner:
         places = teacher.tokens.rows.numpy(force=True)
         continues = np.zeros(len(places), dtype=bool)  # True if the next row belongs to the next token
         continues[:-1] = places[1:] == places[:-1] + 1
-        row, first, consumed = self._locate(labels, teacher_labels, teacher.spans)
+        row, first, consumed = self.locate(labels, teacher_labels, teacher.spans)
+        # A token that the teacher cannot write cannot be learned from it.
+        can_write = self.map.lead[labels[row]] >= 0
+        row, first, consumed = row[can_write], first[can_write], consumed[can_write]
         reach = np.zeros(len(labels), dtype=np.int64)
         reach[row] = first + 1
         parts = []
@@ -49,7 +53,7 @@ class PrefixPlanner:
             np.maximum.at(reach, row[is_kind][walk.position], walk.teacher + 1)
         return PrefixPlan(reach, *parts)
 
-    def _locate(self, labels: Ints, teacher_labels: Ints, spans: SpanBatch) -> tuple[Ints, Ints, Ints]:
+    def locate(self, labels: Ints, teacher_labels: Ints, spans: SpanBatch) -> tuple[Ints, Ints, Ints]:
         """Finds the student rows in spans, the teacher row that each lies in, and how many of its bytes precede it.
 
         A space that only one side has before a text is not counted; a token that consists of this space alone is
@@ -68,9 +72,7 @@ class PrefixPlanner:
         surplus = end[last] - end[teacher_first] - (covered[student_last] - covered[student_first])
         offset = start[row] - start[student_first[span]] + surplus[span]
         assert np.abs(surplus).max(initial=0) <= 1, "both sides of a span differ by at most a leading space"
-        # A token that the teacher cannot write cannot be learned from it.
-        takes_part = (offset >= 0) & (self.map.lead[labels[row]] >= 0)
-        row, offset, span = row[takes_part], offset[takes_part], span[takes_part]
+        row, offset, span = row[offset >= 0], offset[offset >= 0], span[offset >= 0]
         place = end[teacher_first[span]] + offset
         first = np.searchsorted(end, place, side="right") - 1
         return row, first, place - end[first]
@@ -161,8 +163,7 @@ class _Walk:
             "branches": self.row[self.position[branches.level]],
             "heirs": self.row[heir_position],
         }
-        starts = np.arange(num_rows + 1)
-        before = {table: np.searchsorted(rows, starts) for table, rows in owner.items()}
+        before = entries_before(owner, num_rows)
         before["members"] = np.append(0, np.cumsum(branches.length))[before["branches"]]
         before["extending"] = np.append(0, np.cumsum(high - low))[before["positions"]]
         return Positions(**{name: torch.from_numpy(column) for name, column in columns.items()}, before=before)

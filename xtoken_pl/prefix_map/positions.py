@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, get_origin, get_type_hints
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken_pl.batch import LossPlan, Movable
+from xtoken_pl.batch import LossPlan
+from xtoken_pl.prefix_map.row_tables import Column, RowTables
 
 # N student rows, R positions, L levels, G branches, X inherited packets of mass
 
 
-class _Column(NamedTuple):
-    """The table of a column, and the table or side that its entries index (-1 for none) if they are indices."""
-
-    table: str
-    refers_to: str | None = None
-
-
 @dataclass
-class Positions(Movable):
+class Positions(RowTables):
     """Student positions of one kind, and how the observed teacher tokens that follow divide their members.
 
     A *position* is a student row at which the teacher's distributions are known. Their mass is gathered in *columns*:
@@ -52,54 +45,26 @@ class Positions(Movable):
         heir_teacher, heir_token: ``[X]`` row and id of that teacher token.
     """
 
-    before: dict[str, NDArray[np.int64]]
-    row: Annotated[Tensor, _Column("positions", "student")]
-    teacher: Annotated[Tensor, _Column("positions", "teacher")]
-    observed_column: Annotated[Tensor, _Column("positions")]
-    divided_column: Annotated[Tensor, _Column("positions")]
-    consumed: Annotated[Tensor, _Column("positions")]
-    low: Annotated[Tensor, _Column("positions")]
-    high: Annotated[Tensor, _Column("positions")]
-    level_position: Annotated[Tensor, _Column("levels", "positions")]
-    level_teacher: Annotated[Tensor, _Column("levels", "teacher")]
-    residual_branch: Annotated[Tensor, _Column("levels", "branches")]
-    residual_column: Annotated[Tensor, _Column("levels")]
-    last_branch: Annotated[Tensor, _Column("levels", "branches")]
-    last_column: Annotated[Tensor, _Column("levels")]
-    branch_level: Annotated[Tensor, _Column("branches", "levels")]
-    branch_token: Annotated[Tensor, _Column("branches")]
-    branch_start: Annotated[Tensor, _Column("branches")]
-    branch_length: Annotated[Tensor, _Column("branches")]
-    heir_branch: Annotated[Tensor, _Column("heirs", "branches")]
-    heir_teacher: Annotated[Tensor, _Column("heirs", "teacher")]
-    heir_token: Annotated[Tensor, _Column("heirs")]
-
-    def cut(self, student_rows: slice, teacher_rows: slice) -> Positions:
-        """Returns the tables of the given student rows; indices count from the first student and teacher row."""
-        first = {table: int(before[student_rows.start]) for table, before in self.before.items()}
-        end = {table: int(before[student_rows.stop]) for table, before in self.before.items()}
-        bases = {**first, "student": student_rows.start, "teacher": teacher_rows.start}
-
-        def part(name: str, table: str, refers_to: str | None) -> Tensor:
-            values: Tensor = getattr(self, name)[first[table] : end[table]]
-            return values if refers_to is None else values.sub(bases[refers_to]).clamp_min(-1)
-
-        before = {table: counts[student_rows.start : student_rows.stop + 1] for table, counts in self.before.items()}
-        return Positions(
-            before={table: counts - first[table] for table, counts in before.items()},
-            **{name: part(name, *relation) for name, relation in _COLUMNS.items()},
-        )
-
-    def count(self, table: str) -> int:
-        """Number of entries of a table."""
-        return int(self.before[table][-1])
-
-
-_COLUMNS: dict[str, _Column] = {
-    name: hint.__metadata__[0]
-    for name, hint in get_type_hints(Positions, include_extras=True).items()
-    if get_origin(hint) is Annotated
-}
+    row: Annotated[Tensor, Column("positions", "student")]
+    teacher: Annotated[Tensor, Column("positions", "teacher")]
+    observed_column: Annotated[Tensor, Column("positions")]
+    divided_column: Annotated[Tensor, Column("positions")]
+    consumed: Annotated[Tensor, Column("positions")]
+    low: Annotated[Tensor, Column("positions")]
+    high: Annotated[Tensor, Column("positions")]
+    level_position: Annotated[Tensor, Column("levels", "positions")]
+    level_teacher: Annotated[Tensor, Column("levels", "teacher")]
+    residual_branch: Annotated[Tensor, Column("levels", "branches")]
+    residual_column: Annotated[Tensor, Column("levels")]
+    last_branch: Annotated[Tensor, Column("levels", "branches")]
+    last_column: Annotated[Tensor, Column("levels")]
+    branch_level: Annotated[Tensor, Column("branches", "levels")]
+    branch_token: Annotated[Tensor, Column("branches")]
+    branch_start: Annotated[Tensor, Column("branches")]
+    branch_length: Annotated[Tensor, Column("branches")]
+    heir_branch: Annotated[Tensor, Column("heirs", "branches")]
+    heir_teacher: Annotated[Tensor, Column("heirs", "teacher")]
+    heir_token: Annotated[Tensor, Column("heirs")]
 
 
 @dataclass

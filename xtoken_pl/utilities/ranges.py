@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ints = NDArray[np.int64]
 
@@ -13,3 +15,10 @@ def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
     sizes = high - low
     index = np.repeat(np.arange(len(low)), sizes)
     return index, np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[index]
+
+
+def expand_ranges(start: Tensor, length: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """For every range its index, and start, start + 1, ..., ``length`` numbers; ``total`` of all, known on the host."""
+    index = torch.arange(len(start), device=start.device).repeat_interleave(length, output_size=total)
+    offset = start - (length.cumsum(0) - length)
+    return index, torch.arange(total, device=start.device) + offset[index]
