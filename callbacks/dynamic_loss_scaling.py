@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.callbacks.shared import distill_module
+from xtoken_pl.losses import SpanLoss
 from xtoken_pl.training.module import KDScale
 from xtoken_pl.utilities.errors import UserError
 
@@ -60,7 +61,7 @@ class DynamicLossScaling(pl.Callback):
                 "remove the callback, or lower the share"
             )
         for name, teacher in module.teachers.items():
-            if teacher.loss != "auto" and teacher.loss.can_be_negative:
+            if isinstance(teacher.loss, SpanLoss) and teacher.loss.can_be_negative:
                 raise UserError(
                     f"DynamicLossScaling divides by the distillation loss, but that of teacher {name!r} can be "
                     f"negative ({type(teacher.loss).__name__}: {teacher.loss.extra_repr()}); choose other "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pydoc_data.topics import topics
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from xtoken_pl import (
     recommend_loss,
 )
 from xtoken_pl.alignment import Spans
-from xtoken_pl.audit import CATEGORIES, Category, categorize
+from xtoken_pl.audit import CATEGORIES, CHOICES, Category, Recommendation, categorize, table
 from xtoken_pl.audit.report import figure_of
 from xtoken_pl.projection import VocabularyPartition
+from xtoken_pl.specs import AutoLoss
 
 
 def category_of(text: bytes | None) -> str:
@@ -81,12 +83,14 @@ def test_published_recommendations_and_counts(
     audits: dict[str, CoverageAudit], teacher: str, loss: str, two_digits: int, three_digits: int
 ) -> None:
     audit = audits[teacher]
-    assert audit.recommendation.loss == loss
+    assert audit.paper_recommendation.loss == loss
     rows = audit.categories
     assert (rows["numerals_1"].count, rows["numerals_1"].strict) == (10, 10)
     assert (rows["numerals_2"].count, rows["numerals_2"].strict) == (100, two_digits)
     assert (rows["numerals_3"].count, rows["numerals_3"].strict) == (1000, three_digits)
-    assert f"{two_digits:,} of 100 numerals_2, {three_digits:,} of 1,000 numerals_3" in audit.recommendation.reason
+    assert (
+        f"{two_digits:,} of 100 numerals_2, {three_digits:,} of 1,000 numerals_3" in audit.paper_recommendation.reason
+    )
 
 
 def test_categories_add_up_to_the_vocabulary_the_partitions_and_w(audits: dict[str, CoverageAudit]) -> None:
@@ -124,6 +128,30 @@ def test_tokens_in_no_span_are_counted_as_gaps() -> None:
     assert (statistics.student_gaps, statistics.teacher_gaps) == (3, 1)
 
 
+@pytest.mark.parametrize("rule", get_args(AutoLoss))
+def test_a_rule_recommends_one_of_its_choices(rule: AutoLoss) -> None:
+    student = fake(b"a", b"12", fingerprint="s")
+    teachers = (
+        fake(b"a", b"12", fingerprint="t"),
+        fake(b"a", b"1", fingerprint="t"),
+        fake(b"b", fingerprint="t"),
+        student,
+    )
+    for teacher in teachers:
+        assert recommend_loss(student, teacher, rule=rule).loss in CHOICES[rule]
+    assert recommend_loss(student, student, rule=rule).loss == "TokenKL"
+
+
+def test_the_table_names_the_papers_choice_where_it_differs(audits: dict[str, CoverageAudit]) -> None:
+    audit = audits["o200k"]
+    alike = replace(audit, recommendation=audit.paper_recommendation)
+    assert "recommended: HybridKL, because all" in table(alike)
+    assert "auto_paper" not in table(alike)
+    shown = table(replace(audit, recommendation=Recommendation("BytePrefixKL", "a test says so")))
+    assert "recommended: BytePrefixKL, because a test says so" in shown
+    assert "recommended by the paper (loss: auto_paper): HybridKL, because all" in shown
+
+
 def test_same_tokens_recommend_token_kl_whatever_the_name(llama3: PreTrainedTokenizerFast) -> None:
     student = CanonicalVocabulary.from_tokenizer(llama3)
     copy = PreTrainedTokenizerFast(
@@ -151,13 +179,13 @@ def fake(*tokens: bytes, fingerprint: str) -> Any:
 def test_critical_categories_decide(critical: tuple[Category, ...], loss: str, reason: str) -> None:
     student = fake(b"a", b"12", b"34", b"?!", fingerprint="s")
     teacher = fake(b"12", b"a", b"3", b"4", fingerprint="t")
-    recommendation = recommend_loss(student, teacher, critical=critical)
+    recommendation = recommend_loss(student, teacher, rule="auto_paper", critical=critical)
     assert recommendation.loss == loss
     assert reason in recommendation.reason
 
 
 def test_nothing_in_common_recommends_projection_kl() -> None:
-    recommendation = recommend_loss(fake(b"a", fingerprint="s"), fake(b"b", fingerprint="t"))
+    recommendation = recommend_loss(fake(b"a", fingerprint="s"), fake(b"b", fingerprint="t"), rule="auto_paper")
     assert (recommendation.loss, recommendation.reason) == (
         "ProjectionKL",
         "the vocabularies have no common token to build a partition from",
@@ -168,7 +196,7 @@ def test_a_student_that_splits_digits_has_nothing_critical_to_lose(
     smollm2: PreTrainedTokenizerFast, llama3: PreTrainedTokenizerFast
 ) -> None:
     student = CanonicalVocabulary.from_tokenizer(smollm2)
-    recommendation = recommend_loss(student, CanonicalVocabulary.from_tokenizer(llama3))
+    recommendation = recommend_loss(student, CanonicalVocabulary.from_tokenizer(llama3), rule="auto_paper")
     assert recommendation.loss == "HybridKL"
     assert "0 of 0 numerals_2" in recommendation.reason
 
@@ -193,7 +221,7 @@ def test_byte_pieces_are_not_numerals(llama2_style: PreTrainedTokenizerFast, smo
     student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (llama2_style, smollm2))
     audit = CoverageAudit.from_vocabularies(student, teacher, critical=["numerals_1"])
     assert (audit.categories["numerals_1"].count, audit.categories["byte_pieces"].count) == (10, 256)
-    assert audit.recommendation.loss == "HybridKL"
+    assert audit.paper_recommendation.loss == "HybridKL"
 
 
 def test_unknown_critical_category_is_refused_with_the_choices() -> None:

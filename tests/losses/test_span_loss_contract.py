@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -14,6 +14,7 @@ from own_losses import LeadingByte, hidden_cosine
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import xtoken_pl
 from xtoken_pl import (
     GOLD,
     ULD,
@@ -26,9 +27,11 @@ from xtoken_pl import (
     TokenKL,
     build_projection,
 )
+from xtoken_pl.audit import CHOICES
 from xtoken_pl.cli import main
 from xtoken_pl.losses import RowContent, SpanScores, projection_bytes
 from xtoken_pl.plan import terms
+from xtoken_pl.specs import AutoLoss
 from xtoken_pl.teachers.source import check_source
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -168,8 +171,14 @@ def test_planned_bytes_bound_what_a_bound_loss_holds(loss: SpanLoss, learned: bo
     assert held <= loss.state_bytes(len(student), len(teacher), learned=learned)
 
 
-def test_plan_of_auto_is_that_of_the_largest_choice() -> None:
-    auto = terms.loss_bytes(Teacher(model="x"), 1000, 2000)
-    assert auto == max(loss.state_bytes(1000, 2000) for loss in (TokenKL(), HybridKL(), ProjectionKL()))
+@pytest.mark.parametrize("rule", get_args(AutoLoss))
+def test_plan_of_a_rule_is_that_of_the_largest_choice(rule: AutoLoss) -> None:
+    planned = terms.loss_bytes(Teacher(model="x", loss=rule), 1000, 2000)
+    of_choices = [getattr(xtoken_pl, name)().state_bytes(1000, 2000) for name in CHOICES[rule]]
+    assert planned == max(of_choices)
+    assert len(of_choices) > 1
+
+
+def test_a_losss_own_parameters_are_planned() -> None:
     own = hidden_cosine(8, 16)
     assert own.state_bytes(1000, 2000) == projection_bytes(1000, 2000) + 4 * 4 * 8 * 16

@@ -11,7 +11,6 @@ import pytest
 from cached_teachers import data_of, module_of, split_teacher
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 
-from xtoken_pl import Teacher
 from xtoken_pl.cli.cache import CacheOptions, build_cache
 
 
@@ -42,7 +41,10 @@ def stored(root: Path) -> Callable[..., str]:
         if key not in folders:
             folders[key] = str(root / "caches" / str(len(folders)))
             # The windows are those of all teachers of a run.
-            teachers = {"t": Teacher(model=str(root / teacher), temperature=temperature), "split": split_teacher(root)}
+            teachers = {
+                "t": split_teacher(root, model=str(root / teacher), loss="auto_paper", temperature=temperature),
+                "split": split_teacher(root),
+            }
             module = module_of(root, teachers)
             build_cache(module, data_of(root), CacheOptions(teacher="t", output=folders[key], **options))
         return folders[key]

@@ -14,13 +14,17 @@ from cached_teachers import data_of, module_of, set_up, split_teacher
 from own_losses import hidden_cosine
 
 from xtoken_pl import BytePrefixKL, ConfidenceWeighting, ProjectionKL, Weighting
+from xtoken_pl.audit import Recommendation
 from xtoken_pl.cli.cache import CacheOptions, build_cache
 from xtoken_pl.losses.row_content import RowContent, RowKind
 from xtoken_pl.teachers.cache.manifest import Manifest
+from xtoken_pl.training import binding
 from xtoken_pl.utilities.errors import UserError
 
 
-def build(root: Path, folder: Path, loss: Any = "auto", weighting: Weighting | None = None, **options: Any) -> Manifest:
+def build(
+    root: Path, folder: Path, loss: Any = "auto_paper", weighting: Weighting | None = None, **options: Any
+) -> Manifest:
     module = module_of(root, {"t": split_teacher(root, loss=loss)}, weighting=weighting)
     return build_cache(module, data_of(root, val=None), CacheOptions(teacher="t", output=str(folder), **options))
 
@@ -28,7 +32,7 @@ def build(root: Path, folder: Path, loss: Any = "auto", weighting: Weighting | N
 @pytest.mark.parametrize(
     ("loss", "weighting", "rows"),
     [
-        ("auto", None, "span_starts"),
+        ("auto_paper", None, "span_starts"),
         (ProjectionKL(), None, "span_starts"),
         (ProjectionKL(), ConfidenceWeighting("cross_entropy"), "span_starts"),
         (ProjectionKL(), ConfidenceWeighting("entropy"), "all"),
@@ -44,6 +48,16 @@ def test_a_cache_has_the_rows_that_loss_and_weighting_read(
     module = module_of(root, {"t": split_teacher(root, loss=loss, cache=cache)}, weighting=weighting)
     set_up(module, data_of(root, val=None))
     assert module.caches["t"].gives == RowContent(rows, 4)
+
+
+def test_a_cache_of_a_rule_has_the_rows_that_the_chosen_loss_reads(
+    root: Path, tmp_path: Path, stored: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_span_starts = stored(rows="span_starts")
+    monkeypatch.setattr(binding, "recommend_loss", lambda *_, **__: Recommendation("BytePrefixKL", "a test says so"))
+    assert build(root, tmp_path / "cache", "auto", top_k=4).identity.rows == "all"
+    with pytest.raises(UserError, match=r"\(BytePrefixKL\) reads every row of the teacher, and its cache has one row"):
+        module_of(root, {"t": split_teacher(root, loss="auto", cache=of_span_starts)}).setup("fit")
 
 
 def test_a_layout_that_lacks_what_is_read_is_refused_with_the_way_out(

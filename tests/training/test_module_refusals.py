@@ -67,7 +67,7 @@ def test_teachers_that_a_subclass_would_ignore_are_refused(student: Student) -> 
 
 
 def test_loss_that_is_none_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ValueError, match="loss must be a SpanLoss or 'auto', got 'P-KL'"):
+    with pytest.raises(ValueError, match="loss must be a SpanLoss, 'auto' or 'auto_paper', got 'P-KL'"):
         Teacher(model="x", loss=cast(Any, "P-KL"))
 
 

@@ -48,7 +48,8 @@ class CoverageAudit:
         num_student, num_teacher: Number of tokens that exist on each side.
         strict, enlarged: Partitions of GOLD and of H-KL.
         categories: Coverage of the student's tokens by category.
-        recommendation: Recommended loss and the reason.
+        recommendation: Loss that ``auto`` chooses and the reason.
+        paper_recommendation: Loss that ``auto_paper`` chooses and the reason.
         spans: Statistics of spans of a text; None without a text.
         positions: Statistics of positions of the same text under the byte-prefix KL.
 
@@ -64,6 +65,7 @@ class CoverageAudit:
     enlarged: VocabularyPartition
     categories: dict[Category, CategoryCoverage]
     recommendation: Recommendation
+    paper_recommendation: Recommendation
     spans: SpanStatistics | None
     positions: PositionStatistics | None
 
@@ -111,6 +113,7 @@ class CoverageAudit:
                 for index, category in enumerate(CATEGORIES)
             },
             recommendation=recommend_loss(student, teacher, critical=critical, strict=strict),
+            paper_recommendation=recommend_loss(student, teacher, rule="auto_paper", critical=critical, strict=strict),
             spans=None if text is None else _span_statistics(student, teacher, text),
             positions=None if text is None else PositionStatistics.from_text(student, teacher, text),
         )
@@ -138,6 +141,7 @@ class CoverageAudit:
                 category: {**asdict(row), "unmapped": row.unmapped} for category, row in self.categories.items()
             },
             "recommendation": asdict(self.recommendation),
+            "paper_recommendation": asdict(self.paper_recommendation),
             "spans": None if self.spans is None else asdict(self.spans),
             "positions": None if self.positions is None else asdict(self.positions),
         }

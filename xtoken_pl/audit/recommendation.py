@@ -10,10 +10,18 @@ import numpy as np
 
 from xtoken_pl.audit.categories import CATEGORIES, Category, categorize
 from xtoken_pl.projection import VocabularyPartition
+from xtoken_pl.specs import AutoLoss
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.checks import check_choice
 from xtoken_pl.utilities.errors import UserError
 
-LossName = Literal["TokenKL", "ProjectionKL", "HybridKL"]
+LossName = Literal["TokenKL", "ProjectionKL", "HybridKL", "BytePrefixKL"]
+
+#: Losses that each rule chooses from.
+CHOICES: dict[AutoLoss, tuple[LossName, ...]] = {
+    "auto": ("TokenKL", "ProjectionKL", "HybridKL"),
+    "auto_paper": ("TokenKL", "ProjectionKL", "HybridKL"),
+}
 
 #: Numerals that a student packs and a teacher may split: GOLD and H-KL lower their probability if they are not common.
 CRITICAL: tuple[Category, ...] = ("numerals_2", "numerals_3")
@@ -31,28 +39,35 @@ def recommend_loss(
     student: CanonicalVocabulary,
     teacher: CanonicalVocabulary,
     *,
+    rule: AutoLoss = "auto",
     critical: Sequence[Category] = CRITICAL,
     strict: VocabularyPartition | None = None,
 ) -> Recommendation:
     """Recommends a loss for a pair of vocabularies.
+
+    ``auto_paper`` is the paper's rule:
 
     - ``TokenKL`` if both sides share their token ids (by fingerprint, not by name);
     - ``ProjectionKL`` if a critical token of the student is outside the strict common set C: losses on a partition
       would lower its probability (Proposition 1);
     - ``HybridKL`` if all critical tokens are in C.
 
+    ``auto`` recommends the same.
+
     Args:
         student: The student's vocabulary.
         teacher: The teacher's vocabulary.
+        rule: Rule that chooses, as in a teacher's ``loss``.
         critical: Categories of the student's tokens that must not be lost.
         strict: Strict partition, computed if None.
 
     Raises:
-        UserError: If a critical category is unknown.
+        UserError: If the rule or a critical category is unknown.
 
     References:
         [0] X-Token, 2026, https://arxiv.org/abs/2605.21699, coverage audit.
     """
+    check_choice("rule", rule, AutoLoss)
     critical = list(dict.fromkeys(critical))
     for category in critical:
         if category not in CATEGORIES:
@@ -61,6 +76,26 @@ def recommend_loss(
         return Recommendation(
             "TokenKL", f"both sides share their tokens (fingerprint {student.vocabulary_fingerprint})"
         )
+    return _RULES[rule](student, teacher, critical, strict)
+
+
+def _by_default(
+    student: CanonicalVocabulary,
+    teacher: CanonicalVocabulary,
+    critical: Sequence[Category],
+    strict: VocabularyPartition | None,
+) -> Recommendation:
+    """``auto`` of two vocabularies that differ."""
+    return _by_paper(student, teacher, critical, strict)
+
+
+def _by_paper(
+    student: CanonicalVocabulary,
+    teacher: CanonicalVocabulary,
+    critical: Sequence[Category],
+    strict: VocabularyPartition | None,
+) -> Recommendation:
+    """``auto_paper`` of two vocabularies that differ."""
     if strict is None:
         strict = VocabularyPartition.strict(student, teacher)
     kinds = categorize(student)
@@ -73,3 +108,6 @@ def recommend_loss(
     if len(strict) == 0:
         return Recommendation("ProjectionKL", "the vocabularies have no common token to build a partition from")
     return Recommendation("HybridKL", f"all critical tokens of the student are in C ({counted or 'none were named'})")
+
+
+_RULES = {"auto": _by_default, "auto_paper": _by_paper}

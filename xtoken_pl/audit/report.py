@@ -65,6 +65,9 @@ def table(audit: CoverageAudit) -> str:
         ]
         lines.append("")
     lines.append(f"recommended: {audit.recommendation.loss}, because {audit.recommendation.reason}")
+    if audit.paper_recommendation != audit.recommendation:
+        paper = audit.paper_recommendation
+        lines.append(f"recommended by the paper (loss: auto_paper): {paper.loss}, because {paper.reason}")
     return "\n".join(lines)
 
 

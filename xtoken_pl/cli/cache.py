@@ -83,13 +83,13 @@ def build_cache(module: MultiTeacherDistillModule, data: DistillDataModule, opti
     """
     teacher = options.teacher
     _check_run(module, data, teacher)
-    source, vocabulary = module.teachers[teacher], module.teacher_vocabularies[teacher]
+    source, vocabulary = module.teachers_with_losses[teacher], module.teacher_vocabularies[teacher]
     output = options.output or source.cache
     if output is None:
         raise UserError(f"a cache needs a directory; give --output, or set `cache` of teacher {teacher!r}")
     folder = Path(output)
-    rows = options.rows or needs_of(source.loss, module.weighting).rows
-    check_source(teacher, "its cache", RowContent(rows), source.loss, module.weighting, CACHE_WAY_OUT)
+    rows = options.rows or needs_of(source.span_loss, module.weighting).rows
+    check_source(teacher, "its cache", RowContent(rows), source.span_loss, module.weighting, CACHE_WAY_OUT)
     kind = ModelOrigin if source.server is None else ServerOrigin
     origin = kind(teacher, source, vocabulary, data.sequence_length, data.packing == "separate")
     row_format = RowFormat(

@@ -13,6 +13,7 @@ from xtoken_pl.losses import RowContent
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher
 from xtoken_pl.teachers.source import needs_of
+from xtoken_pl.training.binding import possible_losses
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
 
@@ -170,10 +171,13 @@ class Run:
 
 
 def _cacheable(module: MultiTeacherDistillModule) -> frozenset[str]:
-    """Teachers of whom the loss and the weighting read no more than rows."""
-    of_rows = RowContent("all")
-    needs = {name: needs_of(teacher.loss, module.weighting) for name, teacher in module.teachers.items()}
-    return frozenset(name for name, need in needs.items() if of_rows.lacks(need) is None)
+    """Teachers of whom the loss, whichever a rule may choose, and the weighting read no more than rows."""
+
+    def reads_rows(teacher: Teacher) -> bool:
+        needs = [needs_of(loss, module.weighting) for loss in possible_losses(teacher)]
+        return all(RowContent("all").lacks(need) is None for need in needs)
+
+    return frozenset(name for name, teacher in module.teachers.items() if reads_rows(teacher))
 
 
 def _precision(given: Any) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from xtoken_pl.losses import projection_bytes
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
 from xtoken_pl.specs import Server, Student, Teacher
 from xtoken_pl.teachers.cache.manifest import Manifest
+from xtoken_pl.training.binding import possible_losses
 
 # B windows of T tokens, H hidden size, V/V_s/V_t rows of a head (student/teacher), N GPUs that share one copy
 
@@ -73,10 +73,10 @@ def dequantized_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
 def loss_bytes(teacher: Teacher, student_size: int, teacher_size: int) -> int:
     """Upper bound of the bytes that a loss holds for two vocabularies, without reading the tokenizers.
 
-    :meth:`xtoken_pl.SpanLoss.state_bytes`; for ``auto`` that of ProjectionKL, the most that it may choose.
+    :meth:`xtoken_pl.SpanLoss.state_bytes`; for ``auto`` and ``auto_paper`` the largest of what the rule may choose.
     """
-    size = projection_bytes if teacher.loss == "auto" else teacher.loss.state_bytes
-    return size(student_size, teacher_size, learned=teacher.learn_projection)
+    losses = possible_losses(teacher)
+    return max(loss.state_bytes(student_size, teacher_size, learned=teacher.learn_projection) for loss in losses)
 
 
 def learned_projection_bytes(teacher: Teacher, student_size: int) -> int:

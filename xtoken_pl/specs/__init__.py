@@ -5,9 +5,10 @@ from xtoken_pl.specs.model_source import DType, ModelSource, Quantization, load_
 from xtoken_pl.specs.prompts import PromptSettings
 from xtoken_pl.specs.server import Server
 from xtoken_pl.specs.student import Student
-from xtoken_pl.specs.teacher import Teacher
+from xtoken_pl.specs.teacher import AutoLoss, Teacher
 
 __all__ = [
+    "AutoLoss",
     "DType",
     "LoRA",
     "ModelSource",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from xtoken_pl.batch import SPAN_KINDS, SpanKind
 from xtoken_pl.losses import SpanLoss
@@ -13,14 +13,18 @@ from xtoken_pl.specs.server import Server
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 
+#: Rules that choose a loss for a pair of tokenizers; see :func:`xtoken_pl.recommend_loss`.
+AutoLoss = Literal["auto", "auto_paper"]
+
 
 @dataclass(kw_only=True)
 class Teacher(ModelSource):
     r"""One teacher and how the student learns from it.
 
     Attributes:
-        loss: Loss per span. ``auto`` selects TokenKL for the student's own tokenizer, otherwise ProjectionKL or
-            HybridKL as the coverage audit recommends; the choice and its reason are logged.
+        loss: Loss per span, or the rule that chooses it for the pair of tokenizers: ``auto``, or ``auto_paper`` for
+            the paper's rule, the coverage audit (:func:`xtoken_pl.recommend_loss`). The choice and its reason are
+            logged.
         alpha: Static weight :math:`\alpha_m >= 0` of this teacher in :math:`L_{KD} = \sum_m \alpha_m L_m`. At 0
             nothing is learned from it, but it is still loaded, run and logged.
         spans: Weight >= 0 of each kind of span (``one_to_one``, ``one_to_many``, ``many_to_one``, ``many_to_many``:
@@ -45,7 +49,7 @@ class Teacher(ModelSource):
             loss cannot use ``projection`` or ``learn_projection``, or options exclude each other.
     """
 
-    loss: SpanLoss | Literal["auto"] = "auto"
+    loss: SpanLoss | AutoLoss = "auto"
     alpha: float = 1.0
     spans: dict[SpanKind, float] = field(default_factory=dict)
     temperature: float = 1.0
@@ -79,8 +83,15 @@ class Teacher(ModelSource):
             )
         if isinstance(self.loss, SpanLoss):
             self.check_loss(self.loss)
-        elif self.loss != "auto":
-            raise UserError(f"loss must be a SpanLoss or 'auto', got {self.loss!r}; name a class by its class_path")
+        elif self.loss not in get_args(AutoLoss):
+            rules = " or ".join(map(repr, get_args(AutoLoss)))
+            raise UserError(f"loss must be a SpanLoss, {rules}, got {self.loss!r}; name a class by its class_path")
+
+    @property
+    def span_loss(self) -> SpanLoss:
+        """The loss, once a rule has chosen it; see :attr:`xtoken_pl.MultiTeacherDistillModule.teachers_with_losses`."""
+        assert isinstance(self.loss, SpanLoss), "choose_loss comes first"
+        return self.loss
 
     @property
     def kind_weights(self) -> tuple[float, ...] | None:

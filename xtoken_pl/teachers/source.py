@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -64,23 +64,21 @@ class GivenSource(ABC):
         return GivenRows(known, labels, self._holes[labels.device], self._num_tokens)
 
 
-def check_source(
-    name: str, place: str, gives: RowContent, loss: SpanLoss | Literal["auto"], weighting: Weighting, way_out: str
-) -> None:
+def check_source(name: str, place: str, gives: RowContent, loss: SpanLoss, weighting: Weighting, way_out: str) -> None:
     """Refuses a loss or a weighting that asks for more than a source gives.
 
     Args:
         name: The teacher's.
         place: Description of the source, such as ``its cache``.
         gives: What the source gives.
-        loss: The teacher's loss; those that ``auto`` chooses need the rows of span starts alone.
+        loss: The teacher's loss.
         weighting: Weights between teachers.
         way_out: What to do about missing rows.
 
     Raises:
         UserError: If something is missing.
     """
-    if loss != "auto" and (missing := gives.lacks(loss.row_needs)) is not None:
+    if (missing := gives.lacks(loss.row_needs)) is not None:
         raise UserError(
             f"the loss of teacher {name!r} ({type(loss).__name__}) reads {missing} of the teacher, and {place} "
             f"{'has one row for each span' if missing == 'every row' else f'has no {missing}'}; "
@@ -94,9 +92,9 @@ def check_source(
         )
 
 
-def needs_of(loss: SpanLoss | Literal["auto"], weighting: Weighting) -> RowContent:
-    """Returns what a loss and the weighting read of a teacher's rows; what ``auto`` chooses reads span starts."""
-    of_loss = RowContent("span_starts") if loss == "auto" else loss.row_needs
+def needs_of(loss: SpanLoss, weighting: Weighting) -> RowContent:
+    """Returns what a loss and the weighting read of a teacher's rows."""
+    of_loss = loss.row_needs
     return replace(of_loss, rows="all" if weighting.row_needs.rows == "all" else of_loss.rows)
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from xtoken_pl.audit import recommend_loss
-from xtoken_pl.losses import HybridKL, ProjectionKL, SpanLoss, TokenKL
+from xtoken_pl.audit import CHOICES, recommend_loss
+from xtoken_pl.losses import BytePrefixKL, HybridKL, ProjectionKL, SpanLoss, TokenKL
 from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.specs import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
-_RECOMMENDED: dict[str, type[SpanLoss]] = {kind.__name__: kind for kind in (TokenKL, ProjectionKL, HybridKL)}
+_RECOMMENDED: dict[str, type[SpanLoss]] = {
+    kind.__name__: kind for kind in (TokenKL, ProjectionKL, HybridKL, BytePrefixKL)
+}
 
 
 def check_teachers(result: Any, *, given: dict[str, Teacher] | None, may_be_empty: bool) -> dict[str, Teacher]:
@@ -72,16 +75,47 @@ def check_judges(teachers: Mapping[str, Teacher]) -> None:
             )
 
 
-def bind_loss(
-    name: str, teacher: Teacher, student_vocabulary: CanonicalVocabulary, teacher_vocabulary: CanonicalVocabulary
-) -> tuple[SpanLoss, str]:
-    """Binds a copy of the teacher's loss, and says why it is this loss.
+def possible_losses(teacher: Teacher) -> list[SpanLoss]:
+    """Returns the losses, not bound, that :func:`choose_loss` may give a teacher for any pair of tokenizers."""
+    return (
+        [teacher.loss]
+        if isinstance(teacher.loss, SpanLoss)
+        else [_RECOMMENDED[kind]() for kind in CHOICES[teacher.loss]]
+    )
 
-    Resolves ``auto``, and builds or loads W if the loss needs it; both are logged.
+
+def choose_loss(
+    name: str, teacher: Teacher, student_vocabulary: CanonicalVocabulary, teacher_vocabulary: CanonicalVocabulary
+) -> tuple[Teacher, str]:
+    """Gives a teacher whose loss is ``auto`` or ``auto_paper`` the loss that the rule chooses, and logs the reason.
 
     Args:
         name: Name of the teacher, for the log.
-        teacher: Specification of the teacher.
+        teacher: Specification of the teacher; it is not changed.
+        student_vocabulary: Vocabulary of the student.
+        teacher_vocabulary: Vocabulary of the teacher.
+
+    Returns:
+        The teacher with its loss, not yet bound, and the reason for it.
+
+    Raises:
+        UserError: If the chosen loss cannot use an option of the teacher.
+    """
+    if isinstance(teacher.loss, SpanLoss):
+        return teacher, "as configured"
+    chosen = recommend_loss(student_vocabulary, teacher_vocabulary, rule=teacher.loss)
+    rank_zero_info(f"teacher {name!r}: loss {teacher.loss} -> {chosen.loss}, because {chosen.reason}")
+    return replace(teacher, loss=_RECOMMENDED[chosen.loss]()), f"{teacher.loss}, because {chosen.reason}"
+
+
+def bind_loss(
+    name: str, teacher: Teacher, student_vocabulary: CanonicalVocabulary, teacher_vocabulary: CanonicalVocabulary
+) -> SpanLoss:
+    """Binds a copy of the teacher's loss. Builds or loads W if the loss needs it, and logs the result.
+
+    Args:
+        name: Name of the teacher, for the log.
+        teacher: Specification of the teacher, from :func:`choose_loss`.
         student_vocabulary: Vocabulary of the student.
         teacher_vocabulary: Vocabulary of the teacher.
 
@@ -94,21 +128,13 @@ def bind_loss(
             f"teacher {name!r} has the student's tokenizer, so that all its spans are one to one, but "
             f"spans={teacher.spans} leaves these out; raise one_to_one, or remove the teacher"
         )
-    if isinstance(teacher.loss, SpanLoss):
-        loss = copy.deepcopy(teacher.loss)  # the specification stays as it was given
-        reason = "as configured"
-    else:
-        chosen = recommend_loss(student_vocabulary, teacher_vocabulary)
-        reason = f"auto, because {chosen.reason}"
-        rank_zero_info(f"teacher {name!r}: loss auto -> {chosen.loss}, because {chosen.reason}")
-        loss = _RECOMMENDED[chosen.loss]()
-        teacher.check_loss(loss)
+    loss = copy.deepcopy(teacher.span_loss)  # the specification stays as it was given
     projection = _projection(teacher, student_vocabulary, teacher_vocabulary) if loss.needs_projection else None
     loss.bind(student_vocabulary, teacher_vocabulary, projection)
     if teacher.learn_projection:
         loss.learn_projection()
     rank_zero_info(f"teacher {name!r}: {type(loss).__name__}({loss.extra_repr()})")
-    return loss, reason
+    return loss
 
 
 def _projection(teacher: Teacher, student: CanonicalVocabulary, other: CanonicalVocabulary) -> Projection:

@@ -28,7 +28,7 @@ from xtoken_pl.teachers.served.checks import check_server, open_servers
 from xtoken_pl.teachers.served.teacher import ServedTeacher
 from xtoken_pl.teachers.source import GivenSource, TeacherSource, limit_tokens
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers
+from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers, choose_loss
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.refused_callbacks import check_callbacks
 from xtoken_pl.training.strategies import check_strategy
@@ -74,8 +74,6 @@ class DistillParts(pl.LightningModule):
         #: or by the user of other data.
         self.sequence_length: int | None = None
         self.losses = nn.ModuleDict()
-        #: Reason for the choice of each loss, by teacher.
-        self.loss_reasons: dict[str, str] = {}
         # A plain dict keeps the teachers out of the module tree: never trained, never in a checkpoint.
         #: Models of the teachers that run in this process.
         self.loaded_teachers: dict[str, FrozenModel] = {}
@@ -136,14 +134,33 @@ class DistillParts(pl.LightningModule):
         return {name: load_vocabulary(teacher) for name, teacher in self.teachers.items()}
 
     @cached_property
+    def _chosen(self) -> dict[str, tuple[Teacher, str]]:
+        """Each teacher with the loss that ``auto`` or ``auto_paper`` chose, and the reason."""
+        return {
+            name: choose_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
+            for name, teacher in self.teachers.items()
+        }
+
+    @property
+    def teachers_with_losses(self) -> dict[str, Teacher]:
+        """The teachers, each with a loss in place of the rule that chooses it."""
+        return {name: teacher for name, (teacher, _) in self._chosen.items()}
+
+    @property
+    def loss_reasons(self) -> dict[str, str]:
+        """Reason for the choice of each loss, by teacher."""
+        return {name: reason for name, (_, reason) in self._chosen.items()}
+
+    @cached_property
     def caches(self) -> dict[str, TeacherCache]:
         """The opened cache of every teacher that has one, checked against the run."""
-        return open_caches(self.teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
+        teachers = self.teachers_with_losses
+        return open_caches(teachers, self.weighting, self.student_vocabulary, self.teacher_vocabularies)
 
     @cached_property
     def servers(self) -> dict[str, ServedTeacher]:
         """The server of every teacher that has one and no cache; nothing is asked before :meth:`connect`."""
-        return open_servers(self.teachers, self.weighting, self.teacher_vocabularies)
+        return open_servers(self.teachers_with_losses, self.weighting, self.teacher_vocabularies)
 
     @property
     def given_sources(self) -> dict[str, GivenSource]:
@@ -223,9 +240,9 @@ class DistillParts(pl.LightningModule):
             return
         check_adapter(self.student_source)
         given = self.given_sources  # first, since W may take a while
-        for name, teacher in self.teachers.items():
-            loss, reason = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
-            self.losses[name], self.loss_reasons[name] = loss, reason
+        for name, teacher in self.teachers_with_losses.items():
+            loss = bind_loss(name, teacher, self.student_vocabulary, self.teacher_vocabularies[name])
+            self.losses[name] = loss
             if name in given:
                 limit_tokens(name, given[name].gives, loss)
         num_bytes = torch.from_numpy(self.student_vocabulary.num_bytes)

@@ -45,7 +45,7 @@ def open_caches(
     """Opens the cache of every teacher that has one, and checks it against the run.
 
     Args:
-        teachers: Teachers by name.
+        teachers: Teachers by name, with their losses.
         weighting: Weighting of the teachers.
         student: Vocabulary of the student.
         vocabularies: Vocabulary of each teacher.
@@ -54,7 +54,7 @@ def open_caches(
     for name, teacher in teachers.items():
         if teacher.cache is not None:
             caches[name] = cache = TeacherCache(name, teacher.cache, vocabularies[name])
-            check_source(name, "its cache", cache.gives, teacher.loss, weighting, CACHE_WAY_OUT)
+            check_source(name, "its cache", cache.gives, teacher.span_loss, weighting, CACHE_WAY_OUT)
             cache.check_teacher(teacher, student)
     return caches
 

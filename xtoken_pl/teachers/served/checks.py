@@ -32,7 +32,7 @@ def open_servers(
     """Makes the source of every teacher with a server and without a cache; nothing is asked.
 
     Args:
-        teachers: Teachers by name.
+        teachers: Teachers by name, with their losses.
         weighting: Weighting of the teachers.
         vocabularies: Vocabulary of each teacher.
 
@@ -43,7 +43,7 @@ def open_servers(
     for name, teacher in teachers.items():
         if teacher.server is not None and teacher.cache is None:
             servers[name] = ServedTeacher(name, teacher.server, vocabularies[name])
-            check_source(name, "its server", servers[name].gives, teacher.loss, weighting, "")
+            check_source(name, "its server", servers[name].gives, teacher.span_loss, weighting, "")
     return servers
 
 
