@@ -47,7 +47,7 @@ class CompletionTerm(nn.Module):
     def forward(
         self, completions: Completions, student: SideRows, teacher: SideRows, kept: KeptTokens | None = None
     ) -> Tensor:
-        """``[P]`` nats, for the row of the observed token that is to be completed.
+        """``[P]`` nats, for each row that is to complete what the token before it has begun.
 
         Args:
             completions: Rows whose next row is to complete something.
@@ -78,7 +78,7 @@ class CompletionTerm(nn.Module):
         mass = of_source.new_zeros(num_entries).index_add_(0, source_entry, of_source)
         probs = of_source.new_zeros(num_entries).index_add(0, target_entry, of_target)
         nats = -mass * log_clamped(probs)
-        return log_probs.new_zeros(len(log_probs)).index_add(0, completions.row[place], nats)
+        return log_probs.new_zeros(len(log_probs)).index_add(0, completions.row[place] + 1, nats)
 
     @staticmethod
     def _merged(place: Tensor, source_entry: Tensor, is_kept: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ class ESCD(MarginalLoss):
     :math:`M_g` is not normalized, and the teacher's entropy is not subtracted: the loss is 0 only if there is nothing
     to complete. Groups whose :math:`C(r_g)` is empty leave nothing. With the same tokenizer it is :class:`TokenKL`.
 
-    **What we chose.** As in :class:`BPM`. The next position counts if it is learned and in a span, be it another one;
-    the term then belongs to the span of a, and both spans stay in one block of rows. ``divergence`` concerns the
-    boundaries only: the completion is the same under all three.
+    **What we chose.** As in :class:`BPM`. The next position counts if it is learned and in a span, be it another one
+    than that of a: then the completion belongs to its span, and both spans stay in one block of rows. ``divergence``
+    concerns the boundaries only: the completion is the same under all three.
 
     Args:
         prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
