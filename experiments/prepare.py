@@ -28,6 +28,9 @@ _MODELS: dict[str, tuple[TokenizerName, int, int]] = {
     "teacher_splitting": ("splitting", 3, 64),
     "teacher_packing": ("packing", 3, 64),
     "teacher_student": ("student", 3, 64),
+    "student_splitting": ("splitting", 2, 64),
+    "student_pairs": ("pairs", 2, 64),
+    "teacher_halves": ("halves", 3, 64),
 }
 
 

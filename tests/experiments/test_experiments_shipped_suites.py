@@ -14,7 +14,7 @@ from experiments import jobs as jobs_module
 from experiments.claims import CLAIMS, QUICK_CLAIMS, ZERO, load_claims, unknown_runs
 from experiments.finished import Key
 from experiments.jobs import Job, make_jobs
-from experiments.suites import EVIDENCE, load_suites
+from experiments.suites import EARLIER, EVIDENCE, load_suites
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge
 from xtoken_pl.cli.usage import UsageError
@@ -22,7 +22,7 @@ from xtoken_pl.cli.usage import UsageError
 
 def test_every_shipped_suite_loads_and_has_the_runs_and_metrics_of_the_claims() -> None:
     suites = load_suites()
-    assert {*suites} == {*EVIDENCE, "quick", "words"}
+    assert {*suites} == {*EVIDENCE, *EARLIER, "quick", "words"}
     for path in (CLAIMS, QUICK_CLAIMS):
         assert unknown_runs(load_claims(path), suites) == []
         for claim in load_claims(path):
@@ -70,24 +70,50 @@ def test_configurations_with_every_setting_and_class_that_is_used_are_accepted_b
     assert not is_accepted(merge(job.config, {"trainer": {"max_step": 2}}), tmp_path / "config.yaml")
 
 
-LOSSES = {"uld": "ULD", "gold": "GOLD", "hkl": "HybridKL", "pkl": "ProjectionKL", "bp": "BytePrefixKL", "kl": "TokenKL"}
-NAMED = re.compile(r"(?P<teacher>[dps])_(?P<loss>[a-z]+)(?P<change>_.*)?")
+LOSSES = {
+    **{"bp": "BytePrefixKL", "bpm": "BPM", "escd": "ESCD", "ppkl": "PrefixPartitionKL", "simct": "SimCT"},
+    **{"strict": "StrictTopK", "alm": "ALM", "pkl": "ProjectionKL", "hkl": "HybridKL", "gold": "GOLD", "uld": "ULD"},
+    "kl": "TokenKL",
+}
+NAMED = re.compile(r"(?P<teacher>[dpsrlm])_(?P<loss>[a-z]+)(?P<change>_.*)?")
+#: Where the teachers of a suite come from, if not from the suite of sums.
+EXPORTS = {"words": "words/teacher_{}", "quick": "quick/teacher", "losses_letters": "losses_letters/teacher_{}"}
 
 
 def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shipped: dict[Key, Job]) -> None:
     seen = set()
     for (suite, name, _), job in shipped.items():
-        if not (named := NAMED.fullmatch(name)):
+        if not (named := NAMED.fullmatch(name)) or named["loss"] == "ce":
             continue
         ((teacher, given),) = job.config["model"]["teachers"].items()
         assert given["loss"]["class_path"] == f"xtoken_pl.{LOSSES[named['loss']]}", (suite, name)
-        export = {"words": f"/words/teacher_{teacher}/", "quick": "/quick/teacher/"}
-        assert export.get(suite, f"/addition/teacher_{teacher}/") in given["model"], (suite, name)
-        assert teacher == named["teacher"]
+        assert f"/{EXPORTS.get(suite, 'addition/teacher_{}').format(teacher)}/" in given["model"], (suite, name)
+        splits = "splitting" in job.config["model"]["student"]["model"]  # the student of R, whose teacher is P
+        assert (teacher, splits) == ("p", True) if named["teacher"] == "r" else (named["teacher"], False)
         is_scaled = any("DynamicLossScaling" in entry["class_path"] for entry in job.config["trainer"]["callbacks"])
-        assert is_scaled == (not re.search("fixed|common|share_1", name)), (suite, name)
+        rollouts = job.config["model"].get("rollouts") or {"init_args": {}}
+        is_on_policy = rollouts["init_args"].get("share") == 1.0
+        assert is_on_policy == (suite == "losses_on_policy" or "share_1" in name), (suite, name)
+        assert is_scaled == (not is_on_policy and not re.search("fixed|common", name)), (suite, name)
         seen.add((suite, named["teacher"], named["loss"]))
-    assert len(seen) == 51
+    assert {loss for suite, _, loss in seen if suite == "losses"} == {*LOSSES} - {"hkl"}
+    assert {loss for suite, _, loss in seen if suite == "losses_letters"} == {*LOSSES} - {"kl"}
+
+
+def test_every_loss_has_a_value_under_every_teacher_of_the_suites_that_stand_side_by_side() -> None:
+    """Its own, or that of a loss that is the same there."""
+    for suite in load_suites([name for name in EVIDENCE if name != "losses_search"]).values():
+        runs = [run for run in suite.runs.values() if run.teacher and not run.name.startswith("teacher_")]
+        titles = {
+            teacher: sorted(
+                title for run in runs if run.teacher == teacher for title in (run.title, *run.also) if title != "KL"
+            )
+            for teacher in {run.teacher for run in runs}
+        }
+        expected = {tuple(sorted({*of_teacher} - {"cross-entropy alone"})) for of_teacher in titles.values()}
+        assert len(expected) == 1, (suite.name, titles)
+        assert all(len({*of_teacher}) == len(of_teacher) for of_teacher in titles.values()), suite.name
+        assert len(expected.pop()) == 12, suite.name
 
 
 def test_runs_differ_from_their_baselines_in_the_loss_alone(shipped: dict[Key, Job]) -> None:
@@ -124,21 +150,27 @@ def without_loss(job: Job) -> dict[str, Any]:
 def test_on_real_text_a_run_has_the_teacher_of_its_baseline_so_that_their_windows_are_the_same(
     shipped: dict[Key, Job],
 ) -> None:
-    def teachers(run: str, seed: int) -> dict[str, str]:
-        return {
-            name: set_up["model"] for name, set_up in shipped["real", run, seed].config["model"]["teachers"].items()
-        }
+    def teachers(suite: str, run: str, seed: int) -> dict[str, str]:
+        return {name: set_up["model"] for name, set_up in shipped[suite, run, seed].config["model"]["teachers"].items()}
 
-    for run in load_suites(["real"])["real"].runs.values():
-        assert len(teachers(run.name, 0)) == 1
-        assert all(teachers(run.name, seed) == teachers(run.baseline, seed) for seed in run.seeds)
+    for suite in load_suites(["real", "losses_real"]).values():
+        for run in suite.runs.values():
+            assert len(teachers(suite.name, run.name, 0)) == 1
+            assert all(
+                teachers(suite.name, run.name, seed) == teachers(suite.name, run.baseline, seed) for seed in run.seeds
+            )
 
 
 def test_teachers_have_to_be_right_in_95_of_100_held_out_problems(shipped: dict[Key, Job]) -> None:
     not_asked = {"quick/teacher", "conditions/first"}  # minutes are too few; a student before it learns sums
-    not_asked |= {"warm_up/ce", "warm_up/ce_long", "on_policy_complementary/warm_up"}  # students, too
+    not_asked |= {
+        "warm_up/ce",
+        "warm_up/ce_long",
+        "warm_up/ce_splitting",
+        "on_policy_complementary/warm_up",
+    }  # students, too
     teachers = {need for job in shipped.values() for need in job.needs if "/".join(need[:2]) not in not_asked}
-    assert len(teachers) == 6
+    assert len(teachers) == 8
     for key in teachers:
         assert shipped[key].at_least, key
         assert all(tag.startswith("held_out/exact_match") for tag in shipped[key].at_least)
