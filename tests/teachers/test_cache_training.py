@@ -14,6 +14,8 @@ from lightning.pytorch.plugins import HalfPrecision
 from small_models import splitting_tokenizer
 
 from xtoken_pl import (
+    BPM,
+    ESCD,
     GOLD,
     ULD,
     BytePrefixKL,
@@ -77,6 +79,8 @@ ALL_ROW_LOSSES: dict[str, tuple[str, Any, float]] = {
     "prefix_reverse": ("split", BytePrefixKL(divergence="reverse"), 1.0),
     "prefix_jensen_shannon": ("split", BytePrefixKL(divergence="jensen_shannon"), 1.0),
     "prefix_tempered": ("split", BytePrefixKL(), 2.0),
+    "bpm": ("split", BPM(), 1.0),
+    "escd": ("split", ESCD(), 1.0),
 }
 
 
@@ -126,11 +130,12 @@ def scored(root: Path, teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("divergence", "temperature"), [("forward", 1.0), ("forward", 2.0), ("reverse", 1.0), ("jensen_shannon", 2.0)]
 )
-def test_k_stored_tokens_of_every_row_give_the_byte_prefix_kl_with_teacher_top_k(
-    root: Path, stored: Callable[..., str], divergence: Divergence, temperature: float
+@pytest.mark.parametrize("kind", [BytePrefixKL, BPM, ESCD])
+def test_k_stored_tokens_of_every_row_give_the_losses_of_prefixes_with_teacher_top_k(
+    root: Path, stored: Callable[..., str], kind: Any, divergence: Divergence, temperature: float
 ) -> None:
     def gives(cache: str | None = None, **options: int) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = BytePrefixKL(divergence=divergence, **options)
+        loss = kind(divergence=divergence, **options)
         return scored(root, split_teacher(root, temperature=temperature, loss=loss, cache=cache))
 
     cache = stored("split", temperature, rows="all", top_k=20, precision=32)
