@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BytePrefixKL,
         HybridKL,
         MatchedRowLoss,
+        PrefixPartitionKL,
         ProjectionKL,
         SimCT,
         SpanLoss,
@@ -56,6 +57,7 @@ __all__ = [
     "MultiTeacherDistillModule",
     "OptimizerRecipe",
     "PrefixMap",
+    "PrefixPartitionKL",
     "Projection",
     "ProjectionKL",
     "Rollouts",
@@ -83,8 +85,8 @@ _NAMES_BY_MODULE = {
     "alignment": "SpanAligner Spans SpanStatistics",
     "audit": "CoverageAudit recommend_loss",
     "data": "DistillDataModule TextSource",
-    "losses": "ALM BPM ESCD GOLD ULD BytePrefixKL HybridKL MatchedRowLoss ProjectionKL SimCT SpanLoss "
-    "StrictTopK TokenKL",
+    "losses": "ALM BPM ESCD GOLD ULD BytePrefixKL HybridKL MatchedRowLoss PrefixPartitionKL ProjectionKL SimCT "
+    "SpanLoss StrictTopK TokenKL",
     "prefix_map": "PrefixMap build_prefix_map",
     "projection": "Projection VocabularyPartition build_projection",
     "rollouts": "Rollouts",

@@ -11,6 +11,7 @@ from xtoken_pl.losses.gold import GOLD
 from xtoken_pl.losses.hybrid_kl import HybridKL
 from xtoken_pl.losses.matched_rows import MatchedRowLoss, Merge
 from xtoken_pl.losses.partitioned import PartitionedLoss, common_divergence
+from xtoken_pl.losses.prefix_partition_kl import PrefixPartitionKL
 from xtoken_pl.losses.projection_kl import ProjectionKL, projection_kl
 from xtoken_pl.losses.row_content import RowContent, RowKind
 from xtoken_pl.losses.simct import SimCT
@@ -32,6 +33,7 @@ __all__ = [
     "MatchedRowLoss",
     "Merge",
     "PartitionedLoss",
+    "PrefixPartitionKL",
     "ProjectionKL",
     "RowContent",
     "RowKind",

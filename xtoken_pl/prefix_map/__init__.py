@@ -3,6 +3,7 @@
 from xtoken_pl.prefix_map.build import build_prefix_map, prefix_map_for
 from xtoken_pl.prefix_map.completion import CompletionPlan, CompletionPlanner, Completions, CompletionSets
 from xtoken_pl.prefix_map.marginal_positions import MarginalPlan, MarginalPlanner, MarginalPositions
+from xtoken_pl.prefix_map.partition_planner import PartitionPlan, PartitionPlanner, SpanCells
 from xtoken_pl.prefix_map.planner import PrefixPlanner
 from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
@@ -16,10 +17,13 @@ __all__ = [
     "MarginalPlan",
     "MarginalPlanner",
     "MarginalPositions",
+    "PartitionPlan",
+    "PartitionPlanner",
     "Positions",
     "PrefixMap",
     "PrefixPlan",
     "PrefixPlanner",
+    "SpanCells",
     "build_prefix_map",
     "prefix_map_for",
     "student_units",

@@ -1,0 +1,135 @@
+"""The partition KL over prefixes against its definition, span by span."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import pytest
+import torch
+from loss_cases import DIVERGENCES
+from marginal_pairs import MARGINAL_PAIRS
+from prefix_pairs import Pair
+from small_models import packing_tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from xtoken_pl import CanonicalVocabulary, PrefixPartitionKL, TokenKL
+from xtoken_pl.losses import Divergence, RowContent
+from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
+from xtoken_pl.utilities.errors import UserError
+
+TEXT = " In 2024, 1234 + 56 = 1290 naive unhappinesses; self.assertEqual(first, second)"
+every_pair = pytest.mark.parametrize("name", MARGINAL_PAIRS)
+every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES)
+
+
+def make(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, text: str = TEXT, **options: Any) -> Pair:
+    loss: Any = PrefixPartitionKL(**options)
+    loss.bind(*(CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)), None)
+    return Pair.of(student, teacher, text, loss=loss)
+
+
+def spellings(of: CanonicalVocabulary, by: CanonicalVocabulary) -> list[tuple[int, ...]]:
+    whole = whole_tokens(by)
+    written = write_bytes(by, of.token_bytes)
+    return [
+        (whole[text],) if text in whole else tuple(tokens) for text, tokens in zip(of.token_bytes, written, strict=True)
+    ]
+
+
+def plain(p: list[float], q: list[float], divergence: Divergence) -> float:
+    """Of two partitions, given but for the rest."""
+    p, q = [*p, max(1 - sum(p), 1e-300)], [*q, max(1 - sum(q), 1e-300)]
+    if divergence == "forward":
+        return sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+    if divergence == "reverse":
+        return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    return sum((a * math.log(a / m) + b * math.log(b / m)) / 2 for a, b, m in zip(p, q, middle, strict=True))
+
+
+@every_divergence
+@every_pair
+def test_every_span_equals_the_definition(name: str, divergence: Divergence) -> None:
+    student, teacher = MARGINAL_PAIRS[name]
+    pair = make(student(), teacher(), divergence=divergence, first_weight=0.5)
+    loss: Any = pair.loss
+    ours, theirs = pair.rows()
+    p, q = ours.exp(), theirs.exp()
+    common = dict(zip(loss.student_common.tolist(), loss.teacher_common.tolist(), strict=True))
+    tau, sigma = spellings(pair.student, pair.teacher), spellings(pair.teacher, pair.student)
+    labels, tokens = pair.batch.student.labels.tolist(), pair.batch.teachers["t"].tokens.labels.tolist()
+    spans, found = pair.spans, pair.loss(pair.block(ours, theirs)).loss
+    kinds = set()
+    for k in range(len(spans)):
+        first, other = int(spans.student_first[k]), int(spans.teacher_first[k])
+        n, m = int(spans.student_length[k]), int(spans.teacher_length[k])
+        a, b = tuple(labels[first : first + n]), tuple(tokens[other : other + m])
+        if n == m == 1:
+            expected = plain(p[first, list(common)].tolist(), q[other, list(common.values())].tolist(), divergence)
+            assert found[k].item() == pytest.approx(expected, abs=1e-9)
+            continue
+        cells = {(a[-1], b[-1])}
+        if n == 1:
+            cells |= {(s, t[-1]) for s, t in enumerate(tau) if len(t) == m and t[:-1] == b[:-1] and s != a[-1]}
+        if m == 1:
+            cells |= {(s[-1], t) for t, s in enumerate(sigma) if len(s) == n and s[:-1] == a[:-1] and t != b[-1]}
+        kinds.add((min(n, 2), min(m, 2), len(cells) > 1))
+        before = math.prod(p[first + i, a[i]].item() for i in range(n - 1))
+        teacher_before = math.prod(q[other + i, b[i]].item() for i in range(m - 1))
+        expected = plain(
+            [before * p[first + n - 1, x].item() for x, _ in cells],
+            [teacher_before * q[other + m - 1, y].item() for _, y in cells],
+            divergence,
+        )
+        last = {x for x, _ in cells}
+        left = [(s, t) for s, t in common.items() if s != a[0] and t != b[0] and s not in last]
+        expected += 0.5 * plain(
+            [p[first, s].item() for s, _ in left], [q[other, t].item() for _, t in left], divergence
+        )
+        assert found[k].item() == pytest.approx(expected, abs=1e-9)
+    assert len(kinds) >= 2
+
+
+@every_divergence
+def test_the_same_tokenizer_gives_token_kl(divergence: Divergence) -> None:
+    pair = make(packing_tokenizer(), packing_tokenizer(), divergence=divergence)
+    student, teacher = pair.rows()
+    results = []
+    for loss in (pair.loss, TokenKL(divergence=divergence)):
+        leaf = student.clone().requires_grad_()
+        nats = loss(pair.block(leaf.log_softmax(-1), teacher)).loss
+        nats.sum().backward()
+        results.append((nats.detach(), cast(Tensor, leaf.grad)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-9)
+
+
+def test_weight_zero_leaves_the_first_rows_of_longer_spans_out() -> None:
+    student, teacher = (make() for make in MARGINAL_PAIRS["reversing from packing"])
+    pairs = [make(student, teacher, first_weight=weight) for weight in (0.0, 0.5, 1.0)]
+    ours, theirs = pairs[0].rows()
+    none, half, whole = (pair.loss(pair.block(ours, theirs)).loss for pair in pairs)
+    torch.testing.assert_close(half - none, whole - half, rtol=0, atol=1e-10)
+    is_longer = (pairs[0].spans.student_length > 1) | (pairs[0].spans.teacher_length > 1)
+    assert torch.equal(whole > none + 1e-9, is_longer)
+
+
+@every_pair
+def test_k_pairs_of_each_row_are_never_above_the_exact_loss(name: str) -> None:
+    student, teacher = (make() for make in MARGINAL_PAIRS[name])
+    exact, all_kept, few = (make(student, teacher, teacher_top_k=k) for k in (None, 10_000, 5))
+    ours, theirs = exact.rows()
+    losses = [pair.loss(pair.block(ours, theirs)).loss for pair in (exact, all_kept, few)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-12)
+    assert (losses[2] <= losses[0] + 1e-10).all()
+    assert (losses[2] < losses[0] - 1e-3).any()
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(UserError, match=r"first_weight must be a finite number >= 0, got -1"):
+        PrefixPartitionKL(first_weight=-1.0)
+
+
+def test_it_reads_every_row_of_the_teacher() -> None:
+    assert PrefixPartitionKL(teacher_top_k=3).row_needs == RowContent("all", top_k=3)
