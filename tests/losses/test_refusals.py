@@ -7,7 +7,20 @@ from typing import Any, cast
 import pytest
 from fake_vocabularies import bound, empty_projection, letters, random_projection
 
-from xtoken_pl import BPM, ESCD, GOLD, BytePrefixKL, HybridKL, PrefixPartitionKL, ProjectionKL, TokenKL
+from xtoken_pl import (
+    ALM,
+    BPM,
+    ESCD,
+    GOLD,
+    BytePrefixKL,
+    HybridKL,
+    PrefixPartitionKL,
+    ProjectionKL,
+    SimCT,
+    SpanLoss,
+    StrictTopK,
+    TokenKL,
+)
 from xtoken_pl.losses import Merge
 
 
@@ -26,7 +39,12 @@ def test_projection_of_zero_rows_only_is_refused() -> None:
         bound(ProjectionKL(), empty_projection(3, 5))
 
 
-@pytest.mark.parametrize("kind", [ProjectionKL, TokenKL, GOLD, HybridKL, BytePrefixKL, BPM, ESCD, PrefixPartitionKL])
+WITH_DIVERGENCES: list[type[SpanLoss]] = [
+    *(ProjectionKL, TokenKL, GOLD, HybridKL, BytePrefixKL, BPM, ESCD, PrefixPartitionKL, SimCT, StrictTopK, ALM)
+]
+
+
+@pytest.mark.parametrize("kind", WITH_DIVERGENCES)
 def test_unknown_divergence_is_refused_with_the_choices(kind: Any) -> None:
     with pytest.raises(ValueError, match="divergence must be one of forward, reverse, jensen_shannon, got 'js'"):
         kind(divergence="js")

@@ -16,13 +16,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import xtoken_pl
 from xtoken_pl import (
+    ALM,
     GOLD,
     ULD,
     BytePrefixKL,
     HybridKL,
     MatchedRowLoss,
     ProjectionKL,
+    SimCT,
     SpanLoss,
+    StrictTopK,
     Teacher,
     TokenKL,
     build_projection,
@@ -156,7 +159,10 @@ def test_a_weighting_says_what_it_needs_beyond_the_rows_of_span_starts() -> None
 
 @pytest.mark.parametrize(
     ("loss", "learned"),
-    [(loss, False) for loss in (TokenKL(), ULD(), GOLD(), HybridKL(), BytePrefixKL(), ProjectionKL())]
+    [
+        (loss, False)
+        for loss in (TokenKL(), ULD(), GOLD(), HybridKL(), BytePrefixKL(), ProjectionKL(), SimCT(), StrictTopK(), ALM())
+    ]
     + [(ProjectionKL(), True)],
     ids=repr,
 )

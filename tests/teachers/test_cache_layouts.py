@@ -13,7 +13,7 @@ import torch
 from cached_teachers import data_of, module_of, set_up, split_teacher
 from own_losses import hidden_cosine
 
-from xtoken_pl import BytePrefixKL, ConfidenceWeighting, ProjectionKL, Weighting
+from xtoken_pl import ALM, BytePrefixKL, ConfidenceWeighting, ProjectionKL, SimCT, StrictTopK, Weighting
 from xtoken_pl.audit import Recommendation
 from xtoken_pl.cli.cache import CacheOptions, build_cache
 from xtoken_pl.losses.row_content import RowContent, RowKind
@@ -38,6 +38,9 @@ def build(
         (ProjectionKL(), ConfidenceWeighting("entropy"), "all"),
         (ProjectionKL(merge="mean"), None, "all"),
         (BytePrefixKL(), None, "all"),
+        (SimCT(), None, "all"),
+        (StrictTopK(16), None, "span_starts"),
+        (ALM(), None, "span_starts"),
     ],
 )
 def test_a_cache_has_the_rows_that_loss_and_weighting_read(

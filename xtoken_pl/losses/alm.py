@@ -77,7 +77,8 @@ class ALM(SpanLoss):
     (debiasing), and weights by the number of tokens.
 
     Rows of span starts are all that is read of the teacher, of any number of tokens. Where only k tokens of a row are
-    stored and the teacher's temperature is not 1, a first token that is not among them has its share of the tail.
+    stored and the teacher's temperature is not 1, a first token that is not among them counts with an even share of the
+    tail.
 
     Args:
         tau: Temperature :math:`\tau > 0` of the likelihoods.
