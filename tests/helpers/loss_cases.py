@@ -10,17 +10,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import reference_losses as reference
 import torch
 from fake_vocabularies import STUDENT, TEACHER, V_S, V_T, dense, random_projection, slow_pairs
 from prefix_pairs import TEXT, Pair
-from small_models import packing_tokenizer, reversing_tokenizer
-from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, Spans, block_of, random_rows
+from slow_losses import slow_alm, slow_marginal, slow_simct, slow_strict_top_k, spans_of
+from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
+from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, Span, Spans, block_of, random_rows
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import GOLD, ULD, BytePrefixKL, HybridKL, ProjectionKL, SpanLoss, TokenKL
+from xtoken_pl import (
+    ALM,
+    BPM,
+    ESCD,
+    GOLD,
+    ULD,
+    BytePrefixKL,
+    CanonicalVocabulary,
+    HybridKL,
+    ProjectionKL,
+    SimCT,
+    SpanLoss,
+    StrictTopK,
+    TokenKL,
+)
 from xtoken_pl.batch import LossPlan, RowCuts, SpanBatch
 from xtoken_pl.losses import Divergence, Merge, SpanBlock
 from xtoken_pl.losses.base import SideRows
@@ -94,9 +110,10 @@ def _identity_head(size: int, num_padded: int) -> Head:
 
 @dataclass(frozen=True)
 class LetterRows:
-    """Random rows over two vocabularies of single letters, or over one."""
+    """Random rows over two vocabularies of single letters, or over one; ``one`` is the span where there is one."""
 
     same_vocabulary: bool = False
+    one: Span = (0, 3, 0, 2)
 
     def bind(self, loss: SpanLoss) -> None:
         """Binds to the vocabularies, and to W where the loss needs it."""
@@ -104,8 +121,9 @@ class LetterRows:
         loss.bind(STUDENT, teacher, random_projection() if loss.needs_projection else None)
 
     def __call__(self, loss: SpanLoss, size: Size, seed: int) -> LossRows:
-        spans: Spans = {"many": SPANS, "one": [(0, 3, 0, 2)], "none": []}[size]
-        num_student, num_teacher = {"many": (NUM_STUDENT_ROWS, NUM_TEACHER_ROWS), "one": (3, 2), "none": (3, 0)}[size]
+        spans: Spans = {"many": SPANS, "one": [self.one], "none": []}[size]
+        sizes = {"many": (NUM_STUDENT_ROWS, NUM_TEACHER_ROWS), "one": (self.one[1], self.one[3]), "none": (3, 0)}
+        num_student, num_teacher = sizes[size]
         student = random_rows(num_student, V_S, seed)
         teacher = random_rows(num_teacher, V_S if self.same_vocabulary else V_T, seed + 100)
         # A single span is a probable one, or its continuation would leave little of its loss.
@@ -117,16 +135,21 @@ class LetterRows:
 
 @dataclass(frozen=True)
 class TextRows:
-    """Random rows over real text under two tokenizers, for a loss that makes a plan of the tokens."""
+    """Random rows over real text under two tokenizers, for a loss that reads the tokens' bytes."""
+
+    student: Callable[[], PreTrainedTokenizerFast] = reversing_tokenizer
+    teacher: Callable[[], PreTrainedTokenizerFast] = packing_tokenizer
+
+    def __str__(self) -> str:
+        return f"{self.student.__name__} from {self.teacher.__name__}".replace("_tokenizer", "")
 
     def bind(self, loss: SpanLoss) -> None:
         """Binds to the two tokenizers."""
-        pair = Pair.of(reversing_tokenizer(), packing_tokenizer(), "a")
-        loss.bind(pair.student, pair.teacher, None)
+        loss.bind(*(CanonicalVocabulary.from_tokenizer(make()) for make in (self.student, self.teacher)), None)
 
     def __call__(self, loss: SpanLoss, size: Size, seed: int) -> LossRows:
-        text = TEXT[:150] if size == "many" else " 12"
-        pair = Pair.of(reversing_tokenizer(), packing_tokenizer(), text, loss=cast(BytePrefixKL, loss))
+        text = f"{TEXT[:140]} 12 345" if size == "many" else " 12"
+        pair = Pair.of(self.student(), self.teacher(), text, loss=loss)
         num_spans = len(pair.spans)
         wanted: dict[Size, Callable[[int], bool]] = {
             "many": lambda k: k % 7 != 3,
@@ -153,7 +176,8 @@ class LossCase:
     rows_of: Any = field(default_factory=LetterRows)
 
     def __str__(self) -> str:
-        return "-".join([self.kind.__name__, *map(str, self.options.values())])
+        of_text = [str(self.rows_of)] if isinstance(self.rows_of, TextRows) and self.rows_of != TextRows() else []
+        return "-".join([self.kind.__name__, *map(str, self.options.values()), *of_text])
 
     @cached_property
     def loss(self) -> Any:
@@ -171,31 +195,35 @@ class LossCase:
         return self.reference(rows, student.log_softmax(-1), rows.teacher.log_softmax(-1), self.loss)
 
 
-def cases(kind: type[SpanLoss], reference: Reference, rows_of: Any = None) -> Iterator[LossCase]:
-    """A loss with every merge and every divergence that it has."""
+def cases(kind: type[SpanLoss], reference: Reference, rows_of: Any = None, **options: Any) -> Iterator[LossCase]:
+    """A loss with every merge and every divergence that it has, and further options."""
     known = inspect.signature(kind).parameters
     choices = {"merge": MERGES, "divergence": DIVERGENCES}
     names = [name for name in choices if name in known]
     for values in product(*(choices[name] for name in names)):
-        yield LossCase(kind, reference, dict(zip(names, values, strict=True)), rows_of or LetterRows())
+        yield LossCase(kind, reference, dict(zip(names, values, strict=True)) | options, rows_of or LetterRows())
 
 
-def _spans(rows: LossRows) -> Spans:
-    spans = rows.spans
-    bounds = zip(spans.student_first, spans.student_length, spans.teacher_first, spans.teacher_length, strict=True)
-    return [(int(a), int(a + n), int(c), int(c + m)) for a, n, c, m in bounds]
+def text_cases(kind: type[SpanLoss], reference: Reference, **options: Any) -> Iterator[LossCase]:
+    """A loss with every divergence on one pair of tokenizers, and by default where either side splits what one packs.
+
+    The spans of the first pair are of all kinds, and student tokens begin inside the teacher's and the reverse.
+    """
+    yield from cases(kind, reference, TextRows(), **options)
+    for sides in ((packing_tokenizer, splitting_tokenizer), (splitting_tokenizer, packing_tokenizer)):
+        yield LossCase(kind, reference, options, TextRows(*sides))
 
 
 def slow_uld(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
-    return reference.uld(student, teacher, *rows.labels, _spans(rows), loss.merge)
+    return reference.uld(student, teacher, *rows.labels, spans_of(rows), loss.merge)
 
 
 def slow_token_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
-    return reference.token_divergence(student, teacher, *rows.labels, _spans(rows), loss.merge, loss.divergence)
+    return reference.token_divergence(student, teacher, *rows.labels, spans_of(rows), loss.merge, loss.divergence)
 
 
 def slow_projection_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
-    sides, matrix = (student, teacher, *rows.labels, _spans(rows)), dense(random_projection())
+    sides, matrix = (student, teacher, *rows.labels, spans_of(rows)), dense(random_projection())
     return reference.projection_divergence(*sides, matrix, loss.merge, loss.divergence)
 
 
@@ -203,7 +231,7 @@ def slow_partitioned(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any
     """GOLD over the pairs of equal text; H-KL over those that W adds, too."""
     pairs = slow_pairs(random_projection() if isinstance(loss, HybridKL) else None)
     rest = [[i for i in range(n) if i not in {pair[side] for pair in pairs}] for side, n in ((0, V_S), (1, V_T))]
-    sides = student, teacher, *rows.labels, _spans(rows)
+    sides = student, teacher, *rows.labels, spans_of(rows)
     options = loss.kl_weight, loss.uld_weight, loss.merge, loss.divergence
     return reference.hybrid(*sides, pairs, rest[0], rest[1], *options)
 
@@ -217,6 +245,8 @@ def slow_byte_prefix_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: 
     return total
 
 
+_ONE_TO_ONE = LetterRows(one=(0, 1, 0, 1))
+
 CASES: list[LossCase] = [
     *cases(TokenKL, slow_token_kl, LetterRows(same_vocabulary=True)),
     *cases(ProjectionKL, slow_projection_kl),
@@ -224,4 +254,13 @@ CASES: list[LossCase] = [
     *cases(GOLD, slow_partitioned),
     *cases(ULD, slow_uld),
     *cases(BytePrefixKL, slow_byte_prefix_kl, TextRows()),
+    *text_cases(BPM, slow_marginal),
+    LossCase(BPM, slow_marginal, {"teacher_top_k": 8}, TextRows()),
+    *text_cases(ESCD, slow_marginal),
+    LossCase(ESCD, slow_marginal, {"teacher_top_k": 8}, TextRows()),
+    *text_cases(SimCT, slow_simct),
+    LossCase(SimCT, slow_simct, {"units": "observed", "teacher_top_k": 8}, TextRows()),
+    *cases(StrictTopK, slow_strict_top_k, _ONE_TO_ONE),
+    *cases(StrictTopK, slow_strict_top_k, _ONE_TO_ONE, student_top_k=3),
+    *cases(ALM, slow_alm, tau=5.0),
 ]

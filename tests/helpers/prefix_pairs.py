@@ -1,10 +1,10 @@
-"""The byte-prefix KL bound to two tokenizers, and one window of a text under both."""
+"""A loss, the byte-prefix KL by default, bound to two tokenizers, and one window of a text under both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from reference_byte_prefix import BytePrefixReference, Key, divergence_of, keep_and_spread
@@ -12,24 +12,28 @@ from small_models import TEXTS
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import BytePrefixKL, CanonicalVocabulary
-from xtoken_pl.batch import DistillBatch, SpanBatch
+from xtoken_pl import BytePrefixKL, CanonicalVocabulary, SpanLoss
+from xtoken_pl.batch import DistillBatch, Planner, SpanBatch
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses import Divergence
 from xtoken_pl.losses.base import SideRows, SpanBlock
 from xtoken_pl.losses.group_divergence import Groups
 from xtoken_pl.losses.teacher_tokens import keep_tokens
-from xtoken_pl.prefix_map import PrefixPlan
 from xtoken_pl.tokenization.writing import write_bytes
 
 TEXT = TEXTS[0][:500] + " 1234 + 56 = 1290; 99 of 150 (17%) in 2024 " + TEXTS[3][:500]
+
+
+def planners_of(loss: SpanLoss) -> dict[str, Planner]:
+    """The planner of the loss of teacher ``t``, if it has one."""
+    return {} if loss.planner is None else {"t": loss.planner}
 
 
 @dataclass
 class Pair:
     """A loss bound to two tokenizers, and one window of a text under both."""
 
-    loss: BytePrefixKL
+    loss: Any
     student: CanonicalVocabulary
     teacher: CanonicalVocabulary
     window: dict[str, Any]
@@ -43,7 +47,7 @@ class Pair:
         text: str = TEXT,
         *,
         masked: Sequence[int] = (),
-        loss: BytePrefixKL | None = None,
+        loss: SpanLoss | None = None,
         divergence: Divergence = "forward",
         teacher_top_k: int | None = None,
     ) -> Pair:
@@ -56,18 +60,18 @@ class Pair:
         window = {name: column[0] for name, column in columns.items()}
         for index in masked:
             window["loss_mask"][index] = 0
-        batch = collate([window], ["t"], {"t": loss.planner})
+        batch = collate([window], ["t"], planners_of(loss))
         return cls(loss, *vocabularies, window, batch)
 
     def with_spans(self, keep: Callable[[int], bool]) -> Pair:
         """The same window with some of its spans."""
         spans = [self.window["t/spans"][4 * k : 4 * k + 4] for k in range(len(self.window["t/spans"]) // 4) if keep(k)]
         window = {**self.window, "t/spans": [bound for span in spans for bound in span]}
-        return replace(self, window=window, batch=collate([window], ["t"], {"t": self.loss.planner}))
+        return replace(self, window=window, batch=collate([window], ["t"], planners_of(self.loss)))
 
     @property
-    def plan(self) -> PrefixPlan:
-        return cast(PrefixPlan, self.batch.teachers["t"].plan)
+    def plan(self) -> Any:
+        return self.batch.teachers["t"].plan
 
     @property
     def spans(self) -> SpanBatch:

@@ -52,7 +52,8 @@ class Units:
 
 def best(values: Tensor, count: int | None) -> list[int]:
     """Places of the highest values; all without a count."""
-    order = sorted(range(len(values)), key=lambda place: -float(values[place].detach()))
+    listed = values.tolist()
+    order = sorted(range(len(listed)), key=lambda place: -listed[place])
     return order if count is None else order[:count]
 
 
@@ -65,6 +66,8 @@ def with_bucket(values: Tensor, places: Sequence[int]) -> Tensor:
 
 def kept_divergence(teacher: Tensor, student: Tensor, divergence: Divergence, teacher_top_k: int | None) -> Tensor:
     """The divergence of two distributions over the teacher's k most probable entries and the rest in one."""
+    if teacher_top_k is None:
+        return covered_divergence(teacher, student, divergence)
     places = best(teacher, teacher_top_k)
     return covered_divergence(with_bucket(teacher, places), with_bucket(student, places), divergence)
 
@@ -92,14 +95,15 @@ def simct(
     losses = []
     for a, b, c, d in spans:
         s, t = labels[0][a:b], labels[1][c:d]
-        texts = [((x,), (y,)) for x, y in units.common]
+        texts: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         if len(s) > 1 or len(t) > 1:
             texts.append((tuple(s), tuple(t)))
             if candidates == "path" and _same_length(units, s, t):
                 texts += _singles(units, s, t)
-        ours = torch.stack([_mean(student, a, tokens) for tokens, _ in texts]).softmax(0)
-        theirs = torch.stack([_mean(teacher, c, tokens) for _, tokens in texts]).softmax(0)
-        losses.append(kept_divergence(theirs, ours, divergence, teacher_top_k))
+        ours = [student[a, [x for x, _ in units.common]], *(_mean(student, a, tokens)[None] for tokens, _ in texts)]
+        theirs = [teacher[c, [y for _, y in units.common]], *(_mean(teacher, c, tokens)[None] for _, tokens in texts)]
+        p, q = (torch.cat(scores).softmax(0) for scores in (ours, theirs))
+        losses.append(kept_divergence(q, p, divergence, teacher_top_k))
     return stacked(losses)
 
 

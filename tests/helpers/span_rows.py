@@ -9,7 +9,8 @@ from torch import Tensor
 from xtoken_pl.losses import SpanBlock
 from xtoken_pl.losses.base import SideRows
 
-Spans = list[tuple[int, int, int, int]]
+Span = tuple[int, int, int, int]
+Spans = list[Span]
 
 # One-to-one, one-to-many, many-to-one and many-to-many spans, with gaps between them.
 SPANS: Spans = [(0, 1, 0, 1), (1, 2, 1, 4), (3, 6, 4, 5), (6, 8, 5, 8), (9, 10, 8, 9)]
