@@ -9,6 +9,7 @@ from xtoken_pl.callbacks.picture_monitor import PictureMonitor
 from xtoken_pl.callbacks.projection_export import ProjectionExport
 from xtoken_pl.callbacks.projection_monitor import ProjectionMonitor
 from xtoken_pl.callbacks.rollout_monitor import RolloutMonitor
+from xtoken_pl.callbacks.span_kind_monitor import SpanKindMonitor
 from xtoken_pl.callbacks.teacher_monitor import TeacherMonitor
 from xtoken_pl.callbacks.throughput_monitor import ThroughputMonitor
 
@@ -22,6 +23,7 @@ __all__ = [
     "ProjectionExport",
     "ProjectionMonitor",
     "RolloutMonitor",
+    "SpanKindMonitor",
     "TeacherMonitor",
     "ThroughputMonitor",
 ]

@@ -49,17 +49,17 @@ class Monitor(pl.Callback, ABC):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: DistillBatch, batch_idx: int
     ) -> None:
-        if len(step_kinds(distill_module(pl_module, self))) > 1 and batch.step_counts.is_first and _has_logged(trainer):
+        if len(step_kinds(distill_module(pl_module, self))) > 1 and batch.step_counts.is_first and has_logged(trainer):
             # Without a step of its kind until the next log, a value would be written again as if it were new.
             forget_logged(trainer, _OF_ONE_KIND)
 
 
 def is_logged(trainer: pl.Trainer) -> bool:
     """Whether the batch that has just ended completes a step whose scalars are written."""
-    return _has_logged(trainer) and not is_accumulating(trainer)
+    return has_logged(trainer) and not is_accumulating(trainer)
 
 
-def _has_logged(trainer: pl.Trainer) -> bool:
+def has_logged(trainer: pl.Trainer) -> bool:
     """Whether the scalars of the last complete step are written."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and trainer.global_step % every == 0

@@ -69,7 +69,7 @@ class RunState:
         """
         states, self._random_states = self._random_states, []
         if len(states) == num_processes:
-            _set_random_state(states[rank])
+            set_random_state(states[rank])
         elif states:
             rank_zero_warn(
                 f"the checkpoint holds the random states of {len(states)} processes, and {num_processes} resume from "
@@ -140,7 +140,8 @@ def random_state() -> RandomState:
     return state
 
 
-def _set_random_state(state: RandomState) -> None:
+def set_random_state(state: RandomState) -> None:
+    """Sets the states of :func:`random_state`."""
     numpy_state = dict(state["numpy"])
     numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].numpy().astype(np.uint32)}
     random.setstate(state["python"])

@@ -26,6 +26,7 @@ _LOGGED_BY = {
     "eval/": ("EvalHarness",),
     "numerals/": ("NumeralMonitor",),
     "projection/": ("ProjectionMonitor",),
+    "span_kinds/": ("SpanKindMonitor",),
     "throughput/": ("ThroughputMonitor",),
     "rollouts/": ("TeacherMonitor", "AlignmentMonitor", "RolloutMonitor"),
 }

@@ -101,6 +101,11 @@ class WritingModule(ResumableModule):
         )
         return self._written_batches[step.place].to(batch.student.labels.device)
 
+    @property
+    def last_written_batch(self) -> DistillBatch:
+        """The last batch of the last on-policy step."""
+        return self._written_batches[-1]
+
     def _write_step(self, prompts: Sequence[Sequence[Prompt | None]]) -> list[DistillBatch]:
         """Writes the texts of all batches of an optimizer step, given the prompts of each."""
         asked = list(self._requests(prompts))
