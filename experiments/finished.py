@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ class Finished:
         return {seed: done.history[tag] for seed, done in self.of(suite, run).items() if tag in done.history}
 
 
-def read_finished(folder: Path, wanted: Mapping[Key, str] | None = None) -> Finished:
+def read_finished(
+    folder: Path, wanted: Mapping[Key, str] | None = None, recorded: Iterable[FinishedRun] = ()
+) -> Finished:
     """Reads the results; of several lines for the same suite, run and seed, the last wanted one counts.
 
     A warning names the runs that are wanted and there in other settings only.
@@ -74,11 +76,12 @@ def read_finished(folder: Path, wanted: Mapping[Key, str] | None = None) -> Fini
     Args:
         folder: Where ``results.jsonl`` lies.
         wanted: The settings of every run that is to count, by suite, run and seed; None takes all runs and settings.
+        recorded: Results that count where the folder has none.
 
     Raises:
         ValueError: If a line is damaged, or a metric is no finite number.
     """
-    lines = read_lines(folder)
+    lines = [*recorded, *read_lines(folder)]
     if wanted is None:
         return Finished({done.key: done for done in lines})
     runs = {done.key: done for done in lines if wanted.get(done.key) == done.settings}

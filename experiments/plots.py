@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from experiments.side_by_side import Column
+
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "D", "^", "v", "P")  # with the colours, so that a grey print can be read as well
 _LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (7, 2)))
 _NO_TEACHER = "#4D4D4D"
+_ALONE = "cross-entropy alone"
 _styled = rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True})
 _INCHES, _DPI = 7.5, 140  # 1050 pixels: README width, and sharp on fine displays
 _NUMERALS = "numerals/"
@@ -127,6 +130,45 @@ def numerals(suite: Suite, finished: Finished, runs: Sequence[str]) -> Figure:
         axes.set_xlabel("step")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@_styled
+def panels(columns: Sequence[Column], flagship: str) -> Figure:
+    """A panel for every column of the losses side by side: means and 95% intervals, a row for every loss.
+
+    Cross-entropy alone is a dashed line; losses that are the first, or level with it, are filled, one loss is coloured.
+    """
+    titles = list(dict.fromkeys(loss for column in columns for loss in (*column.values, *column.same_as)))
+    rows = [loss for loss in titles if loss != _ALONE]
+    across = min(4, len(columns))
+    down = -(-len(columns) // across)
+    figure = _figure(height=(0.17 * len(rows) + 0.55) * down + 0.2)
+    every = figure.subplots(down, across, squeeze=False, sharey=True).flatten().tolist()
+    for axes, column in zip(every, columns, strict=False):
+        for place, loss in enumerate(rows):
+            if values := [*column.of(loss).values()]:
+                found, color = estimate(values), _COLORS[1] if loss == flagship else _COLORS[0]
+                fill = color if column.is_level(loss) else "white"
+                axes.errorbar(
+                    found.mean,
+                    place,
+                    xerr=found.half,
+                    fmt="o",
+                    color=color,
+                    markersize=4,
+                    markerfacecolor=fill,
+                    capsize=2,
+                )
+        if alone := [*column.of(_ALONE).values()]:
+            axes.axvline(estimate(alone).mean, color=_NO_TEACHER, linewidth=1, linestyle="--", zorder=1)
+        axes.set_title(column.title, loc="left", fontsize=8)
+        axes.grid(axis="x", color="#E5E5E5")
+        axes.tick_params(labelsize=7)
+    every[0].set_yticks(range(len(rows)), rows)
+    every[0].set_ylim(len(rows) - 0.4, -0.6)
+    for axes in every[len(columns) :]:
+        axes.set_visible(False)
     return figure
 
 

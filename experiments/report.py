@@ -9,7 +9,8 @@ from pathlib import Path
 
 from experiments.claims import CLAIMS, Claim, load_claims, unknown_runs
 from experiments.finished import RESULTS, Finished
-from experiments.plots import comparison, curves, numerals, png
+from experiments.plots import comparison, curves, numerals, panels, png
+from experiments.side_by_side import FLAGSHIP, columns, flagship_text, side_by_side_table
 from experiments.statistics import estimate
 from experiments.suites import Suite, load_suites
 from experiments.tables import NOT_RUN, claims_table, format_number, main_table, suite_table
@@ -22,6 +23,10 @@ README = Path(__file__).parents[1] / "README.md"
 _PLACEHOLDER = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _START, _END = "<!-- evidence -->", "<!-- /evidence -->"
 _POINTS = "Ticks are seeds, points their mean, bars its 95% interval; the dashed line is the mean of the baseline."
+_PANELS = (
+    "Points are means over seeds, bars their 95% interval; the dashed line is the mean of cross-entropy alone. Losses "
+    "that are the first of their column, or level with it, are filled."
+)
 _BANDS = "Lines are means over seeds, bands go from the lowest seed to the highest."
 
 
@@ -45,7 +50,8 @@ def write_report(
         suites: What was to be run; by default all suites.
         template: The report with placeholders: ``<!-- table: SUITE -->``, ``<!-- claims -->``, ``<!-- runs -->``,
             ``<!-- figure: comparison SUITE -->``, ``<!-- figure: curves SUITE TAG RUN,RUN -->``,
-            ``<!-- figure: numerals SUITE RUN,RUN -->``, ``<!-- value: SUITE RUN TAG -->``.
+            ``<!-- figure: numerals SUITE RUN,RUN -->``, ``<!-- value: SUITE RUN TAG -->``,
+            ``<!-- side-by-side -->``, ``<!-- figure: side-by-side -->``, ``<!-- flagship -->``.
         claims: The claims.
 
     Raises:
@@ -84,6 +90,7 @@ class _Report:
         self.suites = suites
         self.finished = finished
         self.claims = claims
+        self.columns = columns(suites, finished)
         self.figures: dict[str, bytes] = {}
         self._kinds: dict[tuple[str, int], Callable[..., str]] = {  # by name and number of words after it
             ("table:", 1): lambda suite: suite_table(self._suite(suite), finished),
@@ -93,6 +100,9 @@ class _Report:
             ("figure: comparison", 1): self._comparison,
             ("figure: curves", 3): self._curves,
             ("figure: numerals", 2): self._numerals,
+            ("side-by-side", 0): lambda: side_by_side_table(self.columns),
+            ("flagship", 0): lambda: flagship_text(self.columns),
+            ("figure: side-by-side", 0): self._side_by_side,
         }
 
     def fill(self, template: Path) -> str:
@@ -167,6 +177,12 @@ class _Report:
         data = png(numerals(suite, self.finished, names))
         title = f"{suite.title}: multi-digit numerals over steps. {_BANDS}{self._left_out(suite, names)}"
         return self._figure("_".join(["numerals", name, *names]), data, title)
+
+    def _side_by_side(self) -> str:
+        if not any(column.ranks for column in self.columns):
+            return f"Figure: {NOT_RUN}."
+        data = png(panels([column for column in self.columns if column.ranks], FLAGSHIP))
+        return self._figure("side_by_side", data, f"The losses side by side. {_PANELS}")
 
     def _any_finished(self, suite: Suite, runs: list[str]) -> bool:
         """Whether a figure can be drawn; unknown names go on to the plot, which refuses them."""

@@ -24,7 +24,7 @@ from xtoken_pl.cli.config_files import merge
 
 ROOT = Path(__file__).parent
 #: The suites of `make evidence`, in their order.
-EVIDENCE = ("losses", "losses_on_policy", "losses_letters", "losses_real", "losses_search")
+EVIDENCE = ("losses", "losses_on_policy", "losses_letters", "losses_real", "losses_spans", "losses_search")
 #: And of `make evidence-all` behind them, which the report has from its recorded results otherwise; stories in words
 #: take hours more.
 EARLIER = (

@@ -25,7 +25,7 @@ def suite_table(suite: Suite, finished: Finished) -> str:
     named = baselines[0] if len(baselines) == 1 else "its baseline"
     compared = [f"difference to {named}"] if baselines else []
     columns = [*suite.metrics.values(), *compared, "seeds"]
-    lines, teacher = [_row(["teacher", "run", *columns]), _row(["---"] * (len(columns) + 2))], None
+    lines, teacher = [table_row(["teacher", "run", *columns]), table_row(["---"] * (len(columns) + 2))], None
     for run in by_teacher(suite):
         shown = "" if run.teacher == teacher else run.teacher or "none"
         teacher = run.teacher
@@ -43,18 +43,18 @@ def suite_table(suite: Suite, finished: Finished) -> str:
         ]
         if difference is not None and difference.side == (1 if higher_is_better(primary) else -1):
             cells = [f"**{cell}**" if cell else "" for cell in cells]
-        lines.append(_row([shown, *cells, _seeds(run, len(values))]))
+        lines.append(table_row([shown, *cells, _seeds(run, len(values))]))
     return "\n".join(lines)
 
 
 def claims_table(claims: Sequence[Claim], finished: Finished) -> str:
     """Claim, source, verdict, and the difference of each comparison."""
-    lines = [_row(["claim", "source", "verdict", "difference (95% interval)"]), _row(["---"] * 4)]
+    lines = [table_row(["claim", "source", "verdict", "difference (95% interval)"]), table_row(["---"] * 4)]
     for claim in claims:
         found = differences(claim, finished)
         compared = zip(claim.comparisons, found, strict=True)
         numbers = "<br>".join(f"{_minus(*runs)}: {_number(difference)}" for runs, difference in compared)
-        lines.append(_row([claim.claim, claim.source, f"**{verdict(claim, finished)}**", numbers]))
+        lines.append(table_row([claim.claim, claim.source, f"**{verdict(claim, finished)}**", numbers]))
     return "\n".join(lines)
 
 
@@ -74,8 +74,12 @@ def main_table(suites: Mapping[str, Suite], finished: Finished) -> str:
     cells = {name: format_estimate(estimate(of_seeds) if of_seeds else None) for name, of_seeds in values.items()}
     seeds = sorted({len(of_seeds) for of_seeds in values.values() if of_seeds})
     header = [f"{title}, mean (95% interval)", "teacher splits digits", "teacher packs numbers"]
-    lines = [_row(header), _row(["---"] * 3), _row([f"{runs['ce'].title}, no teacher", cells["ce"], cells["ce"]])]
-    lines += [_row([label, cells[f"d_{loss}"], cells[f"p_{loss}"]]) for loss, label in _MAIN_LOSSES.items()]
+    lines = [
+        table_row(header),
+        table_row(["---"] * 3),
+        table_row([f"{runs['ce'].title}, no teacher", cells["ce"], cells["ce"]]),
+    ]
+    lines += [table_row([label, cells[f"d_{loss}"], cells[f"p_{loss}"]]) for loss, label in _MAIN_LOSSES.items()]
     counts = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]]))) if seeds else "0"
     return "\n".join([*lines, "", f"Number of seeds: {counts}."])
 
@@ -111,5 +115,6 @@ def _seeds(run: Run, finished: int) -> str:
     return f"{finished} of {len(run.seeds)}" if finished < len(run.seeds) else str(finished)
 
 
-def _row(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """A line of a table."""
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ from xtoken_pl import CanonicalVocabulary, build_projection
 from xtoken_pl.projection.partition import VocabularyPartition
 
 NAMES: tuple[TokenizerName, ...] = ("student", "splitting", "packing")
-TOKENIZERS = {name: make_tokenizer(name) for name in NAMES}
+OF_LETTERS: tuple[TokenizerName, ...] = ("pairs", "halves")
+ALL = (*NAMES, *OF_LETTERS)
+TOKENIZERS = {name: make_tokenizer(name) for name in ALL}
 NUMBERS = list(map(str, range(1000)))
 SEQUENCE_LENGTH = read_yaml(ROOT / "configs/model.yaml")["data"]["sequence_length"]
 
@@ -56,6 +58,35 @@ def test_no_two_tokenizers_share_their_ids_or_cut_words_alike(one: TokenizerName
         assert [token for token in tokenizer.get_vocab().keys() - others.get_vocab().keys() if not token.isdigit()]
 
 
+@pytest.mark.parametrize(
+    ("text", "pairs", "halves"),
+    [
+        ("KQXB>BKQX", "KQ X B > BK Q X", "K QX B > BK QX"),
+        ("DCBA>ABCD", "DC BA > AB CD", "D C B A > ABC D"),
+        ("KXZB>BKXZ", "K X Z B > BK X Z", "K XZ B > BK XZ"),
+        ("SVTU>STUV", "S V T U > ST U V", "SV T U > STU V"),
+    ],
+)
+def test_tokenizers_of_letters_cut_runs_of_capitals_otherwise(text: str, pairs: str, halves: str) -> None:
+    assert TOKENIZERS["pairs"].tokenize(text) == pairs.split()
+    assert TOKENIZERS["halves"].tokenize(text) == halves.split()
+    assert TOKENIZERS["splitting"].tokenize(text) == [*text]
+    for name in OF_LETTERS:
+        assert TOKENIZERS[name].tokenize("Tom has 12") == TOKENIZERS[name].tokenize("Tom") + ["Ġhas", "Ġ", "1", "2"]
+
+
+def test_letters_have_spans_of_all_four_kinds_under_the_teacher_that_merges_otherwise() -> None:
+    def ends(name: TokenizerName, line: str) -> set[int]:
+        return {*accumulate(map(len, TOKENIZERS[name].tokenize(line)))}
+
+    kinds = set()
+    for line in noisy_lines("letters", 200, 0.0, seed=0):
+        student, teacher = ends("pairs", line), ends("halves", line)
+        for start, end in pairwise([0, *sorted(student & teacher)]):
+            kinds.add(tuple(sum(start < at <= end for at in side) > 1 for side in (student, teacher)))
+    assert kinds == {(False, False), (False, True), (True, False), (True, True)}
+
+
 @pytest.mark.parametrize("name", ["splitting", "packing"])
 def test_gold_and_hybrid_kl_differ_in_words_alone(name: TokenizerName) -> None:
     """A number of the student has its own text as a token of the packing teacher; of the splitting one it has none."""
@@ -68,15 +99,15 @@ def test_gold_and_hybrid_kl_differ_in_words_alone(name: TokenizerName) -> None:
     assert not [token for token in added_tokens if any(char.isdigit() for char in token)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.from_regex(r"[0-9 +=a-z\n]*", fullmatch=True))
+@pytest.mark.parametrize("name", ALL)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.from_regex(r"[0-9 +=a-zA-Z\n]*", fullmatch=True))
 def test_every_text_round_trips(name: TokenizerName, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     assert tokenizer.decode(ids(tokenizer, text)) == text
     assert tokenizer(text)["input_ids"] == [tokenizer.bos_token_id, *ids(tokenizer, text)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("task", ["addition", "words", "letters"])
 def test_every_line_fits_a_window_with_the_end_of_its_text(name: TokenizerName, task: Task) -> None:
     lines = [line for share in (0.0, 1.0) for line in noisy_lines(task, 1500, share, seed=0)]
@@ -87,8 +118,9 @@ def test_written_tokenizers_are_read_as_they_were_made(tmp_path: Path) -> None:
     prepare(tmp_path)
     folders = dict.fromkeys(("student", "teacher_student"), "student")
     folders |= {"teacher_splitting": "splitting", "teacher_packing": "packing"}
+    folders |= {"student_splitting": "splitting", "student_pairs": "pairs", "teacher_halves": "halves"}
     assert {path.name for path in (tmp_path / "models").iterdir()} == {*folders}
-    text = noisy_lines("words", 1, 0.0, seed=0)[0] + "é 7,000€"
+    text = noisy_lines("words", 1, 0.0, seed=0)[0] + "é 7,000€ KQXB>BKQX"
     for folder, name in folders.items():
         read, made = AutoTokenizer.from_pretrained(tmp_path / "models" / folder), make_tokenizer(name)  # type: ignore[arg-type]
         assert read.get_vocab() == made.get_vocab()
