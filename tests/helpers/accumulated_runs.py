@@ -79,6 +79,7 @@ def module_of(folder: Path, dtype: Any, student: str) -> MultiTeacherDistillModu
             loss=ProjectionKL(),
             learn_projection=dtype == "float32",  # the weights of W are
             alpha=0.3,
+            spans={"one_to_many": 0.3, "many_to_many": 0.0},
             dtype=dtype,
         ),
         "same": Teacher(model=str(folder / "same"), loss=BytePrefixKL(), alpha=0.7, dtype=dtype),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+import lightning.pytorch as pl
 import pytest
 from inspected import make_module, windows_of, write_models
 from known_teachers import served_module, with_known_rows
@@ -11,7 +12,7 @@ from numeral_runs import SUMS
 
 from xtoken_pl import BytePrefixKL, MultiTeacherDistillModule, ProjectionKL
 from xtoken_pl.batch import DistillBatch
-from xtoken_pl.callbacks import NumeralMonitor
+from xtoken_pl.callbacks import NumeralMonitor, SpanKindMonitor
 from xtoken_pl.data import collate
 from xtoken_pl.inspection import first_sequence, predict
 from xtoken_pl.losses import RowKind
@@ -63,6 +64,24 @@ def test_gradients_on_numerals_are_those_of_the_live_teacher(
     assert found["count"] > 0
     assert any(value for tag, value in expected.items() if tag.startswith("kd_gradient/"))
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("teachers", "kind"), CASES)
+def test_gradients_of_kinds_of_spans_are_those_of_the_live_teacher(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, teachers: dict[str, Any], kind: RowKind
+) -> None:
+    live = make_module(folders, **teachers)
+    batch = batch_of(live, *SUMS)
+    found = _gradients_of_kinds(served_module(live, monkeypatch), with_known_rows(live, batch, kind))
+    expected = _gradients_of_kinds(live, batch)
+    assert any(tag.endswith("cosine") for tag in expected)
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def _gradients_of_kinds(module: MultiTeacherDistillModule, batch: DistillBatch) -> dict[str, float]:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    values = SpanKindMonitor()._measure(trainer, module.train(), batch)
+    return {tag: value.item() for tag, value in values.items()}
 
 
 def _measured(module: MultiTeacherDistillModule, batch: DistillBatch) -> dict[str, float]:
