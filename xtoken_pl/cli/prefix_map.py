@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
 
 
 def prefix_map(student: str, teacher: str, output: str, *, overwrite: bool = False) -> None:
-    """Compile the prefix map between two tokenizers, which BytePrefixKL reads, and store it.
+    """Compile the prefix map between two tokenizers, which BytePrefixKL, BPM and ESCD read, and store it.
 
     Args:
         student: Directory or hub id of the student's tokenizer.

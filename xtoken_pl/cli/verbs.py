@@ -30,7 +30,9 @@ VERBS = {
     "cache": Verb("cache", "Store the outputs of a teacher that its loss needs, for all windows of a run."),
     "inspect": Verb("inspect", "Show a text or a window of a run's data as the student and its teachers see it."),
     "project": Verb("project", "Build the projection matrix W between two tokenizers."),
-    "prefix_map": Verb("prefix_map", "Build the prefix map between two tokenizers, which BytePrefixKL reads."),
+    "prefix_map": Verb(
+        "prefix_map", "Build the prefix map between two tokenizers, which BytePrefixKL, BPM and ESCD read."
+    ),
     "audit": Verb("audit", "Show what a student can learn from a teacher, and which loss suits the pair."),
     "export": Verb("export", "Write the student of a checkpoint as a Hugging Face directory."),
     "prepare": Verb("prepare", "Write the teachers, texts and student of the quickstart."),

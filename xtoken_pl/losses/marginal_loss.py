@@ -32,7 +32,7 @@ class MarginalLoss(TopKLoss):
     """
 
     #: Bound of the bytes of a bound loss per token of both vocabularies.
-    bytes_per_token: ClassVar[int] = 8 * torch.int64.itemsize
+    bytes_per_token: ClassVar[int] = 16 * torch.int64.itemsize
 
     def __init__(
         self, *, prefix_map: str | None = None, divergence: Divergence = "forward", teacher_top_k: int | None = None

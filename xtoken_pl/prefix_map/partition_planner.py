@@ -137,7 +137,8 @@ class PartitionPlanner:
         spans = np.concatenate((place, place, place[cell_span]))
         pairs = np.concatenate((of_student, of_teacher, of_cell))
         num_pairs = len(self.pair_of_student)  # at most
-        keys = np.unique((spans * num_pairs + pairs)[pairs >= 0])
+        keys = np.sort((spans * num_pairs + pairs)[pairs >= 0])
+        keys = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
         return keys // num_pairs, keys % num_pairs
 
 
