@@ -16,6 +16,9 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
 from xtoken_pl import (
+    ALM,
+    BPM,
+    ESCD,
     GOLD,
     ULD,
     BytePrefixKL,
@@ -23,7 +26,9 @@ from xtoken_pl import (
     HybridKL,
     MultiTeacherDistillModule,
     ProjectionKL,
+    SimCT,
     SpanLoss,
+    StrictTopK,
     Student,
     Teacher,
     TextSource,
@@ -49,6 +54,13 @@ LOSSES: dict[str, tuple[str, SpanLoss]] = {
     "bytes_of_split": ("split", BytePrefixKL()),
     "bytes_of_pack": ("pack", BytePrefixKL()),
     "token": ("another", TokenKL()),
+    "marginals_of_split": ("split", BPM()),
+    "marginals_of_pack": ("pack", BPM()),
+    "completions_of_split": ("split", ESCD()),
+    "completions_of_pack": ("pack", ESCD()),
+    "units": ("split", SimCT()),
+    "strict": ("reverse", StrictTopK(8)),
+    "likelihoods": ("reverse", ALM(tau=5.0)),
 }
 
 

@@ -99,7 +99,7 @@ def simct(
         if len(s) > 1 or len(t) > 1:
             texts.append((tuple(s), tuple(t)))
             if candidates == "path" and _same_length(units, s, t):
-                texts += _singles(units, s, t)
+                texts += own_texts(units, s, t)
         ours = [student[a, [x for x, _ in units.common]], *(_mean(student, a, tokens)[None] for tokens, _ in texts)]
         theirs = [teacher[c, [y for _, y in units.common]], *(_mean(teacher, c, tokens)[None] for _, tokens in texts)]
         p, q = (torch.cat(scores).softmax(0) for scores in (ours, theirs))
@@ -111,7 +111,7 @@ def _same_length(units: Units, s: Sequence[int], t: Sequence[int]) -> bool:
     return sum(units.student_lengths[x] for x in s) == sum(units.teacher_lengths[y] for y in t)
 
 
-def _singles(units: Units, s: Sequence[int], t: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def own_texts(units: Units, s: Sequence[int], t: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Texts that are one token of one side, and follow the other side's tokens up to their last."""
     of_student = {x for x, _ in units.common}
     of_teacher = {y for _, y in units.common}

@@ -16,12 +16,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from own_losses import hidden_cosine
 
 from xtoken_pl import (
+    ALM,
+    BPM,
+    ESCD,
+    BytePrefixKL,
     ConfidenceWeighting,
     DistillDataModule,
     HybridKL,
     MultiTeacherDistillModule,
     OptimizerRecipe,
     ProjectionKL,
+    SimCT,
+    SpanLoss,
+    StrictTopK,
     Student,
     Teacher,
     TextSource,
@@ -74,12 +81,15 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
         return Teacher(model=str(folder / "same"), alpha=0.3, **options)
 
     hybrid = Teacher(model=str(folder / "split"), loss=HybridKL(), alpha=0.2)
+    others: dict[str, SpanLoss] = {"bytes": BytePrefixKL(), "marginals": BPM(), "completions": ESCD(), "units": SimCT()}
+    others |= {"strict": StrictTopK(8), "likelihoods": ALM(tau=5.0)}
     adaptive = {"weighting": ConfidenceWeighting(sharpness=2.0)}
     return {
         "cross": ({"split": split()}, {}),
         "same": ({"same": same()}, {}),
         "both": ({"split": split(), "same": same()}, {}),
         "adaptive": ({"split": split(), "same": same(), "hybrid": hybrid}, adaptive),
+        "others": ({name: Teacher(model=str(folder / "split"), loss=loss) for name, loss in others.items()}, {}),
         "learned": ({"split": split(learn_projection=True)}, {}),
         "features": ({"same": Teacher(model=str(folder / "same"), loss=hidden_cosine(64, 32))}, {}),
         "cached": ({"split": split(cache=str(folder / "cache"))}, {}),

@@ -25,7 +25,7 @@ from xtoken_pl.cli import main
 #: A few minutes, together.
 pytestmark = pytest.mark.slow
 
-RECIPES = ["cross", "same", "both", "adaptive", "learned", "features", "cached", "accumulated", "offloaded"]
+RECIPES = ["cross", "same", "both", "adaptive", "others", "learned", "features", "cached", "accumulated", "offloaded"]
 STRATEGIES = ["ddp", "fsdp2"]
 
 
