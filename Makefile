@@ -64,9 +64,10 @@ benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/resu
 
 evidence: $(VENV)/.installed-dev  ## all losses side by side (hours; a second call goes on), and experiments/README.md
 	$(BIN)/python -m xtoken_pl prepare --teachers '[smollm2, gemma3]'
-	$(BIN)/python -m experiments run $(EARLIER); status=$$?; $(BIN)/python -m experiments report && exit $$status
+	$(BIN)/python -m experiments run $(MORE); status=$$?; $(BIN)/python -m experiments report && exit $$status
 
-evidence-all: EARLIER := --earlier true  ## and the earlier experiments anew, of which evidence shows the recorded results
+# And the suites that `make evidence` has from their recorded results.
+evidence-all: MORE := --all_suites true
 evidence-all: evidence
 
 evidence-quick: $(VENV)/.installed-dev  ## a few minutes of them, and what must hold at that size

@@ -13,7 +13,7 @@ from experiments.finished import RESULTS, Finished, FinishedRun, read_finished, 
 from experiments.jobs import make_jobs
 from experiments.report import README, TARGET, write_report
 from experiments.runner import only_process, run_jobs
-from experiments.suites import EARLIER, EVIDENCE, Suite, load_suites
+from experiments.suites import EVIDENCE, RECORDED, Suite, load_suites
 from experiments.tables import suite_table
 
 
@@ -22,35 +22,36 @@ def run(
     folder: str = "runs/evidence",
     num_processes: int = 2,
     *,
-    earlier: bool = False,
+    all_suites: bool = False,
 ) -> None:
     """Train what the results do not hold yet; a run that was cut off is done again.
 
     Args:
-        suites: Names of files in experiments/suites, in the order to run them; those whose names begin with losses by
+        suites: Names of files in experiments/suites, in the order to run them; those that compare all losses by
             default.
         folder: Where models, lines, logs and results.jsonl are kept.
         num_processes: Runs at a time, each on one core.
-        earlier: Run the earlier suites after them, all but quick and words.
+        all_suites: Then also run the suites of which a report shows recorded results otherwise.
     """
     root = Path(folder)
     with only_process(root):
-        names = [*(suites or EVIDENCE), *(EARLIER if earlier else ())]
+        names = [*(suites or EVIDENCE), *(RECORDED if all_suites else ())]
         run_jobs(make_jobs(load_suites(names), root, load_suites()), root, num_processes)
 
 
 def report(folder: str = "runs/evidence", target: str = str(TARGET), readme: str | None = str(README)) -> None:
     """Write what the runs show: tables, figures, a verdict on every claim.
 
-    Runs of the earlier suites that the folder does not hold are those of the results beside the shipped report.
+    Suites that `run` leaves out by default have the results that lie beside the shipped report, where the folder holds
+    none.
 
     Args:
         folder: Of ``run``.
         target: The report; figures go beside it.
         readme: Whose main table is replaced; null for none.
     """
-    suites = load_suites([*EVIDENCE, *EARLIER])
-    recorded = [done for done in read_lines(TARGET.parent) if done.suite in EARLIER]
+    suites = load_suites([*EVIDENCE, *RECORDED])
+    recorded = [done for done in read_lines(TARGET.parent) if done.suite in RECORDED]
     write_report(_finished(suites, folder, recorded), Path(target), None if readme is None else Path(readme), suites)
     print(f"written to {target}")
 

@@ -12,7 +12,7 @@ from experiment_results import METRIC, SCORES, line, suite_of, write_results
 from experiments.claims import load_claims
 from experiments.finished import read_finished
 from experiments.report import TEMPLATE, write_report
-from experiments.suites import EARLIER, EVIDENCE
+from experiments.suites import EVIDENCE, RECORDED
 
 ALL_RUNS = {"ce": "", **{f"{t}_{loss}": t.upper() for t in "dp" for loss in ("uld", "gold", "hkl", "pkl", "bp")}}
 PLACEHOLDERS = """# Title
@@ -180,5 +180,5 @@ def test_shipped_template_fits_the_shipped_suites_and_claims_where_one_run_is_fi
     assert text.count("**not run**") == len(load_claims())
     assert "| none | cross-entropy alone | 0.100 | 1.900 |" in text
     tables = re.findall(r"<!-- table: (\w+) -->", TEMPLATE.read_text())
-    assert {*tables} == {*EVIDENCE, *EARLIER}
+    assert {*tables} == {*EVIDENCE, *RECORDED}
     assert read_finished(target.parent) == read_finished(tmp_path)  # what the report stands on lies beside it

@@ -14,7 +14,7 @@ from experiments import jobs as jobs_module
 from experiments.claims import CLAIMS, QUICK_CLAIMS, ZERO, load_claims, unknown_runs
 from experiments.finished import Key
 from experiments.jobs import Job, make_jobs
-from experiments.suites import EARLIER, EVIDENCE, load_suites
+from experiments.suites import EVIDENCE, RECORDED, load_suites
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge
 from xtoken_pl.cli.usage import UsageError
@@ -22,7 +22,7 @@ from xtoken_pl.cli.usage import UsageError
 
 def test_every_shipped_suite_loads_and_has_the_runs_and_metrics_of_the_claims() -> None:
     suites = load_suites()
-    assert {*suites} == {*EVIDENCE, *EARLIER, "quick", "words"}
+    assert {*suites} == {*EVIDENCE, *RECORDED, "quick", "words"}
     for path in (CLAIMS, QUICK_CLAIMS):
         assert unknown_runs(load_claims(path), suites) == []
         for claim in load_claims(path):
