@@ -51,7 +51,8 @@ class CompletionSets:
     @classmethod
     def build(cls, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> CompletionSets:
         """Finds the sets of two vocabularies."""
-        units, known = student_units(student), dict(zip(student.token_bytes, student_units(student), strict=True))
+        units = student_units(student)
+        known = dict(zip(student.token_bytes, units.tolist(), strict=True))
         known.pop(b"", None)
         sources = [v for v in prefix_map.order.tolist() if teacher.token_bytes[v] not in known]
         stems: list[int] = []  # a token of each group that has the shortest bytes
