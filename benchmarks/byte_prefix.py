@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Figure, ratios, run, seconds
-from benchmarks.pair import FLAT, KEPT, Case, Pair
+from benchmarks.pair import KEPT, WAYS, Case, Pair
 from xtoken_pl import BytePrefixKL, PrefixMap, ProjectionKL, build_prefix_map
 from xtoken_pl.scoring.memory import LogitMemory
 
-_WAYS = {"kept": KEPT, "flat": FLAT}
 _ROUNDS = 2
 
 
@@ -35,7 +34,7 @@ def figures() -> Iterator[Figure]:
 
 def _steps(pair: Pair, what: str) -> Iterator[Figure]:
     ours, projected, case = pair.bound(BytePrefixKL()), pair.bound(ProjectionKL()), Case(pair, 512, 1024)
-    for name, budget in _WAYS.items():
+    for name, budget in WAYS.items():
         yield _against(case, f"{what}, {name}", ours, projected, budget)
 
 

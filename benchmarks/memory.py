@@ -6,48 +6,53 @@ import ctypes
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.measure import Figure, run
-from benchmarks.pair import FLAT, Case, Pair
-from xtoken_pl import BytePrefixKL, HybridKL, ProjectionKL, SpanLoss
+from benchmarks.pair import FLAT, LOSSES, WAYS, Case, Pair
+from xtoken_pl import SpanLoss
 from xtoken_pl.scoring.memory import LogitMemory
 
-_LOSSES = {"P-KL": ProjectionKL, "H-KL": HybridKL, "byte-prefix KL": BytePrefixKL}
+#: Losses that are measured with long sequences, too.
+_LONG = ("P-KL", "H-KL", "byte-prefix KL")
 _SIZES = (512, 8192)
 
 
 def figures() -> Iterator[Figure]:
     """Each loss in a process of its own, since a process does not give all of its memory back."""
-    for name in _LOSSES:
-        peaks = _in_own_process(name)
-        for size, peak in zip(_SIZES, peaks, strict=True):
+    for name in LOSSES:
+        sizes = _SIZES if name in _LONG else _SIZES[:1]
+        of_way = {way: _in_own_process(name, way, sizes if way == "flat" else sizes[:1]) for way in WAYS}
+        for size, peak in zip(sizes, of_way["flat"], strict=True):
             yield Figure(f"{size:,} tokens: peak memory of CE + {name}, flat", peak, "GB", 0.5)
-        yield Figure(f"peak memory of {name}, 8,192 against 512 tokens", 100 * (peaks[1] / peaks[0] - 1), "%", 10)
+        if name in _LONG:
+            growth = of_way["flat"][1] / of_way["flat"][0] - 1
+            yield Figure(f"peak memory of {name}, 8,192 against 512 tokens", 100 * growth, "%", 10)
+        yield Figure(f"512 tokens: peak memory of CE + {name}, kept", of_way["kept"][0], "GB")
 
 
-def _in_own_process(name: str) -> list[float]:
-    command = [sys.executable, "-m", "benchmarks.memory", "--one", name]
+def _in_own_process(name: str, way: str, sizes: Sequence[int]) -> list[float]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--one", name, way, *map(str, sizes)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [float(line) for line in output.splitlines()[-len(_SIZES) :]]
+    return [float(line) for line in output.splitlines()[-len(sizes) :]]
 
 
-def peaks(name: str) -> Iterator[float]:
+def peaks(name: str, way: str, *sizes: str) -> Iterator[float]:
     """GB for each size; the smallest comes first, so that what it may leave behind does not hide growth."""
     pair = Pair()
-    loss = pair.bound(_LOSSES[name]())
+    loss = pair.bound(LOSSES[name]())
     Case(pair, 16, 64).distil(loss, LogitMemory(FLAT))  # what libraries set up at their first use
-    for num_tokens in _SIZES:
-        yield _peak(Case(pair, num_tokens, 1024), loss)
+    for num_tokens in map(int, sizes):
+        yield _peak(Case(pair, num_tokens, 1024), loss, WAYS[way])
 
 
-def _peak(case: Case, loss: SpanLoss) -> float:
+def _peak(case: Case, loss: SpanLoss, budget: float) -> float:
     """GB of resident memory at most, during forward and backward, above what was there before and the gradients."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that is free, but resident, would not count
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
-    case.distil(loss, LogitMemory(FLAT))
+    case.distil(loss, LogitMemory(budget))
     gradients = case.hidden.numel() * 4 + case.head.weight.numel() * 4
     return (_status("VmHWM") - before - gradients) / 1e9
 
@@ -61,6 +66,6 @@ def _status(field: str) -> int:
 if __name__ == "__main__":
     if "--one" in sys.argv:
         place = sys.argv.index("--one")
-        print(*peaks(sys.argv[place + 1]), sep="\n")
+        print(*peaks(*sys.argv[place + 1 :]), sep="\n")
     else:
         run(figures)

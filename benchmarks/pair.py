@@ -13,7 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import CanonicalVocabulary, Projection, SpanLoss, build_projection
+from xtoken_pl import (
+    ALM,
+    BPM,
+    ESCD,
+    GOLD,
+    ULD,
+    BytePrefixKL,
+    CanonicalVocabulary,
+    HybridKL,
+    PrefixPartitionKL,
+    Projection,
+    ProjectionKL,
+    SimCT,
+    SpanLoss,
+    StrictTopK,
+    build_projection,
+)
 from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models import Head
@@ -28,6 +44,23 @@ _Loss = TypeVar("_Loss", bound=SpanLoss)
 
 #: Bytes: room for nothing but blocks, and room for 512 rows of the pair.
 FLAT, KEPT = 0.5e9, 1.8e9
+
+WAYS = {"kept": KEPT, "flat": FLAT}
+
+#: Every loss between two tokenizers.
+LOSSES: dict[str, type[SpanLoss]] = {
+    "P-KL": ProjectionKL,
+    "H-KL": HybridKL,
+    "GOLD": GOLD,
+    "ULD": ULD,
+    "byte-prefix KL": BytePrefixKL,
+    "BPM": BPM,
+    "ESCD": ESCD,
+    "prefix partition KL": PrefixPartitionKL,
+    "SimCT": SimCT,
+    "strict top-k": StrictTopK,
+    "ALM": ALM,
+}
 
 #: Numerals come first: Llama 3 packs them and Qwen 3 splits them, so that short sequences have longer spans, too.
 _FIRST = ("floating", "integers", "numbers")
