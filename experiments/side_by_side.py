@@ -20,6 +20,7 @@ COLUMNS = {
     "losses_on_policy": "sums, on-policy",
     "losses_letters": "letters",
     "losses_real": "real text",
+    "losses_pretrained": "real text, pretrained student",
 }
 #: The loss of ours, whose place is told in words.
 FLAGSHIP = "byte-prefix KL"

@@ -28,8 +28,8 @@ EVIDENCE = ("losses", "losses_on_policy", "losses_letters", "losses_real", "loss
 #: Those of `make evidence-all` besides, which the report has from its recorded results otherwise; stories in words take
 #: hours more.
 RECORDED = (
-    *("losses_search", "search", "addition", "numerals", "real", "conditions", "complementary", "first_digit"),
-    *("warm_up", "on_policy_search", "on_policy", "on_policy_complementary"),
+    *("losses_search", "losses_pretrained", "search", "addition", "numerals", "real", "conditions", "complementary"),
+    *("first_digit", "warm_up", "on_policy_search", "on_policy", "on_policy_complementary"),
 )
 RUN_REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
 

@@ -14,6 +14,7 @@ from experiments import jobs as jobs_module
 from experiments.claims import CLAIMS, QUICK_CLAIMS, ZERO, load_claims, unknown_runs
 from experiments.finished import Key
 from experiments.jobs import Job, make_jobs
+from experiments.side_by_side import COLUMNS
 from experiments.suites import EVIDENCE, RECORDED, load_suites
 from xtoken_pl.cli import main
 from xtoken_pl.cli.config_files import merge
@@ -102,7 +103,7 @@ def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shi
 
 def test_every_loss_has_a_value_under_every_teacher_of_the_suites_that_stand_side_by_side() -> None:
     """Its own, or that of a loss that is the same there."""
-    for suite in load_suites([name for name in EVIDENCE if name != "losses_search"]).values():
+    for suite in load_suites([*COLUMNS]).values():
         runs = [run for run in suite.runs.values() if run.teacher and not run.name.startswith("teacher_")]
         titles = {
             teacher: sorted(
@@ -153,7 +154,7 @@ def test_on_real_text_a_run_has_the_teacher_of_its_baseline_so_that_their_window
     def teachers(suite: str, run: str, seed: int) -> dict[str, str]:
         return {name: set_up["model"] for name, set_up in shipped[suite, run, seed].config["model"]["teachers"].items()}
 
-    for suite in load_suites(["real", "losses_real"]).values():
+    for suite in load_suites(["real", "losses_real", "losses_pretrained"]).values():
         for run in suite.runs.values():
             assert len(teachers(suite.name, run.name, 0)) == 1
             assert all(
