@@ -77,8 +77,8 @@ LOSSES = {
     "kl": "TokenKL",
 }
 NAMED = re.compile(r"(?P<teacher>[dpsrlm])_(?P<loss>[a-z]+)(?P<change>_.*)?")
-#: Where the teachers of a suite come from, if not from the suite of sums.
-EXPORTS = {"words": "words/teacher_{}", "quick": "quick/teacher", "losses_letters": "losses_letters/teacher_{}"}
+#: Where the teachers of a suite come from, if not from that of sums or of letters.
+EXPORTS = {"words": "words/teacher_{}", "quick": "quick/teacher"}
 
 
 def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shipped: dict[Key, Job]) -> None:
@@ -88,7 +88,8 @@ def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shi
             continue
         ((teacher, given),) = job.config["model"]["teachers"].items()
         assert given["loss"]["class_path"] == f"xtoken_pl.{LOSSES[named['loss']]}", (suite, name)
-        assert f"/{EXPORTS.get(suite, 'addition/teacher_{}').format(teacher)}/" in given["model"], (suite, name)
+        of_task = f"{'losses_letters' if teacher in 'lm' else 'addition'}/teacher_{{}}"
+        assert f"/{EXPORTS.get(suite, of_task).format(teacher)}/" in given["model"], (suite, name)
         splits = "splitting" in job.config["model"]["student"]["model"]  # the student of R, whose teacher is P
         assert (teacher, splits) == ("p", True) if named["teacher"] == "r" else (named["teacher"], False)
         is_scaled = any("DynamicLossScaling" in entry["class_path"] for entry in job.config["trainer"]["callbacks"])
