@@ -105,19 +105,24 @@ class BytePrefixReference:
         def is_kept(row: int, v: int) -> bool:
             return kept is None or v in kept[row]
 
+        before = self.student_bytes[student_ids[position - 1]] if position else b""
+        impossible = self._impossible(before, self.teacher_bytes[t_1][:there])
+        if t_1 in impossible:
+            impossible = set()  # the text is not the student's own writing
+
         # Group -> its student tokens, and student token -> its group, before anything is refined.
         tokens: dict[Key, list[int]] = {}
-        for s in range(len(self.student_bytes)):
-            if there:
-                tokens["token", s] = [s]
-            elif self.written[s]:
+        if there:
+            tokens = self._completions(self.teacher_bytes[t_1][:there], impossible)
+        for s in range(len(self.student_bytes) if not there else 0):
+            if self.written[s]:
                 tokens.setdefault(("lead", self.written[s][0]), []).append(s)
 
         # Masses on their way: to a group by its key, or to the group of a student token.
         to_group: list[tuple[Key, float, bool]] = []  # and whether it is known one by one
         to_token: list[tuple[int, float, bool]] = []
         for v, text in enumerate(self.teacher_bytes):
-            if v == t_1:
+            if v == t_1 or v in impossible:
                 continue
             if not there and v in self.leads:
                 to_group.append((("lead", v), q_1[v], is_kept(first, v)))
@@ -131,8 +136,13 @@ class BytePrefixReference:
         members = self._members(t_1, there)
         if any(rest for _, rest in members) and exists(first + 1):
             tokens.pop(("lead", t_1), None)  # the members leave their groups
-            for s, _ in members:
-                tokens.pop(("token", s), None)
+            if there:
+                rest = self.teacher_bytes[t_1][there:]
+                inside = {s for s, text in enumerate(self.student_bytes) if text.startswith(rest)}
+                spelled = {s for s, _ in members}
+                split = [[s for s in group if s not in inside] for group in tokens.values()]
+                split += [[s] for s in inside - spelled]
+                tokens = {("token", group[0]): group for group in split if group}
             mass, text = q_1[t_1], self.teacher_bytes[t_1][there:]  # M_d, y_d
             node, depth = members, 1
             while True:
@@ -179,6 +189,45 @@ class BytePrefixReference:
         if rest:
             groups["rest", 0] = sum(mass for mass, _ in rest), [s for _, group in rest for s in group]
         return groups
+
+    def _impossible(self, before: bytes, there: bytes) -> set[int]:
+        """Teacher tokens with which the student would have written its last token, `before`, as one token."""
+        found: set[int] = set()
+        for v, text in enumerate(self.teacher_bytes):
+            if not before or not text:
+                continue
+            if not there:
+                # Only those that the teacher writes behind the student's token.
+                u = self.by_bytes.get(before + text)
+                if u is not None and len(self.written[u]) > 1 and self.written[u][-1] == v:
+                    found.add(v)
+            elif len(before) <= len(there) < len(text) and text.startswith(there):
+                found |= {v} if before + text[len(there) :] in self.by_bytes else set()
+        return found
+
+    def _completions(self, there: bytes, impossible: Set[int]) -> dict[Key, list[int]]:
+        """The groups inside a teacher token: with a rest go all longer student tokens that begin with it."""
+        rests = {
+            text[len(there) :]: v in impossible
+            for v, text in enumerate(self.teacher_bytes)
+            if len(text) > len(there) and text.startswith(there)
+        }
+        group = {s: s for s in range(len(self.student_bytes))}
+        sets: dict[bytes, set[int]] = {}
+        for s, text in enumerate(self.student_bytes):
+            known = [text[:end] for end in range(len(text), 0, -1) if text[:end] in rests]
+            if known and s not in self.special:  # the longest rest decides
+                sets.setdefault(known[0], set()).add(s)
+        for rest, is_impossible in rests.items():
+            receiver = self.phi(rest)
+            if is_impossible or receiver is None:
+                continue
+            joined = {group[s] for s in sets.get(rest, set()) | {receiver}}
+            group = {s: min(joined) if g in joined else g for s, g in group.items()}
+        found: dict[Key, list[int]] = {}
+        for s, g in group.items():
+            found.setdefault(("token", g), []).append(s)
+        return found
 
     def _members(self, t_1: int, there: int) -> list[Member]:
         """The student tokens that begin with t_1, of which `there` bytes are written already, and what follows it."""

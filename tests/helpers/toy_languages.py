@@ -6,6 +6,7 @@ after which the sequence is still the one that its tokenizer makes.
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
@@ -121,20 +122,40 @@ class Position:
         """Probability of each student token, over the texts that share the teacher's tokens before the position.
 
         Inside a teacher token, over those of them whose teacher token begins with the bytes already there, and is
-        longer. The student's token is the first of the cut from the position on: that another text would be cut
-        across the position is not held against it (the student's own past is not conditioned on).
+        longer. The student has the same tokens before the position in all of them.
         """
-        language, before, there = self.language, self.teacher_tokens[: self.first], self.there
         found: Counter[bytes] = Counter()
-        for text, probability in language.probabilities.items():
-            tokens = (*language.teacher.cut(text), EOS)
+        for text, probability in self._alternatives():
+            tokens = (*self.language.student.cut(text), EOS)
+            if tokens[: self.index] == self.student_tokens:
+                found[tokens[self.index]] += probability
+        total = sum(found.values())
+        return {token: probability / total for token, probability in found.items()}
+
+    @property
+    def student_tokens(self) -> tuple[bytes, ...]:
+        return self.language.student.cut(self.text)[: self.index]
+
+    def _alternatives(self) -> Iterator[tuple[bytes, float]]:
+        """The texts that share the teacher's tokens and bytes before the position, and their probabilities."""
+        before, there = self.teacher_tokens[: self.first], self.there
+        for text, probability in self.language.probabilities.items():
+            tokens = (*self.language.teacher.cut(text), EOS)
             if tokens[: len(before)] != before or len(tokens) == len(before):
                 continue
             covering = tokens[len(before)]
             if not there or (covering.startswith(there) and covering != there):
-                found[(*language.student.cut(text[self.offset :]), EOS)[0]] += probability
-        total = sum(found.values())
-        return {token: probability / total for token, probability in found.items()}
+                yield text, probability
+
+    def _joins(self, v: bytes) -> bool:
+        """Whether the student would have written its last token and the rest of a teacher token as one token."""
+        last = self.student_tokens[-1] if self.index else EOS
+        whole = last + v[len(self.there) :]
+        if not last or v == EOS or whole not in self.language.student.texts:
+            return False
+        if self.there:
+            return len(last) <= len(self.there)
+        return len(self.language.teacher.cut(whole)) > 1 and self.language.teacher.cut(whole)[-1] == v
 
     def approximations(self) -> set[str]:
         """Why the masses need not be the probabilities here; empty where they must be.
@@ -144,7 +165,8 @@ class Position:
         - "lead": v begins the teacher's writing of a longer student token, and is no student token with what stands
           before it, so that the student may stop before v ends;
         - "ending": v follows t_1…t_d and begins nothing, but a student token ends inside v;
-        - "inside": what is left of v begins a longer student token.
+        - "inside": v begins with the teacher token of this text, and what is left of v begins a longer student token;
+        - "past": the student would not have ended its last token before v, and only the text as a whole says so.
         """
         student, teacher = self.language.student, self.language.teacher
         there, path = self.there, self.teacher_tokens[self.first :]
@@ -155,10 +177,14 @@ class Position:
             if v in (path[0], EOS) or not v.startswith(there) or v == there:
                 continue
             longer = [s for s in student.texts if s.startswith(left) and s != left]
-            if there and longer:
+            if there and longer and v.startswith(path[0]):
                 found.add("inside")
             if not there and left not in student.texts and any(teacher.cut(s)[:1] == (v,) for s in longer):
                 found.add("lead")
+        for text, _ in self._alternatives():
+            v = (*teacher.cut(text), EOS)[self.first]
+            if student.cut(text)[: self.index] != self.student_tokens and not self._joins(v):
+                found.add("past")
         if path[0] == EOS:
             return found
         written = path[0][len(there) :]

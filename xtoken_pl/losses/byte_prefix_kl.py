@@ -118,7 +118,8 @@ class BytePrefixKL(TopKLoss):
             raise UserError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
         self._summary = prefix_map.summary()
         self._planner = PrefixPlanner(prefix_map, student, teacher)
-        self.mass = PrefixMass(prefix_map, all_positive=self.divergence != "forward")
+        is_token = torch.from_numpy(self._planner.completion.is_token)
+        self.mass = PrefixMass(prefix_map, is_token, all_positive=self.divergence != "forward")
         unwritten = torch.from_numpy(prefix_map.lead < 0).nonzero().squeeze(1)
         self.register_buffer("unwritten", unwritten, persistent=False)
 

@@ -23,6 +23,7 @@ class PrefixMass(nn.Module):
 
     Args:
         prefix_map: Prefix map of the pair.
+        is_token: ``[F]`` bool, True if a teacher token's bytes from this one on are one student token.
         all_positive: Whether a group that the teacher can reach has a mass above zero even if it underflows, and the
             probability that no member of a level continues, 1 minus that of the others, is at least its rounding error:
             for a divergence that reads their logarithms.
@@ -33,8 +34,9 @@ class PrefixMass(nn.Module):
     order: Tensor  # teacher tokens that have bytes, sorted by them
     offsets: Tensor  # [V_t + 1]
     longest: Tensor  # by byte of every teacher token
+    is_token: Tensor  # the same
 
-    def __init__(self, prefix_map: PrefixMap, *, all_positive: bool = False) -> None:
+    def __init__(self, prefix_map: PrefixMap, is_token: Tensor, *, all_positive: bool = False) -> None:
         super().__init__()
         self.all_positive = all_positive
         teacher_column = torch.from_numpy(prefix_map.column(prefix_map.group))
@@ -47,6 +49,7 @@ class PrefixMass(nn.Module):
             "order": torch.from_numpy(prefix_map.order),
             "offsets": torch.from_numpy(prefix_map.offsets),
             "longest": torch.from_numpy(prefix_map.longest),
+            "is_token": is_token,
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -63,6 +66,7 @@ class PrefixMass(nn.Module):
         # The observed token's mass has its own way.
         observed = teacher.labels[positions.teacher][:, None]
         probs.scatter_(1, observed, 0.0)
+        probs[positions.excluded_position, positions.excluded_token] = 0.0
         column_mass = self.of_teacher(probs)
         # Of the group that it leads the branches take everything, also what members inherit.
         divided = positions.divided_column[:, None]
@@ -75,33 +79,42 @@ class PrefixMass(nn.Module):
         if kept is not None:
             ids = kept.ids.index_select(0, positions.teacher)  # [R, k]
             everyone = torch.arange(len(ids), device=ids.device)[:, None]
-            sums.mark_columns(everyone, self.teacher_column[ids], ids != observed)
+            sums.mark_columns(everyone, self.teacher_column[ids], probs.gather(1, ids) > 0)
             sums.mark_positions(~kept.has_tail[positions.teacher])
         self._follow_path(positions, teacher, kept, sums)
         members = self._members(positions)
         return Groups(positions.row, sums.columns, self.of_student, sums.branches, *members, sums.merged())
 
     def inside_tokens(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
-        """Columns are student tokens; what cannot follow the bytes that are there already has no mass."""
+        """Columns are student tokens, and branches also groups of them that may complete the same teacher tokens.
+
+        What cannot follow the bytes that are there already, or the student's last token, has no mass.
+        """
         position, place = _expand(positions.low, positions.high - positions.low, positions.count("extending"))
         token, row = self.order[place], positions.teacher[position]
-        heir = self.longest[self.offsets[token] + positions.consumed[position]]
-        heir = heir.masked_fill(token == teacher.labels[row], -1)
+        byte = self.offsets[token] + positions.consumed[position]
+        excluding = positions.excluding[position]
+        is_excluded = (excluding > 0) & self.is_token[byte - excluding]
+        heir = self.longest[byte].masked_fill(is_excluded | (token == teacher.labels[row]), -1)
         mass = self._positive(teacher.log_probs[row, token].exp())
         column_mass = mass.new_zeros(len(positions.row), self.num_student)
-        sums = GroupSums(column_mass, positions.count("branches"), has_marks=kept is not None)
+        num_branches = positions.count("branches") + positions.count("groups")
+        sums = GroupSums(column_mass, num_branches, has_marks=kept is not None)
         sums.add_to_columns(mass, position, heir, _lookup(kept, row, token))
+        self._follow_path(positions, teacher, kept, sums)
         # Branches take what their members have.
         members = self._members(positions)
         sums.move_to_branches(*members[1:])
-        self._follow_path(positions, teacher, kept, sums)
         return Groups(positions.row, sums.columns, None, sums.branches, *members, sums.merged())
 
     def _members(self, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """``[G]`` position of each branch; ``[M]`` branch of each member, and its place in the rows ``[R, V_s]``."""
         branch, place = _expand(positions.branch_start, positions.branch_length, positions.count("members"))
-        branch_position = positions.level_position[positions.branch_level]
-        return branch_position, branch, branch_position[branch] * self.num_student + self.members[place]
+        group, _ = _expand(positions.group_size, positions.group_size, positions.count("group_members"))
+        branch = torch.cat((branch, positions.count("branches") + group))
+        branch_position = torch.cat((positions.level_position[positions.branch_level], positions.group_position))
+        token = torch.cat((self.members[place], positions.group_token))
+        return branch_position, branch, branch_position[branch] * self.num_student + token
 
     def _positive(self, mass: Tensor) -> Tensor:
         """Raises masses to the smallest normal number; all of a row's together stay far below ``smallest_prob``."""

@@ -1,7 +1,7 @@
 """The prefix map, which the byte-prefix KL reads: how each side's tokens are spelled in the other side's tokens."""
 
 from xtoken_pl.prefix_map.build import build_prefix_map, prefix_map_for
-from xtoken_pl.prefix_map.completion import CompletionPlan, CompletionPlanner, Completions, CompletionSets
+from xtoken_pl.prefix_map.completion_sets import CompletionPlan, CompletionPlanner, Completions, CompletionSets
 from xtoken_pl.prefix_map.marginal_positions import MarginalPlan, MarginalPlanner, MarginalPositions
 from xtoken_pl.prefix_map.partition_planner import PartitionPlan, PartitionPlanner, SpanCells
 from xtoken_pl.prefix_map.planner import PrefixPlanner

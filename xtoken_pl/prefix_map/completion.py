@@ -1,178 +1,174 @@
-"""Teacher tokens that an observed student token may grow into, and the student tokens that may come next then."""
+"""Finds what may follow the bytes before a position: student tokens as groups, and teacher tokens that cannot."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
-from xtoken_pl.prefix_map.marginal_positions import MarginalPlanner, MarginalPositions
-from xtoken_pl.prefix_map.planner import Bools
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.prefix_map.row_tables import Column, RowTables, entries_before
-from xtoken_pl.prefix_map.student_units import student_units
 from xtoken_pl.prefix_map.trie import ByteTrie
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.ranges import Ints
+from xtoken_pl.utilities.ranges import Ints, expand
 
-# N student rows, Z completions, G groups, E entries, V_s vocabulary size (student)
+Bools = NDArray[np.bool_]
+
+# R positions, V_s vocabulary size of the student, F bytes of all teacher tokens, E student tokens that have bytes
+
+_MOST_CACHED = 512
 
 
-@dataclass(frozen=True)
-class CompletionSets:
-    """Groups of the teacher tokens whose bytes are no student token, and what completes them.
+class TokenGroups(NamedTuple):
+    """Groups of student tokens: the group of each member, and the member's place among the sorted tokens."""
 
-    The *stem* of a group is the shortest bytes of its tokens; all of them begin with it. An *entry* is a group whose
-    stem begins with a student token and is longer, together with the student tokens that begin with the rest of it.
-
-    Attributes:
-        sources: Teacher tokens of all groups, one group after the other.
-        source_start: ``[G + 1]`` first source of each group.
-        group: ``[E]`` group of each entry.
-        targets: Student tokens that have bytes, sorted by them.
-        target_start, target_end: ``[E]`` range of each entry's student tokens.
-        low, high: ``[V_s]`` range of the entries that begin with a student token.
-    """
-
-    sources: Ints
-    source_start: Ints
     group: Ints
-    targets: Ints
-    target_start: Ints
-    target_end: Ints
-    low: Ints
-    high: Ints
-
-    @classmethod
-    def build(cls, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> CompletionSets:
-        """Finds the sets of two vocabularies."""
-        units = student_units(student)
-        known = dict(zip(student.token_bytes, units.tolist(), strict=True))
-        known.pop(b"", None)
-        sources = [v for v in prefix_map.order.tolist() if teacher.token_bytes[v] not in known]
-        stems: list[int] = []  # a token of each group that has the shortest bytes
-        starts: list[int] = []
-        for place, v in enumerate(sources):
-            if not stems or not teacher.token_bytes[v].startswith(teacher.token_bytes[stems[-1]]):
-                stems.append(v)
-                starts.append(place)
-        by_student = ByteTrie.from_vocabulary(student)
-        # Cut every stem behind every byte but the last.
-        stem = np.array(stems, dtype=np.int64)
-        lengths = teacher.num_bytes[stem] - 1
-        group = np.repeat(np.arange(len(stem)), lengths)
-        behind = np.arange(len(group)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
-        first = teacher.offsets[stem[group]]
-        node, _ = by_student.walk(teacher.flat_bytes, first + behind, teacher.offsets[stem[group] + 1])
-        entry = np.flatnonzero(node > 0)
-        group, behind, node = group[entry], behind[entry], node[entry]
-        texts = (teacher.token_bytes[stems[g]][:length] for g, length in zip(group, behind, strict=True))
-        unit = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
-        entry = np.argsort(unit, kind="stable")
-        entry = entry[unit[entry] >= 0]
-        low, high = (np.searchsorted(unit[entry], units, side=side) for side in ("left", "right"))
-        return cls(
-            sources=np.array(sources, dtype=np.int64),
-            source_start=np.array([*starts, len(sources)], dtype=np.int64),
-            group=group[entry],
-            targets=by_student.tokens,
-            target_start=by_student.trie.start[node[entry]],
-            target_end=by_student.trie.end[node[entry]],
-            low=low,
-            high=high,
-        )
-
-    @cached_property
-    def sources_before(self) -> Ints:
-        """``[E + 1]`` sources of all entries before each."""
-        return np.append(0, np.cumsum(np.diff(self.source_start)[self.group]))
-
-    @cached_property
-    def targets_before(self) -> Ints:
-        """``[E + 1]`` targets of all entries before each."""
-        return np.append(0, np.cumsum(self.target_end - self.target_start))
+    place: Ints
 
 
-@dataclass
-class Completions(RowTables):
-    """Student rows at a boundary whose next row is to complete what the teacher may have meant.
-
-    Attributes:
-        before: Also counts ``entries`` from ``low`` to ``high``, and their ``sources`` and ``targets``.
-        row: ``[Z]`` student rows; the one behind each is the next row.
-        teacher: ``[Z]`` row of the teacher at the same place.
-        low, high: ``[Z]`` range of the entries that begin with the observed student token.
-    """
-
-    row: Annotated[Tensor, Column("completions", "student")]
-    teacher: Annotated[Tensor, Column("completions", "teacher")]
-    low: Annotated[Tensor, Column("completions")]
-    high: Annotated[Tensor, Column("completions")]
+_NO_GROUPS = TokenGroups(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
-@dataclass
-class CompletionPlan(LossPlan):
-    """Positions at a boundary of a batch, and their completions."""
-
-    boundary: MarginalPositions
-    completions: Completions
-
-    def cut(self, student_rows: slice, teacher_rows: slice) -> CompletionPlan:
-        """Returns the plan of the given rows."""
-        parts = self.boundary.cut(student_rows, teacher_rows), self.completions.cut(student_rows, teacher_rows)
-        return CompletionPlan(np.maximum(self.reach[student_rows] - teacher_rows.start, 0), *parts)
-
-
-class CompletionPlanner(MarginalPlanner):
-    """Planner of boundaries and completions for a pair of tokenizers.
+class Completion:
+    """What the bytes before a position, and the end of the student's last token there, say about the next token.
 
     Args:
-        sets: Completion sets of the pair.
         prefix_map: Prefix map of the pair.
         student, teacher: Vocabularies of the pair.
-        has_column: ``[V_s]`` bool, True for the student tokens that have a column of their own at a boundary.
     """
 
-    def __init__(
-        self,
-        sets: CompletionSets,
-        prefix_map: PrefixMap,
-        student: CanonicalVocabulary,
-        teacher: CanonicalVocabulary,
-        has_column: Bools,
-    ) -> None:
-        super().__init__(prefix_map, student, teacher, has_column)
-        self.sets = sets
+    def __init__(self, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
+        self.map = prefix_map
+        self.by_student = ByteTrie.from_vocabulary(student)
+        self.student_bytes = student.num_bytes
+        self.stream, self.ends = teacher.flat_bytes, np.repeat(teacher.offsets[1:], teacher.num_bytes)
+        self.place = np.full(len(student), -1)
+        self.place[self.by_student.tokens] = np.arange(len(self.by_student.tokens))
+        longest = prefix_map.longest
+        covered = np.where(longest >= 0, self.student_bytes[longest], 0)
+        #: ``[F]`` True if a teacher token's bytes from this one on are one student token.
+        self.is_token = covered == self.ends - np.arange(len(longest))
+        self._first_excluded, self._excluded = _excluded_tokens(prefix_map, self.by_student, student, teacher)
+        self._cache: dict[tuple[int, int, int], TokenGroups] = {}
 
-    def plan(self, student: TokenBatch, teacher: TeacherBatch) -> CompletionPlan:  # type: ignore[override]
-        """Makes the plan of a batch."""
-        reach, boundary, _ = self.positions(student, teacher)
-        spans = teacher.spans
-        span, places = spans.student_span.numpy(force=True), student.rows.numpy(force=True)
-        has_next = np.zeros(len(span), dtype=bool)
-        has_next[:-1] = (span[1:] < len(spans)) & (places[1:] == places[:-1] + 1)
-        row, teacher_row = boundary.row.numpy(), boundary.teacher.numpy()
-        labels = student.labels.numpy(force=True)[row]
-        wanted = np.flatnonzero(has_next[row] & (self.sets.high[labels] > self.sets.low[labels]))
-        row, teacher_row, labels = row[wanted], teacher_row[wanted], labels[wanted]
-        # Two spans with a completion between them stay in one block.
-        first = np.append(spans.teacher_first.numpy(force=True), 0)
-        reach[row] = np.maximum(reach[row], first[span[row + 1]] + 1)
-        return CompletionPlan(reach, boundary, self._completions(row, teacher_row, labels, len(span)))
+    def excluded(self, previous: Ints, token: Ints) -> tuple[Ints, Ints]:
+        """Lists the teacher tokens that cannot follow at boundaries: the student's last token would have taken them in.
 
-    def _completions(self, row: Ints, teacher_row: Ints, labels: Ints, num_rows: int) -> Completions:
-        low, high = self.sets.low[labels], self.sets.high[labels]
-        before = entries_before({"completions": row}, num_rows)
-        counts = {
-            "entries": high - low,
-            "sources": self.sets.sources_before[high] - self.sets.sources_before[low],
-            "targets": self.sets.targets_before[high] - self.sets.targets_before[low],
-        }
-        before |= {table: np.append(0, np.cumsum(count))[before["completions"]] for table, count in counts.items()}
-        columns = {"row": row, "teacher": teacher_row, "low": low, "high": high}
-        return Completions(before, **{name: torch.from_numpy(column) for name, column in columns.items()})
+        Args:
+            previous: ``[R]`` student token before each position.
+            token: ``[R]`` teacher token behind it. Where it would be excluded the text is not the student's own
+                writing, and nothing is.
+
+        Returns:
+            Position and teacher token of each entry.
+        """
+        position, entry = expand(self._first_excluded[previous], self._first_excluded[previous + 1])
+        excluded = self._excluded[entry]
+        is_broken = np.zeros(len(previous), dtype=bool)
+        is_broken[position[excluded == token[position]]] = True
+        keep = ~is_broken[position]
+        return position[keep], excluded[keep]
+
+    def excluding_bytes(self, previous: Ints, token: Ints, consumed: Ints) -> Ints:
+        """``[R]`` bytes of the student's last token if it excludes teacher tokens inside of which positions lie, or 0.
+
+        It excludes those whose rest it would have taken in. It must lie in the observed one, and not exclude it.
+        """
+        length = self.student_bytes[previous]
+        inside = (length > 0) & (length <= consumed)
+        byte = np.where(inside, self.map.offsets[token] + consumed - length, 0)
+        return np.where(inside & ~self.is_token[byte], length, 0)
+
+    def groups(self, low: int, high: int, consumed: int, excluding: int) -> TokenGroups:
+        """Groups the student tokens that can follow inside a teacher token; groups of one token are left out.
+
+        A teacher token says only that its rest comes: the longest student token that is a prefix of the rest, or a
+        longer one that begins with the rest. The latter counts for the longest rest that is a prefix of it, since the
+        teacher would have written that one. Rests that share a student token share the group.
+
+        Args:
+            low, high: Range, in the map's order, of the teacher tokens that begin with the bytes before the position
+                and are longer.
+            consumed: Number of these bytes.
+            excluding: Result of :meth:`excluding_bytes`.
+        """
+        key = low, consumed, excluding
+        if key not in self._cache:
+            if len(self._cache) >= _MOST_CACHED:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[key] = self._find_groups(self.map.order[low:high], consumed, excluding)
+        return self._cache[key]
+
+    def groups_outside(self, token: int, groups: TokenGroups, consumed: int) -> TokenGroups:
+        """The parts of groups, of two tokens at least, that do not begin with the rest of a teacher token."""
+        byte = self.map.offsets[token : token + 1] + consumed
+        (node,), _ = self.by_student.walk(self.stream, byte, self.ends[byte])
+        trie = self.by_student.trie
+        if node <= 0 or not len(groups.group):
+            return groups
+        outside = (groups.place < trie.start[node]) | (groups.place >= trie.end[node])
+        return _without_single(groups.group[outside], groups.place[outside])
+
+    def _find_groups(self, tokens: Ints, consumed: int, excluding: int) -> TokenGroups:
+        trie = self.by_student.trie
+        byte = self.map.offsets[tokens] + consumed
+        node, receiver = self.by_student.walk(self.stream, byte, self.ends[byte])
+        leads = (node > 0) & (receiver >= 0)
+        if not leads.any():
+            return _NO_GROUPS
+        node, receiver, byte = node[leads], self.place[receiver[leads]], byte[leads]
+        # Sorted by their bytes, so that of all rests that are a prefix of a student token the longest comes last.
+        owner = np.full(len(self.by_student.tokens), -1)
+        for rest, (start, end) in enumerate(zip(trie.start[node].tolist(), trie.end[node].tolist(), strict=True)):
+            owner[start:end] = rest
+        is_open = ~self.is_token[byte - excluding] if excluding else np.ones(len(byte), dtype=bool)
+        owner[(owner >= 0) & ~is_open[owner]] = -1
+        # A rest that is no token is received by a shorter one, which belongs to a shorter rest or to none.
+        group = np.arange(len(node))
+        for rest in np.flatnonzero(is_open & (trie.num_equal[node] == 0)).tolist():
+            if (above := owner[receiver[rest]]) >= 0:
+                group[rest] = group[above]
+            else:
+                owner[receiver[rest]] = rest
+        place = np.flatnonzero(owner >= 0)
+        return _without_single(group[owner[place]], place)
+
+
+def _without_single(group: Ints, place: Ints) -> TokenGroups:
+    """Sorts members by group, numbers groups from 0, and drops those of one member."""
+    order = np.argsort(group, kind="stable")
+    _, number, size = np.unique(group[order], return_inverse=True, return_counts=True)
+    large = size > 1
+    keep = large[number]
+    return TokenGroups((np.cumsum(large) - 1)[number[keep]], place[order][keep])
+
+
+def _excluded_tokens(
+    prefix_map: PrefixMap, by_student: ByteTrie, student: CanonicalVocabulary, teacher: CanonicalVocabulary
+) -> tuple[Ints, Ints]:
+    """Finds the pairs of a student token and a teacher token, the last of a spelling, that are one student token.
+
+    Returns:
+        ``[V_s + 1]`` first entry of each student token; the teacher token of each entry.
+    """
+    trie = prefix_map.trie
+    roots = np.arange(1, trie.first_child[1])
+    node = np.flatnonzero((trie.num_equal > 0) & (trie.depth > 1))
+    root = roots[np.searchsorted(trie.start[roots], trie.start[node], side="right") - 1] if len(node) else node
+    node = node[trie.symbol[root] < len(teacher)]  # the others spell the remainder of a token
+    whole, last = prefix_map.members[trie.start[node]], trie.symbol[node]
+    cut = student.num_bytes[whole] - teacher.num_bytes[last]
+    before = np.where(cut > 0, by_student.longest[by_student.node[student.offsets[whole] + np.maximum(cut, 1) - 1]], -1)
+    ends_so = [
+        student.token_bytes[s].endswith(teacher.token_bytes[t])
+        for s, t in zip(whole.tolist(), last.tolist(), strict=True)
+    ]
+    found = (
+        np.array(ends_so, dtype=bool)
+        & (before >= 0)
+        & (student.num_bytes[before] == cut)
+        & (cut < student.num_bytes[whole])
+    )
+    pairs = np.unique(np.stack((before[found], last[found]), axis=1), axis=0)
+    first = np.searchsorted(pairs[:, 0], np.arange(len(student) + 1))
+    return first, pairs[:, 1]

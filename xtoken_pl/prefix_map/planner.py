@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
+from xtoken_pl.prefix_map.completion import Completion
 from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import entries_before
@@ -17,7 +18,7 @@ from xtoken_pl.utilities.ranges import Ints, expand
 
 Bools = NDArray[np.bool_]
 
-# N/Q student/teacher rows, R positions, L levels, G branches, X inherited packets
+# N/Q student/teacher rows, R positions, L levels, G branches, X inherited packets, H groups
 
 
 class PrefixPlanner:
@@ -30,6 +31,7 @@ class PrefixPlanner:
 
     def __init__(self, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
         self.map = prefix_map
+        self.completion = Completion(prefix_map, student, teacher)
         # A special token counts as one symbol on both sides.
         self.student_symbols = np.maximum(student.num_bytes, 1)
         self.teacher_symbols = np.maximum(teacher.num_bytes, 1)
@@ -38,6 +40,7 @@ class PrefixPlanner:
         """Makes the plan of a batch."""
         labels, teacher_labels = student.labels.numpy(force=True), teacher.tokens.labels.numpy(force=True)
         places = teacher.tokens.rows.numpy(force=True)
+        previous = student.input_ids.flatten()[student.rows].numpy(force=True)
         continues = np.zeros(len(places), dtype=bool)  # True if the next row belongs to the next token
         continues[:-1] = places[1:] == places[:-1] + 1
         row, first, consumed = self.locate(labels, teacher_labels, teacher.spans)
@@ -48,7 +51,9 @@ class PrefixPlanner:
         reach[row] = first + 1
         parts = []
         for is_kind in (consumed == 0, consumed > 0):
-            walk = _Walk(self, labels, teacher_labels, continues, row[is_kind], first[is_kind], consumed[is_kind])
+            walk = _Walk(
+                self, labels, teacher_labels, continues, previous, row[is_kind], first[is_kind], consumed[is_kind]
+            )
             parts.append(walk.positions(len(labels)))
             np.maximum.at(reach, row[is_kind][walk.position], walk.teacher + 1)
         return PrefixPlan(reach, *parts)
@@ -96,11 +101,13 @@ class _Walk:
         labels: Ints,
         teacher_labels: Ints,
         continues: Bools,
+        previous: Ints,
         row: Ints,
         first: Ints,
         consumed: Ints,
     ) -> None:
-        self.map = planner.map
+        self.map, self.completion = planner.map, planner.completion
+        self.previous = previous[row]  # [R] student tokens
         self.row, self.first, self.consumed = row, first, consumed
         self.observed = labels[row]  # [R] student tokens
         self.token = teacher_labels[first]  # [R]
@@ -134,7 +141,10 @@ class _Walk:
         is_refined = self.root >= 0
         observed_column = np.where(is_refined, -1, self._column(self.observed, self.is_inside))
         low, high = np.ascontiguousarray(self.extending.T)
-        heir_position, heir_place, heir_token = self._inherited()
+        excluded_position, excluded_token = self._excluded()
+        heir_position, heir_place, heir_token = self._inherited(excluded_position, excluded_token)
+        excluding = self._excluding()
+        group_position, group_size, group_token = self._groups(excluding)
         columns = {
             "row": self.row,
             "teacher": self.first,
@@ -156,16 +166,25 @@ class _Walk:
             "heir_branch": self._find(heir_position, heir_place, branches),
             "heir_teacher": self.first[heir_position],
             "heir_token": heir_token,
+            "excluding": excluding,
+            "excluded_position": excluded_position,
+            "excluded_token": excluded_token,
+            "group_position": group_position,
+            "group_size": group_size,
+            "group_token": group_token,
         }
         owner = {
             "positions": self.row,
             "levels": self.row[self.position],
             "branches": self.row[self.position[branches.level]],
             "heirs": self.row[heir_position],
+            "excluded": self.row[excluded_position],
+            "groups": self.row[group_position],
         }
         before = entries_before(owner, num_rows)
         before["members"] = np.append(0, np.cumsum(branches.length))[before["branches"]]
         before["extending"] = np.append(0, np.cumsum(high - low))[before["positions"]]
+        before["group_members"] = np.append(0, np.cumsum(group_size))[before["groups"]]
         return Positions(**{name: torch.from_numpy(column) for name, column in columns.items()}, before=before)
 
     def _branches(self) -> _Branches:
@@ -204,10 +223,39 @@ class _Walk:
         found = np.searchsorted(keys, position * num_members + place, side="right") - 1
         return np.where(place >= 0, found, -1)
 
-    def _inherited(self) -> tuple[Ints, Ints, Ints]:
+    def _inherited(self, excluded_position: Ints, excluded_token: Ints) -> tuple[Ints, Ints, Ints]:
         """``[X]`` position, place of the receiving member, and teacher token of all inherited mass."""
         first, tokens, places = self.map.inherited
         heirs = np.flatnonzero((self.root >= 0) & ~self.is_inside)
         root = self.root[heirs]
         index, entry = expand(first[root], first[root + 1])
-        return heirs[index], places[entry], tokens[entry]
+        position, token, size = heirs[index], tokens[entry], self.map.num_teacher
+        keep = np.isin(position * size + token, excluded_position * size + excluded_token, invert=True)
+        return position[keep], places[entry][keep], token[keep]
+
+    def _excluded(self) -> tuple[Ints, Ints]:
+        """Position and teacher token of all that cannot follow the student's last token, at boundaries."""
+        at_boundary = np.flatnonzero(~self.is_inside)
+        position, token = self.completion.excluded(self.previous[at_boundary], self.token[at_boundary])
+        return at_boundary[position], token
+
+    def _excluding(self) -> Ints:
+        """``[R]`` bytes of the student's last token, inside teacher tokens, if it excludes any of them; or 0."""
+        length = self.completion.excluding_bytes(self.previous, self.token, self.consumed)
+        return np.where(self.is_inside, length, 0)
+
+    def _groups(self, excluding: Ints) -> tuple[Ints, Ints, Ints]:
+        """``[H]`` position and size of the groups inside teacher tokens, and their student tokens."""
+        positions, sizes, places = ([self.row[:0]] for _ in range(3))
+        for position in np.flatnonzero(self.is_inside).tolist():
+            low, high = self.extending[position].tolist()
+            consumed = int(self.consumed[position])
+            groups = self.completion.groups(low, high, consumed, int(excluding[position]))
+            if self.root[position] >= 0:  # levels divide what begins with the rest of the observed token
+                groups = self.completion.groups_outside(self.token[position], groups, consumed)
+            size = np.bincount(groups.group)
+            positions.append(np.full(len(size), position))
+            sizes.append(size)
+            places.append(groups.place)
+        members = self.completion.by_student.tokens[np.concatenate(places)]
+        return np.concatenate(positions), np.concatenate(sizes), members

@@ -11,7 +11,7 @@ from torch import Tensor
 from xtoken_pl.batch import LossPlan
 from xtoken_pl.prefix_map.row_tables import Column, RowTables
 
-# N student rows, R positions, L levels, G branches, X inherited packets of mass
+# N student rows, R positions, L levels, G branches, X inherited packets of mass, Y excluded tokens, H groups
 
 
 @dataclass
@@ -26,8 +26,7 @@ class Positions(RowTables):
 
     Attributes:
         before: ``[N + 1]`` entries of each table before each student row, by table name; stays on the CPU. Besides the
-            tables of columns, ``members`` counts members of branches, and ``extending`` tokens from ``low`` to
-            ``high``.
+            tables of columns, ``members`` counts members of branches, ``extending`` tokens from ``low`` to ``high``.
         row: ``[R]`` student rows, increasing.
         teacher: ``[R]`` row of the teacher token that the position lies in, or begins with.
         observed_column: ``[R]`` column of the observed teacher token's mass; -1 if levels divide it, or there is none.
@@ -43,6 +42,13 @@ class Positions(RowTables):
         branch_start, branch_length: ``[G]`` range of the branch's members.
         heir_branch: ``[X]`` receiver of the mass of a teacher token that leads no student token, at a boundary.
         heir_teacher, heir_token: ``[X]`` row and id of that teacher token.
+        excluding: ``[R]`` bytes of the student's last token if it excludes teacher tokens of the range, those whose
+            bytes from its first one on are one student token; otherwise 0.
+        excluded_position, excluded_token: ``[Y]`` teacher tokens that cannot follow the student's last token, at a
+            boundary.
+        group_position, group_size: ``[H]`` position and number of members of each group of student tokens that is no
+            branch, if inside.
+        group_token: Members of all groups.
     """
 
     row: Annotated[Tensor, Column("positions", "student")]
@@ -65,6 +71,12 @@ class Positions(RowTables):
     heir_branch: Annotated[Tensor, Column("heirs", "branches")]
     heir_teacher: Annotated[Tensor, Column("heirs", "teacher")]
     heir_token: Annotated[Tensor, Column("heirs")]
+    excluding: Annotated[Tensor, Column("positions")]
+    excluded_position: Annotated[Tensor, Column("excluded", "positions")]
+    excluded_token: Annotated[Tensor, Column("excluded")]
+    group_position: Annotated[Tensor, Column("groups", "positions")]
+    group_size: Annotated[Tensor, Column("groups")]
+    group_token: Annotated[Tensor, Column("group_members")]
 
 
 @dataclass
