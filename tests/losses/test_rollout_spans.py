@@ -9,7 +9,6 @@ import torch
 from loss_cases import CASES, LossCase, LossRows, TextRows
 from loss_tester import close, evaluated, scored, weights
 from prefix_pairs import Pair
-from small_models import packing_tokenizer, reversing_tokenizer
 from span_rows import Spans, block_of, random_labels, random_rows
 
 from xtoken_pl.batch import SpanBatch
@@ -17,7 +16,7 @@ from xtoken_pl.batch import SpanBatch
 #: Rows of the student and of the teacher, and spans; the first rows predict tokens of the prompt.
 LETTERS: dict[str, tuple[int, int, Spans]] = {
     "up to the end tokens": (9, 7, [(3, 4, 2, 4), (4, 7, 4, 5), (7, 8, 5, 6), (8, 9, 6, 7)]),
-    "cut off inside a span": (8, 7, [(3, 4, 2, 4), (4, 6, 4, 6)]),
+    "cut off inside a span": (8, 7, [(2, 3, 1, 2), (3, 4, 2, 4), (4, 6, 4, 6)]),
     "a single token": (4, 3, [(3, 4, 2, 3)]),
     "only the end token": (1, 1, [(0, 1, 0, 1)]),
 }
@@ -33,11 +32,9 @@ TEXTS: dict[str, tuple[str, Sequence[int]]] = {
 def rows_of(case: LossCase, name: str) -> LossRows:
     if isinstance(case.rows_of, TextRows):
         text, masked = TEXTS[name]
-        plain = Pair.of(reversing_tokenizer(), packing_tokenizer(), text, loss=case.loss)
-        places = range(len(plain.window["student_ids"]))
-        pair = Pair.of(
-            reversing_tokenizer(), packing_tokenizer(), text, loss=case.loss, masked=[places[place] for place in masked]
-        )
+        sides = case.rows_of.student(), case.rows_of.teacher()
+        places = range(len(Pair.of(*sides, text, loss=case.loss).window["student_ids"]))
+        pair = Pair.of(*sides, text, loss=case.loss, masked=[places[place] for place in masked])
         labels = pair.batch.student.labels, pair.batch.teachers["t"].tokens.labels
         return LossRows(*pair.rows(), labels, pair.spans, pair.plan, pair)
     num_student, num_teacher, spans = LETTERS[name]
@@ -48,8 +45,16 @@ def rows_of(case: LossCase, name: str) -> LossRows:
     return LossRows(student, teacher, labels, SpanBatch(s.first, s.length, t.first, t.length, s.span, t.span))
 
 
-@pytest.mark.parametrize("name", LETTERS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+def has_such_spans(case: LossCase, name: str) -> bool:
+    """Without bos on both sides nothing predicts the first token of a text, which is in no span then."""
+    if name != "a single token" or not isinstance(case.rows_of, TextRows):
+        return True
+    return all(make().bos_token is not None for make in (case.rows_of.student, case.rows_of.teacher))
+
+
+@pytest.mark.parametrize(
+    ("case", "name"), [(case, name) for case in CASES for name in LETTERS if has_such_spans(case, name)], ids=str
+)
 def test_equals_the_slow_reference_in_any_blocks(case: LossCase, name: str) -> None:
     rows = rows_of(case, name)
     assert len(rows.spans) == 1 if "single" in name or "only" in name else len(rows.spans) > 1
