@@ -134,13 +134,12 @@ def numerals(suite: Suite, finished: Finished, runs: Sequence[str]) -> Figure:
 
 
 @_styled
-def panels(columns: Sequence[Column], flagship: str) -> Figure:
+def panels(columns: Sequence[Column], losses: Sequence[str], flagship: str) -> Figure:
     """A panel for every column of the losses side by side: means and 95% intervals, a row for every loss.
 
     Cross-entropy alone is a dashed line; losses that are the first, or level with it, are filled, one loss is coloured.
     """
-    titles = list(dict.fromkeys(loss for column in columns for loss in (*column.values, *column.same_as)))
-    rows = [loss for loss in titles if loss != _ALONE]
+    rows = [loss for loss in losses if loss != _ALONE]
     across = min(4, len(columns))
     down = -(-len(columns) // across)
     figure = _figure(height=(0.17 * len(rows) + 0.55) * down + 0.2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.claims import CLAIMS, Claim, load_claims, unknown_runs
 from experiments.finished import RESULTS, Finished
 from experiments.plots import comparison, curves, numerals, panels, png
-from experiments.side_by_side import FLAGSHIP, columns, flagship_text, side_by_side_table
+from experiments.side_by_side import FLAGSHIP, columns, flagship_text, losses, side_by_side_table
 from experiments.statistics import estimate
 from experiments.suites import Suite, load_suites
 from experiments.tables import NOT_RUN, claims_table, format_number, main_table, suite_table
@@ -181,7 +181,8 @@ class _Report:
     def _side_by_side(self) -> str:
         if not any(column.ranks for column in self.columns):
             return f"Figure: {NOT_RUN}."
-        data = png(panels([column for column in self.columns if column.ranks], FLAGSHIP))
+        ranked = [column for column in self.columns if column.ranks]
+        data = png(panels(ranked, losses(ranked), FLAGSHIP))
         return self._figure("side_by_side", data, f"The losses side by side. {_PANELS}")
 
     def _any_finished(self, suite: Suite, runs: list[str]) -> bool:

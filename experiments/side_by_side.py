@@ -20,7 +20,7 @@ COLUMNS = {
     "losses_on_policy": "sums, on-policy",
     "losses_letters": "letters",
     "losses_real": "real text",
-    "losses_pretrained": "real text, pretrained student",
+    "losses_pretrained": "real text",
 }
 #: The loss of ours, whose place is told in words.
 FLAGSHIP = "byte-prefix KL"
@@ -46,7 +46,7 @@ class Column:
     @property
     def title(self) -> str:
         """The suite and the teacher."""
-        return f"{COLUMNS.get(self.suite, self.suite)}, {self.teacher}"
+        return f"{COLUMNS[self.suite]}, {self.teacher}"
 
     def of(self, loss: str) -> dict[int, float]:
         """A loss's values by seed; empty where it was not run."""
@@ -92,8 +92,9 @@ def columns(suites: Mapping[str, Suite], finished: Finished) -> list[Column]:
 
 
 def losses(all_columns: list[Column]) -> list[str]:
-    """The titles of all losses, in the order in which columns have them first."""
-    return list(dict.fromkeys(loss for column in all_columns for loss in (*column.values, *column.same_as)))
+    """The titles of all losses, in the order of the column that has most runs."""
+    fullest = sorted(all_columns, key=lambda column: len(column.values), reverse=True)
+    return list(dict.fromkeys(loss for column in fullest for loss in (*column.values, *column.same_as)))
 
 
 def side_by_side_table(all_columns: list[Column]) -> str:

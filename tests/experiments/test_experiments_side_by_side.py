@@ -17,6 +17,7 @@ from experiments.side_by_side import (
     Column,
     columns,
     flagship_text,
+    losses,
     side_by_side_table,
 )
 from experiments.suites import Run, Suite
@@ -82,7 +83,7 @@ def test_the_place_of_our_loss_is_told_with_the_one_that_is_ahead(shown: list[Co
 
 
 def test_figure_has_a_panel_for_every_column(shown: list[Column]) -> None:
-    figure = panels(shown, FLAGSHIP)
+    figure = panels(shown, losses(shown), FLAGSHIP)
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
     assert titles == [column.title for column in shown]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [FLAGSHIP, "BPM", "ALM", "ESCD"]
