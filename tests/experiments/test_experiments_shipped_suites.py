@@ -105,7 +105,7 @@ def test_runs_have_the_teacher_the_loss_and_the_scaling_that_their_names_say(shi
 def test_every_loss_has_a_value_under_every_teacher_of_the_suites_that_stand_side_by_side() -> None:
     """Its own, or that of a loss that is the same there."""
     for suite in load_suites([*COLUMNS]).values():
-        runs = [run for run in suite.runs.values() if run.teacher and not run.name.startswith("teacher_")]
+        runs = [run for run in suite.runs.values() if run.teacher and run.baseline]
         titles = {
             teacher: sorted(
                 title for run in runs if run.teacher == teacher for title in (run.title, *run.also) if title != "KL"
@@ -157,6 +157,8 @@ def test_on_real_text_a_run_has_the_teacher_of_its_baseline_so_that_their_window
 
     for suite in load_suites(["real", "losses_real", "losses_pretrained"]).values():
         for run in suite.runs.values():
+            if not run.baseline:  # the teacher itself
+                continue
             assert len(teachers(suite.name, run.name, 0)) == 1
             assert all(
                 teachers(suite.name, run.name, seed) == teachers(suite.name, run.baseline, seed) for seed in run.seeds
@@ -165,6 +167,7 @@ def test_on_real_text_a_run_has_the_teacher_of_its_baseline_so_that_their_window
 
 def test_teachers_have_to_be_right_in_95_of_100_held_out_problems(shipped: dict[Key, Job]) -> None:
     not_asked = {"quick/teacher", "conditions/first"}  # minutes are too few; a student before it learns sums
+    not_asked |= {"losses_pretrained/teacher"}  # of text, which has no right answers
     not_asked |= {
         "warm_up/ce",
         "warm_up/ce_long",
