@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from experiment_results import METRIC, line, write_results
 
 import experiments.__main__ as command
 from experiments import jobs as jobs_module
+from experiments.finished import Finished
 from experiments.jobs import make_jobs
 from experiments.prepare import prepare
-from experiments.suites import load_suites
+from experiments.suites import EVIDENCE, RECORDED, load_suites
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,34 @@ def test_a_folder_without_results_is_refused_and_left_as_it_is(tmp_path: Path) -
         with pytest.raises(ValueError, match=rf"there is no results\.jsonl in '{tmp_path}'"):
             call(str(tmp_path))
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_report_has_recorded_results_of_the_suites_that_are_not_run_by_default_where_the_folder_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, folder = tmp_path / "recorded", tmp_path / "folder"
+    for path in (recorded, folder):
+        path.mkdir()
+    keys = [("addition", "ce", 0), ("addition", "ce", 1), ("addition", "ce", 2), ("losses", "ce", 0)]
+    write_results(recorded, [line(*key, 0.1, settings="old" if key[2] == 2 else "same") for key in keys])
+    write_results(folder, [line("addition", "ce", 1, 0.2, settings="same")])
+    jobs = {key: SimpleNamespace(settings="same") for key in keys}
+    shown: list[Finished] = []
+    monkeypatch.setattr(command, "TARGET", recorded / "README.md")
+    monkeypatch.setattr(command, "make_jobs", lambda suites, folder: jobs)
+    monkeypatch.setattr(command, "write_report", lambda finished, *_: shown.append(finished))
+    with pytest.warns(UserWarning, match=r"1 of the wanted runs .* addition/ce/2"):  # of other settings
+        command.report(str(folder), readme=None)
+    assert shown[0].metric("addition", "ce", METRIC) == {0: 0.1, 1: 0.2}
+    assert not shown[0].of("losses", "ce")  # what is run by default is not taken from an earlier report
+
+
+def test_suites_that_a_report_has_recorded_are_run_behind_the_others_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(command, "make_jobs", lambda suites, *_: ran.append([*suites]))
+    monkeypatch.setattr(command, "run_jobs", lambda *_: None)
+    command.run(folder=str(tmp_path))
+    command.run(folder=str(tmp_path), all_suites=True)
+    assert ran == [[*EVIDENCE], [*EVIDENCE, *RECORDED]]

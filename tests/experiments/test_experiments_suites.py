@@ -32,6 +32,7 @@ def write_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 def test_a_run_has_what_its_suite_says_unless_it_says_otherwise(write_suite: Callable[..., Suite]) -> None:
     lines = [{"task": "letters", "number": 5, "random_share": 0.5}]
     own = {"seeds": [7], "lines": lines, "baseline": "", "config": {"b": {"d": 3}, "a": 3}, "configs": ["extra.yaml"]}
+    own |= {"also": ["GOLD", "H-KL"]}
     shared = [{"task": "addition", "number": 9, "random_share": 0.1}]
     runs = write_suite({"ce": None, "own": own}, baseline="ce", lines=shared).runs
     assert (runs["ce"].seeds, runs["ce"].baseline, runs["ce"].title) == ((0, 1), "ce", "ce")
@@ -39,6 +40,7 @@ def test_a_run_has_what_its_suite_says_unless_it_says_otherwise(write_suite: Cal
     assert runs["ce"].config == {"a": 1, "b": {"c": 1, "d": 1}}
     assert (runs["own"].seeds, runs["own"].baseline) == ((7,), "")
     assert runs["own"].lines == (Lines("letters", 5, 0.5),)
+    assert (runs["ce"].also, runs["own"].also) == ((), ("GOLD", "H-KL"))
     assert runs["own"].config == {"a": 3, "b": {"c": 2, "d": 3, "e": [2]}}  # its own over its files over the suite's
 
 
