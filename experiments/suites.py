@@ -29,7 +29,7 @@ EVIDENCE = ("losses", "losses_on_policy", "losses_letters", "losses_real", "loss
 #: hours more.
 RECORDED = (
     *("losses_search", "losses_pretrained", "search", "addition", "numerals", "real", "conditions", "complementary"),
-    *("first_digit", "warm_up", "on_policy_search", "on_policy", "on_policy_complementary"),
+    *("first_digit", "warm_up", "on_policy_search", "on_policy", "on_policy_complementary", "ceiling"),
 )
 RUN_REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
 

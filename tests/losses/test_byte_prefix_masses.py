@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from prefix_groups import listed
 from prefix_pairs import Pair
 from small_models import numeral_tokenizer
 from toy_languages import Language, Position, Toy
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary
-from xtoken_pl.losses.group_divergence import Groups
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +49,6 @@ def test_masses_are_the_probabilities_counted_over_all_texts(
                 num_refined += bool((positions.level_position == place).any())
                 num_inside += int(positions.consumed[place]) > 0
     assert num_refined > 6 if packs == "student" else num_inside > 6
-
-
-def listed(pair: Pair, groups: Groups, place: int) -> list[tuple[float, list[int]]]:
-    """The groups of a position: mass and student tokens."""
-    size = len(pair.student)
-    column = torch.arange(size) if groups.sums is None else groups.sums.column
-    inside = torch.nonzero(groups.branch_position[groups.member_branch] == place).flatten()
-    members = (groups.member[inside] - place * size).tolist()
-    found: list[tuple[float, list[int]]] = []
-    for c, mass in enumerate(groups.column_mass[place].tolist()):
-        tokens = [s for s in torch.nonzero(column == c).flatten().tolist() if s not in members]
-        found.append((mass, tokens))
-    for g in torch.nonzero(groups.branch_position == place).flatten().tolist():
-        tokens = [s for s, m in zip(members, groups.member_branch[inside].tolist(), strict=True) if m == g]
-        found.append((float(groups.branch_mass[g]), tokens))
-    return found
 
 
 def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(

@@ -142,6 +142,10 @@ def test_a_matched_row_loss_needs_no_method_to_be_planned_and_cached() -> None:
         ),
         (ProjectionKL(merge="mean"), "(ProjectionKL) reads every row"),
         (
+            BytePrefixKL(lookahead=0.5),
+            "(BytePrefixKL) reads distributions behind tokens that the text does not have (lookahead) of the teacher",
+        ),
+        (
             hidden_cosine(4, 4),
             "(HiddenCosine) reads hidden states of the teacher, and its cache has no hidden states; take",
         ),

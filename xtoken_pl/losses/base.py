@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xtoken_pl.batch import LossPlan, Planner, sum_by_span
 from xtoken_pl.losses.counterparts import LossCounterparts
 from xtoken_pl.losses.row_content import RowContent
+from xtoken_pl.prefix_map import BranchReader
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 
@@ -186,6 +187,14 @@ class SpanLoss(nn.Module, ABC):
         row reads behind the cut.
         """
         return None
+
+    def look_ahead(self, plan: LossPlan, reader: BranchReader) -> LossPlan:
+        """Extends the plan of a batch by what the teacher says behind tokens that the text does not have.
+
+        Called once the teacher has read the batch, if :attr:`row_needs` asks for ``branches``. The default returns the
+        plan.
+        """
+        return plan
 
     @abstractmethod
     def forward(self, block: SpanBlock) -> SpanScores:

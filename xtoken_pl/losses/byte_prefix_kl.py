@@ -2,19 +2,22 @@ r"""Byte-prefix KL: the teacher's pass over the text divides the student's vocab
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from xtoken_pl.batch import Planner
+from xtoken_pl.batch import LossPlan, Planner
 from xtoken_pl.losses.base import SpanBlock, SpanScores
 from xtoken_pl.losses.divergence import Divergence
 from xtoken_pl.losses.group_divergence import group_divergence
 from xtoken_pl.losses.prefix_mass import PrefixMass
+from xtoken_pl.losses.row_content import RowContent
 from xtoken_pl.losses.teacher_tokens import TopKLoss, keep_tokens
-from xtoken_pl.prefix_map import PrefixPlan, PrefixPlanner, prefix_map_for
+from xtoken_pl.prefix_map import BranchReader, Lookahead, PrefixPlan, PrefixPlanner, prefix_map_for
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.checks import check_choice
+from xtoken_pl.utilities.checks import check_at_least_one, check_choice
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -87,9 +90,15 @@ class BytePrefixKL(TopKLoss):
             others share the remaining probability evenly. The groups of a position that no kept token reaches are
             compared as one. The loss is then at most that of these rows without merging. Nothing is renormalized; None,
             the default, keeps all tokens.
+        lookahead: Share of the probability from which a group that the text does not divide is divided along the
+            teacher's own most probable continuation, which the teacher reads in short passes of their own, at most one
+            group at each boundary; between 0 and 1. The teacher must run in this process. None, the default, reads the
+            text alone.
+        lookahead_tokens: Largest number of tokens that the teacher reads for it at a position.
 
     Raises:
-        UserError: If ``teacher_top_k`` is not an integer >= 1.
+        UserError: If ``teacher_top_k`` or ``lookahead_tokens`` is not an integer >= 1, ``lookahead`` is not between 0
+            and 1, or both ``teacher_top_k`` and ``lookahead`` are set.
 
     References:
         [0] The loss is ours. Related: byte-prefix marginalization (BPM), https://arxiv.org/abs/2607.22334; likelihood
@@ -99,12 +108,28 @@ class BytePrefixKL(TopKLoss):
     unwritten: Tensor  # student tokens that the teacher cannot write
 
     def __init__(
-        self, *, prefix_map: str | None = None, divergence: Divergence = "forward", teacher_top_k: int | None = None
+        self,
+        *,
+        prefix_map: str | None = None,
+        divergence: Divergence = "forward",
+        teacher_top_k: int | None = None,
+        lookahead: float | None = None,
+        lookahead_tokens: int = 2,
     ) -> None:
         super().__init__(teacher_top_k=teacher_top_k)
+        check_at_least_one("lookahead_tokens", lookahead_tokens, "a token packs more of the teacher's seldom")
+        if lookahead is not None and not 0 < lookahead < 1:
+            raise UserError(f"lookahead must be between 0 and 1, got {lookahead}; None, the default, disables it")
+        if lookahead is not None and teacher_top_k is not None:
+            raise UserError(
+                f"lookahead reads whole rows of the teacher, got teacher_top_k={teacher_top_k}; leave out one of them"
+            )
+        self.lookahead = lookahead
+        self.lookahead_tokens = lookahead_tokens
         self.prefix_map = prefix_map
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self._planner: PrefixPlanner | None = None
+        self._lookahead: Lookahead | None = None
         self._summary: list[tuple[str, int, int]] = []
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
@@ -118,6 +143,9 @@ class BytePrefixKL(TopKLoss):
             raise UserError(f"BytePrefixKL needs student tokens that {teacher.name!r} can write, got none; use ULD")
         self._summary = prefix_map.summary()
         self._planner = PrefixPlanner(prefix_map, student, teacher)
+        if self.lookahead is not None:
+            least = 0.0 if self.divergence == "forward" else torch.finfo(torch.float32).eps
+            self._lookahead = Lookahead(prefix_map, self.lookahead, self.lookahead_tokens, least)
         is_token = torch.from_numpy(self._planner.completion.is_token)
         self.mass = PrefixMass(prefix_map, is_token, all_positive=self.divergence != "forward")
         unwritten = torch.from_numpy(prefix_map.lead < 0).nonzero().squeeze(1)
@@ -125,6 +153,7 @@ class BytePrefixKL(TopKLoss):
 
     def extra_repr(self) -> str:
         kept = [] if self.teacher_top_k is None else [f"teacher_top_k={self.teacher_top_k}"]
+        kept += [] if self.lookahead is None else [f"lookahead={self.lookahead}"]
         return ", ".join(
             [f"divergence={self.divergence}", *kept, *(f"{count:,} {label}" for label, count, _ in self._summary)]
         )
@@ -133,6 +162,15 @@ class BytePrefixKL(TopKLoss):
     def planner(self) -> Planner:
         assert self._planner is not None, "bind comes first"
         return self._planner.plan
+
+    @property
+    def row_needs(self) -> RowContent:
+        return replace(super().row_needs, branches=self.lookahead is not None)
+
+    def look_ahead(self, plan: LossPlan, reader: BranchReader) -> LossPlan:
+        """Divides groups of a plan along the teacher's own continuations, if ``lookahead`` is set."""
+        assert isinstance(plan, PrefixPlan), "plan comes first"
+        return plan if self._lookahead is None else plan.with_boundary(self._lookahead.extend(plan.boundary, reader))
 
     def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
         """Upper bound for columns, their sums, members, order and offsets of both sides: ``8 * 8 (V_s + V_t)``."""

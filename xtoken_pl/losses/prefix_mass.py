@@ -72,6 +72,7 @@ class PrefixMass(nn.Module):
         divided = positions.divided_column[:, None]
         left = column_mass.gather(1, divided.clamp_min(0)).masked_fill(divided >= 0, 0.0)
         column_mass.scatter_(1, divided.clamp_min(0), left)
+        _clear_columns(column_mass, positions.start_position, positions.start_column)
         sums = GroupSums(column_mass, positions.count("branches"), has_marks=kept is not None)
         heir_row, heir_token = positions.heir_teacher, positions.heir_token
         inherited = self._positive(teacher.log_probs[heir_row, heir_token].exp())
@@ -81,7 +82,8 @@ class PrefixMass(nn.Module):
             everyone = torch.arange(len(ids), device=ids.device)[:, None]
             sums.mark_columns(everyone, self.teacher_column[ids], probs.gather(1, ids) > 0)
             sums.mark_positions(~kept.has_tail[positions.teacher])
-        self._follow_path(positions, teacher, kept, sums)
+        reached = self._follow_path(positions, teacher, kept, sums)
+        self._divide_starts(positions, teacher, reached, sums)
         members = self._members(positions)
         return Groups(positions.row, sums.columns, self.of_student, sums.branches, *members, sums.merged())
 
@@ -120,8 +122,12 @@ class PrefixMass(nn.Module):
         """Raises masses to the smallest normal number; all of a row's together stay far below ``smallest_prob``."""
         return mass.clamp_min_(torch.finfo(mass.dtype).tiny) if self.all_positive else mass
 
-    def _follow_path(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums) -> None:
-        """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first."""
+    def _follow_path(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums) -> Tensor:
+        """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first.
+
+        Returns:
+            ``[L]`` probability of the observed tokens before each level.
+        """
         # Finite, or one row would spoil the path of all behind it.
         observed = teacher.token_log_probs().clamp_min(LEAST_NATS)  # [Q]
         everyone = torch.arange(len(positions.row), device=observed.device)
@@ -139,7 +145,8 @@ class PrefixMass(nn.Module):
         is_kept = _lookup(kept, row, token)
         sums.add_to_branches(self._positive(reached[level] * leaves), branch, is_kept)
         least = torch.finfo(stays.dtype).eps if self.all_positive else 0.0
-        residual = self._positive(reached * (1 - stays.index_add(0, level, leaves)).clamp_min(least))
+        continues = self._add_starts_of_levels(stays.index_add(0, level, leaves), positions, teacher)
+        residual = self._positive(reached * (1 - continues).clamp_min(least))
         if kept is not None and is_kept is not None:
             is_kept = kept.others_than(is_kept & (branch >= 0), level, positions.level_teacher)
         sums.add_to_branches(residual, positions.residual_branch, is_kept)
@@ -147,6 +154,33 @@ class PrefixMass(nn.Module):
         ending = self._positive(reached * stays)
         sums.add_to_branches(ending, positions.last_branch)
         sums.add_to_columns(ending, positions.level_position, positions.last_column)
+        return reached
+
+    @staticmethod
+    def _add_starts_of_levels(probs: Tensor, positions: Positions, teacher: SideRows) -> Tensor:
+        """Adds to ``[L]`` the probabilities of tokens whose branch at a level starts replace."""
+        if not positions.count("starts"):
+            return probs
+        of_start = teacher.log_probs[positions.start_teacher, positions.start_token].exp()
+        level = positions.start_level
+        return probs.index_add(0, level.clamp_min(0), of_start.masked_fill(level < 0, 0.0))
+
+    def _divide_starts(self, positions: Positions, teacher: SideRows, reached: Tensor, sums: GroupSums) -> None:
+        """Adds the masses of groups that the teacher's own continuations divide, if it looks ahead."""
+        if not positions.count("starts"):
+            return
+        before = reached[positions.start_level.clamp_min(0)].masked_fill(positions.start_level < 0, 1.0)
+        mass = before * teacher.log_probs[positions.start_teacher, positions.start_token].exp()  # [A]
+        parts = self._positive(mass[positions.share_start] * positions.share.to(mass.dtype))
+        sums.add_to_branches(parts, positions.share_branch)
+        sums.add_to_columns(parts, positions.start_position[positions.share_start], positions.share_column)
+
+
+def _clear_columns(column_mass: Tensor, position: Tensor, column: Tensor) -> None:
+    """Sets one column of some positions to 0, none for -1."""
+    place = position * column_mass.shape[1] + column.clamp_min(0)
+    flat = column_mass.view(-1)
+    flat[place] = flat[place].masked_fill(column >= 0, 0.0)
 
 
 def _lookup(kept: KeptTokens | None, row: Tensor, token: Tensor) -> Tensor | None:

@@ -19,11 +19,13 @@ class RowContent:
             temperature and at 1.
         top_k: Number of tokens of a row, the most probable ones; None for all. The others share the remaining mass.
         hidden_states: Whether the hidden states that the teacher's head reads belong to them.
+        branches: Whether the teacher can read tokens that the text does not have.
     """
 
     rows: RowKind = "all"
     top_k: int | None = None
     hidden_states: bool = False
+    branches: bool = False
 
     def lacks(self, needs: RowContent) -> str | None:
         """What is asked for and not given, in words; None if nothing is missing.
@@ -32,6 +34,8 @@ class RowContent:
         """
         if needs.hidden_states and not self.hidden_states:
             return "hidden states"
+        if needs.branches and not self.branches:
+            return "distributions behind tokens that the text does not have (lookahead)"
         if needs.rows == "all" and self.rows != "all":
             return "every row"
         return None

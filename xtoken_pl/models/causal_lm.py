@@ -28,6 +28,11 @@ _LARGE_LOGIT = 1000.0
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
+def relative_tolerance(dtype: torch.dtype) -> float:
+    """Largest difference between two ways to compute the same states, relative to the largest one."""
+    return _TOLERANCE[dtype]
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A loaded model and its checked head."""

@@ -2,6 +2,7 @@
 
 from xtoken_pl.prefix_map.build import build_prefix_map, prefix_map_for
 from xtoken_pl.prefix_map.completion_sets import CompletionPlan, CompletionPlanner, Completions, CompletionSets
+from xtoken_pl.prefix_map.lookahead import BranchReader, Lookahead
 from xtoken_pl.prefix_map.marginal_positions import MarginalPlan, MarginalPlanner, MarginalPositions
 from xtoken_pl.prefix_map.partition_planner import PartitionPlan, PartitionPlanner, SpanCells
 from xtoken_pl.prefix_map.planner import PrefixPlanner
@@ -10,10 +11,12 @@ from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.student_units import student_units
 
 __all__ = [
+    "BranchReader",
     "CompletionPlan",
     "CompletionPlanner",
     "CompletionSets",
     "Completions",
+    "Lookahead",
     "MarginalPlan",
     "MarginalPlanner",
     "MarginalPositions",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
 from xtoken_pl.prefix_map.completion import Completion
-from xtoken_pl.prefix_map.positions import Positions, PrefixPlan
+from xtoken_pl.prefix_map.positions import Positions, PrefixPlan, no_starts
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import entries_before
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -155,6 +155,7 @@ class _Walk:
             "high": high,
             "level_position": self.position,
             "level_teacher": self.teacher,
+            "level_node": self.node,
             "residual_branch": residual_branch,
             "residual_column": residual_column,
             "last_branch": last_branch,
@@ -172,6 +173,7 @@ class _Walk:
             "group_position": group_position,
             "group_size": group_size,
             "group_token": group_token,
+            **no_starts(),
         }
         owner = {
             "positions": self.row,
@@ -180,6 +182,8 @@ class _Walk:
             "heirs": self.row[heir_position],
             "excluded": self.row[excluded_position],
             "groups": self.row[group_position],
+            "starts": self.row[:0],
+            "shares": self.row[:0],
         }
         before = entries_before(owner, num_rows)
         before["members"] = np.append(0, np.cumsum(branches.length))[before["branches"]]

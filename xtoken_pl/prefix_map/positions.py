@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken_pl.batch import LossPlan
 from xtoken_pl.prefix_map.row_tables import Column, RowTables
 
 # N student rows, R positions, L levels, G branches, X inherited packets of mass, Y excluded tokens, H groups
+# A starts, E shares
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Positions(RowTables):
         low, high: ``[R]`` range, in the map's order, of the teacher tokens that begin with these bytes, if inside.
         level_position: ``[L]`` position of each level.
         level_teacher: ``[L]`` teacher row that predicts the token after the level's node.
+        level_node: ``[L]`` the node in the map's trie.
         residual_branch, residual_column: ``[L]`` receiver of the mass of teacher tokens with which no member continues.
         last_branch, last_column: ``[L]`` receiver of the mass of the path's last token; both -1 if the path continues.
         branch_level: ``[G]`` level of each branch.
@@ -49,6 +52,13 @@ class Positions(RowTables):
         group_position, group_size: ``[H]`` position and number of members of each group of student tokens that is no
             branch, if inside.
         group_token: Members of all groups.
+        start_position, start_token: ``[A]`` position of each *start*, a teacher token that the text does not have and
+            whose group the teacher's own continuation divides (see :class:`xtoken_pl.prefix_map.Lookahead`).
+        start_teacher, start_level: ``[A]`` row that predicts the token, and its level, -1 at the position itself.
+        start_column: ``[A]`` column that the start divides, -1 at a level.
+        share_start: ``[E]`` start of each part of its mass.
+        share_branch, share_column: ``[E]`` receiver of the part.
+        share: ``[E]`` the part, of all of the start's mass.
     """
 
     row: Annotated[Tensor, Column("positions", "student")]
@@ -60,6 +70,7 @@ class Positions(RowTables):
     high: Annotated[Tensor, Column("positions")]
     level_position: Annotated[Tensor, Column("levels", "positions")]
     level_teacher: Annotated[Tensor, Column("levels", "teacher")]
+    level_node: Annotated[Tensor, Column("levels")]
     residual_branch: Annotated[Tensor, Column("levels", "branches")]
     residual_column: Annotated[Tensor, Column("levels")]
     last_branch: Annotated[Tensor, Column("levels", "branches")]
@@ -77,6 +88,23 @@ class Positions(RowTables):
     group_position: Annotated[Tensor, Column("groups", "positions")]
     group_size: Annotated[Tensor, Column("groups")]
     group_token: Annotated[Tensor, Column("group_members")]
+    start_position: Annotated[Tensor, Column("starts", "positions")]
+    start_teacher: Annotated[Tensor, Column("starts", "teacher")]
+    start_token: Annotated[Tensor, Column("starts")]
+    start_level: Annotated[Tensor, Column("starts", "levels")]
+    start_column: Annotated[Tensor, Column("starts")]
+    share_start: Annotated[Tensor, Column("shares", "starts")]
+    share_branch: Annotated[Tensor, Column("shares", "branches")]
+    share_column: Annotated[Tensor, Column("shares")]
+    share: Annotated[Tensor, Column("shares")]
+
+
+def no_starts() -> dict[str, NDArray[Any]]:
+    """Makes the columns of starts and their shares for a plan without lookahead."""
+    integers = ("start_position", "start_teacher", "start_token", "start_level", "start_column")
+    parts = ("share_start", "share_branch", "share_column")
+    none = np.zeros(0, dtype=np.int64)
+    return {**dict.fromkeys((*integers, *parts), none), "share": np.zeros(0, dtype=np.float64)}
 
 
 @dataclass
@@ -90,6 +118,10 @@ class PrefixPlan(LossPlan):
 
     boundary: Positions
     inside: Positions
+
+    def with_boundary(self, boundary: Positions) -> PrefixPlan:
+        """Returns the plan with other tables of the same positions at boundaries."""
+        return replace(self, boundary=boundary)
 
     def cut(self, student_rows: slice, teacher_rows: slice) -> PrefixPlan:
         """Returns the plan of the given rows."""

@@ -51,6 +51,11 @@ class RowTables(Movable):
             **{name: part(name, *relation) for name, relation in _columns(cast(Hashable, type(self))).items()},
         )
 
+    @classmethod
+    def column_names(cls) -> list[str]:
+        """Names of the columns of all tables."""
+        return list(_columns(cast(Hashable, cls)))
+
     def count(self, table: str) -> int:
         """Number of entries of a table."""
         return int(self.before[table][-1])

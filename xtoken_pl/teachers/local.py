@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from xtoken_pl.batch import TeacherBatch
-from xtoken_pl.losses import RowContent
+from xtoken_pl.batch import TeacherBatch, TokenBatch
+from xtoken_pl.losses import RowContent, SpanLoss
 from xtoken_pl.models.causal_lm import LoadedModel, hidden_states, load_model
 from xtoken_pl.models.head import Head
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
 from xtoken_pl.scoring.tasks import HiddenRows, rows_of
 from xtoken_pl.specs import Teacher
+from xtoken_pl.teachers.branches import CachedBranches, check_branches
 from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 # B sequences, T tokens, H hidden size
 
@@ -51,12 +53,25 @@ class FrozenModel:
     @property
     def gives(self) -> RowContent:
         """Everything."""
-        return RowContent("all", hidden_states=True)
+        return RowContent("all", hidden_states=True, branches=True)
 
     def rows(self, view: TeacherBatch) -> HiddenRows:
         """Runs the model over the sequences of a batch."""
         tokens = view.tokens
         return rows_of(tokens, *self.run(tokens.input_ids, tokens.attention_mask, tokens.position_ids))
+
+    def branches(self, tokens: TokenBatch, temperature: float) -> CachedBranches:
+        """Runs the model over the sequences of a batch, and keeps what it needs to read further tokens behind them."""
+        device = tokens.input_ids.device
+
+        @contextmanager
+        def running() -> Iterator[None]:
+            with self.around(), self._on_device(device):
+                yield
+
+        with self._on_device(device):
+            head = self.head if self._on_host is None else self.head.fixed()
+        return CachedBranches(self.model, head, tokens, temperature, running)
 
     @contextmanager
     def _on_device(self, device: torch.device) -> Iterator[None]:
@@ -104,11 +119,29 @@ def place_teacher(
     """
     loaded = load_model(source, vocabulary, role=f"teacher {name!r}", device=device, separates=separates)
     loaded.model.requires_grad_(False)
+    if isinstance(source.loss, SpanLoss) and source.loss.row_needs.branches:
+        _check_lookahead(name, source, loaded, mesh, separates=separates)
     if source.compile:
         compile_layers(loaded.model)
     if mesh is not None and source.quantization is None:
         shard(loaded.model, mesh, cpu_offload=source.cpu_offload)
     return FrozenModel(loaded, cpu_offload=source.cpu_offload)
+
+
+def _check_lookahead(
+    name: str, source: Teacher, loaded: LoadedModel, mesh: DeviceMesh | None, *, separates: bool
+) -> None:
+    if mesh is not None and source.quantization is None:
+        raise UserError(
+            f"with lookahead a teacher must be whole in every process, but teacher {name!r} is sharded; run it under "
+            "DDP, or leave out lookahead"
+        )
+    if separates:
+        raise UserError(
+            f"lookahead (teacher {name!r}) reads windows of one document, got data.packing=separate; set data.packing "
+            "to joined or none, or leave out lookahead"
+        )
+    check_branches(loaded.model, loaded.head, name=name)
 
 
 def _host_copies(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:

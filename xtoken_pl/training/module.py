@@ -226,7 +226,14 @@ class MultiTeacherDistillModule(WritingModule):
         """Returns the task of a teacher, with its rows."""
         teacher, loss = self.teachers[name], cast(SpanLoss, self.losses[name])
         confidence = self.weighting.row_confidence if self.training else None
-        return TeacherTask(self.teacher_rows(name, view), view.spans, loss, teacher.temperature, confidence, view.plan)
+        plan = view.plan
+        if plan is not None and loss.row_needs.branches:
+            reader = self.loaded_teachers[name].branches(view.tokens, teacher.temperature)
+            rows: HiddenRows | GivenRows = reader.rows
+            plan = loss.look_ahead(plan, reader)
+        else:
+            rows = self.teacher_rows(name, view)
+        return TeacherTask(rows, view.spans, loss, teacher.temperature, confidence, plan)
 
     @property
     def trained_teachers(self) -> dict[str, Teacher]:
