@@ -155,18 +155,26 @@ class _Tables:
 
     def _heirs(self) -> tuple[Ints, Ints, Ints]:
         """``[X]`` position, teacher token and place of the receiving member of what all divided groups inherit."""
-        divided, first_level = np.unique(self.columns["level_position"], return_index=True)
-        leads = self.starts.level < 0
-        position = np.append(divided, self.starts.position[leads])
-        root = np.append(self.columns["level_node"][first_level], self.starts.root[leads])
-        order = np.argsort(position, kind="stable")
-        position, root = position[order], root[order]
+        columns, leads = self.columns, self.starts.select(self.starts.level < 0)
+        num_heirs = np.diff(self.before["heirs"])  # by student row
+        position = np.repeat(np.searchsorted(columns["row"], np.arange(len(num_heirs))), num_heirs)
+        root = np.full(len(columns["row"]), -1)
+        divided, first_level = np.unique(columns["level_position"], return_index=True)
+        root[divided] = columns["level_node"][first_level]
+        member = self.map.place(root[position], self.map.heir[columns["heir_token"]])
         first, tokens, members = self.map.inherited
-        index, entry = expand(first[root], first[root + 1])
-        position, token, size = position[index], tokens[entry], self.map.num_teacher
-        excluded = self.columns["excluded_position"] * size + self.columns["excluded_token"]
-        keep = np.isin(position * size + token, excluded, invert=True)
-        return position[keep], token[keep], members[entry][keep]
+        index, entry = expand(first[leads.root], first[leads.root + 1])
+        size = self.map.num_teacher
+        keep = np.isin(
+            leads.position[index] * size + tokens[entry],
+            columns["excluded_position"] * size + columns["excluded_token"],
+            invert=True,
+        )
+        index, entry = index[keep], entry[keep]
+        position = np.append(position, leads.position[index])
+        order = np.argsort(position, kind="stable")
+        token, member = np.append(columns["heir_token"], tokens[entry]), np.append(member, members[entry])
+        return position[order], token[order], member[order]
 
     def _add_heirs(self, position: Ints, token: Ints, member: Ints) -> None:
         self.columns["heir_branch"] = self._find(position, member)
