@@ -194,15 +194,13 @@ class BytePrefixReference:
         """Teacher tokens with which the student would have written its last token, `before`, as one token."""
         found: set[int] = set()
         for v, text in enumerate(self.teacher_bytes):
-            if not before or not text:
+            whole = self.by_bytes.get(before + text[len(there) :], -1)
+            if not before or whole < 0 or len(text) == len(there) or not text.startswith(there):
                 continue
-            if not there:
-                # Only those that the teacher writes behind the student's token.
-                u = self.by_bytes.get(before + text)
-                if u is not None and len(self.written[u]) > 1 and self.written[u][-1] == v:
-                    found.add(v)
-            elif len(before) <= len(there) < len(text) and text.startswith(there):
-                found |= {v} if before + text[len(there) :] in self.by_bytes else set()
+            # Without bytes of its own there, v must be what the teacher writes last of the longer token.
+            written = self.written[whole]
+            if len(before) <= len(there) if there else len(written) > 1 and written[-1] == v:
+                found.add(v)
         return found
 
     def _completions(self, there: bytes, impossible: Set[int]) -> dict[Key, list[int]]:

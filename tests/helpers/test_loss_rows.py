@@ -45,7 +45,7 @@ def places_of(text_rows: TextRows) -> Counter[str]:
         (PACKS, {"boundary", "boundary, path", "completion"}),
         (SPLITS, {"boundary", "inside", "completion"}),
     ],
-    ids=str,
+    ids=["all kinds", "packing", "splitting"],
 )
 def test_places_are_of_all_kinds(text_rows: TextRows, kinds: set[str]) -> None:
     assert {kind for kind, count in places_of(text_rows).items() if count} >= kinds

@@ -18,7 +18,7 @@ from torch import Tensor
 from xtoken_pl import BytePrefixKL, TokenKL
 from xtoken_pl.losses import Divergence
 from xtoken_pl.losses.group_divergence import Groups, group_divergence
-from xtoken_pl.prefix_map import PrefixPlan
+from xtoken_pl.prefix_map import Positions, PrefixPlan
 
 PAIRS = {
     "packing from splitting": (packing_tokenizer, splitting_tokenizer),
@@ -68,15 +68,23 @@ def test_without_the_path_it_is_the_kl_of_leading_tokens() -> None:
     for place in (0, 7, 50):
         row, teacher_row = int(plan.boundary.row[place]), int(plan.boundary.teacher[place])
         expected = 0.0
+        possible = {*range(len(pair.teacher))} - {*excluded_of(plan.boundary, place)}
         for lead, members in reference.leads.items():
-            target = [v for v in range(len(pair.teacher)) if lead_of(reference, v) == lead]
+            target = [v for v in possible if lead_of(reference, v) == lead]
+            if not target:
+                continue
             mass = teacher[teacher_row].exp()[target].sum()
             expected += float(mass * (mass / student[row].exp()[members].sum()).log())
-        dropped = [v for v in range(len(pair.teacher)) if lead_of(reference, v) is None]
+        dropped = [v for v in possible if lead_of(reference, v) is None]
         assert float(teacher[teacher_row].exp()[dropped].sum()) < 1e-3
-        total = 1 - float(teacher[teacher_row].exp()[dropped].sum())
+        total = float(teacher[teacher_row].exp()[[v for v in possible if v not in dropped]].sum())
         normalized = expected / total - math.log(total)
         assert group_divergence(student, groups)[row].item() == pytest.approx(normalized, abs=1e-10)
+
+
+def excluded_of(positions: Positions, place: int) -> list[int]:
+    """The teacher tokens that cannot follow at a boundary."""
+    return cast(list[int], positions.excluded_token[positions.excluded_position == place].tolist())
 
 
 def lead_of(reference: BytePrefixReference, v: int) -> int | None:
@@ -193,7 +201,9 @@ REAL_TEXT = "  Ça coûte 1 234,50 € (中文: 數字)!\n\n\tif x >= 12345:\n  
 def test_every_position_of_real_text_holds_all_of_the_teachers_mass(
     names: tuple[str, str], request: pytest.FixtureRequest
 ) -> None:
-    """In single precision; but for special tokens that the student has no counterpart of."""
+    """In single precision; but for special tokens that the student has no counterpart of, and for what the student
+    would have written with its last token.
+    """
     pair = Pair.of(*(request.getfixturevalue(name) for name in names), REAL_TEXT)
     tokens, plan = pair.batch.teachers["t"].tokens, pair.plan
     torch.manual_seed(0)
@@ -219,7 +229,12 @@ def test_every_position_of_real_text_holds_all_of_the_teachers_mass(
         total = groups.column_mass.sum(-1).index_add(0, groups.branch_position, groups.branch_mass)
         for place, (row, consumed) in enumerate(zip(positions.teacher, positions.consumed.tolist(), strict=True)):
             there = texts[tokens.labels[row]][:consumed]
-            expected = rows[row].double().exp()[stands_for_text(there)].sum().item()
+            takes_part = stands_for_text(there).clone()
+            takes_part[excluded_of(positions, place)] = False
+            if excluding := int(positions.excluding[place]):
+                for v in takes_part.nonzero().flatten().tolist():
+                    takes_part[v] = texts[v][consumed - excluding :] not in student_texts
+            expected = rows[row].double().exp()[takes_part].sum().item()
             assert total[place].item() == pytest.approx(expected, abs=1e-6)
             num_positions += 1
     # All but the first token where nothing predicts it, or where it is a space that the other side does not have.

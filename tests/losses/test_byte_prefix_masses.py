@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from prefix_groups import listed
@@ -10,7 +11,8 @@ from small_models import numeral_tokenizer
 from toy_languages import Language, Position, Toy
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import CanonicalVocabulary
+from xtoken_pl import CanonicalVocabulary, build_prefix_map
+from xtoken_pl.prefix_map.completion import Completion
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,23 @@ def test_masses_are_the_probabilities_counted_over_all_texts(
                 num_refined += bool((positions.level_position == place).any())
                 num_inside += int(positions.consumed[place]) > 0
     assert num_refined > 6 if packs == "student" else num_inside > 6
+
+
+def test_a_digit_cannot_follow_a_numeral_that_could_have_held_it(
+    numeral_tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast],
+) -> None:
+    """Unless the text has one all the same, as a text of the student's own may."""
+    packing, splitting = numeral_tokenizers
+    pair = Pair.of(packing, splitting, "01101")
+    student, teacher = pair.student.token_bytes, pair.teacher.token_bytes
+    digits = np.array([teacher.index(digit) for digit in (b"0", b"1")])
+    eos = pair.teacher.roles["eos"]
+    completion = Completion(build_prefix_map(packing, splitting), pair.student, pair.teacher)
+    for last in (b"1", b"01", b"011"):
+        previous = np.array([student.index(last)])
+        _, excluded = completion.excluded(previous, np.array([eos]))
+        assert {*excluded.tolist()} == ({*digits.tolist()} if len(last) < 3 else set())
+        assert all(not len(completion.excluded(previous, digits[i : i + 1])[1]) for i in range(2))
 
 
 def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(

@@ -196,6 +196,7 @@ def test_the_patience_begins_anew_with_each_answer(
         ("Sun, 06 Nov 1994 08:49:37 GMT", 0.5, 0.5),
         ("soon", 0.5, 0.5),
     ],
+    ids=["seconds", "no seconds", "date", "date of the past", "no date"],
 )
 def test_the_server_may_ask_for_a_longer_pause(
     server: StandInServer, vocabulary: CanonicalVocabulary, clock: Clock, named: str, shortest: float, longest: float

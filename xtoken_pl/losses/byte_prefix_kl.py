@@ -49,33 +49,41 @@ class BytePrefixKL(TopKLoss):
       follow it for d tokens and go on with v have :math:`Q = M_d\,q_{d+1}(v)`, :math:`M_d = q_1(t_1) \cdots q_d(t_d)`.
       What no spelling goes on with belongs to the student token that ends after :math:`t_1 \ldots t_d`, or else the
       longest one that is a prefix of their bytes; and the path's own end to the observed student token;
-    - inside a teacher token, of whose bytes b are there already: single student tokens. Only teacher tokens that
-      begin with b and are longer take part, each for the longest student token that is a prefix of its other bytes.
-      Student tokens that go on behind the rest of :math:`t_1` are divided along the path as above.
+    - inside a teacher token, of whose bytes b are there already: only teacher tokens that begin with b and are longer
+      take part. Each gives its mass to the student tokens that may complete it: the longest one that is a prefix of
+      its *rest* (its other bytes), and those that begin with the rest and are longer. A student token counts for the
+      longest rest with which it begins, and rests that share a student token share a group. Student tokens that go on
+      behind the rest of :math:`t_1` are divided along the path as above.
 
-    :math:`Q` is normalized over what student tokens can stand for: a teacher's special token that the student lacks,
-    or a token whose bytes begin with none of the student's that the teacher can write, is conditioned away. No other
-    mass is lost. A position whose observed token the teacher cannot write, or which only one side has before a text
-    (SentencePiece's space), has loss zero. A group whose student probability is below 2e-31 (in single precision)
-    counts as that, and in the forward form has no gradient. In the other forms a teacher's probability counts as 2e-31
-    at least, and as 1.2e-7 of the path's at least where it is computed as 1 minus others. A teacher's ``temperature``
-    tempers each :math:`q_d`, not the probability of the text.
+    Teacher tokens that the student would have written together with its last token, as one token, cannot follow that
+    token (``3`` behind ``12``, if ``123`` is a token) and have no mass. At a boundary these are the ones with which
+    the spelling of the longer token ends; inside a teacher token, the ones whose rest the longer token ends with. A
+    position at which the text itself does so, since it is not the student's own writing, excludes none.
+
+    :math:`Q` is normalized over what student tokens can stand for: a teacher's special token that the student lacks, or
+    a token whose bytes begin with none of the student's that the teacher can write, is conditioned away like the tokens
+    that cannot follow. No other mass is lost. A position whose observed token the teacher cannot write, or which only
+    one side has before a text (SentencePiece's space), has loss zero. A group whose student probability is below 2e-31
+    (in single precision) counts as that, and in the forward form has no gradient. In the other forms a teacher's
+    probability counts as 2e-31 at least, and as 1.2e-7 of the path's at least where it is computed as 1 minus others. A
+    teacher's ``temperature`` tempers each :math:`q_d`, not the probability of the text.
 
     **What is exact.** If the teacher's probability is that of its tokenizer's own (*canonical*) token sequences, the
     student's tokenizer takes the longest token that it can, and the teacher's tokenizer writes text that begins with s
     by tokens that begin with :math:`\tau(s)` (its last token may be a longer one; merges across the end of s may break
-    this), then at a boundary :math:`Q_g` is the probability that the student's next token is in g, given the teacher's
-    tokens so far, unless
+    this), then at a boundary :math:`Q_g` is the probability that the student's next token is in g, given the tokens of
+    both sides so far, unless
 
     - a teacher token that the text does not have leads longer student tokens only and is none itself (133 of Qwen 3's
       tokens for Llama 3): text that stops there belongs to another group;
     - a student token ends inside a teacher token that leaves the observed path below its first token, other than the
       observed one;
+    - the student would have joined its last token with text that a teacher token only begins or goes beyond, or would
+      have joined several of its last tokens: none of these is excluded;
     - rows end (a window, masked text): undivided groups are still right, their division is unknown.
 
-    Inside a teacher token it is given, besides, that the teacher's token goes on, and a student token that goes on
-    behind a teacher token which the text does not have counts as its beginning. Everywhere the teacher is not told
-    that the student's last token ended: behind ``12`` it may expect a digit that the student would have packed.
+    Inside a teacher token it is given, besides, that the teacher's token goes on. A student token that goes on behind
+    a teacher token that begins with :math:`t_1` and is longer counts as its beginning.
 
     **What it reduces to.** With the same tokenizer on both sides every group is one token: the loss is
     :class:`TokenKL` with the same divergence. With student tokens that are never longer than the teacher's, nothing is
