@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from reference_byte_prefix import BytePrefixReference, Key, divergence_of, keep_and_spread
+from kept_rows import keep_and_spread
+from reference_byte_prefix import BytePrefixReference, Key, divergence_of
 from small_models import TEXTS
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from vocabulary_relations import preferred
 
 from xtoken_pl import BytePrefixKL, CanonicalVocabulary, SpanLoss
 from xtoken_pl.batch import DistillBatch, Planner, SpanBatch
@@ -140,14 +142,13 @@ class Pair:
         }
 
     def reference(self) -> BytePrefixReference:
-        by_bytes: dict[bytes, int] = {}
-        for token, text in enumerate(self.teacher.token_bytes):
-            by_bytes.setdefault(text, token)
+        by_bytes = {self.teacher.token_bytes[token]: token for token in preferred(self.teacher)}
 
         def tau(text: bytes) -> tuple[int, ...]:
             return (by_bytes[text],) if text in by_bytes else tuple(write_bytes(self.teacher, [text])[0])
 
-        return BytePrefixReference(self.student.token_bytes, self.teacher.token_bytes, tau, self.special())
+        pieces = set(self.student.is_byte_piece.nonzero()[0].tolist())
+        return BytePrefixReference(self.student.token_bytes, self.teacher.token_bytes, tau, self.special(), pieces)
 
     def special(self) -> dict[int, int]:
         """Student special id -> the teacher's of the same role, of several roles the first."""

@@ -150,11 +150,12 @@ def gemma3(folder: Path) -> PreTrainedTokenizerFast:
 
 
 @lru_cache
-def llama2_style() -> PreTrainedTokenizerFast:
+def llama2_style(size: int = 2000, *, space_first: bool = True) -> PreTrainedTokenizerFast:
     """Train a small SentencePiece-like BPE with the parts of Llama 2's fast tokenizer; it prepends `<s>`.
 
-    Vocabulary: 2,000 tokens trained on the text of Python's pydoc_data.topics. Split pattern: none when encoding;
-    the training keeps words, digits and punctuation apart, as SentencePiece did for Llama 2.
+    Vocabulary: `size` tokens trained on the text of Python's pydoc_data.topics. Split pattern: none when encoding;
+    the training keeps words, digits and punctuation apart, as SentencePiece did for Llama 2. With `space_first` a
+    text begins with a space that it does not have; without it does not, as in Gemma 3.
     """
     special = ["<unk>", "<s>", "</s>"]
     trained = Tokenizer(models.BPE())
@@ -162,16 +163,17 @@ def llama2_style() -> PreTrainedTokenizerFast:
     pieces = Regex(r"▁+(?=▁)|▁?\p{L}+|\p{N}|▁?[^▁\p{L}\p{N}]+|▁")
     trained.pre_tokenizer = pre_tokenizers.Split(pieces, "isolated")
     first = special + [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=first, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=first, show_progress=False)
     # Line by line: the newline itself stays out of the vocabulary, so that it goes to its byte token as in Llama 2.
     trained.train_from_iterator(_topics().split("\n"), trainer)
     # A new tokenizer, because the trainer made the byte tokens special: text could then name them.
     vocab = trained.get_vocab()
     merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = trained.normalizer
+    tokenizer.normalizer = trained.normalizer if space_first else normalizers.Replace(" ", "▁")
+    strip = [decoders.Strip(" ", 1, 0)] if space_first else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s>:1 $B:1", [("<s>", 1)])

@@ -29,6 +29,7 @@ class BytePrefixReference:
         teacher_bytes: The same of the teacher.
         tau: The teacher's writing of a byte string inside a text; empty where it cannot write it.
         special: Student special id -> teacher special id of the same role.
+        byte_pieces: Student ids that are written only where no other token has their bytes.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class BytePrefixReference:
         teacher_bytes: Sequence[bytes],
         tau: Callable[[bytes], tuple[int, ...]],
         special: dict[int, int],
+        byte_pieces: Set[int] = frozenset(),
     ) -> None:
         self.student_bytes = list(student_bytes)
         self.teacher_bytes = list(teacher_bytes)
@@ -44,7 +46,6 @@ class BytePrefixReference:
         self.special = special
         self.written: list[tuple[int, ...]] = []
         self.leads: dict[int, list[int]] = {}  # teacher token -> student tokens that it leads
-        self.by_bytes: dict[bytes, int] = {}
         for s, text in enumerate(self.student_bytes):
             if s in special:
                 self.written.append((special[s],))
@@ -52,8 +53,8 @@ class BytePrefixReference:
                 self.written.append(tuple(tau(text)) if text else ())
             if self.written[s]:
                 self.leads.setdefault(self.written[s][0], []).append(s)
-            if text and s not in special:
-                self.by_bytes.setdefault(text, s)  # the lowest id stays
+        last_first = sorted(range(len(self.written)), key=lambda s: (s in byte_pieces, s), reverse=True)
+        self.by_bytes = {self.student_bytes[s]: s for s in last_first if self.student_bytes[s] and s not in special}
         self.longest = max(map(len, self.by_bytes), default=0)
 
     def phi(self, text: bytes) -> int | None:
@@ -278,21 +279,6 @@ def divergence_of(
             total += mass * math.log(mass / middle) / 2
             total += share * math.log(share / middle) / 2 if share > 0 else 0.0
     return total
-
-
-def keep_and_spread(row: Sequence[float], observed: int, top_k: int) -> tuple[list[float], set[int]]:
-    """A row whose tokens share their probability evenly, but the k most probable ones and the observed one.
-
-    Returns:
-        The row, and the tokens that are kept; a token of probability 0 does not exist.
-    """
-    exist = [v for v, q in enumerate(row) if q > 0]
-    kept = {*sorted(exist, key=lambda v: -row[v])[:top_k], observed}
-    tail = [v for v in exist if v not in kept]
-    spread, mass = list(row), math.fsum(row[v] for v in tail)
-    for v in tail:
-        spread[v] = mass / len(tail)
-    return spread, kept
 
 
 def _symbols(token: bytes) -> int:

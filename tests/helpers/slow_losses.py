@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from fake_vocabularies import slow_pairs
-from reference_byte_prefix import keep_and_spread
+from kept_rows import keep_and_spread
 from reference_marginals import bpm, escd
 from reference_units import alm, simct, strict_top_k
 from span_rows import Spans

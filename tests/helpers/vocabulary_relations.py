@@ -36,12 +36,12 @@ def units_between(student_tokenizer: Any, teacher_tokenizer: Any) -> Units:
         _spelling(student, teacher),
         [len(text) or 1 for text in student.token_bytes],
         [len(text) or 1 for text in teacher.token_bytes],
-        _preferred(student),
-        _preferred(teacher),
+        preferred(student),
+        preferred(teacher),
     )
 
 
-def _preferred(vocabulary: CanonicalVocabulary) -> set[int]:
+def preferred(vocabulary: CanonicalVocabulary) -> set[int]:
     """The token of each byte string: no byte piece if it can be helped, then the lowest id."""
     by_bytes: dict[bytes, tuple[bool, int]] = {}
     for i, text in enumerate(vocabulary.token_bytes):
@@ -52,7 +52,7 @@ def _preferred(vocabulary: CanonicalVocabulary) -> set[int]:
 
 def _spelling(of: CanonicalVocabulary, by: CanonicalVocabulary) -> dict[int, tuple[int, ...]]:
     """How ``by`` writes each token of ``of`` in the middle of a text: a token of equal bytes as that token."""
-    whole = {by.token_bytes[i]: i for i in _preferred(by)}
+    whole = {by.token_bytes[i]: i for i in preferred(by)}
     spelled: dict[int, tuple[int, ...]] = {}
     for token, text in enumerate(of.token_bytes):
         if text:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from loss_cases import CASES, DIVERGENCES
 from prefix_pairs import Pair
+from real_tokenizers import llama2_style
 from reference_byte_prefix import BytePrefixReference
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
@@ -25,6 +26,8 @@ PAIRS = {
     "splitting from packing": (splitting_tokenizer, packing_tokenizer),
     "reversing from packing": (reversing_tokenizer, packing_tokenizer),
     "small from large": (lambda: splitting_tokenizer(320), lambda: reversing_tokenizer(1200)),
+    "byte pieces from packing": (lambda: llama2_style(420, space_first=False), packing_tokenizer),
+    "packing from byte pieces": (packing_tokenizer, lambda: llama2_style(420, space_first=False)),
 }
 every_pair = pytest.mark.parametrize("name", PAIRS)
 

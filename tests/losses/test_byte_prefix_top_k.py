@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 import torch
+from kept_rows import keep_and_spread
 from loss_cases import DIVERGENCES, LossCase, TextRows, slow_byte_prefix_kl
 from loss_tester import LossTester
 from plain_divergences import covered_divergence
 from prefix_pairs import TEXT, Pair
-from reference_byte_prefix import Key, divergence_of, keep_and_spread
+from reference_byte_prefix import Key, divergence_of
 from small_models import numeral_tokenizer, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 

@@ -13,8 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from prefix_pairs import TEXT, Pair
+from real_tokenizers import llama2_style
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from transformers import PreTrainedTokenizerFast
+from vocabulary_relations import preferred
 
 from xtoken_pl import BytePrefixKL, CanonicalVocabulary, PrefixMap, build_prefix_map, build_projection
 from xtoken_pl.audit.positions import PositionStatistics
@@ -106,6 +108,17 @@ def assert_same(ours: PrefixMap, theirs: PrefixMap) -> None:
                 assert np.array_equal(array, theirs.trie.arrays()[name]), name
         else:
             assert np.array_equal(getattr(ours, item.name), getattr(theirs, item.name)), item.name
+
+
+def test_a_byte_piece_never_stands_for_bytes_that_a_spelled_token_has() -> None:
+    """As receiver of mass, or as the token that text with these bytes is written in."""
+    student = llama2_style(420)
+    prefix_map, written = (
+        build_prefix_map(student, packing_tokenizer()),
+        preferred(CanonicalVocabulary.from_tokenizer(student)),
+    )
+    for receivers in (prefix_map.longest, prefix_map.fallback):
+        assert set(receivers[receivers >= 0].tolist()) <= written
 
 
 def test_a_saved_map_is_loaded_unchanged(small: PrefixMap, tmp_path: Path) -> None:

@@ -256,6 +256,6 @@ class PrefixMap:
             raise UserError(f"{os.fspath(path)!r} is not a valid prefix map: {error}") from error
 
 
-_FORMAT = "xtoken_pl.prefix_map.v1"
+_FORMAT = "xtoken_pl.prefix_map.v2"
 _ARRAYS = [item.name for item in fields(PrefixMap) if item.name != "trie" and "fingerprint" not in item.name]
 _TRIE_ARRAYS = [item.name for item in fields(Trie) if item.name != "num_symbols"]

@@ -117,9 +117,10 @@ class ByteTrie:
 
     Attributes:
         trie: Trie whose sequences are the tokens that have bytes.
-        tokens: ``[E]`` ids of these tokens, sorted by their bytes.
+        tokens: ``[E]`` ids of these tokens, sorted by their bytes; of equal ones, a spelled token comes before a byte
+            piece, which is never written in its place, then the lowest id.
         node: ``[F]`` node of a token's bytes up to and including each byte, in the order of the vocabulary's bytes.
-        longest: ``[U]`` longest token that is a prefix of the node, the lowest id of equal ones; -1 for none.
+        longest: ``[U]`` longest token that is a prefix of the node, the first of equal ones; -1 for none.
     """
 
     trie: Trie
@@ -131,12 +132,14 @@ class ByteTrie:
     def from_vocabulary(cls, vocabulary: CanonicalVocabulary) -> ByteTrie:
         """Builds the trie of a vocabulary, without tokens that have no bytes."""
         lengths, first = vocabulary.num_bytes, vocabulary.offsets[:-1]
-        with_bytes: list[int] = np.flatnonzero(lengths).tolist()
-        tokens = np.array(sorted(with_bytes, key=vocabulary.token_bytes.__getitem__), dtype=np.int64)
+        spelled_first = np.flatnonzero(lengths)
+        spelled_first = spelled_first[np.argsort(vocabulary.is_byte_piece[spelled_first], kind="stable")]
+        in_order = sorted(spelled_first.tolist(), key=vocabulary.token_bytes.__getitem__)  # stable
+        tokens = np.array(in_order, dtype=np.int64)
         trie, node = Trie.from_sequences(vocabulary.flat_bytes.astype(np.int64), first[tokens], lengths[tokens], 256)
         longest = np.full(len(trie), -1)
         whole = node[first[tokens] + lengths[tokens] - 1]
-        longest[whole[::-1]] = tokens[::-1]  # the sort is stable: of equal tokens, the lowest id comes first
+        longest[whole[::-1]] = tokens[::-1]  # the first of equal tokens stays
         edges = np.searchsorted(trie.depth, np.arange(2, trie.depth[-1] + 2))
         for low, high in pairwise(edges.tolist()):
             level = longest[low:high]
