@@ -13,6 +13,7 @@ import yaml
 from own_losses import LeadingByte, hidden_cosine
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import PreTrainedTokenizerFast
 
 import xtoken_pl
 from xtoken_pl import (
@@ -180,6 +181,15 @@ def test_planned_bytes_bound_what_a_bound_loss_holds(loss: SpanLoss, learned: bo
         loss.learn_projection()
     held = sum(buffer.nbytes for buffer in loss.buffers())
     assert held <= loss.state_bytes(len(student), len(teacher), learned=learned)
+
+
+def test_planned_bytes_bound_what_the_byte_prefix_kl_holds_of_a_large_teacher(qwen3: PreTrainedTokenizerFast) -> None:
+    """With many more tokens than the student, of more than six bytes on average."""
+    student, teacher = (CanonicalVocabulary.from_tokenizer(each) for each in (packing_tokenizer(), qwen3))
+    loss = BytePrefixKL()
+    loss.bind(student, teacher, None)
+    held = sum(buffer.nbytes for buffer in loss.buffers())
+    assert held <= loss.state_bytes(len(student), len(teacher))
 
 
 @pytest.mark.parametrize("rule", get_args(AutoLoss))

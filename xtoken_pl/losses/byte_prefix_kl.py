@@ -181,8 +181,12 @@ class BytePrefixKL(TopKLoss):
         return plan if self._lookahead is None else plan.with_boundary(self._lookahead.extend(plan.boundary, reader))
 
     def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
-        """Upper bound for columns, their sums, members, order and offsets of both sides: ``8 * 8 (V_s + V_t)``."""
-        return 8 * torch.int64.itemsize * (student_size + teacher_size)
+        """Upper bound for columns, their sums, members, order and offsets of both sides, and tables of teacher bytes.
+
+        A teacher's tokens have 8 bytes on average at most, and a student's token is a member of 3 groups.
+        """
+        of_student, of_teacher, of_byte = 7 * torch.int64.itemsize, 6 * torch.int64.itemsize, 1 + torch.int64.itemsize
+        return of_student * student_size + (of_teacher + 8 * of_byte) * teacher_size
 
     def forward(self, block: SpanBlock) -> SpanScores:
         assert isinstance(block.plan, PrefixPlan), "plan comes first"
