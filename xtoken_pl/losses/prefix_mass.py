@@ -10,7 +10,7 @@ from xtoken_pl.losses.group_divergence import ColumnSums, Groups
 from xtoken_pl.losses.group_sums import GroupSums
 from xtoken_pl.losses.teacher_tokens import KeptTokens
 from xtoken_pl.prefix_map import Positions, PrefixMap
-from xtoken_pl.utilities.ranges import expand_ranges as _expand
+from xtoken_pl.utilities.ranges import expand_ranges
 
 # Q teacher rows, R positions, C columns, L levels, G branches, M members, V_s/V_t vocabulary sizes
 
@@ -92,7 +92,7 @@ class PrefixMass(nn.Module):
 
         What cannot follow the bytes that are there already, or the student's last token, has no mass.
         """
-        position, place = _expand(positions.low, positions.high - positions.low, positions.count("extending"))
+        position, place = expand_ranges(positions.low, positions.high - positions.low, positions.count("extending"))
         token, row = self.order[place], positions.teacher[position]
         byte = self.offsets[token] + positions.consumed[position]
         excluding = positions.excluding[position]
@@ -111,8 +111,8 @@ class PrefixMass(nn.Module):
 
     def _members(self, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """``[G]`` position of each branch; ``[M]`` branch of each member, and its place in the rows ``[R, V_s]``."""
-        branch, place = _expand(positions.branch_start, positions.branch_length, positions.count("members"))
-        group, _ = _expand(positions.group_size, positions.group_size, positions.count("group_members"))
+        branch, place = expand_ranges(positions.branch_start, positions.branch_length, positions.count("members"))
+        group, _ = expand_ranges(positions.group_size, positions.group_size, positions.count("group_members"))
         branch = torch.cat((branch, positions.count("branches") + group))
         branch_position = torch.cat((positions.level_position[positions.branch_level], positions.group_position))
         token = torch.cat((self.members[place], positions.group_token))
