@@ -16,7 +16,7 @@ import reference_losses as reference
 import torch
 from fake_vocabularies import STUDENT, TEACHER, V_S, V_T, dense, random_projection, slow_pairs
 from prefix_pairs import TEXT, Pair
-from slow_losses import slow_alm, slow_marginal, slow_simct, slow_strict_top_k, spans_of
+from slow_losses import slow_alm, slow_marginal, slow_prefix_partition, slow_simct, slow_strict_top_k, spans_of
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, Span, Spans, block_of, random_rows
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from xtoken_pl import (
     BytePrefixKL,
     CanonicalVocabulary,
     HybridKL,
+    PrefixPartitionKL,
     ProjectionKL,
     SimCT,
     SpanLoss,
@@ -258,6 +259,8 @@ CASES: list[LossCase] = [
     LossCase(BPM, slow_marginal, {"teacher_top_k": 8}, TextRows()),
     *text_cases(ESCD, slow_marginal),
     LossCase(ESCD, slow_marginal, {"teacher_top_k": 8}, TextRows()),
+    *text_cases(PrefixPartitionKL, slow_prefix_partition, first_weight=0.5),
+    LossCase(PrefixPartitionKL, slow_prefix_partition, {"teacher_top_k": 8}, TextRows()),
     *text_cases(SimCT, slow_simct),
     LossCase(SimCT, slow_simct, {"units": "observed", "teacher_top_k": 8}, TextRows()),
     *cases(StrictTopK, slow_strict_top_k, _ONE_TO_ONE),

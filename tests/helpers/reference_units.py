@@ -203,6 +203,7 @@ def prefix_partition(
     The main term compares cells (x, y), a student token that ends the span's student tokens and a teacher token that
     ends its teacher tokens, and all the rest as one: P(x) = Π_{i<n} p_i(s_i)·p_n(x), Q(y) = Π_{j<m} q_j(t_j)·q_m(y).
     The first-position term of a span that is not one-to-one compares pairs of C at its first rows in the same way.
+    Where pairs of C are compared, the rest is one of the columns of which ``teacher_top_k`` stay.
 
     Shape:
         student: [N_s, V_s] log-probabilities, row i predicts labels[0][i]; teacher: [N_t, V_t]; returns: [S], float64.
@@ -210,15 +211,12 @@ def prefix_partition(
     losses = []
     for a, b, c, d in spans:
         s, t = labels[0][a:b], labels[1][c:d]
-        known = set(best(teacher[c], teacher_top_k))
 
-        def compared(p: Tensor, q: Tensor) -> Tensor:
+        def compared(p: Tensor, q: Tensor, top_k: int | None) -> Tensor:
             sides = [torch.cat([side, (1 - side.sum()).clamp_min(smallest)[None]]) for side in (q, p)]
-            return covered_divergence(sides[0], sides[1], divergence)
+            return kept_divergence(sides[0], sides[1], divergence, top_k)
 
         cells = _cells(units, s, t)
-        if len(s) == len(t) == 1:
-            cells = [(x, y) for x, y in cells if y in known]
         before = [
             math.prod(
                 (rows[first + i, token].exp() for i, token in enumerate(tokens[:-1])), start=torch.ones(()).double()
@@ -227,17 +225,15 @@ def prefix_partition(
         ]
         loss = torch.zeros((), dtype=torch.float64)
         if cells:
-            p = torch.stack([before[0] * student[b - 1, x].exp() for x, _ in cells])
-            q = torch.stack([before[1] * teacher[d - 1, y].exp() for _, y in cells])
-            loss = compared(p, q)
+            p = before[0] * student[b - 1, [x for x, _ in cells]].exp()
+            q = before[1] * teacher[d - 1, [y for _, y in cells]].exp()
+            loss = compared(p, q, teacher_top_k if len(s) == len(t) == 1 else None)
         if len(s) > 1 or len(t) > 1:
             taken = {x for x, _ in cells}
             left = [(x, y) for x, y in units.common if x != s[0] and y != t[0] and x not in taken]
-            left = [(x, y) for x, y in left if y in known]
             if left:
-                p = torch.stack([student[a, x].exp() for x, _ in left])
-                q = torch.stack([teacher[c, y].exp() for _, y in left])
-                loss = loss + first_weight * compared(p, q)
+                p, q = student[a, [x for x, _ in left]].exp(), teacher[c, [y for _, y in left]].exp()
+                loss = loss + first_weight * compared(p, q, teacher_top_k)
         losses.append(loss)
     return stacked(losses)
 

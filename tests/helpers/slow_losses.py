@@ -8,7 +8,7 @@ import torch
 from fake_vocabularies import slow_pairs
 from kept_rows import keep_and_spread
 from reference_marginals import bpm, escd
-from reference_units import alm, simct, strict_top_k
+from reference_units import alm, prefix_partition, simct, strict_top_k
 from span_rows import Spans
 from torch import Tensor
 from vocabulary_relations import marginals_between, units_between
@@ -55,6 +55,14 @@ def slow_simct(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> T
     labels = rows.labels[0].tolist(), rows.labels[1].tolist()
     sides = units, student, teacher, labels, spans_of(rows)
     return simct(*sides, loss.units, loss.divergence, loss.teacher_top_k)
+
+
+def slow_prefix_partition(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
+    assert rows.pair is not None
+    units = units_between(rows.pair.student.tokenizer, rows.pair.teacher.tokenizer)
+    labels = rows.labels[0].tolist(), rows.labels[1].tolist()
+    sides = units, student, teacher, labels, spans_of(rows)
+    return prefix_partition(*sides, loss.divergence, loss.first_weight, loss.teacher_top_k)
 
 
 def slow_strict_top_k(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:

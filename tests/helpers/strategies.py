@@ -25,6 +25,7 @@ from xtoken_pl import (
     HybridKL,
     MultiTeacherDistillModule,
     OptimizerRecipe,
+    PrefixPartitionKL,
     ProjectionKL,
     SimCT,
     SpanLoss,
@@ -82,7 +83,7 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
 
     hybrid = Teacher(model=str(folder / "split"), loss=HybridKL(), alpha=0.2)
     others: dict[str, SpanLoss] = {"bytes": BytePrefixKL(), "marginals": BPM(), "completions": ESCD(), "units": SimCT()}
-    others |= {"strict": StrictTopK(8), "likelihoods": ALM(tau=5.0)}
+    others |= {"strict": StrictTopK(8), "likelihoods": ALM(tau=5.0), "partition": PrefixPartitionKL()}
     adaptive = {"weighting": ConfidenceWeighting(sharpness=2.0)}
     return {
         "cross": ({"split": split()}, {}),

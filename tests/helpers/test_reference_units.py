@@ -129,9 +129,9 @@ def test_prefix_partition_known_values() -> None:
     # Pairs of C at the first rows: Cat and the special token against Break, with p = 0.2, 0.3 and q = 0.1, 0.3.
     first = 0.1 * math.log(0.1 / 0.2) + 0.3 * math.log(0.3 / 0.3) + 0.6 * math.log(0.6 / 0.5)
     assert prefix_partition(PARTITION, *sides, first_weight=0.5).item() == pytest.approx(main + 0.5 * first)
-    # Of C only the special token's pair is among the two most probable teacher tokens (Bread 0.4, Break 0.3).
-    kept = 0.3 * math.log(0.3 / 0.3) + 0.7 * math.log(0.7 / 0.7)
-    loss = prefix_partition(PARTITION, *sides, first_weight=0.5, teacher_top_k=2)
+    # The teacher's most probable column is the rest.
+    kept = 0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.5)
+    loss = prefix_partition(PARTITION, *sides, first_weight=0.5, teacher_top_k=1)
     assert loss.item() == pytest.approx(main + 0.5 * kept)
 
 
@@ -148,7 +148,7 @@ def test_prefix_partition_of_a_one_to_one_span_compares_the_common_tokens_and_th
     pairs = [(0.4, 0.2), (0.2, 0.5), (0.3, 0.1), (0.1, 0.2)]
     loss = prefix_partition(Units(COMMON), *ROWS, ([1], [3]), [(0, 1, 0, 1)], "reverse")
     assert loss.item() == pytest.approx(sum(p * math.log(p / q) for p, q in pairs))
-    # The most probable teacher token is 0, whose pair is (2, 0).
+    # The most probable column is that of teacher token 0, whose pair is (2, 0).
     loss = prefix_partition(Units(COMMON), *ROWS, ([1], [3]), [(0, 1, 0, 1)], "reverse", teacher_top_k=1)
     assert loss.item() == pytest.approx(0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.5))
 
