@@ -9,18 +9,17 @@ from torch import Tensor
 
 from xtoken_pl.batch import Planner
 from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
+from xtoken_pl.losses.common_tokens import CommonTokensLoss
 from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, log_clamped, smallest_prob
-from xtoken_pl.losses.teacher_tokens import TopKLoss
 from xtoken_pl.prefix_map import PartitionPlan, PartitionPlanner, SpanCells, build_prefix_map
-from xtoken_pl.projection import Projection, VocabularyPartition
+from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.checks import check_choice, check_not_negative
-from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.checks import check_not_negative
 
 # S spans, K compared spans, C common pairs, U spans that are not one-to-one, E cells
 
 
-class PrefixPartitionKL(TopKLoss):
+class PrefixPartitionKL(CommonTokensLoss):
     r"""Partition KL over prefixes: whole spans that differ in their last token, and all the rest as one.
 
     .. math:: L = D(Q \| P) + \alpha D_1, \quad
@@ -58,44 +57,37 @@ class PrefixPartitionKL(TopKLoss):
             GOLD and H-KL.
     """
 
-    student_common: Tensor  # [C]
-    teacher_common: Tensor  # [C]
-    student_rest: Tensor
+    student_rest: Tensor  # tokens in no pair
     teacher_rest: Tensor
-    teacher_of_student: Tensor  # [V_s], -1 for none
 
     def __init__(
         self, *, divergence: Divergence = "forward", first_weight: float = 0.2, teacher_top_k: int | None = None
     ) -> None:
-        super().__init__(teacher_top_k=teacher_top_k)
+        super().__init__(divergence=divergence, teacher_top_k=teacher_top_k)
         check_not_negative("first_weight", first_weight, "0 leaves the term out")
-        self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self.first_weight = first_weight
         self._planner: PartitionPlanner | None = None
 
     def bind(self, student: CanonicalVocabulary, teacher: CanonicalVocabulary, projection: Projection | None) -> None:
-        """Spells the tokens of each side in those of the other.
+        """Finds the common pairs, and spells the tokens of each side in those of the other.
 
         Raises:
-            UserError: If the two sides have no token in common.
+            UserError: If no token is common.
         """
-        common = VocabularyPartition.strict(student, teacher)
-        if not len(common.student_common):
-            raise UserError(
-                f"PrefixPartitionKL needs tokens that {student.name!r} and {teacher.name!r} have in common, got none; "
-                "use ULD"
-            )
+        super().bind(student, teacher, projection)
+        for name, side, common in (
+            ("student_rest", student, self.student_common),
+            ("teacher_rest", teacher, self.teacher_common),
+        ):
+            is_rest = torch.from_numpy(side.exists).index_fill(0, common, value=False)
+            self.register_buffer(name, is_rest.nonzero().squeeze(1), persistent=False)
         in_teacher = build_prefix_map(student.tokenizer, teacher.tokenizer)
         in_student = build_prefix_map(teacher.tokenizer, student.tokenizer)
-        self._planner = PartitionPlanner(in_teacher, in_student, common, compares_first=self.first_weight > 0)
-        for name in ("student_common", "teacher_common", "student_rest", "teacher_rest"):
-            self.register_buffer(name, getattr(common, name), persistent=False)
-        teacher_of_student = torch.full((len(student),), -1).index_copy(0, common.student_common, common.teacher_common)
-        self.register_buffer("teacher_of_student", teacher_of_student, persistent=False)
+        pairs = self.student_common, self.teacher_common
+        self._planner = PartitionPlanner(in_teacher, in_student, pairs, compares_first=self.first_weight > 0)
 
     def extra_repr(self) -> str:
-        kept = [] if self.teacher_top_k is None else [f"teacher_top_k={self.teacher_top_k}"]
-        return ", ".join([f"divergence={self.divergence}", f"first_weight={self.first_weight:g}", *kept])
+        return f"first_weight={self.first_weight:g}, {super().extra_repr()}"
 
     @property
     def planner(self) -> Planner:
@@ -103,7 +95,7 @@ class PrefixPartitionKL(TopKLoss):
         return self._planner.plan
 
     def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
-        """Bytes of the common pairs and the remaining tokens of both sides, and of each student token's partner."""
+        """The pairs and the other tokens of both sides, and the counterparts: ``8 (2 V_s + V_t)``."""
         return torch.int64.itemsize * (2 * student_size + teacher_size)
 
     def forward(self, block: SpanBlock) -> SpanScores:
@@ -117,7 +109,8 @@ class PrefixPartitionKL(TopKLoss):
         loss = nats.new_zeros(num_spans).index_add(0, span, weight * nats)
         loss = loss.index_add(0, student.span[cells.last_student], self._longer(cells, student, teacher))
         common = student.first_rows().detach().index_select(1, self.student_common).exp().sum(-1)
-        return SpanScores(loss, (1 - common).clamp(0, 1), self._agreement(block))
+        agreement = self.agreement(student.first_rows(), teacher.first_rows(), self.counterpart)
+        return SpanScores(loss, (1 - common).clamp(0, 1), agreement)
 
     def _common(self, cells: SpanCells, student: SideRows, teacher: SideRows) -> Tensor:
         """``[K]`` nats of the common pairs and the rest at first rows."""
@@ -151,11 +144,6 @@ class PrefixPartitionKL(TopKLoss):
         rest_p, rest_q = (_rest(values, cells.cell_span, len(cells.last_student)) for values in (p, q))
         nats = _divergence(p, q, self.divergence)
         return _divergence(rest_p, rest_q, self.divergence).index_add(0, cells.cell_span, nats)
-
-    @torch.no_grad()
-    def _agreement(self, block: SpanBlock) -> Tensor | None:
-        """1 where the most probable tokens of both sides are a common pair."""
-        return self.agreement(block.student.first_rows(), block.teacher.first_rows(), self.teacher_of_student)
 
 
 def _cell_log_probs(rows: SideRows, last: Tensor, cell_span: Tensor, token: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import Column, RowTables, entries_before
-from xtoken_pl.projection import VocabularyPartition
 from xtoken_pl.utilities.ranges import Ints, expand
 
 # K compared spans, X excluded pairs, U spans that are not one-to-one, E cells
@@ -58,20 +57,17 @@ class PartitionPlanner:
     Args:
         in_teacher: Prefix map of the pair, which spells student tokens in teacher tokens.
         in_student: The map of the exchanged pair, which spells teacher tokens in student tokens.
-        common: The common pairs.
+        common: ``[C]``, ``[C]`` tokens of each side that are common.
         compares_first: Whether the first rows of spans that are not one-to-one are compared, too.
     """
 
     def __init__(
-        self, in_teacher: PrefixMap, in_student: PrefixMap, common: VocabularyPartition, *, compares_first: bool
+        self, in_teacher: PrefixMap, in_student: PrefixMap, common: tuple[Tensor, Tensor], *, compares_first: bool
     ) -> None:
         self.in_teacher, self.in_student = in_teacher, in_student
         self.compares_first = compares_first
-        num_pairs = len(common.student_common)
-        self.pair_of_student = np.full(in_teacher.num_student, -1)
-        self.pair_of_student[common.student_common.numpy()] = np.arange(num_pairs)
-        self.pair_of_teacher = np.full(in_teacher.num_teacher, -1)
-        self.pair_of_teacher[common.teacher_common.numpy()] = np.arange(num_pairs)
+        self.pair_of_student = _places(common[0], in_teacher.num_student)
+        self.pair_of_teacher = _places(common[1], in_teacher.num_teacher)
 
     def plan(self, student: TokenBatch, teacher: TeacherBatch) -> PartitionPlan:
         """Makes the plan of a batch."""
@@ -140,6 +136,13 @@ class PartitionPlanner:
         keys = np.sort((spans * num_pairs + pairs)[pairs >= 0])
         keys = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
         return keys // num_pairs, keys % num_pairs
+
+
+def _places(tokens: Tensor, size: int) -> Ints:
+    """``[size]`` place of each token among the given ones, -1 for none."""
+    places = np.full(size, -1)
+    places[tokens.numpy()] = np.arange(len(tokens))
+    return places
 
 
 def _endings(spells: PrefixMap, labels: Ints, first: Ints, length: Ints) -> tuple[Ints, Ints, Ints]:
