@@ -92,7 +92,7 @@ def _mass_of(loss: BPM, groups: object, place: int, s: int | None) -> float:
     """The mass of the group of a student token."""
     assert s is not None
     found: Tensor
-    size = len(loss.mass.unit)
+    size = len(loss.mass.byte_class)
     found = torch.nonzero(groups.member == place * size + s)  # type: ignore[attr-defined]
     if len(found):
         return float(groups.branch_mass[groups.member_branch[found[0]]])  # type: ignore[attr-defined]
@@ -143,10 +143,10 @@ def test_student_tokens_of_equal_bytes_count_as_one(
 ) -> None:
     """A digit is a byte piece and a token of its own: the teacher cannot mean the one without the other."""
     pair = marginal_pair(BPM, llama2_style, smollm2, " An extraordinarily unhappy 17 of 234.")
-    texts, unit = pair.student.token_bytes, pair.loss.mass.unit
+    texts, byte_class = pair.student.token_bytes, pair.loss.mass.byte_class
     digits = [s for s, text in enumerate(texts) if text == b"7"]
     assert len(digits) == 2
-    assert len({int(unit[s]) for s in digits}) == 1
+    assert len({int(byte_class[s]) for s in digits}) == 1
     student, teacher = pair.rows()
     before = pair.loss(pair.block(student, teacher)).loss
     swapped = student.clone()

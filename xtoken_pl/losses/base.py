@@ -200,7 +200,8 @@ class SpanLoss(nn.Module, ABC):
     def forward(self, block: SpanBlock) -> SpanScores:
         """Scores every span of a block.
 
-        The score of a span must depend on that span's rows alone: its weight is known, and applied, only later.
+        The score of a span must depend on that span's rows alone, or on others that the plan's reach keeps in the same
+        block. The weight of the span is known, and applied, only later.
         """
 
     # Questions of commands and callbacks; the defaults suit any loss.

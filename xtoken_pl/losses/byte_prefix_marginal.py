@@ -11,7 +11,7 @@ from xtoken_pl.losses.group_divergence import ColumnSums, Groups
 from xtoken_pl.losses.group_sums import GroupSums
 from xtoken_pl.losses.prefix_mass import LEAST_NATS
 from xtoken_pl.losses.teacher_tokens import KeptTokens
-from xtoken_pl.prefix_map import MarginalPositions, PrefixMap, student_units
+from xtoken_pl.prefix_map import MarginalPositions, PrefixMap, byte_classes
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.ranges import Ints, expand_ranges
 
@@ -32,8 +32,8 @@ class BytePrefixMarginal(nn.Module):
     teacher_column: Tensor  # [V_t] the same of a teacher token's mass
     own_column: Tensor  # [V_s] the same without the column of all the rest
     rest: Tensor  # student tokens without a column of their own
-    unit: Tensor  # [V_s]
-    longest_unit: Tensor  # by byte of every teacher token
+    byte_class: Tensor  # [V_s] number of the tokens of equal bytes
+    longest_class: Tensor  # that of the longest student token, by byte of every teacher token
     order: Tensor  # teacher tokens that have bytes, sorted by them
     offsets: Tensor  # [V_t + 1]
 
@@ -47,28 +47,28 @@ class BytePrefixMarginal(nn.Module):
     ) -> None:
         super().__init__()
         self.all_positive = all_positive
-        unit = student_units(student)
+        byte_class = byte_classes(student)
         heir = _heirs(prefix_map, teacher)
-        image = np.unique(unit[heir[heir >= 0]])
-        column_of_unit = np.full(unit.max() + 1, -1)
-        column_of_unit[image] = np.arange(len(image))
-        own_column = column_of_unit[unit]
+        image = np.unique(byte_class[heir[heir >= 0]])
+        column_of_class = np.full(byte_class.max() + 1, -1)
+        column_of_class[image] = np.arange(len(image))
+        own_column = column_of_class[byte_class]
         # The rest is a group only if both sides have something in it.
         has_rest = bool((teacher.exists & (heir < 0)).any() and (student.exists & (own_column < 0)).any())
         rest = len(image) if has_rest else -1
         student_column = torch.from_numpy(np.where(own_column >= 0, own_column, rest))
         teacher_column = torch.from_numpy(np.where(heir >= 0, own_column[heir], rest))
-        self.num_units = len(column_of_unit)
+        self.num_classes = len(column_of_class)
         self.num_heirs = len(image)
         self.of_student, self.of_teacher = ColumnSums(student_column), ColumnSums(teacher_column)
-        self.of_units = None if self.num_units == len(unit) else ColumnSums(torch.from_numpy(unit))
+        self.of_classes = None if self.num_classes == len(byte_class) else ColumnSums(torch.from_numpy(byte_class))
         buffers = {
             "student_column": student_column,
             "teacher_column": teacher_column,
             "own_column": torch.from_numpy(own_column),
             "rest": torch.from_numpy(np.flatnonzero(own_column < 0)),
-            "unit": torch.from_numpy(unit),
-            "longest_unit": torch.from_numpy(np.where(prefix_map.longest >= 0, unit[prefix_map.longest], -1)),
+            "byte_class": torch.from_numpy(byte_class),
+            "longest_class": torch.from_numpy(np.where(prefix_map.longest >= 0, byte_class[prefix_map.longest], -1)),
             "order": torch.from_numpy(prefix_map.order),
             "offsets": torch.from_numpy(prefix_map.offsets),
         }
@@ -76,7 +76,7 @@ class BytePrefixMarginal(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     def at_boundaries(self, positions: MarginalPositions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
-        """Columns are the units that some teacher token counts for, and all the rest as one.
+        """Columns are the byte classes that some teacher token counts for, and all the rest as one.
 
         Args:
             positions: Positions at a boundary of both sides.
@@ -99,23 +99,23 @@ class BytePrefixMarginal(nn.Module):
             sums.mark_columns(everyone[:, None], self.teacher_column[kept.ids.index_select(0, positions.teacher)])
             sums.mark_columns(everyone, self.teacher_column[observed])
             sums.mark_positions(~kept.has_tail[positions.teacher])
-        member = branch_position * len(self.unit) + positions.path_token[positions.branch_path]
+        member = branch_position * len(self.byte_class) + positions.path_token[positions.branch_path]
         branches = sums.branches, branch_position, branch, member
         return Groups(positions.row, sums.columns, self.of_student, *branches, sums.merged())
 
     def inside_tokens(self, positions: MarginalPositions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
-        """Columns are units; only teacher tokens that begin with the bytes that are there, and are longer, count."""
+        """Columns are byte classes; only teacher tokens that begin with the bytes there, and are longer, count."""
         position, place = expand_ranges(positions.low, positions.high - positions.low, positions.count("extending"))
         token, row = self.order[place], positions.teacher[position]
-        heir = self.longest_unit[self.offsets[token] + positions.consumed[position]]
+        heir = self.longest_class[self.offsets[token] + positions.consumed[position]]
         stays, moves = self._paths(positions, teacher)
         mass = teacher.log_probs[row, token].exp()
         mass = self._positive(torch.where(token == teacher.labels[row], mass * stays[position], mass))
-        sums = GroupSums(mass.new_zeros(len(positions.row), self.num_units), 0, has_marks=kept is not None)
+        sums = GroupSums(mass.new_zeros(len(positions.row), self.num_classes), 0, has_marks=kept is not None)
         sums.add_to_columns(mass, position, heir, None if kept is None else kept.is_kept[row, token])
-        sums.add_to_columns(moves, positions.path_position, self.unit[positions.path_token])
+        sums.add_to_columns(moves, positions.path_position, self.byte_class[positions.path_token])
         none = position[:0]
-        return Groups(positions.row, sums.columns, self.of_units, sums.branches, none, none, none, sums.merged())
+        return Groups(positions.row, sums.columns, self.of_classes, sums.branches, none, none, none, sums.merged())
 
     def _paths(self, positions: MarginalPositions, teacher: SideRows) -> tuple[Tensor, Tensor]:
         """``[R]`` share of the observed teacher token's mass that stays; ``[K]`` the mass that follows each path."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
+from xtoken_pl.prefix_map.byte_classes import byte_classes
 from xtoken_pl.prefix_map.marginal_positions import MarginalPlanner, MarginalPositions
 from xtoken_pl.prefix_map.planner import Bools
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import Column, RowTables, entries_before
-from xtoken_pl.prefix_map.student_units import student_units
 from xtoken_pl.prefix_map.trie import ByteTrie
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.ranges import Ints
@@ -51,8 +51,8 @@ class CompletionSets:
     @classmethod
     def build(cls, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> CompletionSets:
         """Finds the sets of two vocabularies."""
-        units = student_units(student)
-        known = dict(zip(student.token_bytes, units.tolist(), strict=True))
+        classes = byte_classes(student)
+        known = dict(zip(student.token_bytes, classes.tolist(), strict=True))
         known.pop(b"", None)
         sources = [v for v in prefix_map.order.tolist() if teacher.token_bytes[v] not in known]
         stems: list[int] = []  # a token of each group that has the shortest bytes
@@ -72,10 +72,10 @@ class CompletionSets:
         entry = np.flatnonzero(node > 0)
         group, behind, node = group[entry], behind[entry], node[entry]
         texts = (teacher.token_bytes[stems[g]][:length] for g, length in zip(group, behind, strict=True))
-        unit = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
-        entry = np.argsort(unit, kind="stable")
-        entry = entry[unit[entry] >= 0]
-        low, high = (np.searchsorted(unit[entry], units, side=side) for side in ("left", "right"))
+        begun = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
+        entry = np.argsort(begun, kind="stable")
+        entry = entry[begun[entry] >= 0]
+        low, high = (np.searchsorted(begun[entry], classes, side=side) for side in ("left", "right"))
         return cls(
             sources=np.array(sources, dtype=np.int64),
             source_start=np.array([*starts, len(sources)], dtype=np.int64),
