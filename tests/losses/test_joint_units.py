@@ -19,10 +19,10 @@ from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
 
 def planned_units(pair: Pair) -> list[list[tuple[int, int, int, int]]]:
     """The units of each span as lists."""
-    plan: Any = pair.plan
+    table: Any = pair.plan.units
     units: list[list[tuple[int, int, int, int]]] = [[] for _ in range(len(pair.spans))]
-    columns = plan.student_token, plan.student_length, plan.teacher_token, plan.teacher_length
-    for row, place, *unit in zip(plan.row.tolist(), plan.place.tolist(), *(c.tolist() for c in columns), strict=True):
+    columns = table.student_token, table.student_length, table.teacher_token, table.teacher_length
+    for row, place, *unit in zip(table.row.tolist(), table.place.tolist(), *(c.tolist() for c in columns), strict=True):
         found = units[int(pair.spans.student_span[row])]
         assert place == len(found)
         found.append(cast(Any, tuple(unit)))
@@ -67,18 +67,18 @@ def test_units_are_the_texts_that_one_side_has_whole_and_the_other_writes_along_
 
 
 @every_pair
-def test_a_cut_of_a_plan_has_the_units_of_its_spans(name: str) -> None:
+def test_a_cut_has_the_units_of_its_spans(name: str) -> None:
     pair = make(name)
-    plan: Any = pair.plan
+    table: Any = pair.plan.units
     k = len(pair.spans) // 2
     start, end = int(pair.spans.student_first[k]), int(pair.spans.student_first[-1])
-    cut = plan.cut(slice(start, end), slice(int(pair.spans.teacher_first[k]), int(pair.spans.teacher_first[-1])))
-    chosen = (plan.row >= start) & (plan.row < end)
-    assert 5 < len(cut.row) < len(plan.row)
-    assert torch.equal(cut.row + start, plan.row[chosen])
+    cut = table.cut(slice(start, end), slice(int(pair.spans.teacher_first[k]), int(pair.spans.teacher_first[-1])))
+    chosen = (table.row >= start) & (table.row < end)
+    assert 5 < len(cut.row) < len(table.row)
+    assert torch.equal(cut.row + start, table.row[chosen])
     for column in ("place", "student_token", "student_length", "teacher_token", "teacher_length"):
-        assert torch.equal(getattr(cut, column), getattr(plan, column)[chosen])
-    assert cut.before[-1] == len(cut.row)
+        assert torch.equal(getattr(cut, column), getattr(table, column)[chosen])
+    assert cut.count("units") == len(cut.row)
     assert len(cut.cut(slice(3, 3), slice(0, 0)).row) == 0
 
 
@@ -89,7 +89,7 @@ def test_a_span_whose_sides_differ_by_a_space_has_itself_alone_as_a_unit() -> No
         torch.tensor(write_bytes(side, [t])[0]) for side, t in zip(bread(), (b"Bread", b"Breads"), strict=True)
     )
     plan = cast(UnitPlan, loss.planner(*batch_of(cast(Any, labels), [(0, 2, 0, 1)])))
-    assert plan.most_units == len(plan.row) == 1
+    assert plan.most_units == len(plan.units.row) == 1
 
 
 def test_masked_text_has_no_units() -> None:
@@ -98,8 +98,8 @@ def test_masked_text_has_no_units() -> None:
     pair = Pair.of(
         packing_tokenizer(), splitting_tokenizer(), masked=range(3, window, 5), loss=cast(BytePrefixKL, whole.loss)
     )
-    assert 0 < len(cast(UnitPlan, pair.plan).row) < 0.9 * len(cast(UnitPlan, whole.plan).row)
-    assert (pair.spans.student_span[cast(UnitPlan, pair.plan).row] < len(pair.spans)).all()
+    assert 0 < len(cast(UnitPlan, pair.plan).units.row) < 0.9 * len(cast(UnitPlan, whole.plan).units.row)
+    assert (pair.spans.student_span[cast(UnitPlan, pair.plan).units.row] < len(pair.spans)).all()
     assert torch.isfinite(pair.loss(pair.block(*pair.rows())).loss).all()
 
 
@@ -108,4 +108,4 @@ def test_a_planner_crosses_to_the_processes_of_a_data_loader() -> None:
     planner = pickle.loads(pickle.dumps(pair.loss.planner))
     plan = planner(pair.batch.student, pair.batch.teachers["t"])
     assert isinstance(planner.__self__, UnitPlanner)
-    assert torch.equal(plan.teacher_token, cast(UnitPlan, pair.plan).teacher_token)
+    assert torch.equal(plan.units.teacher_token, cast(UnitPlan, pair.plan).units.teacher_token)

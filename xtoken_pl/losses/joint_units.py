@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
+from xtoken_pl.prefix_map.row_tables import Column, RowTables, entries_before
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
 
-# N student rows, S spans, U units
+# U units
 
 
 class Unit(NamedTuple):
@@ -29,44 +30,41 @@ class Unit(NamedTuple):
 
 
 @dataclass
-class UnitPlan(LossPlan):
+class UnitTable(RowTables):
     """The units of all spans of a batch.
 
     Attributes:
-        before: ``[N + 1]`` units of the spans that begin before each student row; stays on the CPU.
         row: ``[U]`` first student row of the unit's span, increasing.
         place: ``[U]`` number of the unit within its span.
         student_token, teacher_token: ``[U]`` last token of the unit on each side.
         student_length, teacher_length: ``[U]`` its number of tokens; all but the last are the span's observed ones.
+    """
+
+    row: Annotated[Tensor, Column("units", "student")]
+    place: Annotated[Tensor, Column("units")]
+    student_token: Annotated[Tensor, Column("units")]
+    student_length: Annotated[Tensor, Column("units")]
+    teacher_token: Annotated[Tensor, Column("units")]
+    teacher_length: Annotated[Tensor, Column("units")]
+
+
+@dataclass
+class UnitPlan(LossPlan):
+    """The units of all spans of a batch.
+
+    Attributes:
+        units: One entry for each unit.
         most_units, most_tokens: Number of units of a span, and of tokens of a unit, at most.
     """
 
-    before: NDArray[np.int64]
-    row: Tensor
-    place: Tensor
-    student_token: Tensor
-    student_length: Tensor
-    teacher_token: Tensor
-    teacher_length: Tensor
+    units: UnitTable
     most_units: int
     most_tokens: int
 
     def cut(self, student_rows: slice, teacher_rows: slice) -> UnitPlan:
         """Returns the plan of the given rows."""
-        first, end = (int(self.before[row]) for row in (student_rows.start, student_rows.stop))
-        units = slice(first, end)
-        return UnitPlan(
-            reach=self.reach[student_rows],
-            before=self.before[student_rows.start : student_rows.stop + 1] - first,
-            row=self.row[units] - student_rows.start,
-            place=self.place[units],
-            student_token=self.student_token[units],
-            student_length=self.student_length[units],
-            teacher_token=self.teacher_token[units],
-            teacher_length=self.teacher_length[units],
-            most_units=self.most_units,
-            most_tokens=self.most_tokens,
-        )
+        units = self.units.cut(student_rows, teacher_rows)
+        return UnitPlan(self.reach[student_rows], units, self.most_units, self.most_tokens)
 
 
 class _Spellings:
@@ -126,11 +124,7 @@ class UnitPlanner:
         spans = teacher.spans
         sides = (
             (student.labels, spans.student_first, spans.student_length),
-            (
-                teacher.tokens.labels,
-                spans.teacher_first,
-                spans.teacher_length,
-            ),
+            (teacher.tokens.labels, spans.teacher_first, spans.teacher_length),
         )
         (labels, first, length), (teacher_labels, teacher_first, teacher_length) = (
             [values.numpy(force=True) for values in side] for side in sides
@@ -141,15 +135,17 @@ class UnitPlanner:
             theirs = teacher_labels[teacher_first[k] : teacher_first[k] + teacher_length[k]]
             found += [(int(first[k]), place, unit) for place, unit in enumerate(self._units(ours, theirs))]
         rows = np.array([row for row, _, _ in found], dtype=np.int64)
-        columns = np.array([unit for _, _, unit in found], dtype=np.int64).reshape(-1, len(Unit._fields)).T
+        places = np.array([place for _, place, _ in found], dtype=np.int64)
+        units = np.array([unit for _, _, unit in found], dtype=np.int64).reshape(-1, len(Unit._fields))
+        columns = {"row": rows, "place": places, **dict(zip(Unit._fields, units.T.copy(), strict=True))}
         return UnitPlan(
             reach=np.zeros(len(labels), dtype=np.int64),  # a span reads its own rows alone
-            before=np.searchsorted(rows, np.arange(len(labels) + 1)),
-            row=torch.from_numpy(rows),
-            place=torch.tensor([place for _, place, _ in found], dtype=torch.int64),
-            **{name: torch.from_numpy(values.copy()) for name, values in zip(Unit._fields, columns, strict=True)},
-            most_units=max((place + 1 for _, place, _ in found), default=0),
-            most_tokens=int(columns[[1, 3]].max(initial=1)),
+            units=UnitTable(
+                entries_before({"units": rows}, len(labels)),
+                **{name: torch.from_numpy(column) for name, column in columns.items()},
+            ),
+            most_units=int(places.max(initial=-1)) + 1,
+            most_tokens=int(units[:, [1, 3]].max(initial=1)),
         )
 
     def _units(self, student: NDArray[np.int64], teacher: NDArray[np.int64]) -> Iterator[Unit]:

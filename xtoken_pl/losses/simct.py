@@ -101,8 +101,9 @@ class SimCT(CommonTokensLoss):
         )
         unmapped_mass = (1 - student.detach().exp().sum(-1)).clamp(0, 1)
         if plan.most_units:
-            place = block.student.span[plan.row], plan.place
-            units = (plan.student_token, plan.student_length), (plan.teacher_token, plan.teacher_length)
+            table = plan.units
+            place = block.student.span[table.row], table.place
+            units = (table.student_token, table.student_length), (table.teacher_token, table.teacher_length)
             student, teacher = (
                 _with_units(scores, _mean_log_probs(side, place[0], *unit, plan.most_tokens), place, plan.most_units)
                 for scores, side, unit in zip((student, teacher), sides, units, strict=True)
