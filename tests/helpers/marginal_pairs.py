@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from prefix_pairs import TEXT, Pair
-from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from split_tokenizers import STUDENT_TOKENS, TEACHER_TOKENS, split_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -15,12 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import BPM, ESCD, CanonicalVocabulary
 from xtoken_pl.losses.group_divergence import Groups
 from xtoken_pl.losses.teacher_tokens import keep_tokens
-
-MARGINAL_PAIRS = {
-    "packing from splitting": (packing_tokenizer, splitting_tokenizer),
-    "splitting from packing": (splitting_tokenizer, packing_tokenizer),
-    "reversing from packing": (reversing_tokenizer, packing_tokenizer),
-}
 
 
 def marginal_pair(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from kept_rows import keep_and_spread
 from reference_byte_prefix import BytePrefixReference, Key, divergence_of
-from small_models import TEXTS
+from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from vocabulary_relations import preferred
@@ -24,6 +24,13 @@ from xtoken_pl.losses.teacher_tokens import keep_tokens
 from xtoken_pl.tokenization.writing import write_bytes
 
 TEXT = TEXTS[0][:500] + " 1234 + 56 = 1290; 99 of 150 (17%) in 2024 " + TEXTS[3][:500]
+
+#: Makers of the student's and the teacher's tokenizer.
+TOKENIZER_PAIRS = {
+    "packing from splitting": (packing_tokenizer, splitting_tokenizer),
+    "splitting from packing": (splitting_tokenizer, packing_tokenizer),
+    "reversing from packing": (reversing_tokenizer, packing_tokenizer),
+}
 
 
 def planners_of(loss: SpanLoss) -> dict[str, Planner]:

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from prefix_pairs import Pair
-from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
+from prefix_pairs import TOKENIZER_PAIRS, Pair
 from span_rows import Spans, block_of
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from split_tokenizers import STUDENT_TOKENS, TEACHER_TOKENS, split_tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import SimCT
 from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
@@ -21,17 +19,12 @@ from xtoken_pl.losses import SpanBlock
 from xtoken_pl.losses.simct import Units
 from xtoken_pl.tokenization import CanonicalVocabulary
 
-PAIRS = {
-    "packing from splitting": (packing_tokenizer, splitting_tokenizer),
-    "splitting from packing": (splitting_tokenizer, packing_tokenizer),
-    "reversing from packing": (reversing_tokenizer, packing_tokenizer),
-}
-every_pair = pytest.mark.parametrize("name", PAIRS)
+every_pair = pytest.mark.parametrize("name", TOKENIZER_PAIRS)
 
 
 @cache
 def make(name: str, units: Units = "path") -> Pair:
-    student, teacher = (make_tokenizer() for make_tokenizer in PAIRS[name])
+    student, teacher = (make_tokenizer() for make_tokenizer in TOKENIZER_PAIRS[name])
     loss: Any = SimCT(units=units)
     loss.bind(*(CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)), None)
     return Pair.of(student, teacher, loss=loss)
@@ -50,19 +43,7 @@ def planned(loss: SimCT, rows: tuple[Tensor, Tensor], labels: tuple[Tensor, Tens
     return replace(block_of(*rows, labels, spans), plan=loss.planner(*batch_of(labels, spans)))
 
 
-def word_tokenizer(words: list[str], merges: list[tuple[str, str]]) -> CanonicalVocabulary:
-    """Letters, words, and what merges make of the letters."""
-    merged = ["".join(merge) for merge in merges]
-    letters = sorted({letter for text in (*words, *merged) for letter in text})
-    vocabulary = list(dict.fromkeys([*letters, *merged, *words]))
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    backend = Tokenizer(models.BPE(ids, merges, ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return CanonicalVocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
-
-
 @cache
 def bread() -> tuple[CanonicalVocabulary, CanonicalVocabulary]:
-    merges = [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k")]
-    return word_tokenizer(["Cat"], merges), word_tokenizer(["Bread", "Breads", "Break", "Cat"], [])
+    student, teacher = (split_tokenizer(list(texts)) for texts in (STUDENT_TOKENS, TEACHER_TOKENS))
+    return CanonicalVocabulary.from_tokenizer(student), CanonicalVocabulary.from_tokenizer(teacher)

@@ -32,8 +32,8 @@ def units_between(student_tokenizer: Any, teacher_tokenizer: Any) -> Units:
     pieces: Any = [{i for i, is_piece in enumerate(side.is_byte_piece) if is_piece} for side in (student, teacher)]
     return Units(
         common_pairs(*tokens, *roles, None, *pieces),
-        _spelling(teacher, student),
-        _spelling(student, teacher),
+        spelling(teacher, student),
+        spelling(student, teacher),
         [len(text) or 1 for text in student.token_bytes],
         [len(text) or 1 for text in teacher.token_bytes],
         preferred(student),
@@ -50,7 +50,7 @@ def preferred(vocabulary: CanonicalVocabulary) -> set[int]:
     return {i for _, i in by_bytes.values()}
 
 
-def _spelling(of: CanonicalVocabulary, by: CanonicalVocabulary) -> dict[int, tuple[int, ...]]:
+def spelling(of: CanonicalVocabulary, by: CanonicalVocabulary) -> dict[int, tuple[int, ...]]:
     """How ``by`` writes each token of ``of`` in the middle of a text: a token of equal bytes as that token."""
     whole = {by.token_bytes[i]: i for i in preferred(by)}
     spelled: dict[int, tuple[int, ...]] = {}

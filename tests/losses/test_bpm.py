@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 import torch
 from loss_cases import DIVERGENCES
-from marginal_pairs import MARGINAL_PAIRS, boundary_groups, inside_groups, marginal_pair, worked_example
+from marginal_pairs import boundary_groups, inside_groups, marginal_pair, worked_example
+from prefix_pairs import TOKENIZER_PAIRS
 from small_models import packing_tokenizer, splitting_tokenizer
 from split_tokenizers import split_tokenizer
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from xtoken_pl import BPM, TokenKL
 from xtoken_pl.losses import Divergence, RowContent
 
-every_pair = pytest.mark.parametrize("name", MARGINAL_PAIRS)
+every_pair = pytest.mark.parametrize("name", TOKENIZER_PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_worked_example_of_the_paper(after: tuple[float, float, float], inside: 
 
 @every_pair
 def test_all_of_a_row_is_somewhere_at_a_boundary(name: str) -> None:
-    student, teacher = MARGINAL_PAIRS[name]
+    student, teacher = TOKENIZER_PAIRS[name]
     pair = marginal_pair(BPM, student(), teacher())
     groups = boundary_groups(pair, pair.rows()[1])
     total = groups.column_mass.sum(-1).index_add(0, groups.branch_position, groups.branch_mass)
@@ -42,7 +43,7 @@ def test_all_of_a_row_is_somewhere_at_a_boundary(name: str) -> None:
 
 @every_pair
 def test_mass_goes_to_the_longest_prefix_but_for_the_path(name: str) -> None:
-    student, teacher = MARGINAL_PAIRS[name]
+    student, teacher = TOKENIZER_PAIRS[name]
     pair = marginal_pair(BPM, student(), teacher(), masked=range(30, 60))
     _, rows = pair.rows()
     labels, tokens = pair.batch.student.labels.tolist(), pair.batch.teachers["t"].tokens.labels.tolist()
@@ -172,7 +173,7 @@ def test_masked_tokens_leave_the_other_spans_as_they_are() -> None:
 
 @every_pair
 def test_fewer_teacher_tokens_never_raise_the_loss_of_their_rows(name: str) -> None:
-    student, teacher = MARGINAL_PAIRS[name]
+    student, teacher = TOKENIZER_PAIRS[name]
     pair = marginal_pair(BPM, student(), teacher(), teacher_top_k=len(teacher()))
     ours, theirs = pair.rows()
     exact = pair.loss(pair.block(ours, theirs)).loss

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 import torch
 from loss_cases import DIVERGENCES
-from marginal_pairs import MARGINAL_PAIRS, marginal_pair, worked_example
-from prefix_pairs import Pair
+from marginal_pairs import marginal_pair, worked_example
+from prefix_pairs import TOKENIZER_PAIRS, Pair
 from small_models import packing_tokenizer, splitting_tokenizer
 from split_tokenizers import split_tokenizer
 from torch import Tensor
@@ -19,7 +19,7 @@ from xtoken_pl import BPM, ESCD, TokenKL
 from xtoken_pl.batch import RowCuts
 from xtoken_pl.losses import Divergence, RowContent
 
-every_pair = pytest.mark.parametrize("name", MARGINAL_PAIRS)
+every_pair = pytest.mark.parametrize("name", TOKENIZER_PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def slow_completions(pair: Pair, student: Tensor, teacher: Tensor) -> dict[int, 
 @every_pair
 @pytest.mark.parametrize("masked", [(), range(5, 400, 7)], ids=["whole", "masked"])
 def test_completions_are_those_of_the_definition(name: str, masked: Any) -> None:
-    student, teacher = MARGINAL_PAIRS[name]
+    student, teacher = TOKENIZER_PAIRS[name]
     pair = marginal_pair(ESCD, student(), teacher(), masked=masked)
     ours, theirs = pair.rows()
     nats = completion_nats(pair, ours, theirs)
@@ -102,7 +102,7 @@ def boundary_loss(pair: Pair, student: Tensor, teacher: Tensor) -> Tensor:
 
 @every_pair
 def test_it_is_bpm_at_boundaries_and_completions_behind_them(name: str) -> None:
-    student, teacher = MARGINAL_PAIRS[name]
+    student, teacher = TOKENIZER_PAIRS[name]
     pair = marginal_pair(ESCD, student(), teacher())
     other = marginal_pair(BPM, student(), teacher())
     ours, theirs = pair.rows()

@@ -8,19 +8,19 @@ from typing import Any, cast
 import pytest
 import torch
 from loss_cases import DIVERGENCES
-from marginal_pairs import MARGINAL_PAIRS
-from prefix_pairs import Pair
+from plain_divergences import listed_divergence
+from prefix_pairs import TOKENIZER_PAIRS, Pair
 from small_models import packing_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from vocabulary_relations import spelling
 
 from xtoken_pl import CanonicalVocabulary, PrefixPartitionKL, TokenKL
 from xtoken_pl.losses import Divergence, RowContent
-from xtoken_pl.tokenization.writing import whole_tokens, write_bytes
 from xtoken_pl.utilities.errors import UserError
 
 TEXT = " In 2024, 1234 + 56 = 1290 naive unhappinesses; self.assertEqual(first, second)"
-every_pair = pytest.mark.parametrize("name", MARGINAL_PAIRS)
+every_pair = pytest.mark.parametrize("name", TOKENIZER_PAIRS)
 every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES)
 
 
@@ -30,35 +30,21 @@ def make(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, tex
     return Pair.of(student, teacher, text, loss=loss)
 
 
-def spellings(of: CanonicalVocabulary, by: CanonicalVocabulary) -> list[tuple[int, ...]]:
-    whole = whole_tokens(by)
-    written = write_bytes(by, of.token_bytes)
-    return [
-        (whole[text],) if text in whole else tuple(tokens) for text, tokens in zip(of.token_bytes, written, strict=True)
-    ]
-
-
 def plain(p: list[float], q: list[float], divergence: Divergence) -> float:
-    """Of two partitions, given but for the rest."""
-    p, q = [*p, max(1 - sum(p), 1e-300)], [*q, max(1 - sum(q), 1e-300)]
-    if divergence == "forward":
-        return sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
-    if divergence == "reverse":
-        return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
-    return sum((a * math.log(a / m) + b * math.log(b / m)) / 2 for a, b, m in zip(p, q, middle, strict=True))
+    """The divergence of two partitions, given without the rest."""
+    return listed_divergence([*q, max(1 - sum(q), 1e-300)], [*p, max(1 - sum(p), 1e-300)], divergence)
 
 
 @every_divergence
 @every_pair
 def test_every_span_equals_the_definition(name: str, divergence: Divergence) -> None:
-    student, teacher = MARGINAL_PAIRS[name]
+    student, teacher = TOKENIZER_PAIRS[name]
     pair = make(student(), teacher(), divergence=divergence, first_weight=0.5)
     loss: Any = pair.loss
     ours, theirs = pair.rows()
     p, q = ours.exp(), theirs.exp()
     common = dict(zip(loss.student_common.tolist(), loss.teacher_common.tolist(), strict=True))
-    tau, sigma = spellings(pair.student, pair.teacher), spellings(pair.teacher, pair.student)
+    tau, sigma = spelling(pair.student, pair.teacher), spelling(pair.teacher, pair.student)
     labels, tokens = pair.batch.student.labels.tolist(), pair.batch.teachers["t"].tokens.labels.tolist()
     spans, found = pair.spans, pair.loss(pair.block(ours, theirs)).loss
     kinds = set()
@@ -72,9 +58,9 @@ def test_every_span_equals_the_definition(name: str, divergence: Divergence) -> 
             continue
         cells = {(a[-1], b[-1])}
         if n == 1:
-            cells |= {(s, t[-1]) for s, t in enumerate(tau) if len(t) == m and t[:-1] == b[:-1] and s != a[-1]}
+            cells |= {(s, t[-1]) for s, t in tau.items() if len(t) == m and t[:-1] == b[:-1] and s != a[-1]}
         if m == 1:
-            cells |= {(s[-1], t) for t, s in enumerate(sigma) if len(s) == n and s[:-1] == a[:-1] and t != b[-1]}
+            cells |= {(s[-1], t) for t, s in sigma.items() if len(s) == n and s[:-1] == a[:-1] and t != b[-1]}
         kinds.add((min(n, 2), min(m, 2), len(cells) > 1))
         before = math.prod(p[first + i, a[i]].item() for i in range(n - 1))
         teacher_before = math.prod(q[other + i, b[i]].item() for i in range(m - 1))
@@ -106,7 +92,7 @@ def test_the_same_tokenizer_gives_token_kl(divergence: Divergence) -> None:
 
 
 def test_weight_zero_leaves_the_first_rows_of_longer_spans_out() -> None:
-    student, teacher = (make() for make in MARGINAL_PAIRS["reversing from packing"])
+    student, teacher = (make() for make in TOKENIZER_PAIRS["reversing from packing"])
     pairs = [make(student, teacher, first_weight=weight) for weight in (0.0, 0.5, 1.0)]
     ours, theirs = pairs[0].rows()
     none, half, whole = (pair.loss(pair.block(ours, theirs)).loss for pair in pairs)
@@ -117,7 +103,7 @@ def test_weight_zero_leaves_the_first_rows_of_longer_spans_out() -> None:
 
 @every_pair
 def test_k_pairs_of_each_row_are_never_above_the_exact_loss(name: str) -> None:
-    student, teacher = (make() for make in MARGINAL_PAIRS[name])
+    student, teacher = (make() for make in TOKENIZER_PAIRS[name])
     exact, all_kept, few = (make(student, teacher, teacher_top_k=k) for k in (None, 10_000, 5))
     ours, theirs = exact.rows()
     losses = [pair.loss(pair.block(ours, theirs)).loss for pair in (exact, all_kept, few)]
