@@ -87,9 +87,9 @@ class BytePrefixKL(TopKLoss):
 
     **What it reduces to.** With the same tokenizer on both sides every group is one token: the loss is
     :class:`TokenKL` with the same divergence. With student tokens that are never longer than the teacher's, nothing is
-    to be divided: byte-prefix marginalization. Without the path (depth 0): the KL of leading tokens, which cannot tell
-    ``1``, ``12`` and ``123`` apart under a teacher that splits digits. Unlike P-KL it needs no weights for a token's
-    further pieces, and never prefers a token for being spelled shorter.
+    to be divided: boundaries are those of :class:`BPM`, except for tokens that cannot follow. Without the path (depth
+    0): the KL of leading tokens, which cannot tell ``1``, ``12`` and ``123`` apart under a teacher that splits digits.
+    Unlike P-KL it needs no weights for a token's further pieces, and never prefers a token for being spelled shorter.
 
     Args:
         prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.
