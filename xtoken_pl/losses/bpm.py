@@ -29,8 +29,9 @@ class BPM(MarginalLoss):
 
     With groups :math:`P_u = \sum_{s \in u} p(s)`, :math:`M = \sum_u P_u` and :math:`\tilde P = P / M`, D is
     :math:`KL(t \| \tilde P) - \log M = \sum_u t(u) \log(t(u) / P_u)` (forward), :math:`KL(\tilde P \| t) - \log M`
-    (reverse), or their Jensen-Shannon divergence :math:`- \log M`; see :class:`BytePrefixKL`, which is this loss with
-    the student tokens below :math:`t_1` divided along the whole path. With the same tokenizer it is :class:`TokenKL`.
+    (reverse), or their Jensen-Shannon divergence :math:`- \log M`. :class:`BytePrefixKL` goes on from here: it divides
+    the student tokens below :math:`t_1` along the whole path, and compares groups inside teacher tokens. With the same
+    tokenizer the loss is :class:`TokenKL`.
 
     **What we chose.** The paper gives the map and its two kinds of positions. Ours are: student tokens of equal bytes
     count as one; inside a teacher token, the path counts as at a boundary, and teacher tokens whose other bytes begin

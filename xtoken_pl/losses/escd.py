@@ -23,18 +23,18 @@ class ESCD(MarginalLoss):
 
     per span, summed over its student positions at which both sides begin a token. The first term is that of
     :class:`BPM` there. In the second one, a is the observed student token, q the teacher's distribution at the
-    boundary, and :math:`p'` the student's at its next position, behind a. Teacher tokens whose bytes are not one
+    boundary, and :math:`p'` the student's at its next position, after a. Teacher tokens whose bytes are not one
     student token form the groups g: tokens of which one is a byte prefix of the other are in the same group, and
     :math:`y_g` is the shortest bytes in it. Where a is a proper prefix of :math:`y_g` (:math:`a \prec y_g`),
     :math:`r_g` is the rest of :math:`y_g`, and :math:`C(r_g)` the student tokens that begin with it.
 
     So the next position learns that something has to be completed, but not by which of the tokens that can do it.
     :math:`M_g` is not normalized, and the teacher's entropy is not subtracted: the loss is 0 only if there is nothing
-    to complete. Groups whose :math:`C(r_g)` is empty leave nothing. With the same tokenizer it is :class:`TokenKL`.
+    to complete. Groups whose :math:`C(r_g)` is empty add nothing. With the same tokenizer it is :class:`TokenKL`.
 
-    **What we chose.** As in :class:`BPM`. The next position counts if it is learned and in a span, be it another one
-    than that of a: then the completion belongs to its span, and both spans stay in one block of rows. ``divergence``
-    concerns the boundaries only: the completion is the same under all three.
+    **What we chose.** As in :class:`BPM`. The next position counts if it is learned and in a span, which need not be
+    that of a: the completion belongs to its span and has that span's weight, and both spans stay in one block of rows.
+    ``divergence`` concerns the boundaries only: the completion is the same under all three.
 
     Args:
         prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.

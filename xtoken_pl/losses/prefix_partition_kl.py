@@ -34,7 +34,7 @@ class PrefixPartitionKL(CommonTokensLoss):
     - both longer: the observed pair alone, which is the binary divergence of the span's likelihood (as in ALM).
 
     The observed pair is a cell of every span that is not one-to-one. There, :math:`D_1` compares C at the first row of
-    each side, but for pairs of the observed first tokens or of a cell's student token; they belong to the rest.
+    each side, except for pairs with an observed first token or a cell's student token; these belong to the rest.
 
     With the same tokenizer it is :class:`TokenKL`.
 
