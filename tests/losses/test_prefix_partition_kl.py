@@ -119,3 +119,21 @@ def test_a_negative_weight_is_refused() -> None:
 
 def test_it_reads_every_row_of_the_teacher() -> None:
     assert PrefixPartitionKL(teacher_top_k=3).row_needs == RowContent("all", top_k=3)
+
+
+@every_divergence
+@pytest.mark.parametrize(("name", "side"), [("splitting from packing", 0), ("packing from splitting", 1)])
+def test_an_improbable_span_is_as_exact_in_single_precision(name: str, side: int, divergence: Divergence) -> None:
+    """The probability of the whole span is below the smallest number; its logarithm is not."""
+    student, teacher = (make() for make in TOKENIZER_PAIRS[name])
+    pair = make(student, teacher, divergence=divergence, first_weight=0.0)
+    rows, labels = list(pair.rows()), (pair.batch.student.labels, pair.batch.teachers["t"].tokens.labels)
+    rows[side][torch.arange(len(labels[side])), labels[side]] = -45.0
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = rows[0].detach().to(dtype, copy=True).requires_grad_()
+        nats = pair.loss(pair.block(leaf.log_softmax(-1), rows[1].to(dtype).log_softmax(-1))).loss
+        nats.sum().backward()
+        results.append((nats.detach().double(), cast(Tensor, leaf.grad).double()))
+    assert (pair.spans.student_length, pair.spans.teacher_length)[side].max() > 1  # at most e^-90, 2e-31 is e^-70.7
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)

@@ -10,7 +10,8 @@ from torch import Tensor
 from xtoken_pl.batch import Planner
 from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
 from xtoken_pl.losses.common_tokens import CommonTokensLoss
-from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, log_clamped, smallest_prob
+from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, log_clamped
+from xtoken_pl.losses.prefix_mass import LEAST_NATS
 from xtoken_pl.prefix_map import PartitionPlan, PartitionPlanner, SpanCells, build_prefix_map
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -148,9 +149,10 @@ class PrefixPartitionKL(CommonTokensLoss):
 
 def _cell_log_probs(rows: SideRows, last: Tensor, cell_span: Tensor, token: Tensor) -> Tensor:
     """``[E]`` log-probability of each cell's tokens: the observed ones of its span but for the last."""
-    observed = finite(rows.token_log_probs())
+    # Finite, and small enough for their sums to stay exact.
+    observed = rows.token_log_probs().clamp_min(LEAST_NATS)
     before_last = rows.sum_by_span(observed)[rows.span[last]] - observed[last]
-    return before_last[cell_span] + finite(rows.log_probs[last[cell_span], token])
+    return before_last[cell_span] + rows.log_probs[last[cell_span], token].clamp_min(LEAST_NATS)
 
 
 def _rest(log_probs: Tensor, cell_span: Tensor, num_spans: int) -> Tensor:
@@ -161,8 +163,6 @@ def _rest(log_probs: Tensor, cell_span: Tensor, num_spans: int) -> Tensor:
 
 def _divergence(student: Tensor, teacher: Tensor, divergence: Divergence) -> Tensor:
     """The share of each cell in the divergence of two distributions, given as log-probabilities."""
-    floor = smallest_prob(student.dtype)
-    student, teacher = student.clamp_min(math.log(floor)), teacher.clamp_min(math.log(floor))
     if divergence == "forward":
         return teacher.exp() * (teacher - student)
     if divergence == "reverse":
