@@ -219,10 +219,9 @@ class BytePrefixReference:
                 sets.setdefault(known[0], set()).add(s)
         for rest, is_impossible in rests.items():
             receiver = self.phi(rest)
-            if is_impossible or receiver is None:
-                continue
-            joined = {group[s] for s in sets.get(rest, set()) | {receiver}}
-            group = {s: min(joined) if g in joined else g for s, g in group.items()}
+            joined = {group[s] for s in (sets.get(rest, set()) | {receiver} if receiver is not None else ())}
+            if len(joined) > 1 and not is_impossible:
+                group = {s: min(joined) if g in joined else g for s, g in group.items()}
         found: dict[Key, list[int]] = {}
         for s, g in group.items():
             found.setdefault(("token", g), []).append(s)
