@@ -250,7 +250,7 @@ def escd(
     """ESCD of every span, in nats: BPM at boundaries, and completion at the row behind each of them.
 
     -Σ_g M_g log Σ_{u∈C(r_g)} p(u), M_g = Σ_{v∈g} q(v), over the groups g whose shortest text begins with the observed
-    token and goes on; p is the student's next row, q the teacher's row of the boundary.
+    token and goes on; p is the student's next row, whose span the term belongs to, q the teacher's row of the boundary.
 
     Args:
         marginals, student, teacher, labels, spans, divergence, kept: As for :func:`bpm`.
@@ -259,13 +259,13 @@ def escd(
     Shape:
         student: [N_s, V_s]; teacher: [N_t, V_t]; follows: [N_s]; returns: [S], float64.
     """
-    losses: list[Tensor] = []
-    for span in spans:
-        loss = torch.zeros((), dtype=torch.float64)
+    losses = [torch.zeros((), dtype=torch.float64) for _ in spans]
+    span_of = {row: index for index, (start, end, _, _) in enumerate(spans) for row in range(start, end)}
+    for index, span in enumerate(spans):
         for place in (place for place in marginals.places(labels, span) if not place.consumed):
             known = None if kept is None else kept[place.teacher_rows[0]]
             groups = marginals.groups(place, teacher, known)
-            loss = loss + divergence_of(groups, student[place.row], divergence)
+            losses[index] = losses[index] + divergence_of(groups, student[place.row], divergence)
             if not follows[place.row]:
                 continue
             apart, together = [], []
@@ -277,8 +277,8 @@ def escd(
             if together:
                 apart.append((sum_of([mass for mass, _ in together]), sum_of([ours for _, ours in together])))
             for mass, ours in apart:
-                loss = loss - mass * ours.log()
-        losses.append(loss)
+                behind = span_of[place.row + 1]
+                losses[behind] = losses[behind] - mass * ours.log()
     return stacked(losses)
 
 

@@ -153,8 +153,7 @@ def strict_top_k(
     for a, b, c, d in spans:
         loss = torch.zeros((), dtype=torch.float64)
         if b - a == 1 and d - c == 1:
-            p = torch.stack([student[a, x].exp() for x, _ in common])
-            q = torch.stack([teacher[c, y].exp() for _, y in common])
+            p, q = student[a, [x for x, _ in common]].exp(), teacher[c, [y for _, y in common]].exp()
             places = best(p, student_top_k)
             p, q = p[places] / p[places].sum(), q[places] / q[places].sum()
             loss = kept_divergence(q, p, divergence, teacher_top_k)
