@@ -118,14 +118,18 @@ class Position:
         """The bytes of that teacher token that stand before the offset."""
         return self.text[len(b"".join(self.teacher_tokens[: self.first])) : self.offset]
 
-    def counted(self) -> dict[bytes, float]:
+    def counted(self, *, knows_past: bool = True) -> dict[bytes, float]:
         """Probability of each student token, over the texts that share the teacher's tokens before the position.
 
         Inside a teacher token, over those of them whose teacher token begins with the bytes already there, and is
-        longer. The student has the same tokens before the position in all of them.
+        longer. The student has the same tokens before the position in all of them; without ``knows_past`` it need not
+        have, and its token is the first of the cut from the position on.
         """
         found: Counter[bytes] = Counter()
         for text, probability in self._alternatives():
+            if not knows_past:
+                found[(*self.language.student.cut(text[self.offset :]), EOS)[0]] += probability
+                continue
             tokens = (*self.language.student.cut(text), EOS)
             if tokens[: self.index] == self.student_tokens:
                 found[tokens[self.index]] += probability
