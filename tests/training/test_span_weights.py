@@ -51,7 +51,7 @@ def make(folders: dict[str, str]) -> Make:
         if loss is not None:
             teacher = replace(module.teachers["other"], loss=loss)
             sides = module.student_vocabulary, module.teacher_vocabularies["other"]
-            module.losses["other"], _ = bind_loss("other", teacher, *sides)
+            module.losses["other"] = bind_loss("other", teacher, *sides)
         return module.train()
 
     return make
