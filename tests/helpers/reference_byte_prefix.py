@@ -72,6 +72,7 @@ class BytePrefixReference:
         rows: Sequence[Sequence[float]],
         row_exists: Sequence[bool] | None = None,
         kept: Sequence[Set[int]] | None = None,
+        behind: bytes = b"",
     ) -> dict[Key, tuple[float, list[int]]]:
         """The groups of student tokens at a position, and the teacher's mass of each; the masses sum to 1 or all are 0.
 
@@ -87,6 +88,7 @@ class BytePrefixReference:
             row_exists: Which rows may be used below t_1; all of them without it.
             kept: The teacher tokens of every row that are known one by one, the observed one among them. The groups
                 that have mass, but none of such a token, become one; without it all stay.
+            behind: The student's token before the text.
         """
         observed = student_ids[position]
         if not self.written[observed]:
@@ -106,7 +108,7 @@ class BytePrefixReference:
         def is_kept(row: int, v: int) -> bool:
             return kept is None or v in kept[row]
 
-        before = self.student_bytes[student_ids[position - 1]] if position else b""
+        before = self.student_bytes[student_ids[position - 1]] if position else behind
         impossible = self._impossible(before, self.teacher_bytes[t_1][:there])
         if t_1 in impossible:
             impossible = set()  # the text is not the student's own writing

@@ -122,7 +122,8 @@ class Enumeration:
         )
         total = torch.zeros((), dtype=torch.float64)
         for position in range(len(ids)):
-            groups = reference.groups(position, ids, theirs, teacher.exp().tolist()).values()
+            last = PROMPT[-1:].encode()
+            groups = reference.groups(position, ids, theirs, teacher.exp().tolist(), behind=last).values()
             known = [(mass, rows[position, tokens].exp().sum()) for mass, tokens in groups if mass > 0]
             if known:
                 q = torch.tensor([mass for mass, _ in known], dtype=torch.float64)
