@@ -12,8 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import BPM, ESCD, CanonicalVocabulary
-from xtoken_pl.losses.group_divergence import Groups
-from xtoken_pl.losses.teacher_tokens import keep_tokens
 
 
 def marginal_pair(
@@ -29,18 +27,6 @@ def marginal_pair(
     loss: Any = kind(**options)
     loss.bind(*(CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)), None)
     return Pair.of(student, teacher, text, masked=masked, loss=loss)
-
-
-def boundary_groups(pair: Pair, teacher: Tensor) -> Groups:
-    plan: Any = pair.plan
-    block = pair.block(teacher[:0], teacher)
-    return pair.loss.mass.at_boundaries(plan.boundary, *keep_tokens(block.teacher, pair.loss.teacher_top_k))
-
-
-def inside_groups(pair: Pair, teacher: Tensor) -> Groups:
-    plan: Any = pair.plan
-    block = pair.block(teacher[:0], teacher)
-    return pair.loss.mass.inside_tokens(plan.inside, *keep_tokens(block.teacher, pair.loss.teacher_top_k))
 
 
 def worked_example(kind: type[BPM | ESCD], **after: float) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from kept_rows import keep_and_spread
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from vocabulary_relations import preferred
 
-from xtoken_pl import BytePrefixKL, CanonicalVocabulary, SpanLoss
+from xtoken_pl import BytePrefixKL, CanonicalVocabulary, SpanLoss, TokenKL
 from xtoken_pl.batch import DistillBatch, Planner, SpanBatch
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses import Divergence
@@ -161,3 +161,15 @@ class Pair:
         """Student special id -> the teacher's of the same role, of several roles the first."""
         roles = self.teacher.roles
         return {s: roles[role] for role, s in reversed(self.student.roles.items()) if role in roles}
+
+
+def assert_is_token_kl(pair: Pair, divergence: Divergence, *, atol: float) -> None:
+    """Compares the loss and gradient of a pair that shares its tokenizer with those of the KL of tokens."""
+    student, teacher = pair.rows()
+    results = []
+    for loss in (pair.loss, TokenKL(divergence=divergence)):
+        leaf = student.clone().requires_grad_()
+        nats = loss(pair.block(leaf.log_softmax(-1), teacher)).loss
+        nats.sum().backward()
+        results.append((nats.detach(), cast(Tensor, leaf.grad)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=atol)

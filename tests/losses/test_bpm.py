@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import pytest
 import torch
 from loss_cases import DIVERGENCES
-from marginal_pairs import boundary_groups, inside_groups, marginal_pair, worked_example
-from prefix_pairs import TOKENIZER_PAIRS
+from marginal_pairs import marginal_pair, worked_example
+from prefix_pairs import TOKENIZER_PAIRS, assert_is_token_kl
 from small_models import packing_tokenizer, splitting_tokenizer
 from split_tokenizers import split_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from xtoken_pl import BPM, TokenKL
+from xtoken_pl import BPM
 from xtoken_pl.losses import Divergence, RowContent
 
 every_pair = pytest.mark.parametrize("name", TOKENIZER_PAIRS)
@@ -34,7 +33,7 @@ def test_worked_example_of_the_paper(after: tuple[float, float, float], inside: 
 def test_all_of_a_row_is_somewhere_at_a_boundary(name: str) -> None:
     student, teacher = TOKENIZER_PAIRS[name]
     pair = marginal_pair(BPM, student(), teacher())
-    groups = boundary_groups(pair, pair.rows()[1])
+    groups, _ = pair.groups(pair.rows()[1])
     total = groups.column_mass.sum(-1).index_add(0, groups.branch_position, groups.branch_mass)
     missing = pair.loss.mass.teacher_column < 0
     rows = pair.rows()[1].exp()[pair.plan.boundary.teacher]
@@ -49,10 +48,7 @@ def test_mass_goes_to_the_longest_prefix_but_for_the_path(name: str) -> None:
     labels, tokens = pair.batch.student.labels.tolist(), pair.batch.teachers["t"].tokens.labels.tolist()
     texts = {text: s for s, text in reversed(list(enumerate(pair.student.token_bytes))) if text}
     num_paths = 0
-    for positions, groups in (
-        (pair.plan.boundary, boundary_groups(pair, rows)),
-        (pair.plan.inside, inside_groups(pair, rows)),
-    ):
+    for groups, positions in zip(pair.groups(rows), (pair.plan.boundary, pair.plan.inside), strict=True):
         for place in range(0, len(positions.row), 3):
             first, consumed = int(positions.teacher[place]), int(positions.consumed[place])
             expected = _expected(pair.teacher.token_bytes, rows[first].exp().tolist(), texts, tokens[first], consumed)
@@ -104,14 +100,7 @@ def _mass_of(loss: BPM, groups: object, place: int, s: int | None) -> float:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_same_tokenizer_gives_token_kl(divergence: Divergence) -> None:
     pair = marginal_pair(BPM, packing_tokenizer(), packing_tokenizer(), divergence=divergence)
-    student, teacher = pair.rows()
-    results = []
-    for loss in (pair.loss, TokenKL(divergence=divergence)):
-        leaf = student.clone().requires_grad_()
-        nats = loss(pair.block(leaf.log_softmax(-1), teacher)).loss
-        nats.sum().backward()
-        results.append((nats.detach(), cast(Tensor, leaf.grad)))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-10)
+    assert_is_token_kl(pair, divergence, atol=1e-10)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

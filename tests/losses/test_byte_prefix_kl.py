@@ -10,13 +10,13 @@ from typing import cast
 import pytest
 import torch
 from loss_cases import CASES, DIVERGENCES
-from prefix_pairs import Pair
+from prefix_pairs import Pair, assert_is_token_kl
 from real_tokenizers import llama2_style
 from reference_byte_prefix import BytePrefixReference
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 
-from xtoken_pl import BytePrefixKL, TokenKL
+from xtoken_pl import BytePrefixKL
 from xtoken_pl.losses import Divergence
 from xtoken_pl.losses.group_divergence import Groups, group_divergence
 from xtoken_pl.prefix_map import Positions, PrefixPlan
@@ -176,15 +176,8 @@ def test_a_broken_row_shows_and_spoils_no_other_window(divergence: Divergence) -
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_same_tokenizer_gives_token_kl(divergence: Divergence) -> None:
     pair = Pair.of(packing_tokenizer(), packing_tokenizer(), divergence=divergence)
-    student, teacher = pair.rows()
-    results = []
-    for loss in (pair.loss, TokenKL(divergence=divergence)):
-        leaf = student.clone().requires_grad_()
-        nats = loss(pair.block(leaf.log_softmax(-1), teacher)).loss
-        nats.sum().backward()
-        results.append((nats.detach(), cast(Tensor, leaf.grad)))
     assert pair.spans.student_length.max() == 1
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-10)
+    assert_is_token_kl(pair, divergence, atol=1e-10)
 
 
 REAL_TEXT = "  Ça coûte 1 234,50 € (中文: 數字)!\n\n\tif x >= 12345:\n        return 'naïve unhappiness'\n"

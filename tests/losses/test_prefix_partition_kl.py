@@ -9,13 +9,13 @@ import pytest
 import torch
 from loss_cases import DIVERGENCES
 from plain_divergences import listed_divergence
-from prefix_pairs import TOKENIZER_PAIRS, Pair
+from prefix_pairs import TOKENIZER_PAIRS, Pair, assert_is_token_kl
 from small_models import packing_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from vocabulary_relations import spelling
 
-from xtoken_pl import CanonicalVocabulary, PrefixPartitionKL, TokenKL
+from xtoken_pl import CanonicalVocabulary, PrefixPartitionKL
 from xtoken_pl.losses import Divergence, RowContent
 from xtoken_pl.utilities.errors import UserError
 
@@ -81,14 +81,7 @@ def test_every_span_equals_the_definition(name: str, divergence: Divergence) -> 
 @every_divergence
 def test_the_same_tokenizer_gives_token_kl(divergence: Divergence) -> None:
     pair = make(packing_tokenizer(), packing_tokenizer(), divergence=divergence)
-    student, teacher = pair.rows()
-    results = []
-    for loss in (pair.loss, TokenKL(divergence=divergence)):
-        leaf = student.clone().requires_grad_()
-        nats = loss(pair.block(leaf.log_softmax(-1), teacher)).loss
-        nats.sum().backward()
-        results.append((nats.detach(), cast(Tensor, leaf.grad)))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-9)
+    assert_is_token_kl(pair, divergence, atol=1e-9)
 
 
 def test_weight_zero_leaves_the_first_rows_of_longer_spans_out() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xtoken_pl.losses.base import SideRows
 from xtoken_pl.losses.group_divergence import ColumnSums, Groups
-from xtoken_pl.losses.group_sums import GroupSums
+from xtoken_pl.losses.group_sums import GroupMasses, GroupSums
 from xtoken_pl.losses.prefix_mass import LEAST_NATS
 from xtoken_pl.losses.teacher_tokens import KeptTokens
 from xtoken_pl.prefix_map import MarginalPositions, PrefixMap, byte_classes
@@ -18,7 +18,7 @@ from xtoken_pl.utilities.ranges import Ints, expand_ranges
 # R positions, K paths, C columns, V_s/V_t vocabulary sizes (student/teacher)
 
 
-class BytePrefixMarginal(nn.Module):
+class BytePrefixMarginal(GroupMasses):
     r"""Masses that a teacher's row gives to student tokens by the map :math:`\varphi`; see :class:`xtoken_pl.BPM`.
 
     Args:
@@ -45,8 +45,7 @@ class BytePrefixMarginal(nn.Module):
         *,
         all_positive: bool = False,
     ) -> None:
-        super().__init__()
-        self.all_positive = all_positive
+        super().__init__(all_positive=all_positive)
         byte_class = byte_classes(student)
         heir = _heirs(prefix_map, teacher)
         image = np.unique(byte_class[heir[heir >= 0]])
@@ -128,10 +127,6 @@ class BytePrefixMarginal(nn.Module):
             left.clamp_min_(torch.finfo(left.dtype).eps)
         stays = observed.new_ones(len(positions.row)).index_copy_(0, positions.path_position, left)
         return stays, self._positive(moves)
-
-    def _positive(self, mass: Tensor) -> Tensor:
-        """Raises masses to the smallest normal number; all of a row's together stay far below ``smallest_prob``."""
-        return mass.clamp_min_(torch.finfo(mass.dtype).tiny) if self.all_positive else mass
 
 
 def _heirs(prefix_map: PrefixMap, teacher: CanonicalVocabulary) -> Ints:

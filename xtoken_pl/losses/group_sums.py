@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xtoken_pl.losses.group_divergence import GroupValues
 
 # R positions, C columns, G branches
+
+
+class GroupMasses(nn.Module):
+    """Base of the modules that gather a teacher's probabilities into groups of student tokens.
+
+    Args:
+        all_positive: Whether a group that the teacher can reach has a mass above zero even if it underflows, for a
+            divergence that reads its logarithm.
+    """
+
+    def __init__(self, *, all_positive: bool) -> None:
+        super().__init__()
+        self.all_positive = all_positive
+
+    def _positive(self, mass: Tensor) -> Tensor:
+        """Raises masses to the smallest normal number; all of a row's together stay far below ``smallest_prob``."""
+        return mass.clamp_min_(torch.finfo(mass.dtype).tiny) if self.all_positive else mass
 
 
 class GroupSums:

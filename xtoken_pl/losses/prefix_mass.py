@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xtoken_pl.losses.base import SideRows
 from xtoken_pl.losses.group_divergence import ColumnSums, Groups
-from xtoken_pl.losses.group_sums import GroupSums
+from xtoken_pl.losses.group_sums import GroupMasses, GroupSums
 from xtoken_pl.losses.teacher_tokens import KeptTokens
 from xtoken_pl.prefix_map import Positions, PrefixMap
 from xtoken_pl.utilities.ranges import expand_ranges
@@ -18,7 +18,7 @@ from xtoken_pl.utilities.ranges import expand_ranges
 LEAST_NATS = -1e4
 
 
-class PrefixMass(nn.Module):
+class PrefixMass(GroupMasses):
     """Masses that the teacher's rows give to groups of student tokens; see :class:`xtoken_pl.BytePrefixKL`.
 
     Args:
@@ -37,8 +37,7 @@ class PrefixMass(nn.Module):
     is_token: Tensor  # the same
 
     def __init__(self, prefix_map: PrefixMap, is_token: Tensor, *, all_positive: bool = False) -> None:
-        super().__init__()
-        self.all_positive = all_positive
+        super().__init__(all_positive=all_positive)
         teacher_column = torch.from_numpy(prefix_map.column(prefix_map.group))
         self.num_student = prefix_map.num_student
         self.of_student = ColumnSums(torch.from_numpy(prefix_map.column(prefix_map.lead)))
@@ -117,10 +116,6 @@ class PrefixMass(nn.Module):
         branch_position = torch.cat((positions.level_position[positions.branch_level], positions.group_position))
         token = torch.cat((self.members[place], positions.group_token))
         return branch_position, branch, branch_position[branch] * self.num_student + token
-
-    def _positive(self, mass: Tensor) -> Tensor:
-        """Raises masses to the smallest normal number; all of a row's together stay far below ``smallest_prob``."""
-        return mass.clamp_min_(torch.finfo(mass.dtype).tiny) if self.all_positive else mass
 
     def _follow_path(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums) -> Tensor:
         """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first.

@@ -30,7 +30,7 @@ _NO_GROUPS = TokenGroups(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64
 
 
 class Completion:
-    """What the bytes before a position, and the end of the student's last token there, say about the next token.
+    """Tells which tokens may come next, from the bytes before a position and the end of the student's last token there.
 
     Args:
         prefix_map: Prefix map of the pair.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from xtoken_pl.prefix_map.positions import Positions
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
-from xtoken_pl.utilities.ranges import Ints, expand
+from xtoken_pl.prefix_map.row_tables import entries_before
+from xtoken_pl.utilities.ranges import Ints, expand, not_among
 
 # X inherited packets of mass, A starts, E entries
 
@@ -164,13 +165,9 @@ class _Tables:
         member = self.map.place(root[position], self.map.heir[columns["heir_token"]])
         first, tokens, members = self.map.inherited
         index, entry = expand(first[leads.root], first[leads.root + 1])
-        size = self.map.num_teacher
-        keep = np.isin(
-            leads.position[index] * size + tokens[entry],
-            columns["excluded_position"] * size + columns["excluded_token"],
-            invert=True,
-        )
-        index, entry = index[keep], entry[keep]
+        excluded = columns["excluded_position"], columns["excluded_token"]
+        may_follow = not_among(leads.position[index], tokens[entry], *excluded)
+        index, entry = index[may_follow], entry[may_follow]
         position = np.append(position, leads.position[index])
         order = np.argsort(position, kind="stable")
         token, member = np.append(columns["heir_token"], tokens[entry]), np.append(member, members[entry])
@@ -207,8 +204,7 @@ class _Tables:
             "starts": row[columns["start_position"]],
             "shares": row[columns["start_position"][columns["share_start"]]],
         }
-        student_rows = np.arange(len(self.before["positions"]))
-        before = {table: np.searchsorted(rows, student_rows) for table, rows in owner.items()}
+        before = entries_before(owner, len(self.before["positions"]) - 1)
         before["members"] = np.append(0, np.cumsum(columns["branch_length"]))[before["branches"]]
         return {**self.before, **before}
 

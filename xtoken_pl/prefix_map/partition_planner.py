@@ -19,7 +19,7 @@ from xtoken_pl.utilities.ranges import Ints, expand
 
 @dataclass
 class SpanCells(RowTables):
-    """What is compared of each span.
+    """Rows and tokens of each span that are compared.
 
     Attributes:
         first_student, first_teacher: ``[K]`` first rows of the spans whose common tokens are compared.

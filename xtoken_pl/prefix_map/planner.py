@@ -14,7 +14,7 @@ from xtoken_pl.prefix_map.positions import Positions, PrefixPlan, no_starts
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import entries_before
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.ranges import Ints, expand
+from xtoken_pl.utilities.ranges import Ints, expand, not_among
 
 Bools = NDArray[np.bool_]
 
@@ -233,9 +233,9 @@ class _Walk:
         heirs = np.flatnonzero((self.root >= 0) & ~self.is_inside)
         root = self.root[heirs]
         index, entry = expand(first[root], first[root + 1])
-        position, token, size = heirs[index], tokens[entry], self.map.num_teacher
-        keep = np.isin(position * size + token, excluded_position * size + excluded_token, invert=True)
-        return position[keep], places[entry][keep], token[keep]
+        position, token = heirs[index], tokens[entry]
+        may_follow = not_among(position, token, excluded_position, excluded_token)
+        return position[may_follow], places[entry][may_follow], token[may_follow]
 
     def _excluded(self) -> tuple[Ints, Ints]:
         """Position and teacher token of all that cannot follow the student's last token, at boundaries."""

@@ -1,4 +1,4 @@
-"""Vectorized operations on many ranges of integers."""
+"""Vectorized operations on many ranges and pairs of integers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
     sizes = high - low
     index = np.repeat(np.arange(len(low)), sizes)
     return index, np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[index]
+
+
+def not_among(first: Ints, second: Ints, others_first: Ints, others_second: Ints) -> NDArray[np.bool_]:
+    """``[N]`` bool, True for the pairs of numbers >= 0 that are not among other pairs."""
+    size = max(second.max(initial=0), others_second.max(initial=0)) + 1
+    return np.isin(first * size + second, others_first * size + others_second, invert=True)
 
 
 def expand_ranges(start: Tensor, length: Tensor, total: int) -> tuple[Tensor, Tensor]:
