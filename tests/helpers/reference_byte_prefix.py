@@ -115,10 +115,10 @@ class BytePrefixReference:
 
         # Group -> its student tokens, and student token -> its group, before anything is refined.
         tokens: dict[Key, list[int]] = {}
-        if there:
-            tokens = self._completions(self.teacher_bytes[t_1][:there], impossible)
-        for s in range(len(self.student_bytes) if not there else 0):
-            if self.written[s]:
+        for s in range(len(self.student_bytes)):
+            if there:
+                tokens["token", s] = [s]
+            elif self.written[s]:
                 tokens.setdefault(("lead", self.written[s][0]), []).append(s)
 
         # Masses on their way: to a group by its key, or to the group of a student token.
@@ -139,13 +139,8 @@ class BytePrefixReference:
         members = self._members(t_1, there)
         if any(rest for _, rest in members) and exists(first + 1):
             tokens.pop(("lead", t_1), None)  # the members leave their groups
-            if there:
-                rest = self.teacher_bytes[t_1][there:]
-                inside = {s for s, text in enumerate(self.student_bytes) if text.startswith(rest)}
-                spelled = {s for s, _ in members}
-                split = [[s for s in group if s not in inside] for group in tokens.values()]
-                split += [[s] for s in inside - spelled]
-                tokens = {("token", group[0]): group for group in split if group}
+            for s, _ in members:
+                tokens.pop(("token", s), None)
             mass, text = q_1[t_1], self.teacher_bytes[t_1][there:]  # M_d, y_d
             node, depth = members, 1
             while True:
@@ -204,29 +199,6 @@ class BytePrefixReference:
             written = self.written[whole]
             if len(before) <= len(there) if there else len(written) > 1 and written[-1] == v:
                 found.add(v)
-        return found
-
-    def _completions(self, there: bytes, impossible: Set[int]) -> dict[Key, list[int]]:
-        """The groups inside a teacher token: with a rest go all longer student tokens that begin with it."""
-        rests = {
-            text[len(there) :]: v in impossible
-            for v, text in enumerate(self.teacher_bytes)
-            if len(text) > len(there) and text.startswith(there)
-        }
-        group = {s: s for s in range(len(self.student_bytes))}
-        sets: dict[bytes, set[int]] = {}
-        for s, text in enumerate(self.student_bytes):
-            known = [text[:end] for end in range(len(text), 0, -1) if text[:end] in rests]
-            if known and s not in self.special:  # the longest rest decides
-                sets.setdefault(known[0], set()).add(s)
-        for rest, is_impossible in rests.items():
-            receiver = self.phi(rest)
-            joined = {group[s] for s in (sets.get(rest, set()) | {receiver} if receiver is not None else ())}
-            if len(joined) > 1 and not is_impossible:
-                group = {s: min(joined) if g in joined else g for s, g in group.items()}
-        found: dict[Key, list[int]] = {}
-        for s, g in group.items():
-            found.setdefault(("token", g), []).append(s)
         return found
 
     def _members(self, t_1: int, there: int) -> list[Member]:

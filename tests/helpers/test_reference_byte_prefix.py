@@ -229,27 +229,6 @@ def test_groups_inside_a_teacher_token() -> None:
     assert groups["child", 1, 2][1] == [2]
 
 
-def test_a_rest_stands_for_all_student_tokens_that_begin_with_it() -> None:
-    # Text ac: the student's a|c, inside the teacher's ac. The teacher may also mean ab, which bc, too, completes, and
-    # abb.
-    teacher = [b"a", b"b", b"c", b"ab", b"abb", b"ac", b""]
-    student = [b"a", b"b", b"bc", b"bb", b"c", b""]
-    reference = BytePrefixReference(
-        student, teacher, lambda text: tuple(b"abc".index(letter) for letter in text), {5: 6}
-    )
-    rows = [[0.2, 0.1, 0.0, 0.2, 0.1, 0.3, 0.1], [0.0] * 6 + [1.0]]
-    groups = reference.groups(1, [0, 4, 5], [5, 6], rows)
-    found = {tuple(tokens): mass for mass, tokens in groups.values() if mass}
-    assert found == pytest.approx({(1, 2): 0.2 / 0.6, (3,): 0.1 / 0.6, (4,): 0.3 / 0.6})
-    # A student that has ab would have written it: the teacher does not mean it.
-    reference = BytePrefixReference(
-        [*student, b"ab"], teacher, lambda text: tuple(b"abc".index(letter) for letter in text), {5: 6}
-    )
-    groups = reference.groups(1, [0, 4, 5], [5, 6], rows)
-    found = {tuple(tokens): mass for mass, tokens in groups.values() if mass}
-    assert found == pytest.approx({(3,): 0.1 / 0.4, (4,): 0.3 / 0.4})
-
-
 def test_mass_that_no_group_can_take_is_dropped() -> None:
     # The student's two a, and x, which the teacher cannot write although it has xx.
     reference = BytePrefixReference(

@@ -169,7 +169,7 @@ class Position:
         - "lead": v begins the teacher's writing of a longer student token, and is no student token with what stands
           before it, so that the student may stop before v ends;
         - "ending": v follows t_1…t_d and begins nothing, but a student token ends inside v;
-        - "inside": v begins with the teacher token of this text, and what is left of v begins a longer student token;
+        - "inside": what is left of v begins a longer student token;
         - "past": the student would not have ended its last token before v, and only the text as a whole says so.
         """
         student, teacher = self.language.student, self.language.teacher
@@ -181,7 +181,7 @@ class Position:
             if v in (path[0], EOS) or not v.startswith(there) or v == there:
                 continue
             longer = [s for s in student.texts if s.startswith(left) and s != left]
-            if there and longer and v.startswith(path[0]):
+            if there and longer:
                 found.add("inside")
             if not there and left not in student.texts and any(teacher.cut(s)[:1] == (v,) for s in longer):
                 found.add("lead")

@@ -12,7 +12,7 @@ from toy_languages import Language, Position, Toy
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary, build_prefix_map
-from xtoken_pl.prefix_map.completion import Completion
+from xtoken_pl.prefix_map.exclusion import Exclusion
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def test_a_digit_cannot_follow_a_numeral_that_could_have_held_it(
     student, teacher = pair.student.token_bytes, pair.teacher.token_bytes
     digits = np.array([teacher.index(digit) for digit in (b"0", b"1")])
     eos = pair.teacher.roles["eos"]
-    completion = Completion(build_prefix_map(packing, splitting), pair.student, pair.teacher)
+    exclusion = Exclusion(build_prefix_map(packing, splitting), pair.student, pair.teacher)
     for last in (b"1", b"01", b"011"):
         previous = np.array([student.index(last)])
-        _, excluded = completion.excluded(previous, np.array([eos]))
+        _, excluded = exclusion.at_boundaries(previous, np.array([eos]))
         assert {*excluded.tolist()} == ({*digits.tolist()} if len(last) < 3 else set())
-        assert all(not len(completion.excluded(previous, digits[i : i + 1])[1]) for i in range(2))
+        assert all(not len(exclusion.at_boundaries(previous, digits[i : i + 1])[1]) for i in range(2))
 
 
 def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(

@@ -49,11 +49,9 @@ class BytePrefixKL(TopKLoss):
       follow it for d tokens and go on with v have :math:`Q = M_d\,q_{d+1}(v)`, :math:`M_d = q_1(t_1) \cdots q_d(t_d)`.
       What no spelling goes on with belongs to the student token that ends after :math:`t_1 \ldots t_d`, or else the
       longest one that is a prefix of their bytes; and the path's own end to the observed student token;
-    - inside a teacher token, of whose bytes b are there already: only teacher tokens that begin with b and are longer
-      take part. Each gives its mass to the student tokens that may complete it: the longest one that is a prefix of
-      its *rest* (its other bytes), and those that begin with the rest and are longer. A student token counts for the
-      longest rest with which it begins, and rests that share a student token share a group. Student tokens that go on
-      behind the rest of :math:`t_1` are divided along the path as above.
+    - inside a teacher token, of whose bytes b are there already: single student tokens. Only teacher tokens that begin
+      with b and are longer take part; each gives its mass to the longest student token that is a prefix of its *rest*
+      (its other bytes). Student tokens that go on behind the rest of :math:`t_1` are divided along the path as above.
 
     Teacher tokens that the student would have written together with its last token, as one token, cannot follow that
     token (``3`` behind ``12``, if ``123`` is a token) and have no mass. At a boundary these are the ones with which
@@ -82,8 +80,8 @@ class BytePrefixKL(TopKLoss):
       have joined several of its last tokens: none of these is excluded;
     - rows end (a window, masked text): undivided groups are still right, their division is unknown.
 
-    Inside a teacher token it is given, besides, that the teacher's token goes on. A student token that goes on behind
-    a teacher token that begins with :math:`t_1` and is longer counts as its beginning.
+    Inside a teacher token it is given, besides, that the teacher's token goes on; and a student token that goes on
+    behind another teacher token than :math:`t_1` counts as the longest one that is a prefix of this token's rest.
 
     **What it reduces to.** With the same tokenizer on both sides every group is one token: the loss is
     :class:`TokenKL` with the same divergence. With student tokens that are never longer than the teacher's, nothing is
@@ -154,7 +152,7 @@ class BytePrefixKL(TopKLoss):
         if self.lookahead is not None:
             least = 0.0 if self.divergence == "forward" else torch.finfo(torch.float32).eps
             self._lookahead = Lookahead(prefix_map, self.lookahead, self.lookahead_tokens, least)
-        is_token = torch.from_numpy(self._planner.completion.is_token)
+        is_token = torch.from_numpy(self._planner.exclusion.is_token)
         self.mass = PrefixMass(prefix_map, is_token, all_positive=self.divergence != "forward")
         unwritten = torch.from_numpy(prefix_map.lead < 0).nonzero().squeeze(1)
         self.register_buffer("unwritten", unwritten, persistent=False)

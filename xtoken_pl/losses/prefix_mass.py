@@ -87,10 +87,7 @@ class PrefixMass(GroupMasses):
         return Groups(positions.row, sums.columns, self.of_student, sums.branches, *members, sums.merged())
 
     def inside_tokens(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
-        """Columns are student tokens, and branches also groups of them that may complete the same teacher tokens.
-
-        What cannot follow the bytes that are there already, or the student's last token, has no mass.
-        """
+        """Columns are student tokens; what cannot follow their bytes that are there, or the student's last token, has no mass."""
         position, place = expand_ranges(positions.low, positions.high - positions.low, positions.count("extending"))
         token, row = self.order[place], positions.teacher[position]
         byte = self.offsets[token] + positions.consumed[position]
@@ -99,23 +96,19 @@ class PrefixMass(GroupMasses):
         heir = self.longest[byte].masked_fill(is_excluded | (token == teacher.labels[row]), -1)
         mass = self._positive(teacher.log_probs[row, token].exp())
         column_mass = mass.new_zeros(len(positions.row), self.num_student)
-        num_branches = positions.count("branches") + positions.count("groups")
-        sums = GroupSums(column_mass, num_branches, has_marks=kept is not None)
+        sums = GroupSums(column_mass, positions.count("branches"), has_marks=kept is not None)
         sums.add_to_columns(mass, position, heir, _lookup(kept, row, token))
-        self._follow_path(positions, teacher, kept, sums)
         # Branches take what their members have.
         members = self._members(positions)
         sums.move_to_branches(*members[1:])
+        self._follow_path(positions, teacher, kept, sums)
         return Groups(positions.row, sums.columns, None, sums.branches, *members, sums.merged())
 
     def _members(self, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """``[G]`` position of each branch; ``[M]`` branch of each member, and its place in the rows ``[R, V_s]``."""
         branch, place = expand_ranges(positions.branch_start, positions.branch_length, positions.count("members"))
-        group, _ = expand_ranges(positions.group_size, positions.group_size, positions.count("group_members"))
-        branch = torch.cat((branch, positions.count("branches") + group))
-        branch_position = torch.cat((positions.level_position[positions.branch_level], positions.group_position))
-        token = torch.cat((self.members[place], positions.group_token))
-        return branch_position, branch, branch_position[branch] * self.num_student + token
+        branch_position = positions.level_position[positions.branch_level]
+        return branch_position, branch, branch_position[branch] * self.num_student + self.members[place]
 
     def _follow_path(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums) -> Tensor:
         """Adds the mass of the observed teacher tokens, and of what leaves their path behind the first.

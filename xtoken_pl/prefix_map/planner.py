@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from xtoken_pl.batch import SpanBatch, TeacherBatch, TokenBatch
-from xtoken_pl.prefix_map.completion import Completion
+from xtoken_pl.prefix_map.exclusion import Exclusion
 from xtoken_pl.prefix_map.positions import Positions, PrefixPlan, no_starts
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import entries_before
@@ -18,7 +18,7 @@ from xtoken_pl.utilities.ranges import Ints, expand, not_among
 
 Bools = NDArray[np.bool_]
 
-# N/Q student/teacher rows, R positions, L levels, G branches, X inherited packets, H groups
+# N/Q student/teacher rows, R positions, L levels, G branches, X inherited packets
 
 
 class PrefixPlanner:
@@ -31,7 +31,7 @@ class PrefixPlanner:
 
     def __init__(self, prefix_map: PrefixMap, student: CanonicalVocabulary, teacher: CanonicalVocabulary) -> None:
         self.map = prefix_map
-        self.completion = Completion(prefix_map, student, teacher)
+        self.exclusion = Exclusion(prefix_map, student, teacher)
         # A special token counts as one symbol on both sides.
         self.student_symbols = np.maximum(student.num_bytes, 1)
         self.teacher_symbols = np.maximum(teacher.num_bytes, 1)
@@ -106,7 +106,7 @@ class _Walk:
         first: Ints,
         consumed: Ints,
     ) -> None:
-        self.map, self.completion = planner.map, planner.completion
+        self.map, self.exclusion = planner.map, planner.exclusion
         self.previous = previous[row]  # [R] student tokens
         self.row, self.first, self.consumed = row, first, consumed
         self.observed = labels[row]  # [R] student tokens
@@ -143,8 +143,6 @@ class _Walk:
         low, high = np.ascontiguousarray(self.extending.T)
         excluded_position, excluded_token = self._excluded()
         heir_position, heir_place, heir_token = self._inherited(excluded_position, excluded_token)
-        excluding = self._excluding()
-        group_position, group_size, group_token = self._groups(excluding)
         columns = {
             "row": self.row,
             "teacher": self.first,
@@ -167,12 +165,9 @@ class _Walk:
             "heir_branch": self._find(heir_position, heir_place, branches),
             "heir_teacher": self.first[heir_position],
             "heir_token": heir_token,
-            "excluding": excluding,
+            "excluding": self._excluding(),
             "excluded_position": excluded_position,
             "excluded_token": excluded_token,
-            "group_position": group_position,
-            "group_size": group_size,
-            "group_token": group_token,
             **no_starts(),
         }
         owner = {
@@ -181,14 +176,12 @@ class _Walk:
             "branches": self.row[self.position[branches.level]],
             "heirs": self.row[heir_position],
             "excluded": self.row[excluded_position],
-            "groups": self.row[group_position],
             "starts": self.row[:0],
             "shares": self.row[:0],
         }
         before = entries_before(owner, num_rows)
         before["members"] = np.append(0, np.cumsum(branches.length))[before["branches"]]
         before["extending"] = np.append(0, np.cumsum(high - low))[before["positions"]]
-        before["group_members"] = np.append(0, np.cumsum(group_size))[before["groups"]]
         return Positions(**{name: torch.from_numpy(column) for name, column in columns.items()}, before=before)
 
     def _branches(self) -> _Branches:
@@ -240,26 +233,10 @@ class _Walk:
     def _excluded(self) -> tuple[Ints, Ints]:
         """Position and teacher token of all that cannot follow the student's last token, at boundaries."""
         at_boundary = np.flatnonzero(~self.is_inside)
-        position, token = self.completion.excluded(self.previous[at_boundary], self.token[at_boundary])
+        position, token = self.exclusion.at_boundaries(self.previous[at_boundary], self.token[at_boundary])
         return at_boundary[position], token
 
     def _excluding(self) -> Ints:
         """``[R]`` bytes of the student's last token, inside teacher tokens, if it excludes any of them; or 0."""
-        length = self.completion.excluding_bytes(self.previous, self.token, self.consumed)
+        length = self.exclusion.excluding_bytes(self.previous, self.token, self.consumed)
         return np.where(self.is_inside, length, 0)
-
-    def _groups(self, excluding: Ints) -> tuple[Ints, Ints, Ints]:
-        """``[H]`` position and size of the groups inside teacher tokens, and their student tokens."""
-        positions, sizes, places = ([self.row[:0]] for _ in range(3))
-        for position in np.flatnonzero(self.is_inside).tolist():
-            low, high = self.extending[position].tolist()
-            consumed = int(self.consumed[position])
-            groups = self.completion.groups(low, high, consumed, int(excluding[position]))
-            if self.root[position] >= 0:  # levels divide what begins with the rest of the observed token
-                groups = self.completion.groups_outside(self.token[position], groups, consumed)
-            size = np.bincount(groups.group)
-            positions.append(np.full(len(size), position))
-            sizes.append(size)
-            places.append(groups.place)
-        members = self.completion.by_student.tokens[np.concatenate(places)]
-        return np.concatenate(positions), np.concatenate(sizes), members

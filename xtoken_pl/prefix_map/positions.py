@@ -12,8 +12,8 @@ from torch import Tensor
 from xtoken_pl.batch import LossPlan
 from xtoken_pl.prefix_map.row_tables import Column, RowTables
 
-# N student rows, R positions, L levels, G branches, X inherited packets of mass, Y excluded tokens, H groups
-# A starts, E shares
+# N student rows, R positions, L levels, G branches, X inherited packets of mass, Y excluded tokens, A starts
+# , E shares
 
 
 @dataclass
@@ -49,9 +49,6 @@ class Positions(RowTables):
             bytes from its first one on are one student token; otherwise 0.
         excluded_position, excluded_token: ``[Y]`` teacher tokens that cannot follow the student's last token, at a
             boundary.
-        group_position, group_size: ``[H]`` position and number of members of each group of student tokens that is no
-            branch, if inside.
-        group_token: Members of all groups.
         start_position, start_token: ``[A]`` position of each *start*, a teacher token that the text does not have and
             whose group the teacher's own continuation divides (see :class:`xtoken_pl.prefix_map.Lookahead`).
         start_teacher, start_level: ``[A]`` row that predicts the token, and its level, -1 at the position itself.
@@ -85,9 +82,6 @@ class Positions(RowTables):
     excluding: Annotated[Tensor, Column("positions")]
     excluded_position: Annotated[Tensor, Column("excluded", "positions")]
     excluded_token: Annotated[Tensor, Column("excluded")]
-    group_position: Annotated[Tensor, Column("groups", "positions")]
-    group_size: Annotated[Tensor, Column("groups")]
-    group_token: Annotated[Tensor, Column("group_members")]
     start_position: Annotated[Tensor, Column("starts", "positions")]
     start_teacher: Annotated[Tensor, Column("starts", "teacher")]
     start_token: Annotated[Tensor, Column("starts")]
