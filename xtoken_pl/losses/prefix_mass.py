@@ -87,7 +87,7 @@ class PrefixMass(GroupMasses):
         return Groups(positions.row, sums.columns, self.of_student, sums.branches, *members, sums.merged())
 
     def inside_tokens(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
-        """Columns are student tokens; what cannot follow their bytes that are there, or the student's last token, has no mass."""
+        """Columns are student tokens; what cannot follow the bytes that are there, or the last token, has no mass."""
         position, place = expand_ranges(positions.low, positions.high - positions.low, positions.count("extending"))
         token, row = self.order[place], positions.teacher[position]
         byte = self.offsets[token] + positions.consumed[position]
