@@ -20,5 +20,8 @@ def listed(pair: Pair, groups: Groups, place: int) -> list[tuple[float, list[int
         found.append((mass, tokens))
     for g in torch.nonzero(groups.branch_position == place).flatten().tolist():
         tokens = [s for s, m in zip(members, groups.member_branch[inside].tolist(), strict=True) if m == g]
+        if groups.others is not None and (z := g - len(groups.branch_mass) + len(groups.others)) >= 0:
+            tokens = torch.nonzero(groups.others[z]).flatten().tolist()
+            found = [(mass, [s for s in others if s not in tokens]) for mass, others in found]
         found.append((float(groups.branch_mass[g]), tokens))
     return found

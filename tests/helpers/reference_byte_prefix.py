@@ -7,6 +7,10 @@ every group gets the mass that the teacher's rows along the observed text give i
     P̃_g = P_g / M, in nats. D is KL(Q ‖ P̃), the forward form, so that L = Σ_g Q_g·log(Q_g / P_g); or KL(P̃ ‖ Q), or
     ½ KL(Q ‖ m) + ½ KL(P̃ ‖ m) with m = (Q + P̃) / 2.
 
+Before a position stand bytes b of a teacher token, which may have ended with b or may be longer. At a boundary it has
+ended: its row q_0 gives q_0(b) to all that follows, and q_0(v) to the rest of every longer v. Inside a token it is
+longer: q_1 gives q_1(b), where b is a token, to all student tokens that get nothing else.
+
 τ(s) is the teacher's writing of student token s, φ(x) the longest student token that is a byte prefix of x. The
 teacher's tokens from the one that covers the position on are t_1, t_2, …; q_d is the row that predicts t_d;
 M_d = q_1(t_1)···q_d(t_d).
@@ -15,7 +19,8 @@ M_d = q_1(t_1)···q_d(t_d).
 import math
 from collections.abc import Callable, Sequence, Set
 
-#: ("lead", teacher token), ("token", student token), ("end", depth), ("child", depth, teacher token) or ("rest", 0).
+#: ("lead", teacher token), ("token", student token), ("end", depth), ("child", depth, teacher token), ("others", 0) or
+#: ("rest", 0).
 Key = tuple[str, int] | tuple[str, int, int]
 #: A student token below t_1, and what the teacher writes of it after t_1.
 Member = tuple[int, tuple[int, ...]]
@@ -85,7 +90,7 @@ class BytePrefixReference:
             student_ids: The text as student tokens.
             teacher_ids: The same bytes as teacher tokens.
             rows: ``rows[j]`` is the teacher's distribution that predicts ``teacher_ids[j]``.
-            row_exists: Which rows may be used below t_1; all of them without it.
+            row_exists: Which rows may be used besides that of t_1; all of them without it.
             kept: The teacher tokens of every row that are known one by one, the observed one among them. The groups
                 that have mass, but none of such a token, become one; without it all stay.
             behind: The student's token before the text.
@@ -177,10 +182,26 @@ class BytePrefixReference:
 
         group_of = {s: key for key, group in tokens.items() for s in group}
         masses = dict.fromkeys(tokens, 0.0)
+        if not there and first and exists(first - 1):  # all this if the token before has ended
+            weight = rows[first - 1][teacher_ids[first - 1]]
+            to_group = [(key, weight * mass, is_known) for key, mass, is_known in to_group]
+            to_token = [(s, weight * mass, is_known) for s, mass, is_known in to_token]
+            for v, s in self.longer_tokens(self.teacher_bytes[teacher_ids[first - 1]], before):
+                to_token.append((s, rows[first - 1][v], is_kept(first - 1, v)))
         to_group += [(group_of[s], mass, is_known) for s, mass, is_known in to_token if s in group_of]
         for key, mass, _ in to_group:
             masses[key] += mass
-        total = sum(masses.values())
+        if there:
+            ended = [v for v, text in enumerate(self.teacher_bytes) if text == self.teacher_bytes[t_1][:there]]
+            others = [
+                s for key in tokens if key[0] == "token" and not masses[key] for s in tokens[key] if self.written[s]
+            ]
+            if ended and others:
+                tokens = {key: group for key, group in tokens.items() if key[0] != "token" or masses[key]}
+                tokens["others", 0] = others
+                masses["others", 0] = math.fsum(q_1[v] for v in ended)
+                to_group += [(("others", 0), q_1[v], is_kept(first, v)) for v in ended]
+        total = sum(masses[key] for key in tokens)
         groups = {key: (masses[key] / total if total else 0.0, tokens[key]) for key in tokens}
         known = {key for key, _, is_known in to_group if is_known}
         rest = [groups.pop(key) for key in tokens if kept is not None and key not in known and masses[key] > 0]
@@ -199,6 +220,16 @@ class BytePrefixReference:
             written = self.written[whole]
             if len(before) <= len(there) if there else len(written) > 1 and written[-1] == v:
                 found.add(v)
+        return found
+
+    def longer_tokens(self, text: bytes, before: bytes) -> list[tuple[int, int]]:
+        """The teacher tokens that begin with one and are longer, and the student token that gets the mass of each."""
+        found: list[tuple[int, int]] = []
+        impossible = self._impossible(before, text) if text else set()
+        for v, longer in enumerate(self.teacher_bytes):
+            if text and longer.startswith(text) and longer != text and v not in impossible:
+                target = self.phi(longer[len(text) :])
+                found += [] if target is None else [(v, target)]
         return found
 
     def _members(self, t_1: int, there: int) -> list[Member]:

@@ -119,11 +119,11 @@ class Position:
         return self.text[len(b"".join(self.teacher_tokens[: self.first])) : self.offset]
 
     def counted(self, *, knows_past: bool = True) -> dict[bytes, float]:
-        """Probability of each student token, over the texts that share the teacher's tokens before the position.
+        """Probability of each student token, over the texts that share bytes and teacher tokens before the position.
 
-        Inside a teacher token, over those of them whose teacher token begins with the bytes already there, and is
-        longer. The student has the same tokens before the position in all of them; without ``knows_past`` it need not
-        have, and its token is the first of the cut from the position on.
+        The teacher's last token before it may go on in some of them. Inside a teacher token it goes on in all of them,
+        unless the bytes that are there are a token, too. The student has the same tokens before the position in all of
+        them; without ``knows_past`` it need not have, and its token is the first of the cut from the position on.
         """
         found: Counter[bytes] = Counter()
         for text, probability in self._alternatives():
@@ -143,22 +143,24 @@ class Position:
     def _alternatives(self) -> Iterator[tuple[bytes, float]]:
         """The texts that share the teacher's tokens and bytes before the position, and their probabilities."""
         before, there = self.teacher_tokens[: self.first], self.there
+        if before and not there:
+            before, there = before[:-1], before[-1]
         for text, probability in self.language.probabilities.items():
             tokens = (*self.language.teacher.cut(text), EOS)
             if tokens[: len(before)] != before or len(tokens) == len(before):
                 continue
             covering = tokens[len(before)]
-            if not there or (covering.startswith(there) and covering != there):
+            if covering.startswith(there):
                 yield text, probability
 
-    def _joins(self, v: bytes) -> bool:
+    def _joins(self, v: bytes, there: bytes) -> bool:
         """Whether the student would have written its last token and the rest of a teacher token as one token."""
         last = self.student_tokens[-1] if self.index else EOS
-        whole = last + v[len(self.there) :]
-        if not last or v == EOS or whole not in self.language.student.texts:
+        whole = last + v[len(there) :]
+        if not last or v in (EOS, there) or whole not in self.language.student.texts:
             return False
-        if self.there:
-            return len(last) <= len(self.there)
+        if there:
+            return len(last) <= len(there)
         return len(self.language.teacher.cut(whole)) > 1 and self.language.teacher.cut(whole)[-1] == v
 
     def approximations(self) -> set[str]:
@@ -169,7 +171,9 @@ class Position:
         - "lead": v begins the teacher's writing of a longer student token, and is no student token with what stands
           before it, so that the student may stop before v ends;
         - "ending": v follows t_1…t_d and begins nothing, but a student token ends inside v;
-        - "inside": what is left of v begins a longer student token;
+        - "inside": v goes on behind the position, and what is left of it begins a longer student token;
+        - "ended": the same, and the student token that begins what is left of v may also follow where the teacher's
+          token has ended;
         - "past": the student would not have ended its last token before v, and only the text as a whole says so.
         """
         student, teacher = self.language.student, self.language.teacher
@@ -181,14 +185,22 @@ class Position:
             if v in (path[0], EOS) or not v.startswith(there) or v == there:
                 continue
             longer = [s for s in student.texts if s.startswith(left) and s != left]
-            if there and longer:
-                found.add("inside")
             if not there and left not in student.texts and any(teacher.cut(s)[:1] == (v,) for s in longer):
                 found.add("lead")
         for text, _ in self._alternatives():
-            v = (*teacher.cut(text), EOS)[self.first]
-            if student.cut(text)[: self.index] != self.student_tokens and not self._joins(v):
-                found.add("past")
+            tokens = (*teacher.cut(text), EOS)
+            goes_on = bool(self.first and not there and tokens[self.first - 1] != self.teacher_tokens[self.first - 1])
+            v, begun = tokens[self.first - goes_on], self.teacher_tokens[self.first - 1] if goes_on else there
+            if student.cut(text)[: self.index] != self.student_tokens:
+                if not self._joins(v, begun):
+                    found.add("past")
+            elif begun and v != begun:
+                left = v[len(begun) :]
+                (first, *_) = student.cut(left)
+                if (goes_on or v != path[0]) and any(s.startswith(left) and s != left for s in student.texts):
+                    found.add("inside")
+                if there and there in teacher.texts and there + first not in teacher.texts:
+                    found.add("ended")
         if path[0] == EOS:
             return found
         written = path[0][len(there) :]

@@ -126,6 +126,9 @@ def plain_group_kl(log_probs: Tensor, *groups: Groups) -> Tensor:
             none = torch.zeros(len(probs), mass.shape[1] + 1, dtype=probs.dtype)
             ours = none.index_add(1, part.sums.column, probs)[:, :-1]
         branches = torch.zeros_like(part.branch_mass).index_add(0, part.member_branch, probs.flatten()[part.member])
+        if part.others is not None:
+            of_others = (probs[part.others_position] * part.others).sum(-1)
+            branches = torch.cat((branches[: len(branches) - len(of_others)], of_others))
         total = mass.sum(-1).index_add(0, part.branch_position, part.branch_mass)
         of_branch = part.branch_mass / total[part.branch_position]
         nats = nats_of(mass / total[:, None], ours).sum(-1)
@@ -220,17 +223,25 @@ def test_every_position_of_real_text_holds_all_of_the_teachers_mass(
             ]
         )
 
-    num_positions = 0
+    num_positions, none = 0, torch.zeros(len(texts), dtype=torch.bool)
     for groups, positions in zip(pair.groups(rows), (plan.boundary, plan.inside), strict=True):
         total = groups.column_mass.sum(-1).index_add(0, groups.branch_position, groups.branch_mass)
+        is_inside = positions is plan.inside
         for place, (row, consumed) in enumerate(zip(positions.teacher, positions.consumed.tolist(), strict=True)):
-            there = texts[tokens.labels[row]][:consumed]
-            takes_part = stands_for_text(there).clone()
-            takes_part[excluded_of(positions, place)] = False
+            before = rows[row if is_inside else row - 1].double().exp()  # of the token that may go on
+            there = texts[tokens.labels[row if is_inside else row - 1]][:consumed]
+            goes_on = stands_for_text(there).clone() if positions.low[place] < positions.high[place] else none
             if excluding := int(positions.excluding[place]):
-                for v in takes_part.nonzero().flatten().tolist():
-                    takes_part[v] = texts[v][consumed - excluding :] not in student_texts
-            expected = rows[row].double().exp()[takes_part].sum().item()
+                for v in goes_on.nonzero().flatten().tolist():
+                    goes_on[v] = texts[v][consumed - excluding :] not in student_texts
+            expected = longer = before[goes_on].sum().item()
+            if is_inside:
+                expected += sum(before[v].item() for v, text in enumerate(texts) if text == there)
+            else:
+                follows = stands_for_text(b"").clone()
+                follows[excluded_of(positions, place)] = False
+                ended = before[tokens.labels[row - 1]].item() if goes_on is not none else 1.0
+                expected = (ended * rows[row].double().exp()[follows].sum().item() + longer) / (ended + longer)
             assert total[place].item() == pytest.approx(expected, abs=1e-6)
             num_positions += 1
     # All but the first token where nothing predicts it, or where it is a space that the other side does not have.

@@ -87,4 +87,9 @@ def test_a_shorter_student_gets_the_mass_of_all_tokens_that_begin_with_its_own(
             begins = [v for v, other in enumerate(pair.teacher.token_bytes) if other.startswith(text)]
             mass = boundary.column_mass[place, pair.loss.mass.of_student.column[s]].item()
             expected = teacher[row].exp()[begins].sum().item()
+            if row:  # the token before, which ends here, might have gone on
+                before = pair.teacher.token_bytes[pair.batch.teachers["t"].tokens.labels[row - 1]]
+                probs = {t: float(q) for t, q in zip(pair.teacher.token_bytes, teacher[row - 1].exp(), strict=True)}
+                ways = [sum(q for t, q in probs.items() if t.startswith(text)) for text in (before, before + text)]
+                expected = (probs[before] * expected + ways[1]) / ways[0]
             assert mass == pytest.approx(expected, abs=1e-12)

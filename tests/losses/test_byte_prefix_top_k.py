@@ -183,10 +183,26 @@ def test_merging_never_raises_the_loss_and_the_groups_keep_all_mass(name: str, d
         reference = pair.reference()
         dropped = [v for v, text in enumerate(pair.teacher.token_bytes) if lead_of(reference, v, text) is None]
         boundary = pair.plan.boundary
-        rows = spread_rows(pair, teacher, top_k)[boundary.teacher].exp()
+        spread = spread_rows(pair, teacher, top_k)
+        rows = spread[boundary.teacher].exp()
         rows[:, dropped] = 0.0
         rows[boundary.excluded_position, boundary.excluded_token] = 0.0
-        torch.testing.assert_close(total(groups[0]), rows.sum(-1), rtol=0, atol=1e-12)
+        # Relative to what follows a token that has ended, what would follow if it had gone on.
+        more = torch.tensor([goes_on(pair, spread, place) for place in range(len(rows))], dtype=torch.float64)
+        torch.testing.assert_close(total(groups[0]), (rows.sum(-1) + more) / (1 + more), rtol=0, atol=1e-12)
+
+
+def goes_on(pair: Pair, rows: Tensor, place: int) -> float:
+    """Probability of longer teacher tokens than the one that ends at a boundary, by that of the latter."""
+    boundary, reference = pair.plan.boundary, pair.reference()
+    row, student_row = int(boundary.teacher[place]) - 1, int(boundary.row[place])
+    if boundary.low[place] == boundary.high[place]:
+        return 0.0
+    labels, student = pair.batch.teachers["t"].tokens.labels, pair.batch.student
+    ended, before = int(labels[row]), int(student.input_ids.flatten()[student.rows[student_row]])
+    probs = rows[row].exp()
+    longer = reference.longer_tokens(pair.teacher.token_bytes[ended], pair.student.token_bytes[before])
+    return float(sum(probs[v] for v, _ in longer) / probs[ended])
 
 
 def lead_of(reference: Any, v: int, text: bytes) -> int | None:

@@ -18,6 +18,7 @@ from xtoken_pl.utilities.segments import even_segments, greedy_segments
 class Block:
     """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows.
 
+    Of a teacher whose plan reads the row before a span's, the block has also the teacher row before the first.
     ``pieces`` are smaller blocks that together make up this one, without cutting a span.
     """
 
@@ -53,11 +54,13 @@ class RowCuts:
         student: ``[C]`` student rows before each cut, from 0 to N.
         spans: ``[C]`` spans before each cut, by teacher name.
         teacher: ``[C]`` teacher rows before each cut, by teacher name.
+        read_before: Teachers whose plans read the teacher row before a span's.
     """
 
     student: NDArray[np.int64]
     spans: dict[str, NDArray[np.int64]]
     teacher: dict[str, NDArray[np.int64]]
+    read_before: frozenset[str] = frozenset()
 
     @classmethod
     def from_spans(
@@ -80,7 +83,8 @@ class RowCuts:
         def kept(counts: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
             return {name: count[~reads_on] for name, count in counts.items()}
 
-        return cls(cuts[~reads_on], kept(before), kept(rows_before))
+        read_before = frozenset(name for name, plan in (plans or {}).items() if plan.reads_row_before)
+        return cls(cuts[~reads_on], kept(before), kept(rows_before), read_before)
 
     def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
         """Divides the batch into blocks of whole spans, each with at most ``max_rows`` rows of each side.
@@ -102,9 +106,14 @@ class RowCuts:
         return Block(
             student_rows=_between(self.student, start, end),
             spans={name: _between(before, start, end) for name, before in self.spans.items()},
-            teacher_rows={name: _between(before, start, end) for name, before in self.teacher.items()},
+            teacher_rows={name: self._teacher_rows(name, start, end) for name in self.teacher},
             pieces=pieces,
         )
+
+    def _teacher_rows(self, name: str, start: int, end: int) -> slice:
+        rows = _between(self.teacher[name], start, end)
+        reads_before = name in self.read_before and 0 < rows.start < rows.stop
+        return slice(rows.start - 1, rows.stop) if reads_before else rows
 
 
 def _between(before: NDArray[np.int64], start: int, end: int) -> slice:

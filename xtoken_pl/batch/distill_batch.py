@@ -99,8 +99,8 @@ class DistillBatch(Movable):
 
     def only(self, names: Collection[str]) -> DistillBatch:
         """Returns the batch with the views of some teachers alone; its rows may be cut at the same places."""
-        student, spans, rows = self.cuts.student, self.cuts.spans, self.cuts.teacher
-        cuts = RowCuts(student, {name: spans[name] for name in names}, {name: rows[name] for name in names})
+        spans, rows = ({name: each[name] for name in names} for each in (self.cuts.spans, self.cuts.teacher))
+        cuts = replace(self.cuts, spans=spans, teacher=rows)
         return replace(self, teachers={name: self.teachers[name] for name in names}, cuts=cuts)
 
     def planned(self, planners: Mapping[str, Planner]) -> DistillBatch:

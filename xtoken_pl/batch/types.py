@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -95,6 +95,9 @@ class LossPlan(Movable, ABC):
     Attributes:
         reach: ``[N]`` end of the teacher rows that each student row reads (0 for none); stays on the CPU.
     """
+
+    #: Whether rows also read the teacher row before those of their span.
+    reads_row_before: ClassVar[bool] = False
 
     reach: NDArray[np.int64]
 

@@ -53,6 +53,14 @@ class BytePrefixKL(TopKLoss):
       with b and are longer take part; each gives its mass to the longest student token that is a prefix of its *rest*
       (its other bytes). Student tokens that go on behind the rest of :math:`t_1` are divided along the path as above.
 
+    The teacher's token before a position may have ended there or may go on (``12`` before ``3``, of a teacher that has
+    ``123``). The text shows one of the two; the student does not know which when it predicts:
+
+    - at a boundary the token :math:`t_0` has ended, which :math:`q_0` predicts: all that follows it is multiplied by
+      :math:`q_0(t_0)`, and every longer token v that begins with it adds :math:`q_0(v)` for its rest, as inside;
+    - inside, where b is a teacher token itself, :math:`q_1(b)` belongs to one more group: all student tokens that get
+      no other mass, since the text gives no row for what follows b.
+
     Teacher tokens that the student would have written together with its last token, as one token, cannot follow that
     token (``3`` behind ``12``, if ``123`` is a token) and have no mass. At a boundary these are the ones with which
     the spelling of the longer token ends; inside a teacher token, the ones whose rest the longer token ends with. A
@@ -69,8 +77,8 @@ class BytePrefixKL(TopKLoss):
     **What is exact.** If the teacher's probability is that of its tokenizer's own (*canonical*) token sequences, the
     student's tokenizer takes the longest token that it can, and the teacher's tokenizer writes text that begins with s
     by tokens that begin with :math:`\tau(s)` (its last token may be a longer one; merges across the end of s may break
-    this), then at a boundary :math:`Q_g` is the probability that the student's next token is in g, given the tokens of
-    both sides so far, unless
+    this), then at a boundary :math:`Q_g` is the probability that the student's next token is in g, given the student's
+    tokens so far and the teacher's before its last one, unless
 
     - a teacher token that the text does not have leads longer student tokens only and is none itself (133 of Qwen 3's
       tokens for Llama 3): text that stops there belongs to another group;
@@ -78,16 +86,19 @@ class BytePrefixKL(TopKLoss):
       observed one;
     - the student would have joined its last token with text that a teacher token only begins or goes beyond, or would
       have joined several of its last tokens: none of these is excluded;
-    - rows end (a window, masked text): undivided groups are still right, their division is unknown.
+    - rows begin or end (a window, masked text): without :math:`q_0` it is given that :math:`t_0` has ended; undivided
+      groups are still right, their division is unknown.
 
-    Inside a teacher token it is given, besides, that the teacher's token goes on; and a student token that goes on
-    behind another teacher token than :math:`t_1` counts as the longest one that is a prefix of this token's rest.
+    A student token that goes on behind a teacher token v that the text does not have, but goes on at the position,
+    counts as the longest one that is a prefix of v's rest. Inside a teacher token it is given, besides, that the token
+    goes on where b is none; and a student token that is only the beginning of a rest gets nothing of :math:`q_1(b)`.
 
     **What it reduces to.** With the same tokenizer on both sides every group is one token: the loss is
     :class:`TokenKL` with the same divergence. With student tokens that are never longer than the teacher's, nothing is
-    to be divided: boundaries are those of :class:`BPM`, except for tokens that cannot follow. Without the path (depth
-    0): the KL of leading tokens, which cannot tell ``1``, ``12`` and ``123`` apart under a teacher that splits digits.
-    Unlike P-KL it needs no weights for a token's further pieces, and never prefers a token for being spelled shorter.
+    to be divided: boundaries are those of :class:`BPM`, except for tokens that cannot follow and for what might have
+    gone on. Without the path (depth 0): the KL of leading tokens, which cannot tell ``1``, ``12`` and ``123`` apart
+    under a teacher that splits digits. Unlike P-KL it needs no weights for a token's further pieces, and never prefers
+    a token for being spelled shorter.
 
     Args:
         prefix_map: File written by ``python -m xtoken_pl prefix_map``; None compiles the map from the two tokenizers.

@@ -65,6 +65,7 @@ class Groups:
         branch_position: ``[G]`` places in ``row``.
         member_branch, member: ``[M]`` the branch, and the place ``r * V + token`` in the rows ``[R, V]``.
         merged: ``[R, C]`` and ``[G]`` bool, True for the groups that are merged, all of which have mass; None for none.
+        others: ``[Z, V]`` bool, tokens of the last Z branches, which are in no column with mass; None for none.
     """
 
     row: Tensor
@@ -75,6 +76,13 @@ class Groups:
     member_branch: Tensor
     member: Tensor
     merged: GroupValues | None = None
+    others: Tensor | None = None
+
+    @property
+    def others_position(self) -> Tensor:
+        """``[Z]`` places in ``row`` of the last branches."""
+        num_others = 0 if self.others is None else len(self.others)
+        return self.branch_position[len(self.branch_position) - num_others :]
 
     @property
     def mass(self) -> GroupValues:
@@ -172,6 +180,9 @@ class _GroupDivergence(torch.autograd.Function):
                 none = columns.new_zeros(len(columns), 1)
                 slope = torch.cat((columns, none), dim=1).index_select(1, part.sums.column)  # [R, V]
             slope.view(-1)[part.member] = branches[part.member_branch]
+            if part.others is not None and len(part.others):
+                of_others = branches[len(branches) - len(part.others) :, None]
+                slope[part.others_position] = torch.where(part.others, of_others, slope[part.others_position])
             results.append(slope.mul_(probs).mul_((grad[part.row] * factor)[:, None]))
         whole = [result for result in results if len(result) == ctx.shape[0]]
         if whole:
@@ -225,6 +236,9 @@ def _student_masses(part: Groups, probs: Tensor) -> GroupValues:
     """``[R, C], [G]``: P of each group."""
     of_members = probs.view(-1)[part.member]
     branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, of_members)
+    if part.others is not None and len(part.others):
+        of_others = probs.index_select(0, part.others_position).masked_fill_(~part.others, 0.0)
+        branches[len(branches) - len(part.others) :] = of_others.sum(-1)
     if part.sums is None:
         return probs, branches
     probs.view(-1)[part.member] = 0.0  # in no column

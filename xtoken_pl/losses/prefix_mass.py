@@ -12,10 +12,12 @@ from xtoken_pl.losses.teacher_tokens import KeptTokens
 from xtoken_pl.prefix_map import Positions, PrefixMap
 from xtoken_pl.utilities.ranges import expand_ranges
 
-# Q teacher rows, R positions, C columns, L levels, G branches, M members, V_s/V_t vocabulary sizes
+# Q teacher rows, R positions, Z open ones, C columns, L levels, G branches, M members, V_s/V_t vocabulary sizes
 
 
 LEAST_NATS = -1e4
+#: Of a teacher token that might have gone on, against the one that ended: both probabilities stay normal numbers.
+_MOST_NATS = 60.0
 
 
 class PrefixMass(GroupMasses):
@@ -35,6 +37,7 @@ class PrefixMass(GroupMasses):
     offsets: Tensor  # [V_t + 1]
     longest: Tensor  # by byte of every teacher token
     is_token: Tensor  # the same
+    can_write: Tensor  # [V_s] bool
 
     def __init__(self, prefix_map: PrefixMap, is_token: Tensor, *, all_positive: bool = False) -> None:
         super().__init__(all_positive=all_positive)
@@ -49,6 +52,7 @@ class PrefixMass(GroupMasses):
             "offsets": torch.from_numpy(prefix_map.offsets),
             "longest": torch.from_numpy(prefix_map.longest),
             "is_token": is_token,
+            "can_write": torch.from_numpy(prefix_map.lead >= 0),
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -84,25 +88,76 @@ class PrefixMass(GroupMasses):
         reached = self._follow_path(positions, teacher, kept, sums)
         self._divide_starts(positions, teacher, reached, sums)
         members = self._members(positions)
+        self._add_longer(positions, teacher, kept, sums, members)
         return Groups(positions.row, sums.columns, self.of_student, sums.branches, *members, sums.merged())
 
     def inside_tokens(self, positions: Positions, teacher: SideRows, kept: KeptTokens | None = None) -> Groups:
         """Columns are student tokens; what cannot follow the bytes that are there, or the last token, has no mass."""
-        position, place = expand_ranges(positions.low, positions.high - positions.low, positions.count("extending"))
-        token, row = self.order[place], positions.teacher[position]
-        byte = self.offsets[token] + positions.consumed[position]
-        excluding = positions.excluding[position]
-        is_excluded = (excluding > 0) & self.is_token[byte - excluding]
-        heir = self.longest[byte].masked_fill(is_excluded | (token == teacher.labels[row]), -1)
+        position, row, token, heir = self._extending(positions, positions.teacher)
+        heir = heir.masked_fill(token == teacher.labels[row], -1)
         mass = self._positive(teacher.log_probs[row, token].exp())
         column_mass = mass.new_zeros(len(positions.row), self.num_student)
-        sums = GroupSums(column_mass, positions.count("branches"), has_marks=kept is not None)
+        num_branches, num_open = positions.count("branches"), positions.count("open")
+        sums = GroupSums(column_mass, num_branches + num_open, has_marks=kept is not None)
         sums.add_to_columns(mass, position, heir, _lookup(kept, row, token))
         # Branches take what their members have.
         members = self._members(positions)
         sums.move_to_branches(*members[1:])
         self._follow_path(positions, teacher, kept, sums)
-        return Groups(positions.row, sums.columns, None, sums.branches, *members, sums.merged())
+        # If the token ended, the student writes none of these.
+        others = (sums.columns == 0) & self.can_write
+        others.view(-1)[members[2]] = False
+        others = others.index_select(0, positions.open_position)  # [Z, V_s]
+        length = positions.low[positions.open_position] - positions.ended_low
+        place, entry = expand_ranges(positions.ended_low, length, positions.count("ended"))
+        row, token = positions.teacher[positions.open_position[place]], self.order[entry]
+        mass = self._positive(teacher.log_probs[row, token].exp())
+        branch = (num_branches + place).masked_fill(~others.any(-1)[place], -1)
+        sums.add_to_branches(mass, branch, _lookup(kept, row, token))
+        position = torch.cat((members[0], positions.open_position))
+        return Groups(positions.row, sums.columns, None, sums.branches, position, *members[1:], sums.merged(), others)
+
+    def _extending(self, positions: Positions, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Position, teacher row and id of the longer teacher tokens, and the student token that gets the mass of each.
+
+        Args:
+            rows: ``[R]`` teacher row of each position that predicts them.
+        """
+        position, place = expand_ranges(positions.low, positions.high - positions.low, positions.count("extending"))
+        token = self.order[place]
+        byte = self.offsets[token] + positions.consumed[position]
+        excluding = positions.excluding[position]
+        is_excluded = (excluding > 0) & self.is_token[byte - excluding]
+        return position, rows[position], token, self.longest[byte].masked_fill(is_excluded, -1)
+
+    def _add_longer(
+        self,
+        positions: Positions,
+        teacher: SideRows,
+        kept: KeptTokens | None,
+        sums: GroupSums,
+        members: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Adds, at boundaries, the masses of teacher tokens longer than the one before, which might have gone on.
+
+        The others are those of what follows if it ended: together they have its probability.
+        """
+        if not positions.count("open"):
+            return
+        before = (positions.teacher - 1).clamp_min(0)
+        position, row, token, heir = self._extending(positions, before)
+        # Relative to what has ended, as far as numbers of single precision go.
+        ended = teacher.token_log_probs().clamp_min(LEAST_NATS)[before]  # [R]
+        ratio = (teacher.log_probs[row, token] - ended[position]).clamp_max(_MOST_NATS).exp()
+        goes_on = torch.zeros_like(ended, dtype=torch.float64)
+        goes_on.index_add_(0, position, ratio.masked_fill(heir < 0, 0.0).double())
+        total = (1 + goes_on).to(ended.dtype)
+        sums.scale(1 / total, members[0], least=torch.finfo(total.dtype).tiny if self.all_positive else 0.0)
+        mass = self._positive(ratio / total[position])
+        tokens = GroupSums(mass.new_zeros(len(total), self.num_student), len(sums.branches), has_marks=kept is not None)
+        tokens.add_to_columns(mass, position, heir, _lookup(kept, row, token))
+        tokens.move_to_branches(*members[1:])
+        sums.add_tokens(tokens, self.of_student)
 
     def _members(self, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """``[G]`` position of each branch; ``[M]`` branch of each member, and its place in the rows ``[R, V_s]``."""

@@ -62,13 +62,18 @@ def build_prefix_map(
     node_of_rest = np.where(is_inside & (rest > 0), node_of_root[len(teacher) + rest], -1)
 
     before = np.where(is_inside, by_teacher.node[starts - 1], 0)
-    extending = np.stack((by_teacher.trie.start + by_teacher.trie.num_equal, by_teacher.trie.end), axis=1)[before]
+    last = np.maximum(teacher.offsets[1:] - 1, 0)
+    whole = np.where(num_bytes > 0, by_teacher.node[last] if len(starts) else 0, 0)
+    longer = np.stack((by_teacher.trie.start + by_teacher.trie.num_equal, by_teacher.trie.end), axis=1)
+    longer[0] = 0  # of no bytes
     return PrefixMap(
         lead=lead,
         offsets=teacher.offsets,
         longest=longest,
         order=by_teacher.tokens,
-        extending=extending,
+        extending=longer[before],
+        num_ended=by_teacher.trie.num_equal[before],
+        longer=longer[whole],
         members=members,
         trie=trie,
         node_of_token=node_of_root[: len(teacher)],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.trie import ByteTrie
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.ranges import Ints, expand
+
+Bools = NDArray[np.bool_]
 
 # R positions, V_s vocabulary size of the student, F bytes of all teacher tokens
 
@@ -47,15 +50,21 @@ class Exclusion:
         keep = ~is_broken[position]
         return position[keep], excluded[keep]
 
-    def excluding_bytes(self, previous: Ints, token: Ints, consumed: Ints) -> Ints:
-        """``[R]`` bytes of the student's last token if it excludes teacher tokens inside of which positions lie, or 0.
+    def excluding_bytes(self, previous: Ints, token: Ints, consumed: Ints, *, is_inside: Bools) -> Ints:
+        """``[R]`` bytes of the student's last token if it excludes teacher tokens that go on at positions, or 0.
 
         It excludes those whose rest it would have taken in. It must lie in the observed one, and not exclude it.
+
+        Args:
+            previous: ``[R]`` student token before each position.
+            token: ``[R]`` teacher token before it.
+            consumed: ``[R]`` bytes of that token that are there.
+            is_inside: ``[R]`` bool, True if the observed token goes on.
         """
         length = self.student_bytes[previous]
-        inside = (length > 0) & (length <= consumed)
-        byte = np.where(inside, self.map.offsets[token] + consumed - length, 0)
-        return np.where(inside & ~self.is_token[byte], length, 0)
+        lies_in = (length > 0) & (length <= consumed)
+        byte = np.where(lies_in, self.map.offsets[token] + consumed - length, 0)
+        return np.where(lies_in & ~(is_inside & self.is_token[byte]), length, 0)
 
 
 def _excluded_tokens(

@@ -108,7 +108,7 @@ class _Walk:
     ) -> None:
         self.map, self.exclusion = planner.map, planner.exclusion
         self.previous = previous[row]  # [R] student tokens
-        self.row, self.first, self.consumed = row, first, consumed
+        self.row, self.first = row, first
         self.observed = labels[row]  # [R] student tokens
         self.token = teacher_labels[first]  # [R]
         self.is_inside = consumed > 0
@@ -117,7 +117,17 @@ class _Walk:
         byte = np.minimum(self.map.offsets[self.token] + consumed, len(self.map.longest) - 1)
         root = np.where(self.is_inside, self.map.node_of_rest[byte], self.map.node_of_token[self.token])
         self.root = np.where(continues[first], root, -1)  # [R] -1 if there is nothing to divide
-        self.extending = np.where(self.is_inside[:, None], self.map.extending[byte], 0)  # [R, 2]
+        # [R] the teacher token before the position, and how many of its bytes are there
+        follows = ~self.is_inside & (first > 0) & continues[first - 1]
+        self.before = np.where(self.is_inside, self.token, teacher_labels[first - 1])
+        num_bytes = self.map.offsets[self.before + 1] - self.map.offsets[self.before]
+        self.consumed = np.where(follows, num_bytes, consumed)
+        self.extending = np.where(self.is_inside[:, None], self.map.extending[byte], 0)  # [R, 2] those that go on
+        self.extending[follows] = self.map.longer[self.before[follows]]
+        num_ended = np.where(self.is_inside, self.map.num_ended[byte], 0)
+        is_open = np.where(self.is_inside, num_ended > 0, self.extending[:, 0] < self.extending[:, 1])
+        self.open = np.flatnonzero(is_open)
+        self.num_ended = num_ended[self.open]
         active = np.flatnonzero(self.root >= 0)
         node, teacher = self.root[active], first[active] + 1
         found: list[tuple[NDArray[Any], ...]] = [(active[:0],) * 4 + (active[:0] > 0,)]
@@ -151,6 +161,8 @@ class _Walk:
             "consumed": self.consumed,
             "low": low,
             "high": high,
+            "open_position": self.open,
+            "ended_low": low[self.open] - self.num_ended,
             "level_position": self.position,
             "level_teacher": self.teacher,
             "level_node": self.node,
@@ -172,6 +184,7 @@ class _Walk:
         }
         owner = {
             "positions": self.row,
+            "open": self.row[self.open],
             "levels": self.row[self.position],
             "branches": self.row[self.position[branches.level]],
             "heirs": self.row[heir_position],
@@ -182,6 +195,7 @@ class _Walk:
         before = entries_before(owner, num_rows)
         before["members"] = np.append(0, np.cumsum(branches.length))[before["branches"]]
         before["extending"] = np.append(0, np.cumsum(high - low))[before["positions"]]
+        before["ended"] = np.append(0, np.cumsum(self.num_ended))[before["open"]]
         return Positions(**{name: torch.from_numpy(column) for name, column in columns.items()}, before=before)
 
     def _branches(self) -> _Branches:
@@ -237,6 +251,5 @@ class _Walk:
         return at_boundary[position], token
 
     def _excluding(self) -> Ints:
-        """``[R]`` bytes of the student's last token, inside teacher tokens, if it excludes any of them; or 0."""
-        length = self.exclusion.excluding_bytes(self.previous, self.token, self.consumed)
-        return np.where(self.is_inside, length, 0)
+        """``[R]`` bytes of the student's last token if it excludes longer teacher tokens, those that go on; or 0."""
+        return self.exclusion.excluding_bytes(self.previous, self.before, self.consumed, is_inside=self.is_inside)

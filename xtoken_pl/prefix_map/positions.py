@@ -12,8 +12,8 @@ from torch import Tensor
 from xtoken_pl.batch import LossPlan
 from xtoken_pl.prefix_map.row_tables import Column, RowTables
 
-# N student rows, R positions, L levels, G branches, X inherited packets of mass, Y excluded tokens, A starts
-# , E shares
+# N student rows, R positions, Z open ones, L levels, G branches, X inherited packets of mass, Y excluded tokens
+# A starts, E shares
 
 
 @dataclass
@@ -24,17 +24,24 @@ class Positions(RowTables):
     groups of student tokens with the same leading teacher token for a position at a boundary that both sides share,
     single student tokens for a position inside a teacher token. A *level* is a node on the observed path, together with
     the teacher row that predicts the next token. Its members are divided into *branches*: neighbours that end there, or
-    continue with the same teacher token.
+    continue with the same teacher token. Positions are *open* where the teacher's token before them may have ended or
+    may go on.
 
     Attributes:
         before: ``[N + 1]`` entries of each table before each student row, by table name; stays on the CPU. Besides the
-            tables of columns, ``members`` counts members of branches, ``extending`` tokens from ``low`` to ``high``.
+            tables of columns, ``members`` counts members of branches, ``extending`` tokens from ``low`` to ``high``,
+            and ``ended`` those from ``ended_low`` to ``low``.
         row: ``[R]`` student rows, increasing.
         teacher: ``[R]`` row of the teacher token that the position lies in, or begins with.
         observed_column: ``[R]`` column of the observed teacher token's mass; -1 if levels divide it, or there is none.
         divided_column: ``[R]`` column that levels divide, at a boundary; otherwise -1.
-        consumed: ``[R]`` bytes of the teacher token before the position.
-        low, high: ``[R]`` range, in the map's order, of the teacher tokens that begin with these bytes, if inside.
+        consumed: ``[R]`` bytes of the teacher token before the position: of the one that it lies in, or at an open
+            boundary of the one that ends there, which the row before ``teacher`` predicts.
+        low, high: ``[R]`` range, in the map's order, of the teacher tokens that begin with these bytes and are longer,
+            inside and at an open boundary.
+        open_position: ``[Z]`` open positions.
+        ended_low: ``[Z]`` start of the range, in the map's order, of the teacher tokens that are these bytes, if
+            inside; it ends at ``low``.
         level_position: ``[L]`` position of each level.
         level_teacher: ``[L]`` teacher row that predicts the token after the level's node.
         level_node: ``[L]`` the node in the map's trie.
@@ -65,6 +72,8 @@ class Positions(RowTables):
     consumed: Annotated[Tensor, Column("positions")]
     low: Annotated[Tensor, Column("positions")]
     high: Annotated[Tensor, Column("positions")]
+    open_position: Annotated[Tensor, Column("open", "positions")]
+    ended_low: Annotated[Tensor, Column("open")]
     level_position: Annotated[Tensor, Column("levels", "positions")]
     level_teacher: Annotated[Tensor, Column("levels", "teacher")]
     level_node: Annotated[Tensor, Column("levels")]
@@ -109,6 +118,8 @@ class PrefixPlan(LossPlan):
         boundary: Positions at which both sides begin a token.
         inside: Positions inside a teacher token.
     """
+
+    reads_row_before = True
 
     boundary: Positions
     inside: Positions

@@ -42,6 +42,9 @@ class PrefixMap:
         order: ``[T]`` teacher tokens that have bytes, sorted by them.
         extending: ``[F, 2]`` range in ``order`` of the teacher tokens that begin with a token's bytes before this one,
             and are longer.
+        num_ended: ``[F]`` number of the teacher tokens that are a token's bytes before this one; they come before the
+            longer ones in ``order``.
+        longer: ``[V_t, 2]`` range in ``order`` of the teacher tokens that begin with a token and are longer.
         members: ``[E]`` student tokens, in the order of the trie's sequences.
         trie: Trie of sequences; each is a root (a teacher token, or V_t and above for a rest) followed by the teacher
             tokens that spell the remainder of a member.
@@ -60,6 +63,8 @@ class PrefixMap:
     longest: Ints
     order: Ints
     extending: Ints
+    num_ended: Ints
+    longer: Ints
     members: Ints
     trie: Trie
     node_of_token: Ints
@@ -77,6 +82,8 @@ class PrefixMap:
             "longest": (self.longest, num_bytes, self.num_student),
             "order": (self.order, len(self.order), self.num_teacher),
             "extending": (self.extending, num_bytes, len(self.order) + 1),
+            "num_ended": (self.num_ended, num_bytes, len(self.order) + 1),
+            "longer": (self.longer, self.num_teacher, len(self.order) + 1),
             "members": (self.members, num_members, self.num_student),
             "node_of_token": (self.node_of_token, self.num_teacher, num_nodes),
             "node_of_rest": (self.node_of_rest, num_bytes, num_nodes),

@@ -139,8 +139,10 @@ class TeacherTask:
 
 
 def local_spans(span: Tensor, spans: slice) -> Tensor:
-    """Span of each row, counted from the piece's first span; the number of spans for a row in no span."""
-    return (span - spans.start).clamp(max=spans.stop - spans.start)
+    """Span of each row, counted from the piece's first span; the number of spans for a row in none of them."""
+    num_spans = spans.stop - spans.start
+    local = (span - spans.start).clamp(max=num_spans)
+    return local.masked_fill(local < 0, num_spans)
 
 
 @dataclass(frozen=True)
