@@ -19,7 +19,7 @@ LossName = Literal["TokenKL", "ProjectionKL", "HybridKL", "BytePrefixKL"]
 
 #: Losses that each rule chooses from.
 CHOICES: dict[AutoLoss, tuple[LossName, ...]] = {
-    "auto": ("TokenKL", "ProjectionKL", "HybridKL"),
+    "auto": ("TokenKL", "BytePrefixKL"),
     "auto_paper": ("TokenKL", "ProjectionKL", "HybridKL"),
 }
 
@@ -45,20 +45,19 @@ def recommend_loss(
 ) -> Recommendation:
     """Recommends a loss for a pair of vocabularies.
 
-    ``auto_paper`` is the paper's rule:
+    Both rules choose ``TokenKL`` if both sides share their token ids (by fingerprint, not by name). If they do not,
+    ``auto`` chooses ``BytePrefixKL``, which compares every token at every position, and ``auto_paper`` by the paper's
+    coverage audit:
 
-    - ``TokenKL`` if both sides share their token ids (by fingerprint, not by name);
     - ``ProjectionKL`` if a critical token of the student is outside the strict common set C: losses on a partition
       would lower its probability (Proposition 1);
     - ``HybridKL`` if all critical tokens are in C.
-
-    ``auto`` recommends the same.
 
     Args:
         student: The student's vocabulary.
         teacher: The teacher's vocabulary.
         rule: Rule that chooses, as in a teacher's ``loss``.
-        critical: Categories of the student's tokens that must not be lost.
+        critical: Categories of the student's tokens that must not be lost, for ``auto_paper``.
         strict: Strict partition, computed if None.
 
     Raises:
@@ -82,11 +81,14 @@ def recommend_loss(
 def _by_default(
     student: CanonicalVocabulary,
     teacher: CanonicalVocabulary,
-    critical: Sequence[Category],
+    _critical: Sequence[Category],
     strict: VocabularyPartition | None,
 ) -> Recommendation:
     """``auto`` of two vocabularies that differ."""
-    return _by_paper(student, teacher, critical, strict)
+    if strict is None:
+        strict = VocabularyPartition.strict(student, teacher)
+    shared = f"{len(strict):,} of the student's {len(student):,} tokens are tokens of the teacher"
+    return Recommendation("BytePrefixKL", f"the tokenizers differ, and it compares all tokens ({shared})")
 
 
 def _by_paper(
