@@ -21,6 +21,7 @@ from xtoken_pl import (
     ConfidenceWeighting,
     HybridKL,
     MultiTeacherDistillModule,
+    ProjectionKL,
     StaticWeighting,
     Student,
     Teacher,
@@ -28,6 +29,7 @@ from xtoken_pl import (
 from xtoken_pl.batch import SPAN_KINDS, DistillBatch
 from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import whole_steps
+from xtoken_pl.losses import SpanBlock, SpanScores
 from xtoken_pl.training.binding import bind_loss
 from xtoken_pl.utilities.errors import UserError
 
@@ -142,6 +144,23 @@ def test_a_step_whose_spans_all_weigh_0_has_a_zero_loss_with_a_gradient(make: Ma
     assert step["teacher_kd"]["other"] == step["unmapped_mass"]["other"] == 0
     torch.testing.assert_close(step["kd"], 0.6 * step["teacher_kd"]["same"])
     assert torch.isfinite(gradient(module, step["loss"])).all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_span_of_weight_0_adds_nothing_whatever_its_loss_is(make: Make, value: float) -> None:
+    class Broken(ProjectionKL):
+        def forward(self, block: SpanBlock) -> SpanScores:
+            scores = super().forward(block)
+            is_broken = (block.student.length > 1) & (block.teacher.length > 1)
+            return scores._replace(loss=scores.loss + torch.where(is_broken, value, 0.0))
+
+    spans = {"many_to_many": 0.0, "one_to_many": 0.5}
+    module, plain = make(spans, loss=Broken()), make(spans)
+    batch = batch_for(plain)
+    assert not module.score(batch).spans["other"].loss.isfinite().all()
+    found, expected = step_of(module, batch), step_of(plain, batch)
+    assert torch.equal(gradient(module, found.pop("loss")), gradient(plain, expected.pop("loss")))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_total_weight_below_1_is_divided_by(make: Make) -> None:

@@ -180,13 +180,16 @@ class RowScores:
     def weighted(self, weights: Mapping[str, Tensor]) -> RowScores:
         """Returns the scores with losses and unmapped masses times a weight of each span.
 
+        At weight 0 they are 0, even if they were infinite or NaN.
+
         Args:
             weights: ``[S]`` weights by teacher, for some of the teachers.
         """
         spans = dict(self.spans)
         for name, weight in weights.items():
             scores = spans[name]
-            spans[name] = scores._replace(loss=weight * scores.loss, unmapped_mass=weight * scores.unmapped_mass)
+            loss, mass = ((weight * values).where(weight > 0, 0) for values in (scores.loss, scores.unmapped_mass))
+            spans[name] = scores._replace(loss=loss, unmapped_mass=mass)
         return replace(self, spans=spans)
 
     @classmethod
