@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 RECIPES = ["cross", "same", "both", "adaptive", "others", "learned", "features", "cached", "accumulated", "offloaded"]
 STRATEGIES = ["ddp", "fsdp2"]
+EPSILON = torch.finfo(torch.float32).eps
 
 
 def prepare(folder: Path) -> None:
@@ -84,12 +85,11 @@ def test_twenty_steps_of_two_processes_have_the_losses_of_one(folder: Path, stra
     assert "train/kd" in one["steps"][0]
     assert all("numerals/mass" in validation for validation in one["validations"])
     for mine, theirs in zip(one["steps"] + one["validations"], two["steps"] + two["validations"], strict=True):
-        # Terms of either sign cancel in sums of a gradient: some are small, and none is more precise than the largest.
-        of_gradient = [abs(value) for tag, value in mine.items() if "kd_gradient" in tag]
-        least = {tag: 1e-6 * max(of_gradient) if "kd_gradient" in tag else 0.0 for tag in mine}
         assert theirs.keys() == mine.keys()
         for tag, value in mine.items():
-            assert theirs[tag] == pytest.approx(value, rel=1e-5, abs=least[tag]), tag
+            # Small differences of probabilities and of weights, which are up to 1, are no more precise than these.
+            least = 2 * EPSILON if "kd_gradient" in tag or "moved" in tag else 0.0
+            assert theirs[tag] == pytest.approx(value, rel=1e-5, abs=least), tag
 
 
 def test_monitors_count_over_all_processes(folder: Path) -> None:
