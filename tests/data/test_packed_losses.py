@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from packed_windows import DOCUMENTS, LENGTH, SPLIT, windows_of
+from packed_windows import BARE, DOCUMENTS, LENGTH, SPLIT, windows_of
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer, write_model
 from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
@@ -136,6 +136,24 @@ def test_checksum_distinguishes_separate_documents_from_joined_ones() -> None:
     joined = {name: values for name, values in window.items() if not name.endswith("starts")}
     assert window_checksum(window, "split") != window_checksum(joined, "split")
     assert window_checksum(window | {"split/starts": [0, 3]}, "split") != window_checksum(window, "split")
+
+
+def test_no_position_of_joined_documents_excludes_what_another_document_ends_with() -> None:
+    """The student has neither bos nor eos: it would have written `1` at the end of one and `2` behind it as `12`."""
+    sides = {"": BARE, "split": SPLIT}
+    loss = BytePrefixKL()
+    loss.bind(BARE, SPLIT, None)
+    found = []
+    for packing in ("none", "joined"):
+        windows = windows_of([" a 1", " b 12"], cast(Packing, packing), sides)
+        batch = collate(windows, ["split"], {"split": loss.planner})
+        boundary = batch.teachers["split"].plan.boundary
+        text = [BARE.token_bytes[label] for label in batch.student.labels[boundary.row].tolist()]
+        pairs = zip(boundary.excluded_position.tolist(), boundary.excluded_token.tolist(), strict=True)
+        excluded = [(position, SPLIT.token_bytes[token]) for position, token in pairs]
+        found.append((text, excluded))
+    assert found[1] == found[0]
+    assert found[0][1]
 
 
 # Models -------------------------------------------------------------------------------------------------------------

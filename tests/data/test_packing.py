@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_windows import DOCUMENTS, LENGTH, PACK, SIDES, SPLIT, windows_of
+from packed_windows import BARE, DOCUMENTS, LENGTH, PACK, SIDES, SPLIT, windows_of
 from torch import Tensor
 
 from xtoken_pl import DistillDataModule, TextSource
@@ -58,6 +58,15 @@ def test_eos_separates_joined_documents_and_is_learned_only_if_it_is_their_own()
     (ids,), (mask,) = Packer({"": PACK}, 100, "joined")(columns).values()
     assert ids == [*without, eos, *with_eos, eos]
     assert mask == [*[1] * len(without), 0, *[1] * (len(with_eos) + 1)]
+
+
+def test_a_joined_document_whose_start_nothing_shows_is_learned_from_its_second_token() -> None:
+    for vocabulary in (BARE, SPLIT):
+        documents = [vocabulary.encode([text])[0] for text in ("12", "abc")]
+        columns = {"student_ids": documents, "loss_mask": [[1] * len(ids) for ids in documents]}
+        (ids,), (mask,) = Packer({"": vocabulary}, 100, "joined")(columns).values()
+        start = ids.index(documents[1][0])
+        assert mask[start:] == [int(ids[start - 1] == vocabulary.roles.get("eos")), *[1] * (len(documents[1]) - 1)]
 
 
 def test_positions_restart_at_every_document_and_at_the_padding() -> None:

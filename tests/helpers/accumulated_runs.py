@@ -15,11 +15,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model, write_neox
-from tokenizers import Tokenizer
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, without_bos_and_eos, write_model, write_neox
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import (
     BytePrefixKL,
@@ -43,10 +41,8 @@ def write_models_and_texts(folder: Path) -> None:
     """Models, and texts of uneven lengths, some of which have no span with the teacher that splits."""
     for name, dropout in (("student", 0.0), ("with_dropout", 0.1)):
         write_neox(folder / name, packing_tokenizer(), dropout=dropout)
-    backend = Tokenizer.from_str(splitting_tokenizer().backend_tokenizer.to_str())
     # Without an eos, a text of one of its tokens has none with a predecessor.
-    without_eos = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|end_of_text|>")
-    write_model(folder / "split", without_eos, seed=2)
+    write_model(folder / "split", without_bos_and_eos(splitting_tokenizer()), seed=2)
     write_model(folder / "same", packing_tokenizer(), seed=3)
     lengths = [3, 48, 17, 40, 1, 29, 44]
     for step in (8, 32):

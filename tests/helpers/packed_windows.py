@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
+from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer, without_bos_and_eos
 
 from xtoken_pl import CanonicalVocabulary, TextSource
 from xtoken_pl.data import Windower
@@ -15,6 +15,7 @@ LENGTH = 40
 PACK, SPLIT, REVERSE = (
     CanonicalVocabulary.from_tokenizer(make()) for make in (packing_tokenizer, splitting_tokenizer, reversing_tokenizer)
 )
+BARE = CanonicalVocabulary.from_tokenizer(without_bos_and_eos(packing_tokenizer()))
 SIDES = {"": PACK, "split": SPLIT, "reverse": REVERSE}
 WINDOWER = Windower(PACK, {"split": SPLIT, "reverse": REVERSE}, LENGTH)
 DOCUMENTS = [

@@ -41,6 +41,13 @@ def splitting_tokenizer(size: int = 500) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end_of_text|>", pad_token="<|end_of_text|>")
 
 
+def without_bos_and_eos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with its special token for padding alone: nothing shows where a text begins or ends."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = None
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|end_of_text|>")
+
+
 @cache
 def reversing_tokenizer(size: int = 900) -> PreTrainedTokenizerFast:
     """Packs numbers as :func:`packing_tokenizer` does, but has learned words from back to front.

@@ -15,10 +15,9 @@ import torch
 import yaml
 from eval_tasks import WORDS, write_tasks
 from safetensors.torch import load_file
-from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, without_bos_and_eos, write_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from xtoken_pl.cli import main
 
@@ -32,11 +31,9 @@ EPSILON = torch.finfo(torch.float32).eps
 
 def prepare(folder: Path) -> None:
     """A student, two teachers, and four texts, two of which share no span with the teacher that splits."""
-    backend = Tokenizer.from_str(splitting_tokenizer().backend_tokenizer.to_str())
-    # Without an eos its one token of such a text has no predecessor.
-    without_eos = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|end_of_text|>")
     write_model(folder / "student", packing_tokenizer(), seed=1, tied=True, hidden_size=64)
-    write_model(folder / "split", without_eos, seed=2)
+    # Without an eos its one token of such a text has no predecessor.
+    write_model(folder / "split", without_bos_and_eos(splitting_tokenizer()), seed=2)
     write_model(folder / "same", packing_tokenizer(), seed=3)
     # They are the whole epoch, so that every step sees all of them, in whatever order.
     texts = [f"{TEXTS[0][:60]} 12 and 345", f"{TEXTS[1][:25]} 67", "a", "b"]

@@ -25,7 +25,8 @@ class Packer:
 
     First fit, longest first: each goes into the first packed window that has room for it on every side.
 
-    - ``joined``: eos separates documents on sides that have one; it is learned only if it belongs to the document.
+    - ``joined``: eos separates documents on sides that have one; it is learned only if it belongs to the document. A
+      student that has none does not learn the first token of a document: nothing shows it that one begins.
     - ``separate``: extra columns give the start of each document. A token is learned, and a span kept, only if a
       token of the same document precedes it, as when every window is read by itself.
 
@@ -94,7 +95,7 @@ class Packer:
                 starts[side].append(len(ids[side]))
                 ids[side] += own.tolist()
             learned = document[LOSS_MASK].tolist()
-            if self.is_separate:
+            if self.eos[""] is None:  # also if separate
                 learned[0] = 0
             mask += [0] * (starts[""][-1] - len(mask)) + learned
             for side, found in spans.items():
