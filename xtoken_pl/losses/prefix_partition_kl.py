@@ -12,7 +12,7 @@ from xtoken_pl.losses.base import SideRows, SpanBlock, SpanScores
 from xtoken_pl.losses.common_tokens import CommonTokensLoss
 from xtoken_pl.losses.divergence import Divergence, finite, generalized_divergence, log_clamped
 from xtoken_pl.losses.prefix_mass import LEAST_NATS
-from xtoken_pl.prefix_map import PartitionPlan, PartitionPlanner, SpanCells, build_prefix_map
+from xtoken_pl.prefix_map import PartitionPlan, PartitionPlanner, SpanCells
 from xtoken_pl.projection import Projection
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.checks import check_not_negative
@@ -82,10 +82,8 @@ class PrefixPartitionKL(CommonTokensLoss):
         ):
             is_rest = torch.from_numpy(side.exists).index_fill(0, common, value=False)
             self.register_buffer(name, is_rest.nonzero().squeeze(1), persistent=False)
-        in_teacher = build_prefix_map(student.tokenizer, teacher.tokenizer)
-        in_student = build_prefix_map(teacher.tokenizer, student.tokenizer)
         pairs = self.student_common, self.teacher_common
-        self._planner = PartitionPlanner(in_teacher, in_student, pairs, compares_first=self.first_weight > 0)
+        self._planner = PartitionPlanner(student, teacher, pairs, compares_first=self.first_weight > 0)
 
     def extra_repr(self) -> str:
         return f"first_weight={self.first_weight:g}, {super().extra_repr()}"

@@ -80,8 +80,7 @@ class SimCT(CommonTokensLoss):
             UserError: If no token is common.
         """
         super().bind(student, teacher, projection)
-        common = self.student_common, self.teacher_common
-        self._planner = UnitPlanner(student, teacher, common, along_path=self.units == "path")
+        self._planner = UnitPlanner(student, teacher, along_path=self.units == "path")
 
     @property
     def planner(self) -> Planner:

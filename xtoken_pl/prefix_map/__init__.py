@@ -4,9 +4,10 @@ A planner runs in the data loader and finds, from the tokens of a batch alone, w
 
 - :class:`PrefixPlanner` for :class:`xtoken_pl.BytePrefixKL`, and :class:`Lookahead`, which extends its plan;
 - :class:`MarginalPlanner` for :class:`xtoken_pl.BPM`, and :class:`CompletionPlanner` for :class:`xtoken_pl.ESCD`;
-- :class:`PartitionPlanner` for :class:`xtoken_pl.PrefixPartitionKL`, which reads a map in each direction.
+- :class:`PartitionPlanner` for :class:`xtoken_pl.PrefixPartitionKL`.
 
-The planner of :class:`xtoken_pl.SimCT` needs no map; it is in ``losses/joint_units.py``.
+The last one and the planner of :class:`xtoken_pl.SimCT`, in ``losses/joint_units.py``, need no map, but the tokens that
+each side writes in several of the other's.
 """
 
 from xtoken_pl.prefix_map.build import build_prefix_map, prefix_map_for

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
-from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import Column, RowTables, entries_before
-from xtoken_pl.utilities.ranges import Ints, expand
+from xtoken_pl.prefix_map.spellings import Spellings
+from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.ranges import Ints
 
 # K compared spans, X excluded pairs, U spans that are not one-to-one, E cells
 
@@ -55,19 +56,23 @@ class PartitionPlanner:
     """Planner of the partition KL over prefixes for a pair of tokenizers.
 
     Args:
-        in_teacher: Prefix map of the pair, which spells student tokens in teacher tokens.
-        in_student: The map of the exchanged pair, which spells teacher tokens in student tokens.
+        student, teacher: Vocabularies of the pair.
         common: ``[C]``, ``[C]`` tokens of each side that are common.
         compares_first: Whether the first rows of spans that are not one-to-one are compared, too.
     """
 
     def __init__(
-        self, in_teacher: PrefixMap, in_student: PrefixMap, common: tuple[Tensor, Tensor], *, compares_first: bool
+        self,
+        student: CanonicalVocabulary,
+        teacher: CanonicalVocabulary,
+        common: tuple[Tensor, Tensor],
+        *,
+        compares_first: bool,
     ) -> None:
-        self.in_teacher, self.in_student = in_teacher, in_student
+        self.in_teacher, self.in_student = Spellings(student, teacher), Spellings(teacher, student)
         self.compares_first = compares_first
-        self.pair_of_student = _places(common[0], in_teacher.num_student)
-        self.pair_of_teacher = _places(common[1], in_teacher.num_teacher)
+        self.pair_of_student = _places(common[0], len(student))
+        self.pair_of_teacher = _places(common[1], len(teacher))
 
     def plan(self, student: TokenBatch, teacher: TeacherBatch) -> PartitionPlan:
         """Makes the plan of a batch."""
@@ -80,14 +85,15 @@ class PartitionPlanner:
         is_longer = (length > 1) | (teacher_length > 1)
         longer = np.flatnonzero(is_longer)
         last, last_teacher = (first + length - 1)[longer], (first_teacher + teacher_length - 1)[longer]
-        of_student = _endings(self.in_teacher, teacher_labels, first_teacher[longer], teacher_length[longer])
-        of_teacher = _endings(self.in_student, labels, first[longer], length[longer])
-        of_student = tuple(column[length[longer][of_student[0]] == 1] for column in of_student)
-        of_teacher = tuple(column[teacher_length[longer][of_teacher[0]] == 1] for column in of_teacher)
-        span = np.concatenate((of_student[0], of_teacher[0]))
-        mine, theirs = np.concatenate((of_student[1], of_teacher[2])), np.concatenate((of_student[2], of_teacher[1]))
+        of_student = self.in_teacher.along(teacher_labels, first_teacher[longer], teacher_length[longer])
+        of_teacher = self.in_student.along(labels, first[longer], length[longer])
+        span = np.concatenate((of_student.span, of_teacher.span))
+        mine, theirs = np.append(of_student.token, of_teacher.last), np.append(of_student.last, of_teacher.token)
+        num_mine = np.append(np.ones_like(of_student.span), of_teacher.num_tokens)
+        num_theirs = np.append(of_student.num_tokens, np.ones_like(of_teacher.span))
         # The observed pair takes the place of all that share a token with it.
         others = (mine != labels[last][span]) & (theirs != teacher_labels[last_teacher][span])
+        others &= (num_mine == length[longer][span]) & (num_theirs == teacher_length[longer][span])
         span = np.concatenate((span[others], np.arange(len(longer))))
         by_span = np.argsort(span, kind="stable")
         span = span[by_span]
@@ -143,21 +149,3 @@ def _places(tokens: Tensor, size: int) -> Ints:
     places = np.full(size, -1)
     places[tokens.numpy()] = np.arange(len(tokens))
     return places
-
-
-def _endings(spells: PrefixMap, labels: Ints, first: Ints, length: Ints) -> tuple[Ints, Ints, Ints]:
-    """Tokens that are spelled as the observed ones of a span, but for the last one.
-
-    Returns:
-        Index of the span, the token that is spelled (of equal spellings the lowest id), and the last token that spells
-        it.
-    """
-    trie = spells.trie
-    node = np.where(length > 1, spells.node_of_token[labels[first]], -1)
-    for depth in range(1, int(length.max(initial=0)) - 1):
-        active = np.flatnonzero((node >= 0) & (length - 1 > depth))
-        node[active] = trie.child(node[active], labels[first[active] + depth])
-    known = np.flatnonzero(node >= 0)
-    index, child = expand(trie.first_child[node[known]], trie.first_child[node[known] + 1])
-    ends = trie.num_equal[child] > 0
-    return known[index[ends]], spells.members[trie.start[child[ends]]], trie.symbol[child[ends]]
