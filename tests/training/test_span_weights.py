@@ -15,6 +15,7 @@ from torch import Tensor
 from weighted_teachers import batch_for, gradient, make_module, write_folders
 
 from xtoken_pl import (
+    ESCD,
     GOLD,
     ULD,
     BytePrefixKL,
@@ -85,7 +86,7 @@ def test_the_same_weight_of_all_kinds_changes_no_bit(make: Make, weight: float) 
 
 
 @pytest.mark.parametrize(
-    "loss", [None, GOLD(), ULD(), HybridKL(), BytePrefixKL()], ids=lambda loss: type(loss).__name__
+    "loss", [None, GOLD(), ULD(), HybridKL(), BytePrefixKL(), ESCD()], ids=lambda loss: type(loss).__name__
 )
 @pytest.mark.parametrize("spans", [WEIGHTS, {"one_to_one": 0}, {"many_to_many": 0, "many_to_one": 0}], ids=str)
 def test_loss_and_gradient_are_the_weighted_mean_over_spans(make: Make, spans: Any, loss: Any) -> None:
