@@ -124,8 +124,10 @@ def test_kinds_whose_gradients_agree_have_a_cosine_of_1(folder: Path) -> None:
 CUTS = {"whole": {}, "accumulated": {"batch_size": 1, "accumulate_grad_batches": 4}}
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+# With accumulation, gradients of earlier batches are there; how a step is cut and its precision have nothing in common.
+@pytest.mark.parametrize(
+    ("precision", "cut"), [("32-true", "whole"), ("bf16-mixed", "accumulated"), ("bf16-true", "accumulated")]
+)
 def test_training_is_unchanged_by_the_monitor(folder: Path, precision: Any, cut: str) -> None:
     options: dict[str, Any] = {"student": "with_dropout", "precision": precision, **CUTS[cut]}
     plain, expected = fit(folder, DynamicLossScaling(), **options)

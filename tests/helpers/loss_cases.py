@@ -177,8 +177,13 @@ class LossCase:
     rows_of: Any = field(default_factory=LetterRows)
 
     def __str__(self) -> str:
-        of_text = [str(self.rows_of)] if isinstance(self.rows_of, TextRows) and self.rows_of != TextRows() else []
+        of_text = [str(self.rows_of)] if self.is_of_text and self.rows_of != TextRows() else []
         return "-".join([self.kind.__name__, *map(str, self.options.values()), *of_text])
+
+    @property
+    def is_of_text(self) -> bool:
+        """Whether the rows are those of a text under two tokenizers."""
+        return isinstance(self.rows_of, TextRows)
 
     @cached_property
     def loss(self) -> Any:

@@ -47,18 +47,19 @@ class LossTester:
         case.loss.train()
 
     @pytest.mark.parametrize("size", SIZES)
-    @pytest.mark.parametrize("seed", range(3))
-    def test_equals_the_slow_reference(self, case: LossCase, size: Size, seed: int) -> None:
-        rows = case.rows(size, seed)
-        losses, gradient = scored(case, rows, rows.student)
-        leaf = rows.student.clone().requires_grad_()
-        slow = case.slow(rows, leaf)
-        assert len(losses) == len(rows.spans) > 0
-        close(losses, slow.detach())
-        if slow.requires_grad:
-            (expected,) = torch.autograd.grad((weights(rows) * slow).sum(), leaf)
-            assert expected.abs().max() > 1e-3
-            close(gradient, expected)
+    def test_equals_the_slow_reference(self, case: LossCase, size: Size) -> None:
+        # A text has dozens of rows, and the same places and spans under every seed.
+        for seed in range(1 if case.is_of_text else 3):
+            rows = case.rows(size, seed)
+            losses, gradient = scored(case, rows, rows.student)
+            leaf = rows.student.clone().requires_grad_()
+            slow = case.slow(rows, leaf)
+            assert len(losses) == len(rows.spans) > 0
+            close(losses, slow.detach())
+            if slow.requires_grad:
+                (expected,) = torch.autograd.grad((weights(rows) * slow).sum(), leaf)
+                assert expected.abs().max() > 1e-3
+                close(gradient, expected)
 
     @pytest.mark.parametrize("size", SIZES)
     def test_gradient_is_that_of_finite_differences(self, case: LossCase, size: Size) -> None:
@@ -126,7 +127,7 @@ class LossTester:
         assert torch.equal(cast(Tensor, student.grad), torch.zeros_like(student))
 
     def test_loss_is_not_negative_unless_it_says_so(self, case: LossCase) -> None:
-        for seed in range(3 if case.rows().pair else 20):
+        for seed in range(3 if case.is_of_text else 20):
             rows = case.rows(seed=seed)
             if not case.loss.can_be_negative:
                 assert (case.loss(rows.block()).loss >= -1e-12).all()

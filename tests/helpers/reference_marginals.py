@@ -42,7 +42,7 @@ class Place(NamedTuple):
 class Group:
     """Student tokens that are compared as one: the teacher's mass, and whether a kept token gives it any."""
 
-    mass: Tensor
+    mass: float
     tokens: list[int]
     is_known: bool
 
@@ -109,14 +109,14 @@ class Marginals:
                 yield Place(row, labels[0][row], rows, [labels[1][j] for j in rows], begin - before)
             begin += length
 
-    def continuation(self, place: Place, teacher: Tensor) -> Tensor | None:
+    def continuation(self, place: Place, teacher: Tensor) -> float | None:
         """κ = q_2(t_2)···q_n(t_n) if the observed token ends where t_n ends, n >= 2; otherwise None."""
         end = place.consumed + (len(self.student[place.observed]) or 1)
-        kappa, reached = torch.ones((), dtype=torch.float64), len(self.teacher[place.path[0]]) or 1
+        kappa, reached = 1.0, len(self.teacher[place.path[0]]) or 1
         for row, t in zip(place.teacher_rows[1:], place.path[1:], strict=True):
             if reached >= end:
                 break
-            kappa = kappa * teacher[row, t].exp()
+            kappa *= teacher[row, t].exp().item()
             reached += len(self.teacher[t]) or 1
         is_path = reached == end and (len(self.teacher[place.path[0]]) or 1) < end
         return kappa if is_path else None
@@ -129,19 +129,19 @@ class Marginals:
             teacher: [N_t, V_t] log-probabilities.
             kept: Teacher tokens of q_1 that are known one by one; None for all.
         """
-        q = teacher[place.teacher_rows[0]].exp()
+        q = teacher[place.teacher_rows[0]].exp().tolist()
         receivers = self.receivers
         if place.consumed:
             given = self.teacher[place.path[0]][: place.consumed]
             longer = [v for v in receivers if len(self.teacher[v]) > len(given) and self.teacher[v].startswith(given)]
             rests = {v: self.phi(self.teacher[v][len(given) :]) for v in longer}
             receivers = {v: unit for v, unit in rests.items() if unit is not None}
-        kappa, zero = self.continuation(place, teacher), torch.zeros((), dtype=torch.float64)
-        masses: dict[Unit | None, Tensor] = {}
+        kappa = self.continuation(place, teacher)
+        masses: dict[Unit | None, float] = {}
         known: set[Unit | None] = set()
         for v, unit in receivers.items():
             stays = 1 - kappa if kappa is not None and v == place.path[0] else 1.0
-            masses[unit] = masses.get(unit, zero) + q[v] * stays
+            masses[unit] = masses.get(unit, 0.0) + q[v] * stays
             if kept is None or v in kept:
                 known.add(unit)
         tokens = {unit: [] if unit is None else self.units[unit] for unit in masses}
@@ -149,7 +149,7 @@ class Marginals:
             target = self.unit_of(place.observed)
             if target not in masses:
                 tokens[target] = self.units[target] if place.consumed else [place.observed]
-            masses[target] = masses.get(target, zero) + q[place.path[0]] * kappa
+            masses[target] = masses.get(target, 0.0) + q[place.path[0]] * kappa
             known.add(target)
         if None in masses:  # ⊥: all other student tokens
             in_units = {s for unit, members in tokens.items() if unit is not None for s in members}
@@ -193,10 +193,11 @@ def divergence_of(groups: list[Group], student: Tensor, divergence: Divergence) 
     """
     unknown = [group for group in groups if not group.is_known]
     if unknown:
-        merged = Group(sum_of([group.mass for group in unknown]), [s for g in unknown for s in g.tokens], True)
+        merged = Group(sum(group.mass for group in unknown), [s for g in unknown for s in g.tokens], True)
         groups = [*(group for group in groups if group.is_known), merged]
-    masses = torch.stack([group.mass for group in groups])
-    ours = torch.stack([student[group.tokens].exp().sum() for group in groups])
+    masses = torch.tensor([group.mass for group in groups], dtype=torch.float64)
+    places, tokens = zip(*((g, s) for g, group in enumerate(groups) for s in group.tokens), strict=True)
+    ours = torch.zeros_like(masses).index_add(0, torch.tensor(places), student.exp()[list(tokens)])
     return covered_divergence(masses / masses.sum(), ours, divergence)
 
 
@@ -269,9 +270,10 @@ def escd(
             if not follows[place.row]:
                 continue
             apart, together = [], []
+            following = student[place.row + 1].exp()
             for members, complete in marginals.completion_sets(place.observed):
                 mass = teacher[place.teacher_rows[0], members].exp().sum()
-                ours = student[place.row + 1, complete].exp().sum()
+                ours = following[complete].sum()
                 is_known = known is None or any(v in known for v in members)
                 (apart if is_known else together).append((mass, ours))
             if together:
