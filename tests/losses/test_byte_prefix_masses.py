@@ -31,7 +31,7 @@ def test_masses_are_the_probabilities_counted_over_all_texts(
     vocabularies = [CanonicalVocabulary.from_tokenizer(tokenizer) for tokenizer in (student, teacher)]
     toys = [Toy([text for text in vocabulary.token_bytes if text]) for vocabulary in vocabularies]
     language = Language(toys[0], toys[1], longest=8)
-    num_refined = num_inside = 0
+    num_refined = num_inside = num_open = 0
     for text in ("0110", "10110100", "0001", "01101011", "11100", "0010110"):
         pair = Pair.of(student, teacher, text)
         order = [language.teacher.ids[token] for token in pair.teacher.token_bytes]
@@ -49,8 +49,9 @@ def test_masses_are_the_probabilities_counted_over_all_texts(
                     expected = sum(counted.get(pair.student.token_bytes[s], 0.0) for s in members)
                     assert mass / total == pytest.approx(expected, abs=1e-10)
                 num_refined += bool((positions.level_position == place).any())
-                num_inside += int(positions.consumed[place]) > 0
-    assert num_refined > 6 if packs == "student" else num_inside > 6
+            num_inside += len(positions.row) if positions is plan.inside else 0
+            num_open += positions.count("open")
+    assert num_refined > 6 if packs == "student" else num_inside > 6 and num_open > 12
 
 
 def test_a_digit_cannot_follow_a_numeral_that_could_have_held_it(

@@ -181,8 +181,9 @@ class _GroupDivergence(torch.autograd.Function):
                 slope = torch.cat((columns, none), dim=1).index_select(1, part.sums.column)  # [R, V]
             slope.view(-1)[part.member] = branches[part.member_branch]
             if part.others is not None and len(part.others):
+                # Their columns have no mass, and no slope.
                 of_others = branches[len(branches) - len(part.others) :, None]
-                slope[part.others_position] = torch.where(part.others, of_others, slope[part.others_position])
+                slope.index_add_(0, part.others_position, part.others * of_others)
             results.append(slope.mul_(probs).mul_((grad[part.row] * factor)[:, None]))
         whole = [result for result in results if len(result) == ctx.shape[0]]
         if whole:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from xtoken_pl.losses.group_divergence import ColumnSums, GroupValues
+from xtoken_pl.losses.group_divergence import GroupValues
 
 # R positions, C columns, G branches
 
@@ -50,6 +50,8 @@ class GroupSums:
 
     def add_to_branches(self, mass: Tensor, branch: Tensor, is_kept: Tensor | None = None) -> None:
         """Adds masses to branches, -1 for none; ``is_kept`` says which are of kept tokens, None for all."""
+        if not len(self.branches):
+            return
         self.branches.index_add_(0, branch.clamp_min(0), mass.masked_fill(branch < 0, 0.0))
         if self._branch_marks is not None:
             _mark(self._branch_marks, branch, branch >= 0, is_kept)
@@ -64,26 +66,17 @@ class GroupSums:
         if self._column_marks is not None:
             self._column_marks[:-1].view_as(self.columns).logical_or_(is_kept[:, None])
 
-    def scale(self, weight: Tensor, branch_position: Tensor, least: float) -> None:
+    def scale(self, weight: Tensor, branch_position: Tensor, *, least: float) -> None:
         """Multiplies the masses of each position by a weight, ``[R]``; what is above 0 stays at ``least`` or above.
 
         Args:
             branch_position: ``[G]`` position of each branch.
         """
         for masses, weights in ((self.columns, weight[:, None]), (self.branches, weight[branch_position])):
-            no_mass = masses == 0
-            masses.mul_(weights).clamp_min_(least).masked_fill_(no_mass, 0.0)
-
-    def add_tokens(self, tokens: GroupSums, of_token: ColumnSums) -> None:
-        """Adds the masses and marks of single tokens, the columns of ``tokens``, and of its branches."""
-        self.columns += of_token(tokens.columns)
-        self.branches += tokens.branches
-        if tokens._column_marks is not None and tokens._branch_marks is not None:
-            assert self._column_marks is not None
-            assert self._branch_marks is not None
-            marks = of_token(tokens._column_marks[:-1].view_as(tokens.columns).to(self.columns)) > 0
-            self._column_marks[:-1].view_as(self.columns).logical_or_(marks)
-            self._branch_marks.logical_or_(tokens._branch_marks)
+            no_mass = masses == 0 if least else None
+            masses.mul_(weights)
+            if no_mass is not None:
+                masses.clamp_min_(least).masked_fill_(no_mass, 0.0)
 
     def move_to_branches(self, branch: Tensor, place: Tensor) -> None:
         """Moves the masses at ``place``, counted over the columns of all positions, and their marks to branches."""

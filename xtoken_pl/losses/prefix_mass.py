@@ -12,12 +12,13 @@ from xtoken_pl.losses.teacher_tokens import KeptTokens
 from xtoken_pl.prefix_map import Positions, PrefixMap
 from xtoken_pl.utilities.ranges import expand_ranges
 
-# Q teacher rows, R positions, Z open ones, C columns, L levels, G branches, M members, V_s/V_t vocabulary sizes
+# Q teacher rows, R positions, Z open ones, C columns, L levels, G branches, M members, X longer teacher tokens
+# V_s/V_t vocabulary sizes
 
+#: See :meth:`PrefixMass._members`.
+_Members = tuple[Tensor, Tensor, Tensor]
 
 LEAST_NATS = -1e4
-#: Of a teacher token that might have gone on, against the one that ended: both probabilities stay normal numbers.
-_MOST_NATS = 60.0
 
 
 class PrefixMass(GroupMasses):
@@ -97,23 +98,14 @@ class PrefixMass(GroupMasses):
         heir = heir.masked_fill(token == teacher.labels[row], -1)
         mass = self._positive(teacher.log_probs[row, token].exp())
         column_mass = mass.new_zeros(len(positions.row), self.num_student)
-        num_branches, num_open = positions.count("branches"), positions.count("open")
-        sums = GroupSums(column_mass, num_branches + num_open, has_marks=kept is not None)
+        num_branches = positions.count("branches") + positions.count("open")
+        sums = GroupSums(column_mass, num_branches, has_marks=kept is not None)
         sums.add_to_columns(mass, position, heir, _lookup(kept, row, token))
         # Branches take what their members have.
         members = self._members(positions)
         sums.move_to_branches(*members[1:])
         self._follow_path(positions, teacher, kept, sums)
-        # If the token ended, the student writes none of these.
-        others = (sums.columns == 0) & self.can_write
-        others.view(-1)[members[2]] = False
-        others = others.index_select(0, positions.open_position)  # [Z, V_s]
-        length = positions.low[positions.open_position] - positions.ended_low
-        place, entry = expand_ranges(positions.ended_low, length, positions.count("ended"))
-        row, token = positions.teacher[positions.open_position[place]], self.order[entry]
-        mass = self._positive(teacher.log_probs[row, token].exp())
-        branch = (num_branches + place).masked_fill(~others.any(-1)[place], -1)
-        sums.add_to_branches(mass, branch, _lookup(kept, row, token))
+        others = self._add_ended(positions, teacher, kept, sums, members)
         position = torch.cat((members[0], positions.open_position))
         return Groups(positions.row, sums.columns, None, sums.branches, position, *members[1:], sums.merged(), others)
 
@@ -130,36 +122,63 @@ class PrefixMass(GroupMasses):
         is_excluded = (excluding > 0) & self.is_token[byte - excluding]
         return position, rows[position], token, self.longest[byte].masked_fill(is_excluded, -1)
 
+    def _add_ended(
+        self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums, members: _Members
+    ) -> Tensor:
+        """Adds, inside tokens, the masses of teacher tokens that end at open positions, to the last Z branches.
+
+        Returns:
+            ``[Z, V_s]`` bool, the student tokens of each of these branches: those that get no other mass.
+        """
+        others = (sums.columns == 0).logical_and_(self.can_write)
+        others.view(-1)[members[2]] = False
+        others = others.index_select(0, positions.open_position)
+        length = positions.low[positions.open_position] - positions.ended_low
+        index, place = expand_ranges(positions.ended_low, length, positions.count("ended"))
+        row, token = positions.teacher[positions.open_position[index]], self.order[place]
+        mass = self._positive(teacher.log_probs[row, token].exp())
+        branch = (positions.count("branches") + index).masked_fill(~others.any(-1)[index], -1)
+        sums.add_to_branches(mass, branch, _lookup(kept, row, token))
+        return others
+
     def _add_longer(
-        self,
-        positions: Positions,
-        teacher: SideRows,
-        kept: KeptTokens | None,
-        sums: GroupSums,
-        members: tuple[Tensor, Tensor, Tensor],
+        self, positions: Positions, teacher: SideRows, kept: KeptTokens | None, sums: GroupSums, members: _Members
     ) -> None:
         """Adds, at boundaries, the masses of teacher tokens longer than the one before, which might have gone on.
 
-        The others are those of what follows if it ended: together they have its probability.
+        The masses so far are those of what follows if it ended. All are divided by the probability that it ended or
+        went on, or those of text that the teacher finds improbable would underflow.
         """
         if not positions.count("open"):
             return
         before = (positions.teacher - 1).clamp_min(0)
         position, row, token, heir = self._extending(positions, before)
-        # Relative to what has ended, as far as numbers of single precision go.
-        ended = teacher.token_log_probs().clamp_min(LEAST_NATS)[before]  # [R]
-        ratio = (teacher.log_probs[row, token] - ended[position]).clamp_max(_MOST_NATS).exp()
-        goes_on = torch.zeros_like(ended, dtype=torch.float64)
-        goes_on.index_add_(0, position, ratio.masked_fill(heir < 0, 0.0).double())
-        total = (1 + goes_on).to(ended.dtype)
-        sums.scale(1 / total, members[0], least=torch.finfo(total.dtype).tiny if self.all_positive else 0.0)
-        mass = self._positive(ratio / total[position])
-        tokens = GroupSums(mass.new_zeros(len(total), self.num_student), len(sums.branches), has_marks=kept is not None)
-        tokens.add_to_columns(mass, position, heir, _lookup(kept, row, token))
-        tokens.move_to_branches(*members[1:])
-        sums.add_tokens(tokens, self.of_student)
+        # These underflow in single precision.
+        ended = teacher.token_log_probs()[before].double().exp()  # [R]
+        longer = teacher.log_probs[row, token].double().exp()  # [X]
+        total = ended.index_add(0, position, longer.masked_fill(heir < 0, 0.0))
+        weight = torch.where(total > 0, ended / total, 1.0).to(sums.columns)
+        sums.scale(weight, members[0], least=torch.finfo(weight.dtype).tiny if self.all_positive else 0.0)
+        mass = self._positive((longer / total.clamp_min(torch.finfo(total.dtype).tiny)[position]).to(weight))
+        branch, column = self._groups_of(position, heir, members)
+        is_kept = _lookup(kept, row, token)
+        sums.add_to_branches(mass, branch, is_kept)
+        sums.add_to_columns(mass, position, column, is_kept)
 
-    def _members(self, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    def _groups_of(self, position: Tensor, token: Tensor, members: _Members) -> tuple[Tensor, Tensor]:
+        """``[X], [X] -> [X], [X]``: the branch of student tokens at boundaries, or else their column; -1 for none."""
+        _, branch, place = members
+        end = place.new_full((1,), -1)  # is no place
+        place, order = torch.cat((place, end)).sort()
+        wanted = position * self.num_student + token
+        found = torch.searchsorted(place, wanted).clamp_max(len(place) - 1)
+        is_member = (token >= 0) & (place[found] == wanted)
+        column = self.of_student.column[token.clamp_min(0)]
+        in_column = (token >= 0) & ~is_member & (column < len(self.of_student.first))
+        branch = torch.cat((branch, end))[order[found]]
+        return branch.masked_fill(~is_member, -1), column.masked_fill(~in_column, -1)
+
+    def _members(self, positions: Positions) -> _Members:
         """``[G]`` position of each branch; ``[M]`` branch of each member, and its place in the rows ``[R, V_s]``."""
         branch, place = expand_ranges(positions.branch_start, positions.branch_length, positions.count("members"))
         branch_position = positions.level_position[positions.branch_level]
