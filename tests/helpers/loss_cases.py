@@ -85,14 +85,14 @@ class LossRows:
         )
 
     def evaluate(
-        self, loss: SpanLoss, student: Tensor, *, memory: float = 1e9, temperature: float = 1.0, num_padded: int = 0
+        self, loss: SpanLoss, student: Tensor, *, memory: float = 1e9, num_padded: int = 0, **options: Any
     ) -> RowScores:
-        """The scores of a whole training step's path, whose hidden states are the logits."""
+        """The scores of a whole training step's path, whose hidden states are the logits; ``options`` of the task."""
         sides = [
             HiddenRows(rows, labels, _identity_head(rows.shape[1], num_padded))
             for rows, labels in zip((student, self.teacher), self.labels, strict=True)
         ]
-        task = TeacherTask(sides[1], self.spans, loss, temperature, plan=self.plan)
+        task = TeacherTask(sides[1], self.spans, loss, plan=self.plan, **options)
         return evaluate_rows(sides[0], {"t": task}, self.cuts, LogitMemory(memory))
 
     @property

@@ -18,7 +18,8 @@ from xtoken_pl.utilities.segments import even_segments, greedy_segments
 class Block:
     """Consecutive student rows and, for each teacher, the spans that start in them and their teacher rows.
 
-    Of a teacher whose plan reads the row before a span's, the block has also the teacher row before the first.
+    The rows of blocks that follow one another are disjoint, but for those of a teacher whose plan reads the row before
+    a span's: they begin with the row before the block's first span, which is in the block before, too.
     ``pieces`` are smaller blocks that together make up this one, without cutting a span.
     """
 
@@ -87,7 +88,7 @@ class RowCuts:
         return cls(cuts[~reads_on], kept(before), kept(rows_before), read_before)
 
     def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
-        """Divides the batch into blocks of whole spans, each with at most ``max_rows`` rows of each side.
+        """Divides the batch into blocks of whole spans, each with at most ``max_rows`` rows of each side in spans.
 
         Blocks consist of whole pieces, each with at most ``piece_rows`` rows of each side. A span that exceeds a limit
         gets its own block or piece. The blocks are as few and as even as possible, since products with few rows are

@@ -109,7 +109,7 @@ class SideRows:
 
 @dataclass(frozen=True)
 class SpanBlock:
-    """All rows of some consecutive spans, of both sides.
+    """All rows of some consecutive spans, of both sides, and the teacher row before them if the plan reads it.
 
     Attributes:
         student, teacher: Rows of each side.
@@ -184,7 +184,8 @@ class SpanLoss(nn.Module, ABC):
 
         It is called where batches are made, in the processes of the data loader, so that it must be picklable and
         should hold no tensor of the loss. Its plan may read teacher rows behind a span: blocks are then cut where no
-        row reads behind the cut.
+        row reads behind the cut. A plan with ``reads_row_before`` may also read the row before the first of a span;
+        that of a block's first span is in no span there.
         """
         return None
 
@@ -200,7 +201,7 @@ class SpanLoss(nn.Module, ABC):
     def forward(self, block: SpanBlock) -> SpanScores:
         """Scores every span of a block.
 
-        The score of a span must depend on that span's rows alone, or on others that the plan's reach keeps in the same
+        The score of a span must depend on that span's rows alone, or on others that the plan keeps in the same
         block. The weight of the span is known, and applied, only later.
         """
 
