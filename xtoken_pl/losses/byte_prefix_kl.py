@@ -58,8 +58,8 @@ class BytePrefixKL(TopKLoss):
 
     - at a boundary the token :math:`t_0` has ended, which :math:`q_0` predicts: all that follows it is multiplied by
       :math:`q_0(t_0)`, and every longer token v that begins with it adds :math:`q_0(v)` for its rest, as inside;
-    - inside, where b is a teacher token itself, :math:`q_1(b)` belongs to one more group: all student tokens that get
-      no other mass, since the text gives no row for what follows b.
+    - inside, where b is a teacher token itself, :math:`q_1(b)` belongs to one more group, since no row predicts what
+      follows b: all student tokens that get no other mass.
 
     Teacher tokens that the student would have written together with its last token, as one token, cannot follow that
     token (``3`` behind ``12``, if ``123`` is a token) and have no mass. At a boundary these are the ones with which
@@ -89,9 +89,10 @@ class BytePrefixKL(TopKLoss):
     - rows begin or end (a window, masked text): without :math:`q_0` it is given that :math:`t_0` has ended; undivided
       groups are still right, their division is unknown.
 
-    A student token that goes on behind a teacher token v that the text does not have, but goes on at the position,
-    counts as the longest one that is a prefix of v's rest. Inside a teacher token it is given, besides, that the token
-    goes on where b is none; and a student token that is only the beginning of a rest gets nothing of :math:`q_1(b)`.
+    Where a teacher token v that the text does not have goes on behind the position, a student token that would go
+    beyond v counts as the longest one that is a prefix of v's rest. Inside a teacher token, besides, it is given that
+    it goes on, unless b is a token itself; and a student token that is a prefix of a rest gets nothing of
+    :math:`q_1(b)`.
 
     **What it reduces to.** With the same tokenizer on both sides every group is one token: the loss is
     :class:`TokenKL` with the same divergence. With student tokens that are never longer than the teacher's, nothing is

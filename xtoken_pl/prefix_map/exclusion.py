@@ -53,13 +53,14 @@ class Exclusion:
     def excluding_bytes(self, previous: Ints, token: Ints, consumed: Ints, *, is_inside: Bools) -> Ints:
         """``[R]`` bytes of the student's last token if it excludes teacher tokens that go on at positions, or 0.
 
-        It excludes those whose rest it would have taken in. It must lie in the observed one, and not exclude it.
+        It excludes those whose rest it would have taken in. It must lie in the observed teacher token. Where that would
+        be excluded itself the text is not the student's own writing, and nothing is.
 
         Args:
             previous: ``[R]`` student token before each position.
-            token: ``[R]`` teacher token before it.
-            consumed: ``[R]`` bytes of that token that are there.
-            is_inside: ``[R]`` bool, True if the observed token goes on.
+            token: ``[R]`` observed teacher token that the position lies in, or that ends there.
+            consumed: ``[R]`` bytes of that token before the position.
+            is_inside: ``[R]`` bool, True if the position lies in it.
         """
         length = self.student_bytes[previous]
         lies_in = (length > 0) & (length <= consumed)

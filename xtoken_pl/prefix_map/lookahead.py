@@ -49,8 +49,8 @@ class Lookahead:
 
     At a boundary position the group of one teacher token that the text does not have is divided: the heaviest one that
     leads longer student tokens, whether it leaves the observed path at the position or below, if its mass exceeds
-    ``share``. The teacher reads this token and then, as long as their mass exceeds ``share``, its own most probable
-    continuations.
+    ``share``, given that the teacher's token before the position has ended there. The teacher reads this token and
+    then, as long as their mass exceeds ``share``, its own most probable continuations.
 
     Attributes:
         prefix_map: Prefix map of the pair.

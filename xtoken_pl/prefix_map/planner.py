@@ -18,7 +18,7 @@ from xtoken_pl.utilities.ranges import Ints, expand, not_among
 
 Bools = NDArray[np.bool_]
 
-# N/Q student/teacher rows, R positions, L levels, G branches, X inherited packets
+# N/Q student/teacher rows, R positions, Z open ones, L levels, G branches, X inherited packets
 
 
 class PrefixPlanner:
@@ -117,17 +117,7 @@ class _Walk:
         byte = np.minimum(self.map.offsets[self.token] + consumed, len(self.map.longest) - 1)
         root = np.where(self.is_inside, self.map.node_of_rest[byte], self.map.node_of_token[self.token])
         self.root = np.where(continues[first], root, -1)  # [R] -1 if there is nothing to divide
-        # [R] the teacher token before the position, and how many of its bytes are there
-        follows = ~self.is_inside & (first > 0) & continues[first - 1]
-        self.before = np.where(self.is_inside, self.token, teacher_labels[first - 1])
-        num_bytes = self.map.offsets[self.before + 1] - self.map.offsets[self.before]
-        self.consumed = np.where(follows, num_bytes, consumed)
-        self.extending = np.where(self.is_inside[:, None], self.map.extending[byte], 0)  # [R, 2] those that go on
-        self.extending[follows] = self.map.longer[self.before[follows]]
-        num_ended = np.where(self.is_inside, self.map.num_ended[byte], 0)
-        is_open = np.where(self.is_inside, num_ended > 0, self.extending[:, 0] < self.extending[:, 1])
-        self.open = np.flatnonzero(is_open)
-        self.num_ended = num_ended[self.open]
+        self._look_back(teacher_labels, continues, consumed, byte)
         active = np.flatnonzero(self.root >= 0)
         node, teacher = self.root[active], first[active] + 1
         found: list[tuple[NDArray[Any], ...]] = [(active[:0],) * 4 + (active[:0] > 0,)]
@@ -139,6 +129,23 @@ class _Walk:
         levels = [np.concatenate(column) for column in zip(*found, strict=True)]
         by_position = np.argsort(levels[0], kind="stable")
         self.position, self.node, self.teacher, self.child, self.descends = (column[by_position] for column in levels)
+
+    def _look_back(self, teacher_labels: Ints, continues: Bools, consumed: Ints, byte: Ints) -> None:
+        """Finds the teacher token before each position, and the tokens that begin with its bytes there.
+
+        It is the one that the position lies in. At a boundary it is the one that ends there, if a row predicts it; if
+        none does, no bytes of it count.
+        """
+        follows = ~self.is_inside & (self.first > 0) & continues[self.first - 1]
+        self.before = np.where(self.is_inside, self.token, teacher_labels[self.first - 1])  # [R]
+        num_bytes = self.map.offsets[self.before + 1] - self.map.offsets[self.before]
+        self.consumed = np.where(follows, num_bytes, consumed)  # [R] its bytes before the position
+        self.extending = np.where(self.is_inside[:, None], self.map.extending[byte], 0)  # [R, 2] longer tokens
+        self.extending[follows] = self.map.longer[self.before[follows]]
+        num_ended = np.where(self.is_inside, self.map.num_ended[byte], 0)  # [R] tokens that are these bytes
+        is_open = np.where(self.is_inside, num_ended > 0, self.extending[:, 0] < self.extending[:, 1])
+        self.open = np.flatnonzero(is_open)  # [Z]
+        self.num_ended = num_ended[self.open]  # [Z]
 
     def positions(self, num_rows: int) -> Positions:
         """Builds the tables of the positions, for a batch of ``num_rows`` student rows."""
@@ -251,5 +258,5 @@ class _Walk:
         return at_boundary[position], token
 
     def _excluding(self) -> Ints:
-        """``[R]`` bytes of the student's last token if it excludes longer teacher tokens, those that go on; or 0."""
+        """``[R]`` bytes of the student's last token if it excludes teacher tokens that go on; or 0."""
         return self.exclusion.excluding_bytes(self.previous, self.before, self.consumed, is_inside=self.is_inside)
