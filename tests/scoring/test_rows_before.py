@@ -1,4 +1,4 @@
-"""Blocks that hold the teacher row before their first span's, too."""
+"""The teacher row before a span's: which blocks hold it, and what looks back at it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 from loss_cases import CASES
+from prefix_pairs import Pair, planners_of
+from small_models import packing_tokenizer, splitting_tokenizer
 
 from xtoken_pl import BytePrefixKL, ConfidenceWeighting
+from xtoken_pl.data import collate
 
 CASE = next(case for case in CASES if case.kind is BytePrefixKL)
 
@@ -34,3 +37,14 @@ def test_the_row_before_counts_in_its_own_span_alone(memory: float) -> None:
     confidence = weighting.row_confidence(side.log_probs, side.labels)
     torch.testing.assert_close(scores.confidence["t"], side.sum_by_span(confidence), rtol=0, atol=1e-10)
     torch.testing.assert_close(scores.teacher_nats["t"], -side.log_likelihood(), rtol=0, atol=1e-10)
+
+
+def test_a_window_does_not_look_back_at_the_one_before() -> None:
+    pair = Pair.of(splitting_tokenizer(), packing_tokenizer())
+    pair = pair.with_spans(lambda k: k < len(pair.spans) - 1)  # it ends with a token that has bytes, not with eos
+    both = collate([pair.window] * 2, ["t"], planners_of(pair.loss)).teachers["t"].plan
+    for kind in ("boundary", "inside"):
+        once, twice = getattr(pair.plan, kind), getattr(both, kind)
+        assert once.count("open") > 50
+        for column in ("consumed", "low", "high", "excluding"):
+            assert torch.equal(getattr(twice, column), getattr(once, column).repeat(2))
