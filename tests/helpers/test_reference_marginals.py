@@ -84,7 +84,7 @@ def test_masses_are_the_probabilities_of_the_students_next_token(pair: str) -> N
     for position in positions(language):
         place, rows = place_of(marginals, position)
         assert (place.consumed > 0) == bool(position.there)
-        groups, counted = marginals.groups(place, rows), position.counted(knows_past=False)
+        groups, counted = marginals.groups(place, rows), position.counted(knows_past=False, knows_end=True)
         total = sum(float(group.mass) for group in groups)
         for group in groups:
             expected = sum(counted.get(language.student.texts[s], 0.0) for s in group.tokens)

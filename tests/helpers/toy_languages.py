@@ -118,15 +118,18 @@ class Position:
         """The bytes of that teacher token that stand before the offset."""
         return self.text[len(b"".join(self.teacher_tokens[: self.first])) : self.offset]
 
-    def counted(self, *, knows_past: bool = True) -> dict[bytes, float]:
+    def counted(self, *, knows_past: bool = True, knows_end: bool = False) -> dict[bytes, float]:
         """Probability of each student token, over the texts that share bytes and teacher tokens before the position.
 
         The teacher's last token before it may go on in some of them. Inside a teacher token it goes on in all of them,
         unless the bytes that are there are a token, too. The student has the same tokens before the position in all of
-        them; without ``knows_past`` it need not have, and its token is the first of the cut from the position on.
+        them; without ``knows_past`` it need not have, and its token is the first of the cut from the position on. With
+        ``knows_end`` the teacher's token has ended or goes on in all of them as it does in this text.
         """
         found: Counter[bytes] = Counter()
         for text, probability in self._alternatives():
+            if knows_end and not self._ends_alike(text):
+                continue
             if not knows_past:
                 found[(*self.language.student.cut(text[self.offset :]), EOS)[0]] += probability
                 continue
@@ -152,6 +155,13 @@ class Position:
             covering = tokens[len(before)]
             if covering.startswith(there):
                 yield text, probability
+
+    def _ends_alike(self, text: bytes) -> bool:
+        """Whether the teacher's token before the position ends there, or goes on, as it does in the position's text."""
+        tokens = (*self.language.teacher.cut(text), EOS)
+        if self.there:
+            return tokens[self.first] != self.there
+        return tokens[: self.first] == self.teacher_tokens[: self.first]
 
     def _joins(self, v: bytes, there: bytes) -> bool:
         """Whether the student would have written its last token and the rest of a teacher token as one token."""
