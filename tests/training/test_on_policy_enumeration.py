@@ -121,9 +121,9 @@ class Enumeration:
             {STUDENT.eos_token_id: self.other.eos_token_id},
         )
         total = torch.zeros((), dtype=torch.float64)
+        probs, last = teacher.exp().tolist(), PROMPT[-1:].encode()
         for position in range(len(ids)):
-            last = PROMPT[-1:].encode()
-            groups = reference.groups(position, ids, theirs, teacher.exp().tolist(), behind=last).values()
+            groups = reference.groups(position, ids, theirs, probs, behind=last).values()
             known = [(mass, rows[position, tokens].exp().sum()) for mass, tokens in groups if mass > 0]
             if known:
                 q = torch.tensor([mass for mass, _ in known], dtype=torch.float64)

@@ -79,10 +79,15 @@ class Groups:
     others: Tensor | None = None
 
     @property
-    def others_position(self) -> Tensor:
-        """``[Z]`` places in ``row`` of the last branches."""
+    def of_others(self) -> slice:
+        """The branches whose tokens are ``others``: the last Z."""
         num_others = 0 if self.others is None else len(self.others)
-        return self.branch_position[len(self.branch_position) - num_others :]
+        return slice(len(self.branch_mass) - num_others, len(self.branch_mass))
+
+    @property
+    def others_position(self) -> Tensor:
+        """``[Z]`` places in ``row`` of these branches."""
+        return self.branch_position[self.of_others]
 
     @property
     def mass(self) -> GroupValues:
@@ -180,10 +185,9 @@ class _GroupDivergence(torch.autograd.Function):
                 none = columns.new_zeros(len(columns), 1)
                 slope = torch.cat((columns, none), dim=1).index_select(1, part.sums.column)  # [R, V]
             slope.view(-1)[part.member] = branches[part.member_branch]
-            if part.others is not None and len(part.others):
+            if part.others is not None:
                 # Their columns have no mass, and no slope.
-                of_others = branches[len(branches) - len(part.others) :, None]
-                slope.index_add_(0, part.others_position, part.others * of_others)
+                slope.index_add_(0, part.others_position, part.others * branches[part.of_others, None])
             results.append(slope.mul_(probs).mul_((grad[part.row] * factor)[:, None]))
         whole = [result for result in results if len(result) == ctx.shape[0]]
         if whole:
@@ -237,9 +241,9 @@ def _student_masses(part: Groups, probs: Tensor) -> GroupValues:
     """``[R, C], [G]``: P of each group."""
     of_members = probs.view(-1)[part.member]
     branches = torch.zeros_like(part.branch_mass).index_add_(0, part.member_branch, of_members)
-    if part.others is not None and len(part.others):
+    if part.others is not None:
         of_others = probs.index_select(0, part.others_position).masked_fill_(~part.others, 0.0)
-        branches[len(branches) - len(part.others) :] = of_others.sum(-1)
+        branches[part.of_others] = of_others.sum(-1)
     if part.sums is None:
         return probs, branches
     probs.view(-1)[part.member] = 0.0  # in no column

@@ -13,12 +13,11 @@ from torch import Tensor
 from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
 from xtoken_pl.prefix_map.byte_classes import byte_classes
 from xtoken_pl.prefix_map.marginal_positions import MarginalPlanner, MarginalPositions
-from xtoken_pl.prefix_map.planner import Bools
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import Column, RowTables, entries_before
 from xtoken_pl.prefix_map.trie import ByteTrie
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.ranges import Ints
+from xtoken_pl.utilities.ranges import Bools, Ints
 
 # N student rows, Z completions, G groups, E entries, V_s vocabulary size (student)
 

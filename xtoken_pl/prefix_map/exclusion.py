@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.trie import ByteTrie
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.ranges import Ints, expand
-
-Bools = NDArray[np.bool_]
+from xtoken_pl.utilities.ranges import Bools, Ints, expand
 
 # R positions, V_s vocabulary size of the student, F bytes of all teacher tokens
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from xtoken_pl.batch import LossPlan, TeacherBatch, TokenBatch
-from xtoken_pl.prefix_map.planner import Bools, PrefixPlanner
+from xtoken_pl.prefix_map.planner import PrefixPlanner
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import Column, RowTables, entries_before
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.ranges import Ints, expand
+from xtoken_pl.utilities.ranges import Bools, Ints, expand
 
 # N student rows, R positions, K paths, B branches, X steps
 

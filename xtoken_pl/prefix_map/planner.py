@@ -14,9 +14,7 @@ from xtoken_pl.prefix_map.positions import Positions, PrefixPlan, no_starts
 from xtoken_pl.prefix_map.prefix_map import PrefixMap
 from xtoken_pl.prefix_map.row_tables import entries_before
 from xtoken_pl.tokenization import CanonicalVocabulary
-from xtoken_pl.utilities.ranges import Ints, expand, not_among
-
-Bools = NDArray[np.bool_]
+from xtoken_pl.utilities.ranges import Bools, Ints, expand, not_among
 
 # N/Q student/teacher rows, R positions, Z open ones, L levels, G branches, X inherited packets
 

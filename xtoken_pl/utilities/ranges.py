@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
@@ -17,7 +18,7 @@ def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
     return index, np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + low[index]
 
 
-def not_among(first: Ints, second: Ints, others_first: Ints, others_second: Ints) -> NDArray[np.bool_]:
+def not_among(first: Ints, second: Ints, others_first: Ints, others_second: Ints) -> Bools:
     """``[N]`` bool, True for the pairs of numbers >= 0 that are not among other pairs."""
     size = max(second.max(initial=0), others_second.max(initial=0)) + 1
     return np.isin(first * size + second, others_first * size + others_second, invert=True)
