@@ -246,8 +246,9 @@ def slow_byte_prefix_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: 
     """In Python floats: there is no gradient."""
     assert rows.pair is not None
     total = torch.zeros(len(rows.spans), dtype=torch.float64)
+    weights = rows.pair.slow_weights(teacher) if loss.weigh_inside else {}
     for row, nats in rows.pair.slow_nats(student, teacher).items():
-        total[rows.spans.student_span[row]] += nats
+        total[rows.spans.student_span[row]] += weights.get(row, 1.0) * nats
     return total
 
 
@@ -260,6 +261,8 @@ CASES: list[LossCase] = [
     *cases(GOLD, slow_partitioned),
     *cases(ULD, slow_uld),
     *cases(BytePrefixKL, slow_byte_prefix_kl, TextRows()),
+    *cases(BytePrefixKL, slow_byte_prefix_kl, TextRows(splitting_tokenizer, packing_tokenizer), weigh_inside=True),
+    LossCase(BytePrefixKL, slow_byte_prefix_kl, {"weigh_inside": True, "teacher_top_k": 8}, TextRows()),
     *text_cases(BPM, slow_marginal),
     LossCase(BPM, slow_marginal, {"teacher_top_k": 8}, TextRows()),
     *text_cases(ESCD, slow_marginal),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -113,14 +114,19 @@ class Pair:
         return mass.at_boundaries(plan.boundary, rows, kept), mass.inside_tokens(plan.inside, rows, kept)
 
     def slow_nats(self, student: Tensor, teacher: Tensor) -> dict[int, float]:
-        """The loss of every student row inside a span, by the slow reference."""
+        """The divergence of every student row inside a span, by the slow reference."""
         return {
             row: divergence_of(groups, student[row].exp().tolist(), self.loss.divergence)
             for row, groups in self.slow_groups(teacher).items()
         }
 
+    def slow_weights(self, teacher: Tensor) -> dict[int, float]:
+        """The probability of the teacher token's bytes so far, 1 at a boundary, for every student row inside a span."""
+        groups = self.slow_groups(teacher, normalized=False)
+        return {row: math.fsum(mass for mass, _ in masses.values()) for row, masses in groups.items()}
+
     def slow_groups(
-        self, teacher: Tensor, *, merges: bool = True, wanted: Sequence[int] | None = None
+        self, teacher: Tensor, *, merges: bool = True, wanted: Sequence[int] | None = None, normalized: bool = True
     ) -> dict[int, dict[Key, tuple[float, list[int]]]]:
         """The groups of every student row inside a span, by the slow reference.
 
@@ -128,6 +134,7 @@ class Pair:
             teacher: Log-probabilities of the teacher's rows.
             merges: Whether groups that no kept token reaches become one; a row's tail is spread in any case.
             wanted: Student rows; all of them without it.
+            normalized: Whether masses inside a teacher token sum to 1.
         """
         reference = self.reference()
         skip_s, skip_t = len(self.student.prefix_ids), len(self.teacher.prefix_ids)
@@ -144,7 +151,7 @@ class Pair:
         of_row = (self.batch.student.rows + 1 - skip_s).tolist()
         inside = torch.nonzero(self.spans.student_span < len(self.spans)).flatten().tolist()
         return {
-            row: reference.groups(of_row[row], student_ids, teacher_ids, rows, exists, kept)
+            row: reference.groups(of_row[row], student_ids, teacher_ids, rows, exists, kept, normalized=normalized)
             for row in (inside if wanted is None else wanted)
         }
 

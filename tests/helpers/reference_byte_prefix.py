@@ -78,6 +78,7 @@ class BytePrefixReference:
         row_exists: Sequence[bool] | None = None,
         kept: Sequence[Set[int]] | None = None,
         behind: bytes = b"",
+        normalized: bool = True,
     ) -> dict[Key, tuple[float, list[int]]]:
         """The groups of student tokens at a position, and the teacher's mass of each; the masses sum to 1 or all are 0.
 
@@ -94,6 +95,7 @@ class BytePrefixReference:
             kept: The teacher tokens of every row that are known one by one, the observed one among them. The groups
                 that have mass, but none of such a token, become one; without it all stay.
             behind: The student's token before the text.
+            normalized: Whether the masses sum to 1; without it, inside a teacher token, to that of its bytes so far.
         """
         observed = student_ids[position]
         if not self.written[observed]:
@@ -201,7 +203,7 @@ class BytePrefixReference:
                 tokens["others", 0] = others
                 masses["others", 0] = math.fsum(q_1[v] for v in ended)
                 to_group += [(("others", 0), q_1[v], is_kept(first, v)) for v in ended]
-        total = sum(masses[key] for key in tokens)
+        total = 1.0 if there and not normalized else sum(masses[key] for key in tokens)
         groups = {key: (masses[key] / total if total else 0.0, tokens[key]) for key in tokens}
         known = {key for key, _, is_known in to_group if is_known}
         rest = [groups.pop(key) for key in tokens if kept is not None and key not in known and masses[key] > 0]

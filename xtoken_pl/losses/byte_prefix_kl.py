@@ -24,19 +24,24 @@ from xtoken_pl.utilities.errors import UserError
 class BytePrefixKL(TopKLoss):
     r"""Divergence over groups of student tokens, all whose masses the teacher's one pass gives.
 
-    .. math:: L = \sum_{\text{positions}} D(Q, \tilde P) - \log M, \quad P_g = \sum_{s \in g} p_S(s), \quad
+    .. math:: L = \sum_{\text{positions}} w \, (D(Q, \tilde P) - \log M), \quad P_g = \sum_{s \in g} p_S(s), \quad
               M = \sum_{g:\, Q_g > 0} P_g, \quad \tilde P_g = P_g / M
 
     per span, summed over its student positions, where D is
 
     .. math::
-        \text{forward: } & KL(Q \| \tilde P), \text{ so that } L = \sum_{\text{positions}} \sum_g Q_g \log (Q_g / P_g)
+        \text{forward: } & KL(Q \| \tilde P), \text{ so that } L = \sum_{\text{positions}} w \sum_g Q_g \log (Q_g / P_g)
         \\
         \text{reverse: } & KL(\tilde P \| Q) \\
         \text{Jensen-Shannon: } & \tfrac12 KL(Q \| m) + \tfrac12 KL(\tilde P \| m), \quad m = \tfrac12 (Q + \tilde P)
 
     The student's mass outside these groups, :math:`1 - M`, costs the same under all three, and moving mass there lowers
     none of them. Each is at least 0, and 0 only where :math:`P = Q`.
+
+    The weight w is 1, or with ``weigh_inside``, at a position inside a teacher token, the teacher's probability of the
+    token's bytes so far, :math:`q_1` summed over the tokens that begin with them. By the chain rule the forward loss of
+    a token's positions is then the part of KL(teacher's token || student) that lies on the text's path, and text that
+    the teacher finds wrong teaches little about what would follow it.
 
     With the observed teacher tokens :math:`t_1, t_2, \ldots` from a
     position on, :math:`q_d` the distribution that predicts :math:`t_d`, and :math:`\tau(s)` the teacher tokens that
@@ -113,6 +118,8 @@ class BytePrefixKL(TopKLoss):
             group at each boundary; between 0 and 1. The teacher must run in this process. None, the default, reads the
             text alone.
         lookahead_tokens: Largest number of tokens that the teacher reads for it at a position.
+        weigh_inside: Whether positions inside a teacher token are weighted by the teacher's probability of the token's
+            bytes so far: for texts in which much is wrong, such as answers that nobody checked.
 
     Raises:
         UserError: If ``teacher_top_k`` or ``lookahead_tokens`` is not an integer >= 1, ``lookahead`` is not between 0
@@ -133,6 +140,7 @@ class BytePrefixKL(TopKLoss):
         teacher_top_k: int | None = None,
         lookahead: float | None = None,
         lookahead_tokens: int = 2,
+        weigh_inside: bool = False,
     ) -> None:
         super().__init__(teacher_top_k=teacher_top_k)
         check_at_least_one("lookahead_tokens", lookahead_tokens, "a token packs more of the teacher's seldom")
@@ -144,6 +152,7 @@ class BytePrefixKL(TopKLoss):
             )
         self.lookahead = lookahead
         self.lookahead_tokens = lookahead_tokens
+        self.weigh_inside = weigh_inside
         self.prefix_map = prefix_map
         self.divergence: Divergence = check_choice("divergence", divergence, Divergence)
         self._planner: PrefixPlanner | None = None
@@ -172,6 +181,7 @@ class BytePrefixKL(TopKLoss):
     def extra_repr(self) -> str:
         kept = [] if self.teacher_top_k is None else [f"teacher_top_k={self.teacher_top_k}"]
         kept += [] if self.lookahead is None else [f"lookahead={self.lookahead}"]
+        kept += ["weigh_inside=True"] if self.weigh_inside else []
         return ", ".join(
             [f"divergence={self.divergence}", *kept, *(f"{count:,} {label}" for label, count, _ in self._summary)]
         )
@@ -202,11 +212,11 @@ class BytePrefixKL(TopKLoss):
         assert isinstance(block.plan, PrefixPlan), "plan comes first"
         plan, student = block.plan, block.student
         rows, kept = keep_tokens(block.teacher, self.teacher_top_k)
-        groups = (
-            self.mass.at_boundaries(plan.boundary, rows, kept),
-            self.mass.inside_tokens(plan.inside, rows, kept),
-        )
-        row_nats = group_divergence(student.log_probs, *groups, divergence=self.divergence)  # [P]
+        boundary = self.mass.at_boundaries(plan.boundary, rows, kept)
+        inside = self.mass.inside_tokens(plan.inside, rows, kept)
+        row_nats = group_divergence(student.log_probs, boundary, inside, divergence=self.divergence)  # [P]
+        if self.weigh_inside:
+            row_nats = row_nats * torch.ones_like(row_nats).index_copy(0, inside.row, inside.total.to(row_nats))
         first = student.first_rows()
         unmapped_mass = first.detach().index_select(1, self.unwritten).exp().sum(-1).clamp(0, 1)
         return SpanScores(student.sum_by_span(row_nats), unmapped_mass, self._agreement(block))
