@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+from group_division import Key
 from kept_rows import keep_and_spread
-from reference_byte_prefix import BytePrefixReference, Key, divergence_of
+from reference_byte_prefix import BytePrefixReference, divergence_of
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast

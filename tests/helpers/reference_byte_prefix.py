@@ -19,9 +19,8 @@ M_d = q_1(t_1)···q_d(t_d).
 import math
 from collections.abc import Callable, Sequence, Set
 
-#: ("lead", teacher token), ("token", student token), ("end", depth), ("child", depth, teacher token), ("others", 0) or
-#: ("rest", 0).
-Key = tuple[str, int] | tuple[str, int, int]
+from group_division import Division, Key, Text
+
 #: A student token below t_1, and what the teacher writes of it after t_1.
 Member = tuple[int, tuple[int, ...]]
 
@@ -100,116 +99,115 @@ class BytePrefixReference:
         observed = student_ids[position]
         if not self.written[observed]:
             return {}  # what the teacher cannot write is not learned from it
+        text = Text(teacher_ids, rows, row_exists, kept)
         offset = sum(_symbols(self.student_bytes[s]) for s in student_ids[:position])
         first, start = 0, 0  # of the teacher token that covers the offset
         while start + _symbols(self.teacher_bytes[teacher_ids[first]]) <= offset:
             start += _symbols(self.teacher_bytes[teacher_ids[first]])
             first += 1
         there = offset - start
-        t_1 = teacher_ids[first]
-        q_1 = rows[first]
-
-        def exists(row: int) -> bool:
-            return row < len(teacher_ids) and (row_exists is None or row_exists[row])
-
-        def is_kept(row: int, v: int) -> bool:
-            return kept is None or v in kept[row]
-
         before = self.student_bytes[student_ids[position - 1]] if position else behind
-        impossible = self._impossible(before, self.teacher_bytes[t_1][:there])
-        if t_1 in impossible:
-            impossible = set()  # the text is not the student's own writing
 
-        # Group -> its student tokens, and student token -> its group, before anything is refined.
-        tokens: dict[Key, list[int]] = {}
-        for s in range(len(self.student_bytes)):
-            if there:
-                tokens["token", s] = [s]
-            elif self.written[s]:
-                tokens.setdefault(("lead", self.written[s][0]), []).append(s)
-
-        # Masses on their way: to a group by its key, or to the group of a student token.
-        to_group: list[tuple[Key, float, bool]] = []  # and whether it is known one by one
-        to_token: list[tuple[int, float, bool]] = []
-        for v, text in enumerate(self.teacher_bytes):
-            if v == t_1 or v in impossible:
-                continue
-            if not there and v in self.leads:
-                to_group.append((("lead", v), q_1[v], is_kept(first, v)))
-                continue
-            if there and not (len(text) > there and text[:there] == self.teacher_bytes[t_1][:there]):
-                continue
-            target = self.phi(text[there:])
-            if target is not None:
-                to_token.append((target, q_1[v], is_kept(first, v)))
-
-        members = self._members(t_1, there)
-        if any(rest for _, rest in members) and exists(first + 1):
-            tokens.pop(("lead", t_1), None)  # the members leave their groups
-            for s, _ in members:
-                tokens.pop(("token", s), None)
-            mass, text = q_1[t_1], self.teacher_bytes[t_1][there:]  # M_d, y_d
-            node, depth = members, 1
-            while True:
-                q, following = rows[first + depth], teacher_ids[first + depth]
-                children: dict[int, list[Member]] = {}
-                for s, rest in node:
-                    if len(rest) < depth:
-                        tokens.setdefault(("end", depth), []).append(s)
-                    else:
-                        children.setdefault(rest[depth - 1], []).append((s, rest))
-                residual = 1.0
-                for v in {*children, following}:
-                    residual -= q[v]
-                ending = self.phi(text)
-                others = range(len(q)) if kept is None else kept[first + depth]
-                is_known = any(v not in children and v != following for v in others)
-                to_token.append((observed if ending is None else ending, mass * max(residual, 0.0), is_known))
-                below = children.get(following, [])
-                descend = any(len(rest) > depth for _, rest in below) and exists(first + depth + 1)
-                for v, child in children.items():
-                    if v == following and descend:
-                        continue
-                    tokens["child", depth, v] = [s for s, _ in child]
-                    if v != following:
-                        to_group.append((("child", depth, v), mass * q[v], is_kept(first + depth, v)))
-                mass *= q[following]
-                if not descend:
-                    break
-                text += self.teacher_bytes[following]
-                node, depth = below, depth + 1
-            to_token.append((observed, mass, True))
-        else:
-            to_token.append((observed, q_1[t_1], True))
-
-        group_of = {s: key for key, group in tokens.items() for s in group}
-        masses = dict.fromkeys(tokens, 0.0)
-        if not there and first and exists(first - 1):  # all this if the token before has ended
-            weight = rows[first - 1][teacher_ids[first - 1]]
-            to_group = [(key, weight * mass, is_known) for key, mass, is_known in to_group]
-            to_token = [(s, weight * mass, is_known) for s, mass, is_known in to_token]
+        division = Division(self._undivided(bool(there)))
+        self._leave_at_once(division, text, first, there, before)
+        self._follow_path(division, text, first, there, observed)
+        if not there and first and text.exists(first - 1):  # all this if the token before has ended
+            division.scale(rows[first - 1][teacher_ids[first - 1]])
             for v, s in self.longer_tokens(self.teacher_bytes[teacher_ids[first - 1]], before):
-                to_token.append((s, rows[first - 1][v], is_kept(first - 1, v)))
-        to_group += [(group_of[s], mass, is_known) for s, mass, is_known in to_token if s in group_of]
-        for key, mass, _ in to_group:
-            masses[key] += mass
+                division.to_token.append((s, rows[first - 1][v], text.is_kept(first - 1, v)))
+        masses = division.arrive()
         if there:
-            ended = [v for v, text in enumerate(self.teacher_bytes) if text == self.teacher_bytes[t_1][:there]]
-            others = [
-                s for key in tokens if key[0] == "token" and not masses[key] for s in tokens[key] if self.written[s]
-            ]
-            if ended and others:
-                tokens = {key: group for key, group in tokens.items() if key[0] != "token" or masses[key]}
-                tokens["others", 0] = others
-                masses["others", 0] = math.fsum(q_1[v] for v in ended)
-                to_group += [(("others", 0), q_1[v], is_kept(first, v)) for v in ended]
-        total = 1.0 if there and not normalized else sum(masses[key] for key in tokens)
-        groups = {key: (masses[key] / total if total else 0.0, tokens[key]) for key in tokens}
-        known = {key for key, _, is_known in to_group if is_known}
-        rest = [groups.pop(key) for key in tokens if kept is not None and key not in known and masses[key] > 0]
+            self._end_inside(division, masses, text, first, there)
+        total = 1.0 if there and not normalized else sum(masses[key] for key in division.tokens)
+        groups = {key: (masses[key] / total if total else 0.0, tokens) for key, tokens in division.tokens.items()}
+        if kept is None:
+            return groups
+        known = {key for key, _, is_known in division.to_group if is_known}
+        rest = [groups.pop(key) for key in division.tokens if key not in known and masses[key] > 0]
         if rest:
             groups["rest", 0] = sum(mass for mass, _ in rest), [s for _, group in rest for s in group]
         return groups
+
+    def _undivided(self, inside: bool) -> dict[Key, list[int]]:
+        """The groups before anything is divided: by leading token, inside a teacher token single ones."""
+        tokens: dict[Key, list[int]] = {}
+        for s in range(len(self.student_bytes)):
+            if inside:
+                tokens["token", s] = [s]
+            elif self.written[s]:
+                tokens.setdefault(("lead", self.written[s][0]), []).append(s)
+        return tokens
+
+    def _leave_at_once(self, division: Division, text: Text, first: int, there: int, before: bytes) -> None:
+        """Masses of teacher tokens other than t_1."""
+        t_1, q_1 = text.teacher_ids[first], text.rows[first]
+        impossible = self._impossible(before, self.teacher_bytes[t_1][:there])
+        if t_1 in impossible:
+            impossible = set()  # the text is not the student's own writing
+        for v, spelling in enumerate(self.teacher_bytes):
+            if v == t_1 or v in impossible:
+                continue
+            if not there and v in self.leads:
+                division.to_group.append((("lead", v), q_1[v], text.is_kept(first, v)))
+                continue
+            if there and not (len(spelling) > there and spelling[:there] == self.teacher_bytes[t_1][:there]):
+                continue
+            target = self.phi(spelling[there:])
+            if target is not None:
+                division.to_token.append((target, q_1[v], text.is_kept(first, v)))
+
+    def _follow_path(self, division: Division, text: Text, first: int, there: int, observed: int) -> None:
+        """Divides the student tokens that begin with t_1 along the text, and sends the mass of t_1 to them."""
+        t_1 = text.teacher_ids[first]
+        mass, spelling = text.rows[first][t_1], self.teacher_bytes[t_1][there:]  # M_d, y_d
+        node = self._members(t_1, there)
+        if not any(rest for _, rest in node) or not text.exists(first + 1):
+            division.to_token.append((observed, mass, True))
+            return
+        division.tokens.pop(("lead", t_1), None)  # the members leave their groups
+        for s, _ in node:
+            division.tokens.pop(("token", s), None)
+        depth, descends = 1, True
+        while descends:
+            q, following = text.rows[first + depth], text.teacher_ids[first + depth]
+            children: dict[int, list[Member]] = {}
+            for s, rest in node:
+                if len(rest) < depth:
+                    division.tokens.setdefault(("end", depth), []).append(s)
+                else:
+                    children.setdefault(rest[depth - 1], []).append((s, rest))
+            residual = 1.0
+            for v in {*children, following}:
+                residual -= q[v]
+            ending = self.phi(spelling)
+            others = range(len(q)) if text.kept is None else text.kept[first + depth]
+            is_known = any(v not in children and v != following for v in others)
+            division.to_token.append((observed if ending is None else ending, mass * max(residual, 0.0), is_known))
+            below = children.get(following, [])
+            descends = any(len(rest) > depth for _, rest in below) and text.exists(first + depth + 1)
+            for v, child in children.items():
+                if v == following and descends:
+                    continue
+                division.tokens["child", depth, v] = [s for s, _ in child]
+                if v != following:
+                    division.to_group.append((("child", depth, v), mass * q[v], text.is_kept(first + depth, v)))
+            mass *= q[following]
+            spelling += self.teacher_bytes[following]
+            node, depth = below, depth + 1
+        division.to_token.append((observed, mass, True))
+
+    def _end_inside(self, division: Division, masses: dict[Key, float], text: Text, first: int, there: int) -> None:
+        """Gives the mass of teacher tokens that end at the position to all student tokens that have none."""
+        bytes_so_far = self.teacher_bytes[text.teacher_ids[first]][:there]
+        ended = [v for v, spelling in enumerate(self.teacher_bytes) if spelling == bytes_so_far]
+        others = [s for s in range(len(self.written)) if masses.get(("token", s)) == 0 and self.written[s]]
+        if not ended or not others:
+            return
+        tokens = division.tokens
+        division.tokens = {key: group for key, group in tokens.items() if key[0] != "token" or masses[key]}
+        division.tokens["others", 0] = others
+        masses["others", 0] = math.fsum(text.rows[first][v] for v in ended)
+        division.to_group += [(("others", 0), text.rows[first][v], text.is_kept(first, v)) for v in ended]
 
     def _impossible(self, before: bytes, there: bytes) -> set[int]:
         """Teacher tokens with which the student would have written its last token, `before`, as one token."""

@@ -9,7 +9,8 @@ from collections import Counter
 from functools import lru_cache
 
 import pytest
-from reference_byte_prefix import BytePrefixReference, Key
+from group_division import Key
+from reference_byte_prefix import BytePrefixReference
 from toy_languages import Language, Position, Toy, strings
 
 

@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from group_division import Key
 from kept_rows import keep_and_spread
 from loss_cases import DIVERGENCES, LossCase, TextRows, slow_byte_prefix_kl
 from loss_tester import LossTester
 from plain_divergences import covered_divergence
 from prefix_pairs import TEXT, Pair
-from reference_byte_prefix import Key, divergence_of
+from reference_byte_prefix import divergence_of
 from small_models import numeral_tokenizer, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from torch import Tensor
 
