@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.claims import CLAIMS, Claim, load_claims, unknown_runs
 from experiments.finished import RESULTS, Finished
 from experiments.plots import comparison, curves, numerals, panels, png
-from experiments.side_by_side import FLAGSHIP, columns, flagship_text, losses, side_by_side_table
+from experiments.side_by_side import FLAGSHIP, VARIANT, columns, losses, place_text, side_by_side_table
 from experiments.statistics import estimate
 from experiments.suites import Suite, load_suites
 from experiments.tables import NOT_RUN, claims_table, format_number, main_table, suite_table
@@ -51,7 +51,7 @@ def write_report(
         template: The report with placeholders: ``<!-- table: SUITE -->``, ``<!-- claims -->``, ``<!-- runs -->``,
             ``<!-- figure: comparison SUITE -->``, ``<!-- figure: curves SUITE TAG RUN,RUN -->``,
             ``<!-- figure: numerals SUITE RUN,RUN -->``, ``<!-- value: SUITE RUN TAG -->``,
-            ``<!-- side-by-side -->``, ``<!-- figure: side-by-side -->``, ``<!-- flagship -->``.
+            ``<!-- side-by-side -->``, ``<!-- figure: side-by-side -->``, ``<!-- flagship -->``, ``<!-- variant -->``.
         claims: The claims.
 
     Raises:
@@ -101,7 +101,8 @@ class _Report:
             ("figure: curves", 3): self._curves,
             ("figure: numerals", 2): self._numerals,
             ("side-by-side", 0): lambda: side_by_side_table(self.columns),
-            ("flagship", 0): lambda: flagship_text(self.columns),
+            ("flagship", 0): lambda: place_text(self.columns),
+            ("variant", 0): lambda: place_text(self.columns, VARIANT),
             ("figure: side-by-side", 0): self._side_by_side,
         }
 

@@ -22,8 +22,8 @@ COLUMNS = {
     "losses_real": "real text",
     "losses_pretrained": "real text",
 }
-#: The loss of ours, whose place is told in words.
-FLAGSHIP = "byte-prefix KL"
+#: The loss of ours, whose place is told in words, and its variant.
+FLAGSHIP, VARIANT = "byte-prefix KL", "byte-prefix KL, weighed inside"
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,17 @@ def side_by_side_table(all_columns: list[Column]) -> str:
     return "\n".join(lines)
 
 
-def flagship_text(all_columns: list[Column]) -> str:
-    """In which columns the loss of ours is first or level with the first, and how far it is behind in the others."""
-    known = [column for column in all_columns if column.is_complete(FLAGSHIP)]
+def place_text(all_columns: list[Column], loss: str = FLAGSHIP) -> str:
+    """In which columns a loss is first or level with the first, and how far it is behind in the others."""
+    known = [column for column in all_columns if column.is_complete(loss)]
     if not known:
         return NOT_RUN
-    behind = [column for column in known if not column.is_level(FLAGSHIP)]
+    behind = [column for column in known if not column.is_level(loss)]
     number = f"all {len(known)}" if not behind else f"{len(known) - len(behind)} of {len(known)}"
     text = f"first, or level with the first, in {number} columns"
     if behind:
         text += "; it is behind in " + ", ".join(
-            f"*{column.title}* ({column.first} is first, {format_estimate(column.behind(FLAGSHIP), signed=True)})"
+            f"*{column.title}* ({column.first} is first, {format_estimate(column.behind(loss), signed=True)})"
             for column in behind
         )
     if missing := [column.title for column in all_columns if column not in known]:

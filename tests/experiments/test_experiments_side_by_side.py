@@ -16,8 +16,8 @@ from experiments.side_by_side import (
     FLAGSHIP,
     Column,
     columns,
-    flagship_text,
     losses,
+    place_text,
     side_by_side_table,
 )
 from experiments.suites import Run, Suite
@@ -74,12 +74,13 @@ def test_table_has_means_ranks_and_who_is_level_with_the_first(shown: list[Colum
 
 
 def test_the_place_of_our_loss_is_told_with_the_one_that_is_ahead(shown: list[Column]) -> None:
-    assert flagship_text(shown[:1]) == "first, or level with the first, in all 1 columns"
+    assert place_text(shown[:1]) == "first, or level with the first, in all 1 columns"
     ahead = "*real text, SmolLM2* (BPM is first, +0.097 (+0.082 to +0.111))"
-    assert flagship_text(shown) == f"first, or level with the first, in 1 of 2 columns; it is behind in {ahead}"
+    assert place_text(shown) == f"first, or level with the first, in 1 of 2 columns; it is behind in {ahead}"
     unfinished = replace(shown[1], incomplete=frozenset({FLAGSHIP}))
-    assert flagship_text([shown[0], unfinished]).endswith("in all 1 columns; not run: real text, SmolLM2")
-    assert flagship_text([unfinished]) == "not run"
+    assert place_text([shown[0], unfinished]).endswith("in all 1 columns; not run: real text, SmolLM2")
+    assert place_text([unfinished]) == "not run"
+    assert place_text(shown[:1], "BPM").startswith("first, or level with the first, in 0 of 1 columns; it is behind in")
 
 
 def test_figure_has_a_panel_for_every_column(shown: list[Column]) -> None:
