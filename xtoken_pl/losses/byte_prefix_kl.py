@@ -216,7 +216,8 @@ class BytePrefixKL(TopKLoss):
         inside = self.mass.inside_tokens(plan.inside, rows, kept)
         row_nats = group_divergence(student.log_probs, boundary, inside, divergence=self.divergence)  # [P]
         if self.weigh_inside:
-            row_nats = row_nats * torch.ones_like(row_nats).index_copy(0, inside.row, inside.total.to(row_nats))
+            so_far = inside.add_up(inside.mass).clamp_max(1).to(row_nats)  # [R], may exceed 1 by rounding
+            row_nats = row_nats * torch.ones_like(row_nats).index_copy(0, inside.row, so_far)
         first = student.first_rows()
         unmapped_mass = first.detach().index_select(1, self.unwritten).exp().sum(-1).clamp(0, 1)
         return SpanScores(student.sum_by_span(row_nats), unmapped_mass, self._agreement(block))

@@ -94,11 +94,6 @@ class Groups:
         """``[R, C], [G]``: the masses of columns and of branches."""
         return self.column_mass, self.branch_mass
 
-    @property
-    def total(self) -> Tensor:
-        """``[R]``: the mass of all groups of each row, a probability."""
-        return self.add_up(self.mass).clamp_max(1)
-
     def add_up(self, values: GroupValues) -> Tensor:
         """``[R, C], [G] -> [R]``: the sum over the groups of each row."""
         columns, branches = values
