@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 #: ("lead", teacher token), ("token", student token), ("end", depth), ("child", depth, teacher token), ("others", 0) or
 #: ("rest", 0).
 Key = tuple[str, int] | tuple[str, int, int]
+#: The teacher's mass of each group, and its student tokens.
+ListedGroups = dict[Key, tuple[float, list[int]]]
 
 
 @dataclass

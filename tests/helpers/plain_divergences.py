@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from group_division import ListedGroups
 from torch import Tensor
 
 from xtoken_pl.losses import Divergence
@@ -36,6 +37,16 @@ def covered_divergence(teacher: Tensor, student: Tensor, divergence: Divergence)
         "jensen_shannon": (_nats_of(teacher, middle) + _nats_of(student, middle)) / 2,
     }[divergence]
     return nats - covered.squeeze(-1).log()
+
+
+def grouped_divergence(groups: ListedGroups, probs: Tensor, divergence: Divergence) -> Tensor:
+    """``[V] -> []``: the same over the listed groups that have mass, of a student's probabilities; 0 without any."""
+    listed = [group for group in groups.values() if group[0] > 0]
+    if not listed:
+        return 0.0 * probs.sum()
+    teacher = torch.tensor([mass for mass, _ in listed], dtype=torch.float64)
+    student = torch.stack([probs[tokens].sum() for _, tokens in listed])
+    return covered_divergence(teacher, student, divergence)
 
 
 def _nats_of(above: Tensor, below: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from group_division import Key
+from group_division import ListedGroups
 from kept_rows import keep_and_spread
 from reference_byte_prefix import BytePrefixReference, divergence_of
 from small_models import TEXTS, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
@@ -128,7 +128,7 @@ class Pair:
 
     def slow_groups(
         self, teacher: Tensor, *, merges: bool = True, wanted: Sequence[int] | None = None, normalized: bool = True
-    ) -> dict[int, dict[Key, tuple[float, list[int]]]]:
+    ) -> dict[int, ListedGroups]:
         """The groups of every student row inside a span, by the slow reference.
 
         Args:

@@ -19,7 +19,7 @@ M_d = q_1(t_1)···q_d(t_d).
 import math
 from collections.abc import Callable, Sequence, Set
 
-from group_division import Division, Key, Text
+from group_division import Division, Key, ListedGroups, Text
 
 #: A student token below t_1, and what the teacher writes of it after t_1.
 Member = tuple[int, tuple[int, ...]]
@@ -78,7 +78,7 @@ class BytePrefixReference:
         kept: Sequence[Set[int]] | None = None,
         behind: bytes = b"",
         normalized: bool = True,
-    ) -> dict[Key, tuple[float, list[int]]]:
+    ) -> ListedGroups:
         """The groups of student tokens at a position, and the teacher's mass of each; the masses sum to 1 or all are 0.
 
         There is none where the teacher cannot write the observed token.
@@ -262,9 +262,7 @@ class BytePrefixReference:
         return divergence_of(groups, student_probs, divergence)
 
 
-def divergence_of(
-    groups: dict[Key, tuple[float, list[int]]], student_probs: Sequence[float], divergence: str = "forward"
-) -> float:
+def divergence_of(groups: ListedGroups, student_probs: Sequence[float], divergence: str = "forward") -> float:
     """The divergence over the groups that have mass, in nats; 0 where none has."""
     pairs = [(mass, math.fsum(student_probs[s] for s in tokens)) for mass, tokens in groups.values() if mass > 0]
     if divergence == "forward":

@@ -9,7 +9,7 @@ from collections import Counter
 from functools import lru_cache
 
 import pytest
-from group_division import Key
+from group_division import Key, ListedGroups
 from reference_byte_prefix import BytePrefixReference
 from toy_languages import Language, Position, Toy, strings
 
@@ -22,19 +22,19 @@ def positions(language: Language) -> list[Position]:
     ]
 
 
-def groups_of(position: Position) -> dict[Key, tuple[float, list[int]]]:
+def groups_of(position: Position) -> ListedGroups:
     language, text = position.language, position.text
     return language.reference.groups(
         position.index, language.student.encode(text), language.teacher.encode(text), language.rows(text)
     )
 
 
-def kind(groups: dict[Key, tuple[float, list[int]]]) -> str:
+def kind(groups: ListedGroups) -> str:
     place = "inside" if any(key[0] in ("token", "others") for key in groups) else "boundary"
     return f"{place}, refined" if any(key[0] in ("end", "child") for key in groups) else place
 
 
-def difference(position: Position, groups: dict[Key, tuple[float, list[int]]]) -> float:
+def difference(position: Position, groups: ListedGroups) -> float:
     """Largest difference of a group's mass and its counted probability."""
     counted, texts = position.counted(), position.language.student.texts
     return max(abs(mass - sum(counted.get(texts[s], 0.0) for s in tokens)) for mass, tokens in groups.values())
@@ -153,7 +153,7 @@ def digits() -> BytePrefixReference:
 
 
 DIGIT_ROWS = [[0.5, 0.2, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1], [0.2, 0.1, 0.4, 0.3], [0.0, 0.0, 0.0, 1.0]]
-DIGIT_LEADS: dict[Key, tuple[float, list[int]]] = {
+DIGIT_LEADS: ListedGroups = {
     ("lead", 1): (0.2, [3]),
     ("lead", 2): (0.2, [4]),
     ("lead", 3): (0.1, [6]),
@@ -192,7 +192,7 @@ def test_groups_at_a_boundary(
     digits: BytePrefixReference,
     teacher_ids: list[int],
     row_exists: list[bool] | None,
-    below: dict[Key, tuple[float, list[int]]],
+    below: ListedGroups,
 ) -> None:
     groups = digits.groups(0, [2, 6], teacher_ids, DIGIT_ROWS, row_exists)
     expected = DIGIT_LEADS | below

@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from group_division import Key
 from kept_rows import keep_and_spread
 from loss_cases import DIVERGENCES, LossCase, TextRows, slow_byte_prefix_kl
 from loss_tester import LossTester
-from plain_divergences import covered_divergence
+from plain_divergences import grouped_divergence
 from prefix_pairs import TEXT, Pair
 from reference_byte_prefix import divergence_of
 from small_models import numeral_tokenizer, packing_tokenizer, reversing_tokenizer, splitting_tokenizer
@@ -59,16 +58,6 @@ def spread_rows(pair: Pair, teacher: Tensor, top_k: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).log()
 
 
-def by_autograd(groups: dict[Key, tuple[float, list[int]]], probs: Tensor, divergence: Divergence) -> Tensor:
-    """The definition over listed groups, for the gradient."""
-    listed = [group for group in groups.values() if group[0] > 0]
-    if not listed:
-        return 0.0 * probs.sum()
-    teacher = torch.tensor([mass for mass, _ in listed], dtype=torch.float64)
-    student = torch.stack([probs[tokens].sum() for _, tokens in listed])
-    return covered_divergence(teacher, student, divergence)
-
-
 @every_divergence
 @every_pair
 @pytest.mark.parametrize("top_k", [1, 6, 40])
@@ -81,7 +70,7 @@ def test_value_and_gradient_equal_the_slow_reference(name: str, divergence: Dive
     assert len(slow) > 15
     assert sum(("rest", 0) in groups for groups in slow.values()) > 15
     plain = student.clone().requires_grad_()
-    expected = torch.stack([by_autograd(groups, plain[row].exp(), divergence) for row, groups in slow.items()])
+    expected = torch.stack([grouped_divergence(groups, plain[row].exp(), divergence) for row, groups in slow.items()])
     torch.testing.assert_close(nats[list(slow)], expected, rtol=0, atol=1e-10)
     weights = torch.linspace(0.5, 1.5, len(slow), dtype=torch.float64)
     ours, theirs = ((weights * each).sum() for each in (nats[list(slow)], expected))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_divergences import grouped_divergence
 from reference_byte_prefix import BytePrefixReference
 from reference_losses import projection_divergence, token_divergence
 from torch import Tensor
@@ -65,19 +66,6 @@ def spans_of(student: list[int], teacher: list[int]) -> list[tuple[int, int, int
     ]
 
 
-def group_loss(q: Tensor, p: Tensor, kind: str) -> Tensor:
-    """D(Q, P / M) - log M of the masses of groups, where M is the sum of P."""
-    mass = p.sum()
-    inside = p / mass
-    middle = (q + inside) / 2
-    divergence = {
-        "forward": q * (q / inside).log(),
-        "reverse": inside * (inside / q).log(),
-        "jensen_shannon": (q * (q / middle).log() + inside * (inside / middle).log()) / 2,
-    }[kind]
-    return divergence.sum() - mass.log()
-
-
 class Enumeration:
     """The loss of every rollout, computed without the package's losses."""
 
@@ -123,11 +111,8 @@ class Enumeration:
         total = torch.zeros((), dtype=torch.float64)
         probs, last = teacher.exp().tolist(), PROMPT[-1:].encode()
         for position in range(len(ids)):
-            groups = reference.groups(position, ids, theirs, probs, behind=last).values()
-            known = [(mass, rows[position, tokens].exp().sum()) for mass, tokens in groups if mass > 0]
-            if known:
-                q = torch.tensor([mass for mass, _ in known], dtype=torch.float64)
-                total = total + group_loss(q, torch.stack([p for _, p in known]), self.loss.divergence)
+            groups = reference.groups(position, ids, theirs, probs, behind=last)
+            total = total + grouped_divergence(groups, rows[position].exp(), self.loss.divergence)
         return total
 
 
