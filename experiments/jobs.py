@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from experiments.finished import FinishedRun, Key
-from experiments.prepare import content_fingerprint, prepare, write_lines
+from experiments.prepare import content_fingerprint, prepare, write_lines, write_pruned
 from experiments.suites import RUN_REFERENCE, Run, Suite
 
 #: The modules beside this one that decide what a run learns, and what is measured of it.
@@ -75,6 +75,7 @@ def make_jobs(suites: Mapping[str, Suite], folder: Path, others: Mapping[str, Su
     jobs: dict[Key, Job] = {}
     lines_file = cache(lambda lines, seed: write_lines(lines, seed, folder))  # the same for many runs
     fingerprint = cache(content_fingerprint)  # teachers of the real text are large
+    pruned = cache(lambda: write_pruned(folder))
 
     def make(run: Run, seed: int) -> Job:
         key = (run.suite, run.name, seed)
@@ -93,6 +94,8 @@ def make_jobs(suites: Mapping[str, Suite], folder: Path, others: Mapping[str, Su
                 )
             needed[reference] = make(other, seed if seed in other.seeds else other.seeds[0])
         values = {"${folder}": str(folder)}
+        if "${pruned}" in json.dumps(run.config):
+            values["${pruned}"] = str(pruned())
         if run.lines:
             values["${lines}"] = str(lines_file(run.lines, seed))
             values |= {f"${{lines/{part.task}}}": str(lines_file((part,), seed)) for part in run.lines}

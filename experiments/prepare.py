@@ -1,7 +1,7 @@
 """Writes what runs read: models without weights but with their tokenizers, lines to learn from, held-out problems.
 
 All of it is made anew each time, and what differs from the file that is there replaces it: a file never belongs to
-other code than this.
+other code than this. The model that is cut from a pretrained one is large, and its name says what it is made of.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import LlamaConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from experiments.problems import Problem, Split, Task, noisy_lines, problems
 from experiments.suites import Lines
@@ -32,6 +33,10 @@ _MODELS: dict[str, tuple[TokenizerName, int, int]] = {
     "student_pairs": ("pairs", 2, 64),
     "teacher_halves": ("halves", 3, 64),
 }
+
+# The pretrained student of real text, as `make quickstart` leaves it, and its layers that are kept.
+_PRETRAINED = Path("quickstart/teacher-smollm2")
+_KEPT_LAYERS = ((0, 15), (26, 29))
 
 
 def prepare(folder: Path) -> None:
@@ -53,6 +58,26 @@ def write_lines(parts: Sequence[Lines], seed: int, folder: Path) -> Path:
     target = folder / "lines" / f"{'+'.join(names)}_seed{seed}.jsonl"
     texts = [text for part in parts for text in noisy_lines(part.task, part.number, part.random_share, seed)]
     _write_rows(target, [{"text": text} for text in texts])
+    return target
+
+
+def write_pruned(folder: Path, source: Path = _PRETRAINED, kept: Sequence[tuple[int, int]] = _KEPT_LAYERS) -> Path:
+    """Writes a Llama without some of its layers: pretrained, but it has to learn again what they did.
+
+    Args:
+        folder: Folder of all experiments.
+        source: The whole model; nothing is written where it is missing.
+        kept: First and last of the layers that stay, range by range.
+    """
+    made_of = content_fingerprint(source)[:8] if source.is_dir() else "missing"
+    target = folder / "models" / f"pruned_{made_of}_{'_'.join(f'{first}-{last}' for first, last in kept)}"
+    if source.is_dir() and not target.exists():
+        model = AutoModelForCausalLM.from_pretrained(source)
+        layers = [model.model.layers[place] for first, last in kept for place in range(first, last + 1)]
+        model.model.layers, model.config.num_hidden_layers = nn.ModuleList(layers), len(layers)
+        with atomic_path(target, kind="folder") as path:
+            model.save_pretrained(path)
+            AutoTokenizer.from_pretrained(source).save_pretrained(path)
     return target
 
 

@@ -6,6 +6,7 @@ the files it names and from what a run adds, by the rules of several ``--config`
 - ``${folder}`` is the folder of all experiments, ``${run_folder}`` that of this run;
 - ``${lines}`` is a file with the lines that ``lines`` describes, drawn under this seed, and ``${lines/TASK}`` one with
   those of a task alone;
+- ``${pruned}`` is the folder of SmolLM2-135M without a third of its layers;
 - ``${run:SUITE/RUN}`` is the folder of another run, which is run first: the one of the same seed, or its only one.
 """
 
