@@ -138,7 +138,7 @@ def _cell(column: Column, loss: str) -> str:
     if column.is_complete(loss):
         text += f", {column.ranks[loss]:g}"
     elif values:
-        text += f", {len(values)} seeds"
+        text += f", {len(values)} {'seed' if len(values) == 1 else 'seeds'}"
     if loss in column.same_as:
         text += f", as {column.same_as[loss]}"
     return f"**{text}**" if column.is_level(loss) else text
