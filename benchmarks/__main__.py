@@ -20,6 +20,7 @@ from benchmarks.measure import Figure
 NAMES = (
     "losses",
     "byte_prefix",
+    "lookahead",
     "own_work",
     "memory",
     "text",
