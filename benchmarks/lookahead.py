@@ -7,16 +7,16 @@ log-probabilities of all rows; with lookahead it also reads tokens of its own, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import torch
 
 from benchmarks.measure import Figure, ratios, run
-from benchmarks.pair import TEXT
+from benchmarks.pair import batch_of_text
 from xtoken_pl import BytePrefixKL, MultiTeacherDistillModule, Student, Teacher
 from xtoken_pl.batch import TeacherBatch
 from xtoken_pl.cli.prepare import prepare
-from xtoken_pl.data import Windower, collate
 from xtoken_pl.prefix_map import PrefixPlan
 from xtoken_pl.teachers.local import FrozenModel
 
@@ -32,39 +32,28 @@ def figures() -> Iterator[Figure]:
     )
     module.setup("fit")
     module.configure_model()
-    columns = Windower(*module.vocabularies(), _LENGTH)([TEXT])
-    windows = [{key: column[index] for key, column in columns.items()} for index in range(_WINDOWS)]
-    view = collate(windows, ["t"], module.planners()).teachers["t"]
-    ahead = _Ahead(cast(BytePrefixKL, module.losses["t"]), module.loaded_teachers["t"], view)
-    boundary = ahead.read().boundary
+    view = batch_of_text(module, _WINDOWS, _LENGTH).teachers["t"]
+    loss, teacher = cast(BytePrefixKL, module.losses["t"]), module.loaded_teachers["t"]
+    boundary = _read_ahead(loss, teacher, view).boundary
     divided, total = boundary.count("starts"), len(boundary.row)
     what = f"lookahead of {_SHARE:g}"
     yield Figure(f"{what}: boundaries divided", 100 * divided / total, "%", note=f"{divided} of {total}")
-    times = ratios(ahead.score, {what: ahead.read}, _ROUNDS)
-    yield Figure(
-        f"{what}: teacher's pass, head and lookahead against pass and head",
-        times.ratio(what),
-        "x",
-        note=times.note(what),
-    )
+    times = ratios(partial(_read, teacher, view), {what: partial(_read_ahead, loss, teacher, view)}, _ROUNDS)
+    label = f"{what}: teacher's pass, head and lookahead against pass and head"
+    yield Figure(label, times.ratio(what), "x", note=times.note(what))
 
 
-class _Ahead:
-    """A teacher's work for one batch, with lookahead and without."""
+def _read(teacher: FrozenModel, view: TeacherBatch) -> None:
+    """The teacher reads the text."""
+    rows = teacher.rows(view)
+    rows.head.log_probs(rows.hidden, 1.0)
 
-    def __init__(self, loss: BytePrefixKL, teacher: FrozenModel, view: TeacherBatch) -> None:
-        self._loss, self._teacher, self._view = loss, teacher, view
 
-    def score(self) -> None:
-        """Reads the text."""
-        rows = self._teacher.rows(self._view)
-        rows.head.log_probs(rows.hidden, 1.0)
-
-    def read(self) -> PrefixPlan:
-        """Reads the text and what the teacher continues it with."""
-        branches = self._teacher.branches(self._view.tokens, 1.0)
-        branches.log_probs(torch.arange(len(branches.labels)))
-        return cast(PrefixPlan, self._loss.look_ahead(cast(PrefixPlan, self._view.plan), branches))
+def _read_ahead(loss: BytePrefixKL, teacher: FrozenModel, view: TeacherBatch) -> PrefixPlan:
+    """The teacher reads the text, and what it continues it with."""
+    branches = teacher.branches(view.tokens, 1.0)
+    branches.log_probs(torch.arange(len(branches.labels)))
+    return cast(PrefixPlan, loss.look_ahead(cast(PrefixPlan, view.plan), branches))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from xtoken_pl import (
     BytePrefixKL,
     CanonicalVocabulary,
     HybridKL,
+    MultiTeacherDistillModule,
     PrefixPartitionKL,
     Projection,
     ProjectionKL,
@@ -30,6 +31,7 @@ from xtoken_pl import (
     StrictTopK,
     build_projection,
 )
+from xtoken_pl.batch import DistillBatch
 from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models import Head
@@ -65,6 +67,13 @@ LOSSES: dict[str, type[SpanLoss]] = {
 #: Numerals come first: Llama 3 packs them and Qwen 3 splits them, so that short sequences have longer spans, too.
 _FIRST = ("floating", "integers", "numbers")
 TEXT = " ".join(topics[key] for key in (*_FIRST, *sorted(topics.keys() - set(_FIRST))))
+
+
+def batch_of_text(module: MultiTeacherDistillModule, num_windows: int, length: int) -> DistillBatch:
+    """The first windows of :data:`TEXT` for the models of a module."""
+    columns = Windower(*module.vocabularies(), length)([TEXT])
+    windows = [{key: column[index] for key, column in columns.items()} for index in range(num_windows)]
+    return collate(windows, list(module.teachers), module.planners())
 
 
 class Pair:

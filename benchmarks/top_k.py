@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Figure, run
-from benchmarks.pair import TEXT
+from benchmarks.pair import batch_of_text
 from xtoken_pl import GOLD, BytePrefixKL, HybridKL, MultiTeacherDistillModule, ProjectionKL, Student, Teacher, TokenKL
 from xtoken_pl.batch import KnownRows
 from xtoken_pl.cli.prepare import prepare
-from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses.teacher_tokens import TopKLoss
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
@@ -70,9 +69,7 @@ class _Pair:
         module.configure_model()
         if teacher == "smollm2":
             _add_noise(module)
-        columns = Windower(*module.vocabularies(), _LENGTH)([TEXT])
-        windows = [{key: column[index] for key, column in columns.items()} for index in range(_NUM_WINDOWS)]
-        batch = collate(windows, ["t"], module.planners())
+        batch = batch_of_text(module, _NUM_WINDOWS, _LENGTH)
         with torch.no_grad():
             self.student, self.task = module.student_rows(batch.student), module.teacher_task("t", batch.teachers["t"])
         self.student.hidden.requires_grad_()
