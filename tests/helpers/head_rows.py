@@ -14,6 +14,7 @@ from xtoken_pl import ProjectionKL, SpanLoss
 from xtoken_pl.batch import RowCuts, SpanBatch
 from xtoken_pl.losses import SpanBlock, SpanScores
 from xtoken_pl.models import Head
+from xtoken_pl.models.logit_transform import LogitTransform
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
@@ -26,7 +27,15 @@ NOTHING_KEPT, ALL_KEPT = 10 * ROW_BYTES, 1e6
 class Rows:
     """Random rows of both sides, one span a row, heads padded beyond their vocabularies, a student's bias."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, *, num_rows: int = N, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        num_rows: int = N,
+        seed: int = 0,
+        transform: LogitTransform | None = None,
+    ) -> None:
+        self.transform = transform
         generator = torch.Generator().manual_seed(seed)
         spans = torch.arange(num_rows)
         ones = torch.ones_like(spans)
@@ -48,8 +57,10 @@ class Rows:
         if loss is None:
             loss = ProjectionKL()
             loss.bind(STUDENT, TEACHER, random_projection())
-        student = HiddenRows(self.hidden, self.labels, Head(self.student_layer, V_S, None))
-        teacher = HiddenRows(self.teacher_hidden, self.teacher_labels, Head(self.teacher_layer, V_T, None))
+        student = HiddenRows(self.hidden, self.labels, Head(self.student_layer, V_S, None, self.transform))
+        teacher = HiddenRows(
+            self.teacher_hidden, self.teacher_labels, Head(self.teacher_layer, V_T, None, self.transform)
+        )
         tasks = {"t": TeacherTask(teacher, self.spans, loss, temperature)}
         return evaluate_rows(student, tasks, RowCuts.from_spans(len(self.hidden), {"t": self.spans}), memory)
 

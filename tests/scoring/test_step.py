@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
-import reference_losses as reference
-import torch
-from fake_vocabularies import dense
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from slow_step import slow_step
 from two_teachers import NAMES, assert_same, gradients, make_module
 
-from xtoken_pl import (
-    GOLD,
-    ULD,
-    HybridKL,
-    MultiTeacherDistillModule,
-    ProjectionKL,
-    SpanLoss,
-    TokenKL,
-    build_projection,
-)
-from xtoken_pl.batch import teacher_columns
+from xtoken_pl import GOLD, ULD, HybridKL, ProjectionKL, SpanLoss
 from xtoken_pl.data import collate
-from xtoken_pl.losses.partitioned import PartitionedLoss
 
 
 @pytest.mark.parametrize(
@@ -48,55 +31,7 @@ def test_step_agrees_with_full_logits_and_slow_losses(
     windows = windows[1:5]  # the references are slow
     ours = gradients(module, collate(windows, NAMES))
     module.zero_grad()
-    slow = _slow_loss(module, windows, temperature)
+    slow = slow_step(module, windows, temperature)
     slow.backward()
     theirs = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
     assert_same(ours, (slow.detach(), theirs))
-
-
-def _slow_loss(module: MultiTeacherDistillModule, windows: Sequence[dict[str, Any]], temperature: float) -> Tensor:
-    """Window by window, the models' own logits, loops over tokens: nothing of the package but windows, W and C."""
-    size = len(module.student_vocabulary)
-    models = {
-        name: AutoModelForCausalLM.from_pretrained(teacher.model, dtype=torch.float64)
-        for name, teacher in module.teachers.items()
-    }
-    nats: list[Tensor] = []
-    kd: dict[str, list[Tensor]] = {"other": [], "same": []}
-    for window in windows:
-        ids = torch.as_tensor(np.asarray(window["student_ids"]))
-        logits = module.student(ids[None]).logits[0, :-1, :size]
-        nats.append(reference.cross_entropy(logits.log_softmax(-1), ids[1:]))
-        for name, losses in kd.items():
-            ids_column, spans_column = teacher_columns(name)
-            teacher_ids = torch.as_tensor(np.asarray(window[ids_column]))
-            with torch.no_grad():
-                teacher = models[name](teacher_ids[None]).logits[0, :-1]
-            teacher = teacher[:, : len(module.teacher_vocabularies[name])]
-            # Rows predict the next token: token i belongs to row i - 1.
-            spans = [
-                (a - 1, b - 1, c - 1, d - 1)
-                for a, b, c, d in np.asarray(window[spans_column]).reshape(-1, 4).tolist()
-                if a >= 1 and c >= 1
-            ]
-            tau = temperature if name == "other" else 1.0
-            rows = ((logits / tau).log_softmax(-1), (teacher / tau).log_softmax(-1), ids[1:], teacher_ids[1:], spans)
-            losses.append(tau**2 * _slow_spans(module, name, rows))
-    other, same = (torch.cat(losses).mean() for losses in kd.values())
-    return 0.9 * torch.cat(nats).mean() + 0.6 * (0.7 * other + 0.3 * same)
-
-
-def _slow_spans(module: MultiTeacherDistillModule, name: str, rows: tuple[Any, ...]) -> Tensor:
-    loss: Any = module.losses[name]
-    if isinstance(loss, ULD):
-        return reference.uld(*rows, loss.merge)
-    if isinstance(loss, TokenKL):
-        return reference.token_divergence(*rows, loss.merge, loss.divergence)
-    if isinstance(loss, ProjectionKL):
-        other = module.teacher_vocabularies[name].tokenizer
-        matrix = dense(build_projection(module.student_vocabulary.tokenizer, other))
-        return reference.projection_divergence(*rows, matrix, loss.merge, loss.divergence)
-    assert isinstance(loss, PartitionedLoss)
-    pairs = list(zip(loss.student_common.tolist(), loss.teacher_common.tolist(), strict=True))
-    rest = loss.student_rest.tolist(), loss.teacher_rest.tolist()
-    return reference.hybrid(*rows, pairs, *rest, loss.kl_weight, loss.uld_weight, loss.merge, loss.divergence)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
 from xtoken_pl.models.head import Head
 from xtoken_pl.models.loading import load_causal_lm
+from xtoken_pl.models.logit_transform import LogitTransform
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -23,7 +24,8 @@ from xtoken_pl.utilities.errors import UserError
 GATHERING_STATES = "gathering_hidden_states"
 
 _NUM_CHECKED_TOKENS = 8
-_LARGE_LOGIT = 1000.0
+#: Largest logit of the short inputs.
+_MAGNITUDES = (10.0, 1000.0)
 #: Largest difference between the head path and the model's own logits, relative to the largest logit.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
@@ -49,7 +51,7 @@ def load_model(
     device: torch.device | str = "cpu",
     separates: bool = False,
 ) -> LoadedModel:
-    """Loads a model, and checks that its head, cut to ``vocabulary``, reproduces the model's logits.
+    """Loads a model, and finds the transformation with which its head, cut to ``vocabulary``, gives the model's logits.
 
     Args:
         source: Specification of the model.
@@ -62,11 +64,24 @@ def load_model(
         UserError: If the model cannot be loaded, its head cannot be used, or packed documents affect each other.
     """
     model = load_causal_lm(source, role=role, device=device)
-    head = Head.from_model(model, vocabulary)
-    check_head(model, head, role=role)
+    head = fit_head(model, Head.from_model(model, vocabulary), role=role)
     if separates:
         check_separation(model, head, role=role)
     return LoadedModel(model, head)
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """Returns the part of a causal language model that computes the states which its head reads.
+
+    Usually ``model.base_model``. That is the model itself where its class names no such part, as Llama 4's text model:
+    then it is the child that holds the input embedding.
+    """
+    body: nn.Module = model.base_model
+    if body is not model:
+        return body
+    embedding = model.get_input_embeddings()
+    holders = [child for child in model.children() if embedding is not child and embedding in child.modules()]
+    return holders[0] if holders else model
 
 
 def hidden_states(
@@ -90,14 +105,15 @@ def states_of_body(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
 ) -> Tensor:
     """Computes the same as :func:`hidden_states` for a model whose weights are gathered."""
+    options = {"use_cache": False, "return_dict": True}  # a config.json may say otherwise
     if position_ids is None:
-        output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        output = body_of(model)(input_ids=input_ids, attention_mask=attention_mask, **options)
         return cast(Tensor, output.last_hidden_state)
     # Without a mask, transformers separates documents where positions restart; FlashAttention does so in one row only.
     shape = input_ids.shape
     if is_flash_attention_requested(model.config):
         input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-    output = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    output = body_of(model)(input_ids=input_ids, position_ids=position_ids, **options)
     return cast(Tensor, output.last_hidden_state).view(*shape, -1)
 
 
@@ -109,41 +125,59 @@ def _random_ids(head: Head, num_rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel, head: Head, *, role: str) -> None:
-    """Checks on a short input that the head applied to the hidden states gives the model's own logits.
+def fit_head(model: PreTrainedModel, head: Head, *, role: str) -> Head:
+    """Finds out on a short input what the model does to its logits behind the head.
 
-    Some architectures transform their logits after the head (soft-capping, a logit scale); blockwise evaluation would
-    compute wrong logits for them. The states are scaled so that the logits are large: a soft cap hardly changes small
-    ones, such as those of random weights.
+    Some architectures multiply, divide or soft-cap them, as settings of their configuration say. Of what these allow,
+    the first that gives the model's own logits is taken. The states are scaled so that the logits are small, and large:
+    a soft cap hardly changes small logits, such as those of random weights, and hides a factor of large ones.
+
+    Returns:
+        The head with that transformation.
 
     Raises:
-        UserError: If they differ; the message gives the largest difference.
+        UserError: If nothing gives the model's logits; the message gives the smallest difference.
     """
     input_ids = _random_ids(head, 1)
     mask = torch.ones_like(input_ids)
     hidden = hidden_states(model, input_ids, mask)[0]
-    factor = _LARGE_LOGIT / head.layer(hidden).abs().max().clamp_min(torch.finfo(hidden.dtype).tiny)
-    hook = head.layer.register_forward_pre_hook(lambda _, arguments: (arguments[0] * factor,))
-    try:
-        own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0, :, : head.vocabulary_size]
-    finally:
-        hook.remove()
-    ours, expected = head.log_probs(hidden * factor), head.normalize(own)
-    both_zero = expected.isneginf() & ours.isneginf()  # probabilities of ids that no token has
-    difference = (expected - ours).masked_fill(both_zero, 0.0).abs().max().item()
-    if math.isnan(difference):
+    largest = head.layer(hidden).abs().max().clamp_min(torch.finfo(hidden.dtype).tiny)
+    own = {}
+    for magnitude in _MAGNITUDES:
+        factor = magnitude / largest
+        hook = head.layer.register_forward_pre_hook(lambda _, arguments, factor=factor: (arguments[0] * factor,))
+        try:
+            output = model(input_ids=input_ids, attention_mask=mask, use_cache=False, return_dict=True)
+        finally:
+            hook.remove()
+        own[factor] = output.logits[0, :, : head.vocabulary_size]
+    differences = {}  # relative to the largest logit
+    for transform in LogitTransform.candidates(model.config):
+        candidate = replace(head, transform=transform)
+        differences[candidate] = max(
+            _relative_difference(candidate.log_probs(hidden * factor), head.normalize(expected), expected)
+            for factor, expected in own.items()
+        )
+        if differences[candidate] <= _TOLERANCE[model.dtype]:
+            return candidate
+    least = min(differences.values())
+    if math.isnan(least):
         raise UserError(
             f"a model's logits must not be NaN, but on a short input those of the {role} ({type(model).__name__}) are; "
             f"check its weights, and its dtype ({model.dtype}; float16 overflows, use bfloat16 or float32)"
         )
-    bound = _TOLERANCE[model.dtype] * _LARGE_LOGIT
-    if not difference <= bound:
-        raise UserError(
-            f"a model's logits must be its head applied to its last hidden states, but for the {role} "
-            f"({type(model).__name__}) the log-probabilities differ by {difference:.4g} (allowed {bound:.2g}, at "
-            f"logits up to {_LARGE_LOGIT:g}). Models that transform their logits after the head (soft-capping, logit "
-            "scale) are not supported; use another one"
-        )
+    raise UserError(
+        f"a model's logits must be its head applied to its last hidden states, times a factor or with a soft cap that "
+        f"its config.json names, but for the {role} ({type(model).__name__}) the log-probabilities differ by "
+        f"{least:.4g} of the largest logit (allowed {_TOLERANCE[model.dtype]:.2g}); use another model"
+    )
+
+
+def _relative_difference(ours: Tensor, expected: Tensor, logits: Tensor) -> float:
+    """Largest difference of log-probabilities, relative to the largest logit."""
+    both_zero = expected.isneginf() & ours.isneginf()  # probabilities of ids that no token has
+    difference = (expected - ours).masked_fill(both_zero, 0.0).abs().max()
+    return float(difference / logits[~logits.isinf()].abs().max())
 
 
 @torch.no_grad()

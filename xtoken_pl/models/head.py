@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from xtoken_pl.models.logit_transform import LogitTransform
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
@@ -31,11 +32,13 @@ class Head:
         layer: The model's output layer; its parameters are read at every call, so that they may be moved or trained.
         vocabulary_size: Size of the tokenizer's vocabulary, V.
         holes: ``[V]`` bool, True for ids that no token has; None if there are none.
+        transform: What the model does to its logits behind the layer; None for nothing.
     """
 
     layer: nn.Linear
     vocabulary_size: int
     holes: Tensor | None
+    transform: LogitTransform | None = None
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, vocabulary: CanonicalVocabulary) -> Head:
@@ -78,9 +81,11 @@ class Head:
         return self.normalize(logits(hidden, *self.parameters()), temperature)
 
     def normalize(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """Converts logits to log-probabilities, ``[N, V] -> [N, V]``, in float32 at least, -inf for holes."""
+        """Converts the layer's logits to log-probabilities, ``[N, V] -> [N, V]``: float32 at least, -inf for holes."""
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        if self.transform is not None:
+            logits = self.transform(logits)
         if self.holes is not None:
             logits = logits.masked_fill(self.holes.to(logits.device), -torch.inf)
         return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)

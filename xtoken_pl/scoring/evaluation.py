@@ -113,7 +113,7 @@ class Evaluation:
                 scores = leaves.score(name, task, piece, teacher)
                 if kept is not None:
                     gradient, of_hidden, _ = leaves.gradients(scores.loss.sum())
-                    kept.units[name][inside] = self._through_softmax(gradient, kept.probs[inside])
+                    kept.units[name][inside] = self._to_logits(gradient, kept.probs[inside], rows[""][inside])
                     if of_hidden is not None:
                         kept.hidden_units.setdefault(name, []).append(of_hidden)
             spans[name] = scores._replace(loss=scores.loss.detach())
@@ -121,6 +121,8 @@ class Evaluation:
                 confidence[name] = of_spans
             if (of_text := task.span_nats(piece.rows(name), piece.spans[name], teacher)) is not None:
                 nats[name] = of_text
+        if kept is not None and (transform := self.student.head.transform) is not None:
+            kept.apply_slope(inside, transform.slope(rows[""][inside]), labels)
         return RowScores(token_nats, spans, confidence, nats)
 
     # The second pass -----------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ class Evaluation:
                     of_hidden.append(of_states)
                 weight = token_nats[piece.student_rows, None].to(grad.dtype)
                 subtract_at(grad, leaves.labels, weight)
-                rows[""][inside] = self._through_softmax(grad, log_probs.exp())
+                rows[""][inside] = self._to_logits(grad, log_probs.exp(), rows[""][inside])
         return rows[""], torch.cat(of_hidden) if of_hidden else 0.0
 
     # What both passes do -------------------------------------------------------------------------------------------
@@ -211,11 +213,13 @@ class Evaluation:
         """Products have their own precision; everything else is computed in float32 at least."""
         return torch.autocast(self.student.hidden.device.type, enabled=False)
 
-    def _through_softmax(self, grad: Tensor, probs: Tensor) -> Tensor:
+    def _to_logits(self, grad: Tensor, probs: Tensor, logits: Tensor) -> Tensor:
         """The gradient of the student's log-probabilities as that of its logits; in place."""
-        if (holes := self.student.head.holes) is not None:
-            grad.masked_fill_(holes.to(grad.device), 0.0)
-        return grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
+        head = self.student.head
+        if head.holes is not None:
+            grad.masked_fill_(head.holes.to(grad.device), 0.0)
+        grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
+        return grad if head.transform is None else grad.mul_(head.transform.slope(logits))
 
     def _heads(self, names: Iterable[str]) -> _Heads:
         return {name: self.sides[name].head.parameters(self.dtypes[name]) for name in names}

@@ -24,11 +24,14 @@ class KeptGradients:
         units: ``[P, V_s]`` gradient of the student's logits, by teacher.
         hidden_units: Gradient of the student's hidden states in pieces, ``[P, H]`` together, by teacher whose loss
             reads hidden states.
+        label_slope: ``[P]`` the slope of the head's transformation at the observed tokens, by which
+            :attr:`probs` are multiplied where they are; None without a transformation.
     """
 
     probs: Tensor
     units: dict[str, Tensor]
     hidden_units: dict[str, list[Tensor]] = field(default_factory=dict)
+    label_slope: Tensor | None = None
 
     @classmethod
     def allocate(
@@ -38,6 +41,13 @@ class KeptGradients:
         size, device = student.head.vocabulary_size, student.hidden.device
         probs, *units = (memory.take(num_rows, size, dtype, device) for _ in ("", *teachers))
         return cls(probs, dict(zip(teachers, units, strict=True)))
+
+    def apply_slope(self, rows: slice, slope: Tensor, labels: Tensor) -> None:
+        """Makes the gradient of the cross-entropy at some rows that of the logits before the head's transformation."""
+        if self.label_slope is None:
+            self.label_slope = self.probs.new_empty(len(self.probs))
+        self.label_slope[rows] = slope.gather(1, labels[:, None]).squeeze(1)
+        self.probs[rows] *= slope
 
     def combine(
         self,
@@ -61,7 +71,8 @@ class KeptGradients:
         """
         rows, weight = block.student_rows, token_nats[block.student_rows, None].to(self.probs.dtype)
         grad = self.probs[: len(weight)].mul_(weight)
-        subtract_at(grad, student.labels[rows], weight)
+        slope = 1.0 if self.label_slope is None else self.label_slope[: len(weight), None]
+        subtract_at(grad, student.labels[rows], weight * slope)
         of_hidden: Tensor | float = 0.0
         for name, unit in self.units.items():
             # A span's loss depends on its own rows alone, so that its weight is that of these rows.

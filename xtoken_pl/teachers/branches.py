@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from xtoken_pl.batch import TokenBatch
-from xtoken_pl.models.causal_lm import hidden_states, relative_tolerance
+from xtoken_pl.models.causal_lm import body_of, hidden_states, relative_tolerance
 from xtoken_pl.models.head import Head
 from xtoken_pl.scoring.tasks import HiddenRows
 from xtoken_pl.utilities.errors import UserError
@@ -59,7 +59,8 @@ class CachedBranches:
     @torch.no_grad()
     def _run(self, input_ids: Tensor, **arguments: Any) -> Tensor:
         with self.running():
-            output = self.model.base_model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, **arguments)
+            body, cache = body_of(self.model), {"past_key_values": self.cache, "use_cache": True}
+            output = body(input_ids=input_ids, return_dict=True, **cache, **arguments)
         return cast(Tensor, output.last_hidden_state)
 
     def append(self, behind: Tensor, tokens: Tensor) -> Tensor:

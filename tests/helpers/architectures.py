@@ -1,0 +1,104 @@
+"""Tiny random models of many architectures, as installed transformers has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+_PLAIN = (
+    *(
+        "llama",
+        "mistral",
+        "ministral",
+        "ministral3",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "phi",
+        "phi3",
+        "olmo",
+        "olmo2",
+        "olmo3",
+    ),
+    *("smollm3", "glm", "glm4", "starcoder2", "stablelm", "gpt_neox", "arcee", "apertus", "cwm", "ernie4_5", "exaone4"),
+    *("helium", "nemotron", "seed_oss", "lfm2"),
+)
+_EXPERTS = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace", "decoder_sparse_step"), 1),
+    **{"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "shared_intermediate_size": 16},
+}
+_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_LINEAR = {
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+
+#: Name of the architecture -> what its configuration has besides the common sizes.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    **{name: {} for name in _PLAIN},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
+    # Heads with a factor or a soft cap
+    "gemma2": {"final_logit_softcapping": 3.0},
+    "gemma3_text": {"final_logit_softcapping": 2.0},
+    "vaultgemma": {"final_logit_softcapping": 3.0},
+    "nanochat": {"final_logit_softcapping": 3.0},
+    "xlstm": {"num_heads": 4, "num_blocks": 2, "output_logit_soft_cap": 3.0},
+    "granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+    "granitemoe": {**_EXPERTS, "logits_scaling": 6.0},
+    "cohere": {"logit_scale": 0.0625},
+    "cohere2": {"logit_scale": 0.0625},
+    "hyperclovax": {"logits_scaling": 0.125},
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64, "lm_head_multiplier": 0.04},
+    # Mixtures of experts
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "phimoe", "glm4_moe", "ernie4_5_moe"), _EXPERTS),
+    **dict.fromkeys(("gpt_oss", "minimax_m2", "dots1", "hunyuan_v1_moe", "flex_olmo", "granitemoeshared"), _EXPERTS),
+    "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 64},
+    "deepseek_v3": {**_EXPERTS, **_LATENT, "num_key_value_heads": 4, "head_dim": 8},
+    # Other mixers than attention
+    "qwen3_next": {**_EXPERTS, **_LINEAR},
+    "qwen3_5_text": _LINEAR,
+    "qwen3_5_moe_text": {**_EXPERTS, **_LINEAR},
+    "granitemoehybrid": {**_EXPERTS, **_MAMBA, "layer_types": ["mamba", "attention"], "logits_scaling": 6.0},
+    "mamba": {"state_size": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "jamba": {
+        **_EXPERTS,
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+        "use_mamba_kernels": False,
+    },
+}
+
+
+def write_architecture(
+    folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, scale: float = 8.0, **changes: Any
+) -> str:
+    """A random two-layer model with its tokenizer in ``folder``; returns the path.
+
+    Args:
+        folder: Where to write to.
+        name: Architecture, one of :data:`ARCHITECTURES`.
+        tokenizer: The tokenizer.
+        seed: Of the weights.
+        scale: Factor on the head, so that distributions are far from uniform.
+        changes: Further settings of the configuration.
+    """
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "vocab_size": len(tokenizer)},
+        **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")},
+    }
+    config = AutoConfig.for_model(name, **{**sizes, **ARCHITECTURES[name], **changes})
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
