@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from xtoken_pl.checkpoints import Run, describe_student, holds_adapter, stored_chat_template, stored_identity, verify
 from xtoken_pl.checkpoints.export import Form, check_form, read_checkpoint, write_adapted, write_student
 from xtoken_pl.cli.usage import run_function
+from xtoken_pl.models.text_model import read_config
 from xtoken_pl.specs import DType, LoRA, Student, load_vocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import check_target
@@ -71,7 +72,7 @@ def export(
             write_adapted(target, source, weights, vocabulary.tokenizer, form=form, **common)
         else:
             trusted: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
-            config = AutoConfig.from_pretrained(source.model, revision=source.revision, **trusted)
+            config = read_config(source.model, revision=source.revision, **trusted)
             write_student(
                 target, config, weights, vocabulary.tokenizer, _generation_config(source), **trusted, **common
             )

@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from transformers import AutoConfig
 
 from xtoken_pl.cli.idle_options import warn_of_idle_options, warn_of_missing_eos
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.data.mixture import with_teachers
 from xtoken_pl.models.loading import check_weights
+from xtoken_pl.models.text_model import read_config
 from xtoken_pl.specs import ModelSource
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -149,12 +149,9 @@ def _sources(module: MultiTeacherDistillModule, *, asked: str | None = None) -> 
 
 def _num_positions(source: ModelSource) -> int | None:
     try:
-        config = AutoConfig.from_pretrained(
-            source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
+        config = read_config(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError):
         return None  # loading the tokenizer or the model will report the reason
-    config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     # Scaled rotary positions reach further than those that the model was first trained with.
     scaling = getattr(config, "rope_parameters", None) or {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -19,6 +20,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from xtoken_pl.models.completeness import check_keys, check_numbers, check_scales, check_tied, incomplete
+from xtoken_pl.models.text_model import KEY_MAPPING, is_multimodal, left_out, read_config, text_model_of
 from xtoken_pl.specs import ModelSource, Quantization, Student, Teacher
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
@@ -103,9 +105,21 @@ def check_quantization(bits: Quantization | None, *, role: str) -> None:
 def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warns: bool = True) -> PreTrainedModel:
     base, revision = _base_model(source, role=role)
     options = {**options, **_hub_options(source), "revision": revision}
+    whole = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=source.trust_remote_code)
+    if is_multimodal(whole):
+        options |= {"config": text_model_of(whole), "key_mapping": KEY_MAPPING}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _key_table_replaced(files=base, role=role):
         model, found = AutoModelForCausalLM.from_pretrained(base, **options)
+    if is_multimodal(whole):
+        del model._weight_conversions  # or its weights would be saved under the names of the whole
+        others = left_out(found["unexpected_keys"], model.state_dict())
+        found = {**found, "unexpected_keys": set(found["unexpected_keys"]) - others}
+        if warns:
+            rank_zero_info(
+                f"{role}: {type(model).__name__} alone is loaded of {base!r} ({whole.model_type}), without "
+                f"{len(others)} weights of other parts"
+            )
     if _has_quantized_files(config := _config_file(base, revision)):
         check_scales(config.parent, role=role)  # only now are the files of a hub id in its cache
     check_keys(model, found, files=base, role=role, warns=warns)
@@ -173,7 +187,7 @@ def _check_quantized_files(model: PreTrainedModel, source: ModelSource, *, role:
 
 
 def _initialized(source: ModelSource, options: dict[str, Any]) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(source.model, **_hub_options(source))
+    config = read_config(source.model, **_hub_options(source))
     if options["dtype"] == "auto":
         options = {**options, "dtype": config.dtype or torch.float32}
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, **options)

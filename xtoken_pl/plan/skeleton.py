@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.sharding import layers
+from xtoken_pl.models.text_model import read_config
 from xtoken_pl.specs import LoRA, ModelSource, Student
 from xtoken_pl.tokenization import load_tokenizer
 from xtoken_pl.utilities.errors import UserError
@@ -141,12 +142,10 @@ def vocabulary_size(source: ModelSource) -> int | None:
     Of a cached or served teacher, the tokenizer may be all that is here.
     """
     try:
-        config = AutoConfig.from_pretrained(
-            source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
+        config = read_config(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError):
         return _num_tokens(source)
-    return cast(int, config.get_text_config().vocab_size)
+    return cast(int, config.vocab_size)
 
 
 def _num_tokens(source: ModelSource) -> int | None:
@@ -171,7 +170,7 @@ def _build(
     attention: str | None,
     adapter: LoRA | None,
 ) -> Skeleton:
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trusted)
+    config = read_config(name, revision=revision, trust_remote_code=trusted)
     options: dict[str, object] = {"dtype": converted or given or config.dtype or torch.float32}
     options["trust_remote_code"] = trusted
     if attention is not None:  # "flash" works without the FlashAttention library
