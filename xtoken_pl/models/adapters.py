@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -53,11 +54,21 @@ def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
         )
     from peft import LoraConfig
 
+    fused = _fused_experts(model) if adapter.target_modules == ALL_LINEAR else []
+    if fused and adapter.dropout:
+        total = sum(weight.numel() for weight in model.parameters())
+        share = sum(model.get_parameter(name).numel() for name in fused) / total
+        rank_zero_warn(
+            f"the adapter leaves the student's experts as they are ({len(fused)} fused weights, {share:.0%} of all its "
+            "parameters), since PEFT has no dropout for them; set adapter.dropout to 0 to adapt them, too"
+        )
+        fused = []
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=_targets(model, adapter),
+        target_parameters=fused or None,
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
@@ -122,11 +133,16 @@ def merge_adapter(source: Student, weights: dict[str, Tensor]) -> PreTrainedMode
     return cast(PreTrainedModel, merged)
 
 
+def _fused_experts(model: PreTrainedModel) -> list[str]:
+    """Full names of the weights of experts that are one tensor ``[experts, ., .]`` rather than linear layers."""
+    return [name for name, weight in model.named_parameters() if weight.dim() == 3 and "experts" in name.split(".")]
+
+
 def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
     """Full names of the layers that ``adapter`` wraps."""
     head = model.get_output_embeddings()
     modules = dict(model.named_modules())
-    is_linear = {name: isinstance(part, nn.Linear | Conv1D) and part is not head for name, part in modules.items()}
+    is_linear = {name: _is_linear(part) and part is not head for name, part in modules.items()}
     given = adapter.target_modules
     if given == ALL_LINEAR:
         return [name for name in modules if is_linear[name]]
@@ -144,6 +160,12 @@ def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
             )
         found |= dict.fromkeys(matching)
     return list(found)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer; an architecture's own kinds, such as Llama 4's router, give other results."""
+    is_own = type(module) is not Conv1D and type(module).__module__.startswith("transformers.models.")
+    return isinstance(module, nn.Linear | Conv1D) and not is_own
 
 
 def _kind(module: nn.Module, head: nn.Module | None) -> str:
