@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 _PLAIN = (
     *(
@@ -76,6 +82,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "vocab_size": len(tokenizer)},
+        **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")},
+    }
+
+
 def write_architecture(
     folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, scale: float = 8.0, **changes: Any
 ) -> str:
@@ -90,15 +104,52 @@ def write_architecture(
         changes: Further settings of the configuration.
     """
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-        **{"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "vocab_size": len(tokenizer)},
-        **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")},
-    }
-    config = AutoConfig.for_model(name, **{**sizes, **ARCHITECTURES[name], **changes})
+    config = AutoConfig.for_model(name, **{**_sizes(tokenizer), **ARCHITECTURES[name], **changes})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(scale)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+_VISION = {
+    **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28},
+    **{"patch_size": 14, "depth": 1, "num_heads": 2, "out_hidden_size": 32, "deepstack_visual_indexes": []},
+}
+#: Multimodal architecture -> what its text model and its vision tower have besides the common sizes.
+MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ({}, {}),
+    "llama4": (
+        {**_EXPERTS, "intermediate_size_mlp": 64},
+        {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+    ),
+    "llava": ({"model_type": "llama"}, {"model_type": "clip_vision_model"}),
+    "internvl": ({"model_type": "qwen2"}, {}),
+    "mistral3": ({"model_type": "mistral"}, {"model_type": "pixtral", "head_dim": 8}),
+    "qwen3_vl": ({}, {}),
+    "qwen3_vl_moe": (_EXPERTS, {}),
+    "qwen3_5": (_LINEAR, {}),
+    "qwen3_5_moe": ({**_EXPERTS, **_LINEAR}, {}),
+    "smolvlm": ({"model_type": "llama"}, {}),
+}
+
+
+def write_multimodal(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> PreTrainedModel:
+    """A small random model that sees, with its tokenizer, in ``folder``; returns the whole model.
+
+    Args:
+        folder: Where to write to.
+        name: Architecture, one of :data:`MULTIMODAL`.
+        tokenizer: The tokenizer.
+        seed: Of the weights.
+    """
+    torch.manual_seed(seed)
+    text, vision = MULTIMODAL[name]
+    config = AutoConfig.for_model(
+        name, text_config={**_sizes(tokenizer), **text}, vision_config={**_VISION, **vision}, tie_word_embeddings=False
+    )
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
