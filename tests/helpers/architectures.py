@@ -55,7 +55,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"final_logit_softcapping": 2.0},
     "vaultgemma": {"final_logit_softcapping": 3.0},
     "nanochat": {"final_logit_softcapping": 3.0},
-    "xlstm": {"num_heads": 4, "num_blocks": 2, "output_logit_soft_cap": 3.0},
     "granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
     "granitemoe": {**_EXPERTS, "logits_scaling": 6.0},
     "cohere": {"logit_scale": 0.0625},
@@ -83,10 +82,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     return {
         **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
         **{"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "vocab_size": len(tokenizer)},
-        **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")},
+        **{name: 0 if token_id is None else token_id for name, token_id in roles.items()},
     }
 
 

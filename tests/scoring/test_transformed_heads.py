@@ -23,7 +23,7 @@ from xtoken_pl.scoring.memory import LogitMemory
 
 TRANSFORMED = {
     **{"gemma2": LogitTransform(cap=3.0), "gemma3_text": LogitTransform(cap=2.0), "nanochat": LogitTransform(cap=3.0)},
-    **{"vaultgemma": LogitTransform(cap=3.0), "xlstm": LogitTransform(cap=3.0)},
+    "vaultgemma": LogitTransform(cap=3.0),
     **{"cohere": LogitTransform(0.0625), "cohere2": LogitTransform(0.0625), "hyperclovax": LogitTransform(0.125)},
     **{"granite": LogitTransform(1 / 8.0), "falcon_h1": LogitTransform(0.04)},
 }
