@@ -25,7 +25,7 @@ _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
 _QWEN_SPLIT = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_O200K_SPLIT = (
+O200K_SPLIT = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?"
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
@@ -53,13 +53,18 @@ def _entries(path: Path, *, id_first: bool) -> Iterator[tuple[bytes, int]]:
         offset = end if id_first else end + 4
 
 
+@lru_cache
+def ranks_of(name: str) -> dict[bytes, int]:
+    """Ranks of the tokens in quicktok's `name.vocab`."""
+    return dict(_entries(_package_folder("quicktok", "quicktok-v1") / "data" / f"{name}.vocab", id_first=False))
+
+
 def _byte_level_bpe(name: str, split: str, *, ignore_merges: bool) -> Tokenizer:
     """Build a byte-level BPE from quicktok's `name.vocab` and `name.special`.
 
     `split` cuts text into pieces before merging; `ignore_merges` lets a piece that is itself a token skip the merges.
     """
-    data = _package_folder("quicktok", "quicktok-v1") / "data"
-    ranks = dict(_entries(data / f"{name}.vocab", id_first=False))
+    data, ranks = _package_folder("quicktok", "quicktok-v1") / "data", ranks_of(name)
     special = {ident: token.decode() for token, ident in _entries(data / f"{name}.special", id_first=True)}
     as_text = bytes_to_unicode()
     text = {token: "".join(map(as_text.__getitem__, token)) for token in ranks}
@@ -121,7 +126,7 @@ def o200k() -> PreTrainedTokenizerFast:
     Vocabulary: `o200k.vocab` and `o200k.special` of the pip package quicktok-v1. Split pattern: tiktoken's
     o200k_base. The unused ids 199998 and 200000 to 200017 hold special tokens `<|reserved_ID|>`.
     """
-    tokenizer = _byte_level_bpe("o200k", _O200K_SPLIT, ignore_merges=True)
+    tokenizer = _byte_level_bpe("o200k", O200K_SPLIT, ignore_merges=True)
     end = "<|endoftext|>"
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
 

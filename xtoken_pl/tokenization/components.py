@@ -16,6 +16,9 @@ from xtoken_pl.utilities.errors import UserError
 
 Kind = Literal["byte_level", "metaspace"]
 
+#: Pattern of the spaces that a SentencePiece model removes at both ends of a text.
+SPACES_AT_ENDS = r"\A +| +\z"
+
 
 class InexactTokenizerError(UserError):
     """Raised for a tokenizer whose tokens are not exact bytes of the text."""
@@ -114,7 +117,7 @@ def without_dummy_prefix(backend: Any) -> Any:
 
 
 def _strip_prefix(state: dict[str, Any] | None) -> dict[str, Any] | None:
-    if state is None or state["type"] == "Prepend":
+    if state is None or state["type"] == "Prepend" or state.get("pattern") == {"Regex": SPACES_AT_ENDS}:
         return None
     if state["type"] == "Sequence":
         inner = _inner(state)

@@ -10,13 +10,14 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from xtoken_pl.tokenization.converted import as_original, find_original
 from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, tokens_missing_in_file
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import first_of, reason_of
 
 _FILE = "tokenizer.json"
 #: Names of the files that hold a tokenizer: that of `tokenizers`, and those that transformers converts.
-_FILES = (_FILE, "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
+_FILES = (_FILE, "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 #: Other files in which a tokenizer may declare special tokens.
 _DECLARATIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -28,7 +29,8 @@ def load_tokenizer(
 
     Its token ids are those that the `tokenizers` library gives with tokenizer.json. If the class that transformers
     chooses gives others, the file itself is loaded, and a log message says so. Ordinary tokens that only other files of
-    the tokenizer declare are left out, with a warning.
+    the tokenizer declare are left out, with a warning. Without a tokenizer.json, the ids are those of SentencePiece, or
+    of tiktoken: of the encoding in the tokenizer's own code, or in Mistral's tekken.json.
 
     Raises:
         UserError: If no tokenizer can be loaded from ``source``, or it does not give the ids of its tokenizer.json.
@@ -41,8 +43,9 @@ def load_tokenizer(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        file = _find_file(source, _FILE, revision)
-        return tokenizer if file is None else _as_in_file(tokenizer, file, source, revision)
+        if file := _find_file(source, _FILE, revision):
+            return _as_in_file(tokenizer, file, source, revision)
+        return _as_original(tokenizer, source)
     except UserError:
         raise
     except Exception as error:  # `tokenizers` raises bare exceptions for an invalid tokenizer.json
@@ -64,6 +67,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | No
     except Exception:  # for want of the code that comes with the model, say; whoever tries will see it
         return None
     return difference(loaded, read_file(folder / _FILE), _declared_texts(str(folder), None))
+
+
+def _as_original(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+    """Returns the fast form of a tokenizer that has no tokenizer.json."""
+    file = getattr(tokenizer, "vocab_file", None) or tokenizer.init_kwargs.get("vocab_file")
+    original = find_original(tokenizer, Path(file) if isinstance(file, str) else None)
+    if original is None:
+        return tokenizer
+    exact = as_original(tokenizer, original)
+    exact.name_or_path = source
+    return exact
 
 
 def _as_in_file(

@@ -1,0 +1,68 @@
+"""The fast form of a SentencePiece model, for directories that have no tokenizer.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from transformers.convert_slow_tokenizer import import_protobuf
+from transformers.tokenization_utils_base import generate_merges
+
+from xtoken_pl.tokenization.components import SPACES_AT_ENDS
+from xtoken_pl.utilities.errors import UserError
+
+# Types of pieces in sentencepiece_model.proto
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_UNIGRAM, _BPE = 1, 2
+
+
+def read_model(file: Path) -> Any | None:
+    """Parses a SentencePiece model; None if the file is another one."""
+    try:
+        proto = import_protobuf().ModelProto.FromString(file.read_bytes())
+    except ImportError:
+        raise
+    except Exception:  # protobuf's DecodeError has moved between its versions
+        return None
+    return proto if len(proto.pieces) else None
+
+
+def fast_form(proto: Any) -> Tokenizer:
+    """Builds the tokenizer with the pieces, scores and normalizer of a SentencePiece model.
+
+    Raises:
+        UserError: If the model is of a kind that `tokenizers` lacks.
+    """
+    trainer, rules = proto.trainer_spec, proto.normalizer_spec
+    if trainer.model_type not in (_UNIGRAM, _BPE):
+        raise UserError("a SentencePiece model must be of the kind unigram or BPE, got one of words or characters")
+    if trainer.treat_whitespace_as_suffix or not rules.escape_whitespaces:
+        raise UserError("a SentencePiece model must write a space as ▁ before a word, got one that does not")
+    tokenizer = Tokenizer(_model(proto))
+    tokenizer.normalizer = normalizers.Sequence(_normalizers(rules))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    for kind, is_special in ((_CONTROL, True), (_UNKNOWN, True), (_USER_DEFINED, False)):
+        pieces = [piece.piece for piece in proto.pieces if piece.type == kind]
+        tokenizer.add_tokens([AddedToken(piece, special=is_special, normalized=False) for piece in pieces])
+    return tokenizer
+
+
+def _model(proto: Any) -> models.Unigram | models.BPE:
+    trainer = proto.trainer_spec
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    if trainer.model_type == _UNIGRAM:
+        return models.Unigram(scores, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
+    vocabulary = {piece: index for index, (piece, _) in enumerate(scores)}
+    merges = generate_merges(vocabulary, dict(scores))
+    return models.BPE(
+        vocabulary, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback
+    )
+
+
+def _normalizers(rules: Any) -> list[Any]:
+    parts: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
+    if rules.remove_extra_whitespaces:
+        parts += [normalizers.Replace(Regex(SPACES_AT_ENDS), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    parts += [normalizers.Prepend("▁")] if rules.add_dummy_prefix else []
+    return [*parts, normalizers.Replace(" ", "▁")]
