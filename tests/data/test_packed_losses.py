@@ -122,7 +122,7 @@ def test_separate_documents_have_the_losses_and_gradients_of_unpacked_ones(modul
 def test_cached_rows_of_separate_documents_equal_those_of_unpacked_ones(folder: Path) -> None:
     loaded = load_model(Teacher(model=str(folder / "split"), dtype="float64"), SPLIT, role="teacher")
     row_format = RowFormat("span_starts", 4, 32, len(SPLIT), len(SPLIT))
-    rows = TeacherRows("split", ModelRows(FrozenModel(loaded), row_format, 1.0, torch.device("cpu")))
+    rows = TeacherRows("split", ModelRows(FrozenModel.alone(loaded), row_format, 1.0, torch.device("cpu")))
     found = {}
     for packing in ("none", "separate", "joined"):
         of_windows, _ = rows.compute(windows_of(DOCUMENTS, cast(Packing, packing)), "here")

@@ -31,7 +31,7 @@ from xtoken_pl.models import load_causal_lm
 from xtoken_pl.models.loading import check_weights
 from xtoken_pl.models.placement import place_student
 from xtoken_pl.specs import Student, Teacher
-from xtoken_pl.teachers.local import place_teacher
+from xtoken_pl.teachers.local import place_teachers
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
@@ -161,7 +161,7 @@ def test_models_that_are_sharded_or_checked_without_accelerate_lack_nothing_eith
     with pytest.raises(UserError, match="weights of the student must be complete"):
         place_student(Student(model=folder), vocabulary, mesh, "cpu")
     with pytest.raises(UserError, match="weights of the teacher 'x' must be complete"):
-        place_teacher("x", Teacher(model=folder), vocabulary, mesh, "cpu")
+        place_teachers({"x": Teacher(model=folder)}, {"x": vocabulary}, mesh, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def frozen(folder: str, *, cpu_offload: bool) -> FrozenModel:
     vocabulary = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
-    return FrozenModel(load_model(Teacher(model=folder), vocabulary, role="teacher"), cpu_offload=cpu_offload)
+    return FrozenModel.alone(load_model(Teacher(model=folder), vocabulary, role="teacher"), cpu_offload=cpu_offload)
 
 
 def test_an_offloaded_model_leaves_only_its_head_on_the_device(folder: str) -> None:

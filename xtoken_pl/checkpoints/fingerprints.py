@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, prompt_column, starts_column, teacher_columns
-from xtoken_pl.specs import ModelSource
+from xtoken_pl.specs import ModelSource, Teacher
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
 
@@ -59,13 +59,20 @@ def model_fingerprint(source: ModelSource) -> str:
 
     For a hub id it is the commit of its revision; for a directory, a hash of its configuration and of samples of its
     weights (the size, and 16 pieces of 64 KB, of each file). Training changes every weight, so samples distinguish a
-    model from a later state; a few weights edited by hand may go unnoticed.
+    model from a later state; a few weights edited by hand may go unnoticed. A teacher's adapter is a part of it.
 
     Raises:
-        UserError: If there is no such model.
+        UserError: If there is no such model or adapter.
     """
-    config = _config_file(source)
-    commit = None if Path(source.model).is_dir() else extract_commit_hash(str(config), None)
+    of_model = _files_fingerprint(source.model, _config_file(source))
+    if not isinstance(source, Teacher) or source.adapter is None:
+        return of_model
+    of_adapter = _files_fingerprint(source.adapter, _find(source.adapter, "adapter_config.json", None))
+    return f"sha256:{hashlib.sha256(f'{of_model} {of_adapter}'.encode()).hexdigest()[:32]}"
+
+
+def _files_fingerprint(source: str, config: Path) -> str:
+    commit = None if Path(source).is_dir() else extract_commit_hash(str(config), None)
     if commit is not None:
         return f"commit:{commit}"
     digest = hashlib.sha256(config.read_bytes())
@@ -124,15 +131,20 @@ def window_checksum(window: Mapping[str, Any], teacher: str) -> int:
 
 
 def _config_file(source: ModelSource) -> Path:
+    return _find(source.model, "config.json", source.revision)
+
+
+def _find(source: str, name: str, revision: str | None) -> Path:
     try:
-        found = cached_file(source.model, "config.json", revision=source.revision)
+        found = cached_file(source, name, revision=revision)
         if found is None:  # for a directory, transformers raises no error if this file is missing
-            raise FileNotFoundError(f"no config.json in {source.model}")
+            raise FileNotFoundError(f"no {name} in {source}")
         return Path(found)
     except OSError as error:
+        what = "an adapter" if name.startswith("adapter") else "a model"
         raise UserError(
-            f"a model must be a directory or a hub id with a config.json; {source.model!r} (revision "
-            f"{source.revision!r}) could not be read. Check the path or the id. Reason: {reason_of(error)}"
+            f"{what} must be a directory or a hub id with a {name}; {source!r} (revision {revision!r}) could not be "
+            f"read. Check the path or the id. Reason: {reason_of(error)}"
         ) from error
 
 

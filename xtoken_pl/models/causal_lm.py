@@ -63,7 +63,13 @@ def load_model(
     Raises:
         UserError: If the model cannot be loaded, its head cannot be used, or packed documents affect each other.
     """
-    model = load_causal_lm(source, role=role, device=device)
+    return check_model(load_causal_lm(source, role=role, device=device), vocabulary, role=role, separates=separates)
+
+
+def check_model(
+    model: PreTrainedModel, vocabulary: CanonicalVocabulary, *, role: str, separates: bool = False
+) -> LoadedModel:
+    """Does the same with a model that is loaded; a model with adapters is checked with the one that it uses."""
     head = fit_head(model, Head.from_model(model, vocabulary), role=role)
     if separates:
         check_separation(model, head, role=role)

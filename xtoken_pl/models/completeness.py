@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +158,28 @@ def _is_numeric(weight: Tensor) -> bool:
     if not weight.is_floating_point() or weight.element_size() < 2:  # quantized
         return True
     return torch.aminmax(weight.detach()).max.item() < math.inf  # the maximum of a NaN and others is NaN
+
+
+@contextmanager
+def key_table_replaced(*, files: str, role: str) -> Iterator[None]:
+    """Replaces transformers' table of weights: by `check_keys`, or by an error that names them if loading fails."""
+    tables: list[str] = []  # as transformers 5.23 (utils/loading_report.py) logs them
+
+    def withhold(record: logging.LogRecord) -> bool:
+        is_table = "LOAD REPORT" in record.getMessage()
+        if is_table:
+            tables.append(record.getMessage())
+        return not is_table
+
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "integrations.peft")]
+    for logger in loggers:
+        logger.addFilter(withhold)
+    try:
+        yield
+    except Exception as error:
+        if not (names := re.findall(r"^(\S.*?) *\| (?:MISSING|CONVERSION)", "\n".join(tables), re.MULTILINE)):
+            raise
+        raise incomplete(set(names), files=files, role=role) from error
+    finally:
+        for logger in loggers:
+            logger.removeFilter(withhold)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
-from xtoken_pl.models.completeness import check_keys, check_numbers, check_scales, check_tied, incomplete
+from xtoken_pl.models.completeness import check_keys, check_numbers, check_scales, check_tied, key_table_replaced
 from xtoken_pl.models.text_model import KEY_MAPPING, is_multimodal, left_out, read_config, text_model_of
 from xtoken_pl.specs import ModelSource, Quantization, Student, Teacher
 from xtoken_pl.utilities.errors import UserError
@@ -109,7 +107,7 @@ def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warn
     if is_multimodal(whole):
         options |= {"config": text_model_of(whole), "key_mapping": KEY_MAPPING}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _key_table_replaced(files=base, role=role):
+    with key_table_replaced(files=base, role=role):
         model, found = AutoModelForCausalLM.from_pretrained(base, **options)
     if is_multimodal(whole):
         del model._weight_conversions  # or its weights would be saved under the names of the whole
@@ -124,11 +122,50 @@ def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warn
         check_scales(config.parent, role=role)  # only now are the files of a hub id in its cache
     check_keys(model, found, files=base, role=role, warns=warns)
     if base != source.model:
-        with _key_table_replaced(files=source.model, role=role):
-            of_adapter = {"adapter_kwargs": {"revision": source.revision}, "ignore_mismatched_sizes": True}
-            found = model.load_adapter(source.model, **of_adapter).to_dict()
-        check_keys(model, found, files=source.model, role=role, warns=warns)
+        load_adapter(model, source.model, role=role, revision=source.revision, warns=warns)
+    if isinstance(source, Teacher) and source.adapter is not None:
+        load_adapter(model, source.adapter, role=role, warns=warns)
     return cast(PreTrainedModel, model)
+
+
+def load_adapter(
+    model: PreTrainedModel,
+    files: str,
+    *,
+    role: str,
+    name: str = "default",
+    revision: str | None = None,
+    warns: bool = True,
+) -> None:
+    """Loads a PEFT adapter onto a model, and makes it the one that is used.
+
+    Args:
+        model: Model with the adapter's base weights.
+        files: Directory or hub id of the adapter.
+        role: Role of the model in messages.
+        name: Name of the adapter within the model.
+        revision: Of a hub id.
+        warns: Whether to report weights that the model has no use for.
+
+    Raises:
+        UserError: If there is no adapter, PEFT is not installed, or weights are missing or have other shapes.
+    """
+    try:
+        is_found = find_adapter_config_file(files, revision=revision) is not None
+    except (OSError, ValueError):  # neither a directory nor the name of a repository
+        is_found = False
+    if not is_found:
+        raise UserError(
+            f"the adapter of the {role} must be a directory or a hub id with an adapter_config.json, got {files!r}; "
+            "check the path (relative paths start at the working directory)"
+        )
+    _check_peft(files, role=role)
+    options = {"adapter_kwargs": {"revision": revision}, "ignore_mismatched_sizes": True, "adapter_name": name}
+    with key_table_replaced(files=files, role=role):
+        found = model.load_adapter(files, **options).to_dict()
+    others = model.peft_config.keys() - {name}  # transformers misses their weights, too
+    missing = [key for key in found["missing_keys"] if others.isdisjoint(key.split("."))]
+    check_keys(model, {**found, "missing_keys": missing}, files=files, role=role, warns=warns)
 
 
 def _base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:
@@ -147,13 +184,22 @@ def _base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:
             f"the directory of the {role} must hold a model or a PEFT adapter, but {source.model!r} holds both "
             "(config.json and adapter_config.json); move the files of the one that is not meant"
         )
-    if find_spec("peft") is None:
+    if isinstance(source, Teacher) and source.adapter is not None:
         raise UserError(
-            f"the {role} ({source.model!r}) is a PEFT adapter, and PEFT is not installed; install it "
-            "(pip install 'xtoken_pl[adapters]'), or give a model into which the adapter is merged"
+            f"the adapter of the {role} must lie on a model, but {source.model!r} is a PEFT adapter itself; give its "
+            "base model as `model`, or leave `adapter` out"
         )
+    _check_peft(source.model, role=role)
     config = json.loads(Path(adapter).read_text(encoding="utf-8"))
     return config["base_model_name_or_path"], config.get("revision")
+
+
+def _check_peft(adapter: str, *, role: str) -> None:
+    if find_spec("peft") is None:
+        raise UserError(
+            f"the {role} ({adapter!r}) is a PEFT adapter, and PEFT is not installed; install it "
+            "(pip install 'xtoken_pl[adapters]'), or give a model into which the adapter is merged"
+        )
 
 
 def _config_file(model: str, revision: str | None) -> Path:
@@ -220,31 +266,6 @@ def _model_errors(source: ModelSource, *, role: str) -> Iterator[None]:
             "could not be loaded. Check the path (relative paths start at the working directory), the id, the model's "
             f"files or the options. Reason: {reason_of(error)}"
         ) from error
-
-
-@contextmanager
-def _key_table_replaced(*, files: str, role: str) -> Iterator[None]:
-    """Replaces transformers' table of weights: by `check_keys`, or by an error that names them if loading fails."""
-    tables: list[str] = []  # as transformers 5.23 (utils/loading_report.py) logs them
-
-    def withhold(record: logging.LogRecord) -> bool:
-        is_table = "LOAD REPORT" in record.getMessage()
-        if is_table:
-            tables.append(record.getMessage())
-        return not is_table
-
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "integrations.peft")]
-    for logger in loggers:
-        logger.addFilter(withhold)
-    try:
-        yield
-    except Exception as error:
-        if not (names := re.findall(r"^(\S.*?) *\| (?:MISSING|CONVERSION)", "\n".join(tables), re.MULTILINE)):
-            raise
-        raise incomplete(set(names), files=files, role=role) from error
-    finally:
-        for logger in loggers:
-            logger.removeFilter(withhold)
 
 
 def _quantized(bits: Quantization, dtype: torch.dtype | str, device: torch.device | str) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Teacher(ModelSource):
         learn_projection: Whether to learn the weights of W together with the student; for ProjectionKL.
         cpu_offload: Whether to hold the weights in CPU memory except during the teacher's forward pass; a copy of its
             head stays on the device for the losses.
+        adapter: PEFT adapter on top of ``model``, a directory or a hub id. Teachers that load the same ``model`` with
+            the same options share its weights in memory, each with an adapter of its own or none.
         quantization: Load the layers in 8 or 4 bits (NF4) with bitsandbytes; the head keeps its ``dtype``. Every
             process holds a whole quantized teacher, even under a strategy that shards.
         cache: Cache directory, as written by ``python -m xtoken_pl cache``: the teacher's distributions are read from
@@ -56,6 +58,7 @@ class Teacher(ModelSource):
     projection: str | None = None
     learn_projection: bool = False
     cpu_offload: bool = False
+    adapter: str | None = None
     quantization: Quantization | None = None
     cache: str | None = None
     server: Server | None = None
@@ -126,7 +129,8 @@ class Teacher(ModelSource):
                 f"temperature of a served teacher must be 1, got {self.temperature}: the k tokens that a server gives "
                 "do not tell how its other tokens share their mass at another temperature; leave it out"
             )
-        for name, value in {"quantization": self.quantization, "cpu_offload": self.cpu_offload}.items():
+        weights = {"adapter": self.adapter, "quantization": self.quantization, "cpu_offload": self.cpu_offload}
+        for name, value in weights.items():
             if value:
                 raise UserError(
                     f"{name} is about weights in this process, and a served teacher has none, got {value!r}; leave it "

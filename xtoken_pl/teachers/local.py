@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from xtoken_pl.batch import TeacherBatch, TokenBatch
 from xtoken_pl.losses import RowContent, SpanLoss
-from xtoken_pl.models.causal_lm import LoadedModel, hidden_states, load_model
+from xtoken_pl.models.causal_lm import LoadedModel, check_model, hidden_states
+from xtoken_pl.models.frozen_adapters import use_adapter
 from xtoken_pl.models.head import Head
+from xtoken_pl.models.loading import load_adapter, load_causal_lm
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
 from xtoken_pl.scoring.tasks import HiddenRows, rows_of
 from xtoken_pl.specs import Teacher
@@ -24,31 +28,69 @@ from xtoken_pl.utilities.errors import UserError
 # B sequences, T tokens, H hidden size
 
 
-class FrozenModel:
-    """Runs a model without gradients, wherever its weights are stored.
+class SharedWeights:
+    """The frozen weights of one model, which several teachers may run, each with an adapter of its own.
 
     - By default the model moves to the device of its first input and stays there.
-    - ``cpu_offload``: the weights are in host memory and are copied to the device during :meth:`run`.
+    - ``cpu_offload``: the weights are in host memory and are copied to the device during a pass.
     - Sharded (:func:`xtoken_pl.models.sharding.shard`): FSDP gathers one layer at a time.
 
     Args:
-        loaded: The model and its head.
+        model: The model.
         cpu_offload: Keep the weights in host memory; ignored for a sharded model.
     """
 
-    def __init__(self, loaded: LoadedModel, *, cpu_offload: bool = False) -> None:
-        self.model: PreTrainedModel = loaded.model.requires_grad_(False)
-        self.head = loaded.head
+    def __init__(self, model: PreTrainedModel, *, cpu_offload: bool = False) -> None:
+        self.model = model.requires_grad_(False)
+        self._on_host = _host_copies(model) if cpu_offload and not is_sharded(model) else None
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether the weights are on the device during a pass only."""
+        return self._on_host is not None
+
+    @contextmanager
+    def on(self, device: torch.device, adapter: str | None) -> Iterator[None]:
+        """Has the weights on ``device``, and an adapter or none in use."""
+        if self._on_host is None and not is_sharded(self.model) and self.model.device != device:
+            self.model.to(device)
+        use_adapter(self.model, adapter)
+        for weight, host in self._on_host or ():
+            weight.data = host.to(device, copy=True, non_blocking=True)
+        try:
+            yield
+        finally:
+            for weight, host in self._on_host or ():
+                weight.data = host
+
+
+class FrozenModel:
+    """Runs a model without gradients, wherever its weights are stored.
+
+    Args:
+        weights: The model.
+        head: Its head, as the teacher's adapter has it.
+        adapter: Name of the teacher's adapter in the model; None uses none.
+    """
+
+    def __init__(self, weights: SharedWeights, head: Head, adapter: str | None = None) -> None:
+        self.model, self.head = weights.model, head
+        self._weights, self._adapter = weights, adapter
         #: Context in which every forward pass runs; a callback sets it to time the passes.
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext
-        self._on_host = _host_copies(self.model) if cpu_offload and not is_sharded(self.model) else None
+
+    @classmethod
+    def alone(cls, loaded: LoadedModel, *, cpu_offload: bool = False) -> FrozenModel:
+        """Runs a model that no other teacher shares, with the adapter that it has, if any."""
+        adapter = next(iter(getattr(loaded.model, "peft_config", {})), None)
+        return cls(SharedWeights(loaded.model, cpu_offload=cpu_offload), loaded.head, adapter)
 
     @torch.no_grad()
     def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
         """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`."""
-        with self.around(), self._on_device(input_ids.device):
+        with self.around(), self._weights.on(input_ids.device, self._adapter):
             hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
-            return hidden, self.head if self._on_host is None else self.head.fixed()
+            return hidden, self._current_head()
 
     @property
     def gives(self) -> RowContent:
@@ -66,24 +108,15 @@ class FrozenModel:
 
         @contextmanager
         def running() -> Iterator[None]:
-            with self.around(), self._on_device(device):
+            with self.around(), self._weights.on(device, self._adapter):
                 yield
 
-        with self._on_device(device):
-            head = self.head if self._on_host is None else self.head.fixed()
+        with self._weights.on(device, self._adapter):
+            head = self._current_head()
         return CachedBranches(self.model, head, tokens, temperature, running)
 
-    @contextmanager
-    def _on_device(self, device: torch.device) -> Iterator[None]:
-        if self._on_host is None and not is_sharded(self.model) and self.model.device != device:
-            self.model.to(device)
-        for weight, host in self._on_host or ():
-            weight.data = host.to(device, copy=True, non_blocking=True)
-        try:
-            yield
-        finally:
-            for weight, host in self._on_host or ():
-                weight.data = host
+    def _current_head(self) -> Head:
+        return self.head.fixed() if self._weights.is_offloaded else self.head
 
     @property
     def is_sharded(self) -> bool:
@@ -95,37 +128,75 @@ class FrozenModel:
         release(self.model)
 
 
-def place_teacher(
-    name: str,
-    source: Teacher,
-    vocabulary: CanonicalVocabulary,
+def place_teachers(
+    teachers: Mapping[str, Teacher],
+    vocabularies: Mapping[str, CanonicalVocabulary],
     mesh: DeviceMesh | None,
     device: torch.device | str,
     *,
     separates: bool = False,
-) -> FrozenModel:
-    """Loads a teacher's model and prepares it for forward passes.
+) -> dict[str, FrozenModel]:
+    """Loads the models of teachers and prepares them for forward passes; teachers of one model share its weights.
 
     Args:
-        name: Name of the teacher, for messages.
-        source: Specification of the teacher.
-        vocabulary: Vocabulary of the teacher.
-        mesh: Processes to shard the model over; a quantized model is not sharded.
+        teachers: Specifications by name.
+        vocabularies: Vocabularies by name.
+        mesh: Processes to shard the models over; a quantized model is not sharded.
         device: Device on which quantized weights are created.
-        separates: Whether the model must keep packed documents separate.
+        separates: Whether the models must keep packed documents separate.
 
     Raises:
-        UserError: If the model does not exist, its head cannot be used, or quantization needs a missing package.
+        UserError: If a model or adapter does not exist, its head cannot be used, or a package is missing.
     """
-    loaded = load_model(source, vocabulary, role=f"teacher {name!r}", device=device, separates=separates)
-    loaded.model.requires_grad_(False)
-    if isinstance(source.loss, SpanLoss) and source.loss.row_needs.branches:
-        _check_lookahead(name, source, loaded, mesh, separates=separates)
-    if source.compile:
-        compile_layers(loaded.model)
-    if mesh is not None and source.quantization is None:
-        shard(loaded.model, mesh, cpu_offload=source.cpu_offload)
-    return FrozenModel(loaded, cpu_offload=source.cpu_offload)
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, source in teachers.items():
+        groups.setdefault(_weights_of(source), []).append(name)
+    placed: dict[str, FrozenModel] = {}
+    for names in groups.values():
+        sources = {name: teachers[name] for name in names}
+        first = sources[names[0]]
+        model, adapters = _load(sources, device)
+        loaded: dict[str, LoadedModel] = {}
+        for name, source in sources.items():
+            role = f"teacher {name!r}"
+            use_adapter(model, adapters[name])
+            loaded[name] = check_model(model, vocabularies[name], role=role, separates=separates)
+            if isinstance(source.loss, SpanLoss) and source.loss.row_needs.branches:
+                _check_lookahead(name, source, loaded[name], mesh, separates=separates)
+        if first.compile:
+            compile_layers(model)
+        if mesh is not None and first.quantization is None:
+            shard(model, mesh, cpu_offload=first.cpu_offload)
+        shared = SharedWeights(model, cpu_offload=first.cpu_offload)
+        placed |= {name: FrozenModel(shared, loaded[name].head, adapters[name]) for name in names}
+    return {name: placed[name] for name in teachers}
+
+
+def _weights_of(source: Teacher) -> tuple[object, ...]:
+    """What teachers have to have in common to share their weights."""
+    files = source.model, source.revision, source.trust_remote_code
+    return *files, source.dtype, source.quantization, source.attn_implementation, source.compile, source.cpu_offload
+
+
+def _load(sources: Mapping[str, Teacher], device: torch.device | str) -> tuple[PreTrainedModel, dict[str, str | None]]:
+    """Loads the model of teachers that share it, with all adapters, and names the adapter of each teacher."""
+    first, *others = sources
+    role = f"teacher {first!r}" if not others else f"teachers {' and '.join(map(repr, sources))}"
+    model = load_causal_lm(replace(sources[first], adapter=None), role=role, device=device)
+    given = next(iter(getattr(model, "peft_config", {})), None)  # where the model's directory is that of an adapter
+    adapters: dict[str, str | None] = dict.fromkeys(sources, given)
+    for place, (name, source) in enumerate(sources.items()):
+        if source.adapter is not None and given is not None:
+            raise UserError(
+                f"the adapter of teacher {name!r} must lie on a model, but {source.model!r} is a PEFT adapter itself; "
+                "give its base model as `model`, or leave `adapter` out"
+            )
+        if source.adapter is not None:
+            adapters[name] = f"teacher_{place}"
+            load_adapter(model, source.adapter, role=f"teacher {name!r}", name=f"teacher_{place}")
+    if others:
+        rank_zero_info(f"{role} share the weights of {sources[first].model!r}")
+    return model.requires_grad_(False).eval(), adapters
 
 
 def _check_lookahead(

@@ -23,7 +23,7 @@ from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher, load_vocabulary
 from xtoken_pl.teachers.cache.reader import TeacherCache, open_caches
-from xtoken_pl.teachers.local import FrozenModel, place_teacher
+from xtoken_pl.teachers.local import FrozenModel, place_teachers
 from xtoken_pl.teachers.served.checks import check_server, open_servers
 from xtoken_pl.teachers.served.teacher import ServedTeacher
 from xtoken_pl.teachers.source import GivenSource, TeacherSource, limit_tokens
@@ -270,10 +270,7 @@ class DistillParts(pl.LightningModule):
         device = "cpu" if trainer is None else trainer.strategy.root_device
         separates = self.separates_documents
         student = place_student(self.student_source, self.student_vocabulary, mesh, device, separates=separates)
-        self.loaded_teachers = {
-            name: place_teacher(name, teacher, self.teacher_vocabularies[name], mesh, device, separates=separates)
-            for name, teacher in self.teachers.items()
-            if name not in self.given_sources
-        }
+        live = {name: teacher for name, teacher in self.teachers.items() if name not in self.given_sources}
+        self.loaded_teachers = place_teachers(live, self.teacher_vocabularies, mesh, device, separates=separates)
         self.student_head = student.head
         self.student = student.model

@@ -81,7 +81,7 @@ class ModelOrigin(Origin):
     def open(self, row_format: RowFormat, identity: Identity) -> ModelRows:
         device, role = default_device(), f"teacher {self.name!r}"
         loaded = load_model(self.teacher, self.vocabulary, role=role, device=device, separates=self.separates)
-        model = FrozenModel(loaded, cpu_offload=self.teacher.cpu_offload)
+        model = FrozenModel.alone(loaded, cpu_offload=self.teacher.cpu_offload)
         return ModelRows(model, row_format, self.teacher.temperature, device)
 
 
