@@ -26,6 +26,8 @@ class TeacherMonitor(Monitor):
     - ``train/span_coverage/NAME``: share of the tokens that are in a span, in the sources that the teacher teaches on;
     - ``train/unmapped_mass/NAME``: student probability that the loss compares with no teacher token.
 
+    A student with ``router_aux_loss_coef`` also has ``train/router_loss``.
+
     If ``data.train`` has several sources, for each of them
 
     - ``data/share/SOURCE``: share of the step's learned tokens that are from the source;
@@ -81,6 +83,7 @@ class TeacherMonitor(Monitor):
             totals = ("ce", "kd", "kd_scale") if outputs["teacher_kd"] else ("ce",)
             by_source = {"data/share": outputs["share"], "data/ce": outputs["source_ce"]}
         scalars |= {f"{tag}/{name}": value for tag, values in by_source.items() for name, value in values.items()}
+        totals = (*totals, *(["router_loss"] if "router_loss" in outputs else []))
         pl_module.log(f"{kind}/loss", outputs["total"], prog_bar=True)
         pl_module.log_dict(scalars | {f"{kind}/{tag}": outputs[tag] for tag in totals})
 

@@ -82,10 +82,9 @@ def body_of(model: PreTrainedModel) -> nn.Module:
     Usually ``model.base_model``. That is the model itself where its class names no such part, as Llama 4's text model:
     then it is the child that holds the input embedding.
     """
-    body: nn.Module = model.base_model
+    body, embedding = cast(nn.Module, model.base_model), model.get_input_embeddings()
     if body is not model:
         return body
-    embedding = model.get_input_embeddings()
     holders = [child for child in model.children() if embedding is not child and embedding in child.modules()]
     return holders[0] if holders else model
 

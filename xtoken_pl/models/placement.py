@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 
 from xtoken_pl.models.adapters import add_adapter, keep_adapter_only
 from xtoken_pl.models.causal_lm import LoadedModel, load_model
+from xtoken_pl.models.router_loss import RouterLoss
 from xtoken_pl.models.sharding import compile_layers, shard
 from xtoken_pl.specs import Student
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlacedStudent(LoadedModel):
+    """A student that is ready for training."""
+
+    router_loss: RouterLoss | None
 
 
 def default_device() -> torch.device:
@@ -28,7 +38,7 @@ def place_student(
     device: torch.device | str,
     *,
     separates: bool = False,
-) -> LoadedModel:
+) -> PlacedStudent:
     """Loads the student and prepares it for training.
 
     Args:
@@ -54,6 +64,9 @@ def place_student(
             "set seed_everything to a number"
         )
     loaded = load_model(source, vocabulary, role="student", device=device, separates=separates)
+    freeze_as_built(loaded.model)
+    coefficient = source.router_aux_loss_coef
+    router_loss = RouterLoss(loaded.model, coefficient) if coefficient else None
     if source.adapter is not None:
         add_adapter(loaded.model, source.adapter)
         keep_adapter_only(loaded.model)
@@ -64,4 +77,17 @@ def place_student(
     if mesh is not None:
         shard(loaded.model, mesh)
     loaded.model.train()
-    return loaded
+    return PlacedStudent(loaded.model, loaded.head, router_loss)
+
+
+def freeze_as_built(model: PreTrainedModel) -> None:
+    """Freezes weights that the model's class does not train, but that are trainable once transformers has loaded them.
+
+    An example is the bias that balances AFMoE's experts. It gets no gradient, for which DDP would wait.
+    """
+    with torch.device("meta"):
+        built = type(model)(model.config)
+    frozen = {name for name, weight in built.named_parameters() if not weight.requires_grad}
+    for name, weight in model.named_parameters():
+        if name in frozen:
+            weight.requires_grad_(False)

@@ -118,7 +118,7 @@ class MultiTeacherDistillModule(WritingModule):
             ``unmapped_mass``; and by source of a mixture ``share`` of the tokens and ``source_ce``. All but ``loss``
             are means over the optimizer step and all processes at the last batch of the step, and before that what the
             batches so far contribute to these means. An on-policy step (``is_rollout``) has ``student_nats_per_byte``
-            and by teacher ``teacher_nats_per_byte``, too.
+            and by teacher ``teacher_nats_per_byte``, too; one whose routers are balanced has ``router_loss``.
         """
         if self.is_on_policy_step:
             batch = self.written_batch(batch)
@@ -129,6 +129,7 @@ class MultiTeacherDistillModule(WritingModule):
                 where = " on the first process" if self._num_processes > 1 else ""
                 rank_zero_warn(f"{which} has no span in common with teacher {name!r}{where}: nothing to learn from it")
         scores = self.score(batch)
+        routed = self.router_nats(batch, scores.token_nats)
         self._finite.check()  # the step before
         views = teacher_scores(scores, batch, alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
@@ -147,6 +148,7 @@ class MultiTeacherDistillModule(WritingModule):
             kind_weights=of_kinds,
             num_domains=len(sources),
             text=text,
+            router_nats=routed.detach(),
         )
         if batch.is_rollout:  # its own text has no cross-entropy, neither to learn nor to scale by
             ce_weight, scale = 0.0, self.fixed_kd_scale(totals.ce, totals.total_kd)
@@ -156,13 +158,13 @@ class MultiTeacherDistillModule(WritingModule):
         teacher_losses = {f"teacher {name!r}'s loss": kd for name, kd in totals.kd.items()}
         self._finite.note(self.global_step, {student_loss: totals.ce, **teacher_losses})
 
-        loss = scores.token_nats.sum() * (ce_weight / totals.num_tokens.clamp_min(1))
+        loss = (ce_weight * scores.token_nats.sum() + routed) / totals.num_tokens.clamp_min(1)
         for name, spans in scores.spans.items():
             loss = loss + (span_alpha[name] * spans.loss).sum() * (scale / or_one(totals.span_weight[name]))
         shares, source_ce = totals.by_source(sources)
         return {
             "loss": loss * self._num_averaged,
-            "total": ce_weight * totals.ce + scale * totals.total_kd,
+            "total": ce_weight * totals.ce + scale * totals.total_kd + totals.router_loss,
             "ce": totals.ce,
             "kd": totals.total_kd,
             "kd_scale": scale,
@@ -173,6 +175,7 @@ class MultiTeacherDistillModule(WritingModule):
             "share": shares,
             "source_ce": source_ce,
             "is_rollout": batch.is_rollout,
+            **({} if self.router_loss is None else {"router_loss": totals.router_loss}),
             **totals.likelihoods(scores.teacher_nats),
         }
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtoken_pl.batch import Domain, Planner
+from xtoken_pl.batch import DistillBatch, Domain, Planner
 from xtoken_pl.checkpoints import Run, Stage, verify
 from xtoken_pl.data import DistillDataModule
 from xtoken_pl.data.validation import warn_of_unread_sources
@@ -273,4 +273,10 @@ class DistillParts(pl.LightningModule):
         live = {name: teacher for name, teacher in self.teachers.items() if name not in self.given_sources}
         self.loaded_teachers = place_teachers(live, self.teacher_vocabularies, mesh, device, separates=separates)
         self.student_head = student.head
-        self.student = student.model
+        self.student, self.router_loss = student.model, student.router_loss
+
+    def router_nats(self, batch: DistillBatch, token_nats: Tensor) -> Tensor:
+        """The load balancing loss of a batch times its number of tokens, so that a step has the mean over tokens."""
+        if self.router_loss is None:
+            return token_nats.new_zeros(())
+        return self.router_loss.read(batch.student.attention_mask) * len(token_nats)
