@@ -30,7 +30,7 @@ _PLAIN = (
         "olmo3",
     ),
     *("smollm3", "glm", "glm4", "starcoder2", "stablelm", "gpt_neox", "arcee", "apertus", "cwm", "ernie4_5", "exaone4"),
-    *("helium", "nemotron", "seed_oss", "lfm2"),
+    *("helium", "nemotron", "seed_oss", "lfm2", "hunyuan_v1_dense", "opt", "bloom"),
 )
 _EXPERTS = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
@@ -48,6 +48,8 @@ _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_gr
 #: Name of the architecture -> what its configuration has besides the common sizes.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     **{name: {} for name in _PLAIN},
+    "falcon": {"head_dim": None},  # has it as a property
+    **{name: {"hidden_size_per_layer_input": 8} for name in ("gemma4_text", "gemma4_unified_text")},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
     # Heads with a factor or a soft cap
@@ -65,12 +67,21 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "phimoe", "glm4_moe", "ernie4_5_moe"), _EXPERTS),
     **dict.fromkeys(("gpt_oss", "minimax_m2", "dots1", "hunyuan_v1_moe", "flex_olmo", "granitemoeshared"), _EXPERTS),
     "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 64},
+    **dict.fromkeys(("exaone_moe", "solar_open", "afmoe"), _EXPERTS),
+    "deepseek_v2": {**_EXPERTS, **_LATENT, "num_key_value_heads": 4, "head_dim": 8},
     "deepseek_v3": {**_EXPERTS, **_LATENT, "num_key_value_heads": 4, "head_dim": 8},
     # Other mixers than attention
     "qwen3_next": {**_EXPERTS, **_LINEAR},
     "qwen3_5_text": _LINEAR,
     "qwen3_5_moe_text": {**_EXPERTS, **_LINEAR},
     "granitemoehybrid": {**_EXPERTS, **_MAMBA, "layer_types": ["mamba", "attention"], "logits_scaling": 6.0},
+    "kimi_linear": {**_EXPERTS, **_LATENT, "linear_head_dim": 8, "linear_num_heads": 4},
+    "bailing_hybrid": {**_EXPERTS, **_LATENT, "layer_group_size": 2, "num_key_value_heads": 4},
+    "minimax": _EXPERTS,
+    "olmo_hybrid": _LINEAR,
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "falcon_mamba": {"state_size": 8},
     "mamba": {"state_size": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
     "jamba": {
@@ -78,6 +89,24 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
         "use_mamba_kernels": False,
     },
+}
+#: What they do to their logits behind the head.
+LOGITS = {
+    **dict.fromkeys(("gemma2", "gemma3_text", "vaultgemma", "nanochat", "recurrent_gemma"), "soft cap"),
+    **dict.fromkeys(("granite", "granitemoe", "granitemoehybrid", "cohere", "cohere2", "hyperclovax"), "factor"),
+    "falcon_h1": "factor",
+}
+#: Mixtures of experts whose class in transformers has a load balancing loss.
+BALANCED = (
+    *("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "mixtral", "minimax_m2", "olmoe", "flex_olmo"),
+    *("phimoe", "ernie4_5_moe", "gpt_oss", "granitemoe", "granitemoeshared", "granitemoehybrid", "jamba"),
+)
+#: Those in which a document of a packed sequence reaches the next one: by a recurrence, or by a mask that transformers
+#: does not cut where positions restart.
+LEAKY = {
+    *("falcon_h1", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "mamba", "mamba2", "jamba"),
+    *("kimi_linear", "bailing_hybrid", "minimax", "olmo_hybrid", "bamba", "recurrent_gemma", "falcon_mamba"),
+    *("falcon", "opt", "bloom", "afmoe", "gpt_oss"),
 }
 
 
@@ -104,7 +133,8 @@ def write_architecture(
         changes: Further settings of the configuration.
     """
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name, **{**_sizes(tokenizer), **ARCHITECTURES[name], **changes})
+    settings = {**_sizes(tokenizer), **ARCHITECTURES[name], **changes}
+    config = AutoConfig.for_model(name, **{key: value for key, value in settings.items() if value is not None})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(scale)

@@ -9,13 +9,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from adapted_students import Losses, logits_of
-from architectures import ARCHITECTURES, write_architecture
+from architectures import ARCHITECTURES, LEAKY, LOGITS, write_architecture
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer
 from transformers import AutoModelForCausalLM
 
 from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, Student, Teacher, TextSource
 from xtoken_pl.callbacks import HFExport
+from xtoken_pl.models.causal_lm import load_model
 from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.tokenization import CanonicalVocabulary
+from xtoken_pl.utilities.errors import UserError
 
 #: One of each kind; the others are slow in sum.
 _FAST = {"gemma2", "granite", "llama4_text", "qwen3_moe", "qwen3_5_text", "mamba2", "falcon_h1", "gpt2"}
@@ -53,3 +56,24 @@ def test_a_student_learns_from_a_teacher_of_its_architecture_and_is_exported(tmp
 
     planned = Skeleton.from_source(Student(model=student), role="student")
     assert planned.num_parameters == sum(weight.numel() for weight in trained.values())
+
+
+@every_architecture
+def test_documents_of_a_packed_sequence_stay_apart_or_the_model_is_refused(tmp_path: Path, name: str) -> None:
+    source = Student(model=write_architecture(tmp_path, name, packing_tokenizer(), seed=1))
+    vocabulary = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
+    if name not in LEAKY:
+        load_model(source, vocabulary, role="student", separates=True)
+        return
+    with pytest.raises(UserError, match=r"a model must keep the documents of a sequence apart, but the states of the"):
+        load_model(source, vocabulary, role="student", separates=True)
+
+
+@every_architecture
+def test_the_head_does_what_the_table_says(tmp_path: Path, name: str) -> None:
+    source = Student(model=write_architecture(tmp_path, name, packing_tokenizer(), seed=1))
+    transform = load_model(
+        source, CanonicalVocabulary.from_tokenizer(packing_tokenizer()), role="student"
+    ).head.transform
+    found = None if transform is None else "factor" if transform.cap is None else "soft cap"
+    assert found == LOGITS.get(name)
