@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedModel
 
 from xtoken_pl.models.adapters import add_adapter, keep_adapter_only
 from xtoken_pl.models.causal_lm import LoadedModel, load_model
+from xtoken_pl.models.reach import freeze_unreached
 from xtoken_pl.models.router_loss import RouterLoss
 from xtoken_pl.models.sharding import compile_layers, shard
 from xtoken_pl.specs import Student
@@ -64,12 +64,12 @@ def place_student(
             "set seed_everything to a number"
         )
     loaded = load_model(source, vocabulary, role="student", device=device, separates=separates)
-    freeze_as_built(loaded.model)
     coefficient = source.router_aux_loss_coef
     router_loss = RouterLoss(loaded.model, coefficient) if coefficient else None
     if source.adapter is not None:
         add_adapter(loaded.model, source.adapter)
         keep_adapter_only(loaded.model)
+    freeze_unreached(loaded.model)
     if source.activation_checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
     if source.compile:
@@ -78,16 +78,3 @@ def place_student(
         shard(loaded.model, mesh)
     loaded.model.train()
     return PlacedStudent(loaded.model, loaded.head, router_loss)
-
-
-def freeze_as_built(model: PreTrainedModel) -> None:
-    """Freezes weights that the model's class does not train, but that are trainable once transformers has loaded them.
-
-    An example is the bias that balances AFMoE's experts. It gets no gradient, for which DDP would wait.
-    """
-    with torch.device("meta"):
-        built = type(model)(model.config)
-    frozen = {name for name, weight in built.named_parameters() if not weight.requires_grad}
-    for name, weight in model.named_parameters():
-        if name in frozen:
-            weight.requires_grad_(False)
