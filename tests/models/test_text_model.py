@@ -69,9 +69,9 @@ def test_a_missing_weight_of_the_text_model_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_text_model_without_a_class_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
-    config = {"model_type": "glm4v", "text_config": {"model_type": "glm4v_text"}, "vision_config": {}}
+    config = {"model_type": "hunyuan_vl", "text_config": {"model_type": "hunyuan_vl_text"}, "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     packing_tokenizer().save_pretrained(tmp_path)
     vocabulary = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
-    with pytest.raises(ValueError, match=r"'glm4v_text' of 'glm4v' has no class of its own"):
+    with pytest.raises(ValueError, match=r"'hunyuan_vl_text' of 'hunyuan_vl' has no class of its own"):
         load_model(Student(model=str(tmp_path), weights="random"), vocabulary, role="student")

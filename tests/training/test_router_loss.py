@@ -87,7 +87,7 @@ def test_passes_without_gradients_keep_no_logits(tmp_path: Path) -> None:
     assert module.router_loss._logits == ()
 
 
-@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "doge"])
 def test_a_model_without_such_a_loss_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"has a load balancing loss, but the student's .*For.* has none; leave out"):
         module_of(tmp_path, name, router_aux_loss_coef=COEFFICIENT)

@@ -11,8 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 #: Settings of configurations that are a factor of the logits, or of the states that the head reads. Whether they
-#: multiply (Cohere, Falcon H1, HyperCLOVA X) or divide (Granite, MiniCPM, Inkling) is not in their names.
-_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier")
+#: multiply (Cohere, Falcon H1, HyperCLOVA X, Muse) or divide (Granite, MiniCPM, Inkling) is not in their names.
+_FACTORS = (
+    *("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier", "output_multiplier"),
+    "dim_model_base",  # of MiniCPM's own code, per hidden size
+)
 #: Settings that are a soft cap (Gemma 2 to 4, NanoChat; xLSTM; RecurrentGemma).
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 
@@ -48,9 +51,12 @@ class LogitTransform:
     @classmethod
     def candidates(cls, config: PreTrainedConfig) -> Iterator[LogitTransform | None]:
         """Lists what a model of this configuration may do to its logits; what is set there comes first, None last."""
-        settings = config.get_text_config().to_dict()
-        factors = [float(settings[name]) for name in _FACTORS if settings.get(name)]
-        caps = [float(settings[name]) for name in _CAPS if settings.get(name)]
+        text = config.get_text_config()
+        settings = {name: getattr(text, name, None) for name in (*_FACTORS, *_CAPS)}
+        if settings["dim_model_base"]:
+            settings["dim_model_base"] /= text.hidden_size
+        factors = [float(settings[name]) for name in _FACTORS if settings[name]]
+        caps = [float(settings[name]) for name in _CAPS if settings[name]]
         scales = [scale for factor in factors for scale in (factor, 1 / factor)]
         for scale, cap in product([*scales, 1.0], [*caps, None]):
             yield None if (scale, cap) == (1.0, None) else cls(scale, cap)

@@ -22,6 +22,8 @@ _SAME_FOR_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_5_vl_text": ("qwen2", {}),
     "qwen3_vl_text": ("qwen3", {}),
     "qwen3_vl_moe_text": ("qwen3_moe", {"norm_topk_prob": True}),  # always, without a setting
+    "glm4v_text": ("glm4", {}),
+    "glm4v_moe_text": ("glm4_moe", {"use_qk_norm": False}),
 }
 _OF_SEVERAL_AXES = ("mrope_section", "mrope_interleaved")
 
