@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from xtoken_pl.models.adapters import merge_adapter, save_adapter
+from xtoken_pl.models.quantized_files import without_quantization
 from xtoken_pl.specs import DType, Student
 from xtoken_pl.tokenization import save_tokenizer
 from xtoken_pl.utilities.errors import UserError
@@ -41,7 +42,7 @@ def write_student(
 
     Args:
         target: Directory to write.
-        config: Configuration of the model.
+        config: Configuration of the model; weights that were quantized in its files are not any more.
         weights: Complete ``state_dict`` of the model.
         tokenizer: Tokenizer of the model.
         generation_config: Generation configuration of the student; None lets transformers derive one.
@@ -54,7 +55,7 @@ def write_student(
     """
     weights = _converted(weights, dtype)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(without_quantization(config), trust_remote_code=trust_remote_code)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

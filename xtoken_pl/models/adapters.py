@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from xtoken_pl.models.completeness import check_adapter_keys
 from xtoken_pl.models.loading import check_quantization, load_causal_lm
+from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.specs import LoRA, Student
 from xtoken_pl.specs.lora import ALL_LINEAR
 from xtoken_pl.utilities.errors import UserError
@@ -125,7 +126,7 @@ def merge_adapter(source: Student, weights: dict[str, Tensor]) -> PreTrainedMode
     from peft import PeftModel
 
     base: Any = load_causal_lm(source, role="student")
-    if source.quantization is not None:
+    if is_quantized(base):
         base = base.dequantize()
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(Path(folder), source, weights)

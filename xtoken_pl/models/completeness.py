@@ -7,12 +7,10 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -99,29 +97,6 @@ def check_tied(model: PreTrainedModel, *, files: str) -> None:
             f"{files!r} holds {first_of(apart)} with values of its own; set tie_word_embeddings to false in "
             "config.json, or remove them from the weights"
         )
-
-
-def check_scales(folder: Path, *, role: str) -> None:
-    """Checks that every layer stored in 8-bit floating point has a scale; transformers takes a missing one for 1.
-
-    Args:
-        folder: Directory of the model's files, or of a copy from the hub.
-        role: Role of the model in messages.
-
-    Raises:
-        UserError: If scales are missing; the message names the first layers.
-    """
-    scaled, stored = set(), set()
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118, it is no mapping
-                layer = name.rpartition(".")[0]
-                if "scale" in name:
-                    scaled.add(layer)
-                elif tensors.get_slice(name).get_dtype().startswith("F8"):
-                    stored.add(layer)
-    if missing := stored - scaled:
-        raise incomplete({f"the scale of {layer}" for layer in missing}, files=str(folder), role=role)
 
 
 def check_adapter_keys(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
-from xtoken_pl.models.completeness import check_keys, check_numbers, check_scales, check_tied, key_table_replaced
+from xtoken_pl.models.completeness import check_keys, check_numbers, check_tied, key_table_replaced
+from xtoken_pl.models.quantized_files import (
+    check_scales,
+    convert_others,
+    quantized_files,
+    report_quantized,
+    without_quantization,
+)
 from xtoken_pl.models.text_model import KEY_MAPPING, is_multimodal, left_out, read_config, text_model_of
 from xtoken_pl.specs import ModelSource, Quantization, Student, Teacher
 from xtoken_pl.utilities.errors import UserError
@@ -50,9 +57,8 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
         if _is_random(source):
             model = _initialized(source, options)
         else:
-            model = _pretrained(source, options, role=role)
+            model = _pretrained(source, options, role=role, device=device)
             check_numbers(model, files=source.model, role=role)
-            _check_quantized_files(model, source, role=role)
             if isinstance(source, Student):
                 check_tied(model, files=source.model)
     _keep_layout_of_quantized(model)
@@ -73,9 +79,10 @@ def check_weights(source: ModelSource, *, role: str) -> None:
     has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        is_quantized = _has_quantized_files(_config_file(*_base_model(source, role=role)))
+        base, revision = _base_model(source, role=role)
+        config = read_config(base, revision=revision, trust_remote_code=source.trust_remote_code)
         with _model_errors(source, role=role):
-            if not is_quantized:
+            if quantized_files(config, source, role=role) is None:
                 _pretrained(source, {"device_map": {"": "meta"}}, role=role, warns=False)
     except UserError as error:
         if error.__cause__ is None or isinstance(error.__cause__, OSError | SafetensorError):
@@ -100,12 +107,22 @@ def check_quantization(bits: Quantization | None, *, role: str) -> None:
         )
 
 
-def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warns: bool = True) -> PreTrainedModel:
+def _pretrained(
+    source: ModelSource,
+    options: dict[str, Any],
+    *,
+    role: str,
+    device: torch.device | str = "cpu",
+    warns: bool = True,
+) -> PreTrainedModel:
     base, revision = _base_model(source, role=role)
     options = {**options, **_hub_options(source), "revision": revision}
     whole = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=source.trust_remote_code)
+    config = text_model_of(whole)
+    if (quantized := quantized_files(config, source, role=role, device=device)) is not None:
+        options = {**quantized.options(config, device), **options}
     if is_multimodal(whole):
-        options |= {"config": text_model_of(whole), "key_mapping": KEY_MAPPING}
+        options = {"config": config, **options, "key_mapping": KEY_MAPPING}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with key_table_replaced(files=base, role=role):
         model, found = AutoModelForCausalLM.from_pretrained(base, **options)
@@ -118,9 +135,12 @@ def _pretrained(source: ModelSource, options: dict[str, Any], *, role: str, warn
                 f"{role}: {type(model).__name__} alone is loaded of {base!r} ({whole.model_type}), without "
                 f"{len(others)} weights of other parts"
             )
-    if _has_quantized_files(config := _config_file(base, revision)):
-        check_scales(config.parent, role=role)  # only now are the files of a hub id in its cache
+    if quantized is not None:
+        check_scales(_folder(base, revision), quantized, role=role)  # only now are files of a hub id in its cache
     check_keys(model, found, files=base, role=role, warns=warns)
+    if quantized is not None:
+        convert_others(model)
+        report_quantized(model, quantized, source, role=role)
     if base != source.model:
         load_adapter(model, source.model, role=role, revision=source.revision, warns=warns)
     if isinstance(source, Teacher) and source.adapter is not None:
@@ -202,38 +222,15 @@ def _check_peft(adapter: str, *, role: str) -> None:
         )
 
 
-def _config_file(model: str, revision: str | None) -> Path:
+def _folder(model: str, revision: str | None) -> Path:
     found = cached_file(model, "config.json", revision=revision)
     if found is None:
         raise OSError(f"{model!r} has no config.json")
-    return Path(found)
-
-
-def _has_quantized_files(config: Path) -> bool:
-    content = json.loads(config.read_text(encoding="utf-8"))
-    return isinstance(content, dict) and "quantization_config" in content
-
-
-def _check_quantized_files(model: PreTrainedModel, source: ModelSource, *, role: str) -> None:
-    used: Any = getattr(model.config, "quantization_config", None)
-    if used is None:
-        return
-    if isinstance(source, Student) and source.adapter is None:
-        raise UserError(
-            "a quantized student needs an adapter, since quantized weights cannot be trained, and those of "
-            f"{source.model!r} are quantized ({used.quant_method.value}); give it one (adapter: {{rank: 16}}), or give "
-            "a model that is not quantized"
-        )
-    bits = source.quantization if isinstance(source, Student | Teacher) else None
-    if bits is not None and not getattr(used, f"load_in_{bits}", False):
-        raise UserError(
-            f"quantization of the {role} must be that of its files, got {bits!r}, and those of {source.model!r} are "
-            "quantized otherwise; leave quantization out, or give a model that is not quantized"
-        )
+    return Path(found).parent
 
 
 def _initialized(source: ModelSource, options: dict[str, Any]) -> PreTrainedModel:
-    config = read_config(source.model, **_hub_options(source))
+    config = without_quantization(read_config(source.model, **_hub_options(source)))
     if options["dtype"] == "auto":
         options = {**options, "dtype": config.dtype or torch.float32}
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, **options)

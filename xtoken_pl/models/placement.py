@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from xtoken_pl.models.adapters import add_adapter, keep_adapter_only
 from xtoken_pl.models.causal_lm import LoadedModel, load_model
+from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.models.reach import freeze_unreached
 from xtoken_pl.models.router_loss import RouterLoss
 from xtoken_pl.models.sharding import compile_layers, shard
@@ -64,6 +65,11 @@ def place_student(
             "set seed_everything to a number"
         )
     loaded = load_model(source, vocabulary, role="student", device=device, separates=separates)
+    if mesh is not None and is_quantized(loaded.model):
+        raise UserError(
+            f"a quantized student cannot be sharded, and the files of {source.model!r} are quantized; use strategy "
+            "ddp, or give a model that is not quantized"
+        )
     coefficient = source.router_aux_loss_coef
     router_loss = RouterLoss(loaded.model, coefficient) if coefficient else None
     if source.adapter is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ _SAME_FOR_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4v_text": ("glm4", {}),
     "glm4v_moe_text": ("glm4_moe", {"use_qk_norm": False}),
 }
+#: Settings of quantized files that list layers which are not quantized.
+_LISTS_OF_LAYERS = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore")
 _OF_SEVERAL_AXES = ("mrope_section", "mrope_interleaved")
 
 
@@ -70,9 +73,23 @@ def text_model_of(config: PreTrainedConfig) -> PreTrainedConfig:
     text.tie_word_embeddings = config.tie_word_embeddings
     text.dtype = text.dtype or config.dtype
     if (quantization := getattr(config, "quantization_config", None)) is not None:
-        text.quantization_config = quantization
+        text.quantization_config = _named_as_text_model(quantization)
     text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].__name__]
     return text
+
+
+def _named_as_text_model(quantization: dict[str, Any]) -> dict[str, Any]:
+    """The settings of quantized files with the text model's own names of layers."""
+    return {
+        key: [_own_name(name) for name in value] if key in _LISTS_OF_LAYERS and value else value
+        for key, value in quantization.items()
+    }
+
+
+def _own_name(layer: str) -> str:
+    for pattern, own in KEY_MAPPING.items():
+        layer = re.sub(pattern, own, layer)
+    return layer
 
 
 def left_out(keys: Collection[str], own: Collection[str]) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from xtoken_pl.models.causal_lm import LoadedModel, check_model, hidden_states
 from xtoken_pl.models.frozen_adapters import use_adapter
 from xtoken_pl.models.head import Head
 from xtoken_pl.models.loading import load_adapter, load_causal_lm
+from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
 from xtoken_pl.scoring.tasks import HiddenRows, rows_of
 from xtoken_pl.specs import Teacher
@@ -162,10 +163,12 @@ def place_teachers(
             use_adapter(model, adapters[name])
             loaded[name] = check_model(model, vocabularies[name], role=role, separates=separates)
             if isinstance(source.loss, SpanLoss) and source.loss.row_needs.branches:
-                _check_lookahead(name, source, loaded[name], mesh, separates=separates)
+                _check_lookahead(name, loaded[name], mesh, separates=separates)
         if first.compile:
             compile_layers(model)
-        if mesh is not None and first.quantization is None:
+        if mesh is not None and is_quantized(model):
+            rank_zero_info(f"{_role(sources)}: every process holds the whole model, since its weights are quantized")
+        elif mesh is not None:
             shard(model, mesh, cpu_offload=first.cpu_offload)
         shared = SharedWeights(model, cpu_offload=first.cpu_offload)
         placed |= {name: FrozenModel(shared, loaded[name].head, adapters[name]) for name in names}
@@ -178,10 +181,14 @@ def _weights_of(source: Teacher) -> tuple[object, ...]:
     return *files, source.dtype, source.quantization, source.attn_implementation, source.compile, source.cpu_offload
 
 
+def _role(names: Collection[str]) -> str:
+    return f"teacher{'s' if len(names) > 1 else ''} {' and '.join(map(repr, names))}"
+
+
 def _load(sources: Mapping[str, Teacher], device: torch.device | str) -> tuple[PreTrainedModel, dict[str, str | None]]:
     """Loads the model of teachers that share it, with all adapters, and names the adapter of each teacher."""
     first, *others = sources
-    role = f"teacher {first!r}" if not others else f"teachers {' and '.join(map(repr, sources))}"
+    role = _role(sources)
     model = load_causal_lm(replace(sources[first], adapter=None), role=role, device=device)
     given = next(iter(getattr(model, "peft_config", {})), None)  # where the model's directory is that of an adapter
     adapters: dict[str, str | None] = dict.fromkeys(sources, given)
@@ -199,10 +206,8 @@ def _load(sources: Mapping[str, Teacher], device: torch.device | str) -> tuple[P
     return model.requires_grad_(False).eval(), adapters
 
 
-def _check_lookahead(
-    name: str, source: Teacher, loaded: LoadedModel, mesh: DeviceMesh | None, *, separates: bool
-) -> None:
-    if mesh is not None and source.quantization is None:
+def _check_lookahead(name: str, loaded: LoadedModel, mesh: DeviceMesh | None, *, separates: bool) -> None:
+    if mesh is not None and not is_quantized(loaded.model):
         raise UserError(
             f"with lookahead a teacher must be whole in every process, but teacher {name!r} is sharded; run it under "
             "DDP, or leave out lookahead"
