@@ -20,7 +20,6 @@ from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     PreTrainedTokenizerBase,
@@ -28,7 +27,7 @@ from transformers import (
 )
 
 from xtoken_pl.cli.usage import run_function
-from xtoken_pl.models.completeness import check_keys
+from xtoken_pl.models.gguf import load_gguf
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 
@@ -95,11 +94,7 @@ def convert_teacher(name: TeacherName, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         gguf = gguf_file(name, Path(scratch))
         tokenizer = load_gguf_tokenizer(name, gguf)
-        model, found = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, output_loading_info=True)
-        check_keys(model, found, files=str(gguf), role=f"teacher {name!r}")
-        # The weights are float32 now; with the old entry transformers would look for the GGUF file again.
-        model.hf_quantizer.remove_quantization_config(model)
-        model.save_pretrained(folder)
+        load_gguf(gguf, role=f"teacher {name!r}").save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

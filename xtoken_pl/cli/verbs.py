@@ -35,6 +35,7 @@ VERBS = {
     ),
     "audit": Verb("audit", "Show what a student can learn from a teacher, and which loss suits the pair."),
     "export": Verb("export", "Write the student of a checkpoint as a Hugging Face directory."),
+    "convert": Verb("convert", "Write a GGUF file as a model directory, with the original's tokenizer."),
     "prepare": Verb("prepare", "Write the teachers, texts and student of the quickstart."),
     "dashboard": Verb("dashboard", "Draw the newest run's TensorBoard charts or images as a PNG file."),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ def load_tokenizer(
         UserError: If no tokenizer can be loaded from ``source``, or it does not give the ids of its tokenizer.json.
     """
     folder = Path(source)
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
+    if folder.suffix == ".gguf" or (folder.is_dir() and not _has(folder, _FILES) and _has(folder, ["*.gguf"])):
+        raise UserError(
+            f"a tokenizer must be exact, and that of a GGUF file is not: {source!r} holds its tokens, but not how it "
+            "splits a text. Write a model directory from the file and the original's tokenizer, and give that "
+            "(python -m xtoken_pl convert)"
+        )
+    if folder.is_dir() and not _has(folder, _FILES):
         raise UserError(
             f"a tokenizer must be a directory with a tokenizer.json or a hub id; the directory {source!r} has no "
             "tokenizer.json. Copy the tokenizer's files into it, or check the path"
@@ -53,6 +59,10 @@ def load_tokenizer(
             f"a tokenizer must be a directory with a tokenizer.json or a hub id; {source!r} could not be loaded. Check "
             f"the path (relative paths start at the working directory) or the id. Reason: {reason_of(error)}"
         ) from error
+
+
+def _has(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | None:
