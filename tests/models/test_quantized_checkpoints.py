@@ -121,5 +121,5 @@ def test_the_log_says_what_became_of_the_weights(tmp_path: Path, caplog: pytest.
     files = quantized(Path(llama(tmp_path / "plain")), tmp_path / "fp8", fp8(64, 64))
     with caplog.at_level("INFO"):
         load_causal_lm(Teacher(model=files, dtype="bfloat16"), role="teacher 'x'")
-    expected = r"teacher 'x': the fp8 weights of .* were dequantized to bfloat16 .*; the model takes 0\.00\d+ GiB"
+    expected = r"teacher 'x': the fp8 weights of .* were dequantized to bfloat16 .*; the model takes 0\.00\d+ GB"
     assert any(re.match(expected, message) for message in caplog.messages)

@@ -163,10 +163,10 @@ def _has_smaller_block(shape: list[int], scales: list[int], block: tuple[int, in
 def report_quantized(model: PreTrainedModel, files: QuantizedFiles, source: ModelSource, *, role: str) -> None:
     """Says in the log what became of quantized files, and how much memory the model takes."""
     tensors = chain(model.parameters(), model.buffers())
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**30
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e9
     dtype = str(model.config.dtype).removeprefix("torch.")
     became = "stay quantized" if files.is_kept else f"were dequantized to {dtype} while they were loaded"
-    rank_zero_info(f"{role}: the {files.method} weights of {source.model!r} {became}; the model takes {size:.3g} GiB")
+    rank_zero_info(f"{role}: the {files.method} weights of {source.model!r} {became}; the model takes {size:.3g} GB")
 
 
 def _method(settings: Mapping[str, Any]) -> str:

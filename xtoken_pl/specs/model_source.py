@@ -20,7 +20,8 @@ class ModelSource:
     """The source of a causal language model and its tokenizer.
 
     Attributes:
-        model: Directory, or hub id.
+        model: Directory, or hub id. Files that are quantized are dequantized if transformers can do that while it loads
+            them, and if the layers cannot run as they are; otherwise they stay quantized.
         revision: Branch, tag or commit on the hub; not for a local directory.
         dtype: Data type of the weights; ``auto`` uses the checkpoint's own.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ...; None lets transformers choose.
