@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,32 @@ from xtoken_pl.batch import teacher_columns
 from xtoken_pl.losses.partitioned import PartitionedLoss
 
 
-def slow_step(module: MultiTeacherDistillModule, windows: Sequence[dict[str, Any]], temperature: float) -> Tensor:
-    """Window by window, the models' own logits, loops over tokens: nothing of the package but windows, W and C."""
+def slow_step(
+    module: MultiTeacherDistillModule,
+    windows: Sequence[dict[str, Any]],
+    temperature: float,
+    running: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Window by window, the models' own logits, loops over tokens: nothing of the package but windows, W and C.
+
+    ``running`` is the context in which the models run.
+    """
     size = len(module.student_vocabulary)
     models = {
-        name: AutoModelForCausalLM.from_pretrained(teacher.model, dtype=torch.float64)
+        name: AutoModelForCausalLM.from_pretrained(teacher.model, dtype=module.student.dtype)
         for name, teacher in module.teachers.items()
     }
     nats: list[Tensor] = []
     kd: dict[str, list[Tensor]] = {"other": [], "same": []}
     for window in windows:
         ids = torch.as_tensor(np.asarray(window["student_ids"]))
-        logits = module.student(ids[None]).logits[0, :-1, :size]
+        with running():
+            logits = module.student(ids[None]).logits[0, :-1, :size]
         nats.append(reference.cross_entropy(logits.log_softmax(-1), ids[1:]))
         for name, losses in kd.items():
             ids_column, spans_column = teacher_columns(name)
             teacher_ids = torch.as_tensor(np.asarray(window[ids_column]))
-            with torch.no_grad():
+            with torch.no_grad(), running():
                 teacher = models[name](teacher_ids[None]).logits[0, :-1]
             teacher = teacher[:, : len(module.teacher_vocabularies[name])]
             # Rows predict the next token: token i belongs to row i - 1.

@@ -6,7 +6,6 @@ step, sharding and compilation expect them.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,16 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from xtoken_pl.models.adapter_targets import fused_experts, target_layers
 from xtoken_pl.models.completeness import check_adapter_keys
 from xtoken_pl.models.loading import check_quantization, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.specs import LoRA, Student
-from xtoken_pl.specs.lora import ALL_LINEAR
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -55,21 +52,12 @@ def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
         )
     from peft import LoraConfig
 
-    fused = _fused_experts(model) if adapter.target_modules == ALL_LINEAR else []
-    if fused and adapter.dropout:
-        total = sum(weight.numel() for weight in model.parameters())
-        share = sum(model.get_parameter(name).numel() for name in fused) / total
-        rank_zero_warn(
-            f"the adapter leaves the student's experts as they are ({len(fused)} fused weights, {share:.0%} of all its "
-            "parameters), since PEFT has no dropout for them; set adapter.dropout to 0 to adapt them, too"
-        )
-        fused = []
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=_targets(model, adapter),
-        target_parameters=fused or None,
+        target_modules=target_layers(model, adapter),
+        target_parameters=fused_experts(model, adapter) or None,
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
@@ -132,45 +120,6 @@ def merge_adapter(source: Student, weights: dict[str, Tensor]) -> PreTrainedMode
         save_adapter(Path(folder), source, weights)
         merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
     return cast(PreTrainedModel, merged)
-
-
-def _fused_experts(model: PreTrainedModel) -> list[str]:
-    """Full names of the weights of experts that are one tensor ``[experts, ., .]`` rather than linear layers."""
-    return [name for name, weight in model.named_parameters() if weight.dim() == 3 and "experts" in name.split(".")]
-
-
-def _targets(model: PreTrainedModel, adapter: LoRA) -> list[str]:
-    """Full names of the layers that ``adapter`` wraps."""
-    head = model.get_output_embeddings()
-    modules = dict(model.named_modules())
-    is_linear = {name: _is_linear(part) and part is not head for name, part in modules.items()}
-    given = adapter.target_modules
-    if given == ALL_LINEAR:
-        return [name for name in modules if is_linear[name]]
-    found: dict[str, None] = {}
-    patterns = {given: given} if isinstance(given, str) else {part: rf"(.*\.)?{re.escape(part)}" for part in given}
-    for target, pattern in patterns.items():
-        matching = [name for name in modules if re.fullmatch(pattern, name)]
-        unfit = [name for name in matching if not is_linear[name]]
-        if unfit or not matching:
-            reason = f"{unfit[0]!r} is {_kind(modules[unfit[0]], head)}" if unfit else "there is no layer of that name"
-            ends = sorted({name.rpartition(".")[2] for name in modules if is_linear[name]})
-            raise UserError(
-                f"target_modules of an adapter must be linear layers below the head, got {target!r}: {reason}. The "
-                f"linear layers are called {', '.join(ends)}; {ALL_LINEAR!r} selects all of them"
-            )
-        found |= dict.fromkeys(matching)
-    return list(found)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer; an architecture's own kinds, such as Llama 4's router, give other results."""
-    is_own = type(module) is not Conv1D and type(module).__module__.startswith("transformers.models.")
-    return isinstance(module, nn.Linear | Conv1D) and not is_own
-
-
-def _kind(module: nn.Module, head: nn.Module | None) -> str:
-    return "the head, which the losses apply separately" if module is head else f"of type {type(module).__name__}"
 
 
 def _without_weights(source: Student) -> PreTrainedModel:

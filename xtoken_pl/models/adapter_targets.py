@@ -1,0 +1,107 @@
+"""Which weights of a student an adapter wraps."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection
+from functools import cache
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from xtoken_pl.specs import LoRA
+from xtoken_pl.specs.lora import ALL_LINEAR
+from xtoken_pl.utilities.errors import UserError
+
+#: Use of a layer's whole weight in a source text, in place of a call of the layer.
+_READ_WEIGHT = re.compile(r"\bself\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|shape|size|requires_grad)\b)")
+#: Architectures' own classes that are linear layers; others, such as Llama 4's router, give other results.
+_OWN_LINEAR = {"FalconLinear"}
+
+
+def target_layers(model: PreTrainedModel, adapter: LoRA) -> list[str]:
+    """Lists the full names of the layers that ``adapter`` wraps.
+
+    Raises:
+        UserError: If a target module is not a linear layer of the model below its head, or if the model reads its
+            weight in place of calling it, so that an adapter would change nothing.
+    """
+    head = model.get_output_embeddings()
+    modules = dict(model.named_modules())
+    reasons = {name: _unfit(name, modules, head) for name in modules}
+    given = adapter.target_modules
+    if given == ALL_LINEAR:
+        read = [name for name, reason in reasons.items() if reason == _IS_READ]
+        if read:
+            _warn_of(model, [f"{name}.weight" for name in read], "layers that the model reads rather than calls")
+        return [name for name, reason in reasons.items() if reason is None]
+    found: dict[str, None] = {}
+    patterns = {given: given} if isinstance(given, str) else {part: rf"(.*\.)?{re.escape(part)}" for part in given}
+    for target, pattern in patterns.items():
+        matching = [name for name in modules if re.fullmatch(pattern, name)]
+        unfit = [name for name in matching if reasons[name] is not None]
+        if unfit or not matching:
+            reason = f"{unfit[0]!r} is {reasons[unfit[0]]}" if unfit else "there is no layer of that name"
+            ends = sorted({name.rpartition(".")[2] for name in modules if reasons[name] is None})
+            raise UserError(
+                f"target_modules of an adapter must be linear layers below the head, got {target!r}: {reason}. The "
+                f"linear layers are called {', '.join(ends)}; {ALL_LINEAR!r} selects all of them"
+            )
+        found |= dict.fromkeys(matching)
+    return list(found)
+
+
+def fused_experts(model: PreTrainedModel, adapter: LoRA) -> list[str]:
+    """Lists the full names of experts' weights that ``adapter`` wraps: tensors ``[experts, ., .]``, no linear layers.
+
+    PEFT has no dropout for them: with dropout they are left out, with a warning.
+    """
+    if adapter.target_modules != ALL_LINEAR:
+        return []
+    fused = [name for name, weight in model.named_parameters() if weight.dim() == 3 and "experts" in name.split(".")]
+    if not fused or not adapter.dropout:
+        return fused
+    _warn_of(
+        model,
+        fused,
+        "fused experts, since PEFT has no dropout for them",
+        "; set adapter.dropout to 0 to adapt them, too",
+    )
+    return []
+
+
+_IS_READ = "read by the layer around it rather than called, so that an adapter would change nothing"
+
+
+def _unfit(name: str, modules: dict[str, nn.Module], head: nn.Module | None) -> str | None:
+    """What a module is, if it cannot have an adapter."""
+    module = modules[name]
+    if module is head:
+        return "the head, which the losses apply separately"
+    kind = type(module)
+    is_own = kind.__module__.startswith("transformers.models.") and kind.__name__ not in _OWN_LINEAR
+    if not isinstance(module, nn.Linear | Conv1D) or is_own:
+        return f"of type {kind.__name__}"
+    around, _, own_name = name.rpartition(".")
+    return _IS_READ if own_name in _read_by(type(modules[around])) else None
+
+
+@cache
+def _read_by(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of the layers of a module whose weights it passes on, as the mixers of Mamba do to their kernels."""
+    try:
+        return frozenset(_READ_WEIGHT.findall(inspect.getsource(kind)))
+    except (OSError, TypeError):  # a class without a source file
+        return frozenset()
+
+
+def _warn_of(model: PreTrainedModel, names: Collection[str], reason: str, way_out: str = "") -> None:
+    total = sum(weight.numel() for weight in model.parameters())
+    share = sum(model.get_parameter(name).numel() for name in names) / total
+    rank_zero_warn(
+        f"the adapter leaves {len(names)} weights of the student as they are ({share:.1%} of all its parameters, such "
+        f"as {next(iter(names))!r}): {reason}{way_out}"
+    )
