@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cache
+from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -22,13 +24,43 @@ _READ_WEIGHT = re.compile(r"\bself\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|shape
 _OWN_LINEAR = {"FalconLinear"}
 
 
-def target_layers(model: PreTrainedModel, adapter: LoRA) -> list[str]:
-    """Lists the full names of the layers that ``adapter`` wraps.
+@dataclass(frozen=True)
+class Targets:
+    """What an adapter wraps, by full names.
+
+    Attributes:
+        layers: Linear layers.
+        parameters: Weights that PEFT adapts by themselves: experts that are one tensor ``[experts, ., .]``, and those
+            of linear layers that PEFT would take for experts (:func:`_taken_for_experts`).
+    """
+
+    layers: list[str]
+    parameters: list[str]
+
+
+def find_targets(model: PreTrainedModel, adapter: LoRA) -> Targets:
+    """Finds what ``adapter`` wraps; PEFT has no dropout for parameters, which are left out then, with a warning.
 
     Raises:
         UserError: If a target module is not a linear layer of the model below its head, or if the model reads its
             weight in place of calling it, so that an adapter would change nothing.
     """
+    layers = _target_layers(model, adapter)
+    taken = _taken_for_experts(model, layers)
+    parameters = [f"{name}.weight" for name in layers if name in taken]
+    if adapter.target_modules == ALL_LINEAR:
+        named = model.named_parameters()
+        parameters += [name for name, weight in named if weight.dim() == 3 and "experts" in name.split(".")]
+    if parameters and adapter.dropout:
+        reason = (
+            "experts, or what PEFT takes for experts, which have no dropout; set adapter.dropout to 0 to adapt them"
+        )
+        _warn_of(model, parameters, reason)
+        parameters = []
+    return Targets([name for name in layers if name not in taken], parameters)
+
+
+def _target_layers(model: PreTrainedModel, adapter: LoRA) -> list[str]:
     head = model.get_output_embeddings()
     modules = dict(model.named_modules())
     reasons = {name: _unfit(name, modules, head) for name in modules}
@@ -54,23 +86,28 @@ def target_layers(model: PreTrainedModel, adapter: LoRA) -> list[str]:
     return list(found)
 
 
-def fused_experts(model: PreTrainedModel, adapter: LoRA) -> list[str]:
-    """Lists the full names of experts' weights that ``adapter`` wraps: tensors ``[experts, ., .]``, no linear layers.
+def _taken_for_experts(model: PreTrainedModel, layers: Collection[str]) -> set[str]:
+    """Names of linear layers, such as those of a shared expert, whose adapters PEFT would move to the fused experts.
 
-    PEFT has no dropout for them: with dropout they are left out, with a warning.
+    PEFT converts the names of layers that were experts in older versions of some architectures, wherever they are.
     """
-    if adapter.target_modules != ALL_LINEAR:
-        return []
-    fused = [name for name, weight in model.named_parameters() if weight.dim() == 3 and "experts" in name.split(".")]
-    if not fused or not adapter.dropout:
-        return fused
-    _warn_of(
-        model,
-        fused,
-        "fused experts, since PEFT has no dropout for them",
-        "; set adapter.dropout to 0 to adapt them, too",
-    )
-    return []
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers as convert
+    except ImportError:  # a PEFT that converts nothing
+        return set()
+
+    @cache
+    def is_taken(end: str) -> bool:
+        config = LoraConfig(target_modules=[f"layer.{end}"])
+        try:
+            convert(config, model, [])
+        except ValueError:  # only together with others
+            return True
+        return f"layer.{end}" not in (config.target_modules or ())
+
+    return {name for name in layers if is_taken(name.rpartition(".")[2])}
 
 
 _IS_READ = "read by the layer around it rather than called, so that an adapter would change nothing"
@@ -86,11 +123,11 @@ def _unfit(name: str, modules: dict[str, nn.Module], head: nn.Module | None) -> 
     if not isinstance(module, nn.Linear | Conv1D) or is_own:
         return f"of type {kind.__name__}"
     around, _, own_name = name.rpartition(".")
-    return _IS_READ if own_name in _read_by(type(modules[around])) else None
+    return _IS_READ if own_name in _read_by(cast(Any, type(modules[around]))) else None
 
 
 @cache
-def _read_by(kind: type[nn.Module]) -> frozenset[str]:
+def _read_by(kind: Any) -> frozenset[str]:
     """Names of the layers of a module whose weights it passes on, as the mixers of Mamba do to their kernels."""
     try:
         return frozenset(_READ_WEIGHT.findall(inspect.getsource(kind)))
@@ -98,10 +135,10 @@ def _read_by(kind: type[nn.Module]) -> frozenset[str]:
         return frozenset()
 
 
-def _warn_of(model: PreTrainedModel, names: Collection[str], reason: str, way_out: str = "") -> None:
+def _warn_of(model: PreTrainedModel, names: Collection[str], reason: str) -> None:
     total = sum(weight.numel() for weight in model.parameters())
     share = sum(model.get_parameter(name).numel() for name in names) / total
     rank_zero_warn(
         f"the adapter leaves {len(names)} weights of the student as they are ({share:.1%} of all its parameters, such "
-        f"as {next(iter(names))!r}): {reason}{way_out}"
+        f"as {next(iter(names))!r}): {reason}"
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xtoken_pl.models.adapter_targets import fused_experts, target_layers
+from xtoken_pl.models.adapter_targets import find_targets
 from xtoken_pl.models.completeness import check_adapter_keys
 from xtoken_pl.models.loading import check_quantization, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
@@ -34,7 +34,16 @@ def check_adapter(source: Student) -> None:
     if source.adapter is None:
         return
     check_quantization(source.quantization, role="student")
-    add_adapter(_without_weights(source), source.adapter)
+    model = _without_weights(source)
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    add_adapter(model, source.adapter)
+    alone = [name for name in model.peft_config["default"].target_parameters or () if name.endswith(".weight")]
+    if source.quantization is not None and (quantized := linear & {name.removesuffix(".weight") for name in alone}):
+        raise UserError(
+            "the adapter of a quantized student must lie on layers that PEFT does not take for experts, but it does "
+            f"{min(quantized)!r} and {len(quantized) - 1} more; leave out quantization, or name other layers as "
+            "adapter.target_modules"
+        )
 
 
 def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
@@ -52,12 +61,13 @@ def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
         )
     from peft import LoraConfig
 
+    targets = find_targets(model, adapter)
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=target_layers(model, adapter),
-        target_parameters=fused_experts(model, adapter) or None,
+        target_modules=targets.layers,
+        target_parameters=targets.parameters or None,
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)

@@ -62,6 +62,7 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
             if isinstance(source, Student):
                 check_tied(model, files=source.model)
     _keep_layout_of_quantized(model)
+    model.config.return_dict = True  # where config.json says otherwise, transformers' own forward fails
     return model.eval()
 
 

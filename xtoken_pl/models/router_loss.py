@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, cast
 
@@ -15,7 +16,11 @@ from xtoken_pl.utilities.errors import UserError
 
 # B sequences, T tokens, E experts
 
+#: Loss of the logits ``[B T, E]`` of each layer, under a mask ``[B, T]``.
+Balance = Callable[[tuple[Tensor, ...], Tensor], Tensor]
+
 _FUNCTION = "load_balancing_loss_func"
+_WAY_OUT = "leave out student.router_aux_loss_coef"
 
 
 class RouterLoss:
@@ -39,9 +44,9 @@ class RouterLoss:
     """
 
     def __init__(self, model: PreTrainedModel, coefficient: float) -> None:
-        _check(model)
         self.coefficient = coefficient
-        self._model = model
+        self._balance = _balance_of(model)
+        self._num_layers = _check(model, self._balance)
         self._logits: tuple[Tensor, ...] = ()  # [B T, E] of each layer
         body = body_of(model)
         body.register_forward_pre_hook(self._ask, with_kwargs=True)
@@ -52,9 +57,17 @@ class RouterLoss:
 
         Args:
             attention_mask: ``[B, T]``, 1 for tokens, 0 for padding.
+
+        Raises:
+            UserError: If routers did not report their logits, which would change the loss.
         """
         logits, self._logits = self._logits, ()
-        return self.coefficient * _balance(self._model, logits, attention_mask)
+        if len(logits) != self._num_layers:
+            raise UserError(
+                f"with router_aux_loss_coef every router of the student must report its logits, but "
+                f"{len(logits)} of {self._num_layers} did; leave out student.compile, or router_aux_loss_coef"
+            )
+        return self.coefficient * self._balance(logits, attention_mask)
 
     def _ask(self, body: nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         return (arguments, {**options, "output_router_logits": True}) if _learns(body) else None
@@ -68,35 +81,38 @@ def _learns(body: nn.Module) -> bool:
     return body.training and torch.is_grad_enabled()
 
 
-def _has_balance(model: PreTrainedModel) -> bool:
+def _balance_of(model: Any) -> Balance:
+    """The loss of the model's class in transformers."""
     function = getattr(sys.modules[type(model).__module__], _FUNCTION, None)
-    # Doge's experts are pairs of keys: its function is another one.
-    return function is not None and hasattr(model, "num_experts_per_tok") and len(signature(function).parameters) == 4
-
-
-def _balance(model: Any, logits: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
-    function = getattr(sys.modules[type(model).__module__], _FUNCTION)
-    return cast(Tensor, function(logits, model.num_experts, model.num_experts_per_tok, attention_mask))
+    # Doge's experts are pairs of keys: its function has an argument more.
+    if function is None or not hasattr(model, "num_experts_per_tok") or len(signature(function).parameters) != 4:
+        raise _no_such_loss(model)
+    num_experts, top_k = model.num_experts, model.num_experts_per_tok
+    return lambda logits, attention_mask: cast(Tensor, function(logits, num_experts, top_k, attention_mask))
 
 
 @torch.no_grad()
-def _check(model: PreTrainedModel) -> None:
-    """Checks on a short input that the loss is the one that the model itself reports."""
-    way_out = "leave out student.router_aux_loss_coef"
+def _check(model: PreTrainedModel, balance: Balance) -> int:
+    """Checks on a short input that the loss is the one that the model itself reports; returns the number of routers."""
     ids = torch.arange(8, device=model.device).view(2, 4) % model.config.get_text_config().vocab_size
     mask = torch.ones_like(ids)
     mask[1, 3] = 0
     options = {"attention_mask": mask, "output_router_logits": True, "use_cache": False, "return_dict": True}
-    logits = body_of(model)(input_ids=ids, **options).router_logits if _has_balance(model) else None
+    logits = body_of(model)(input_ids=ids, **options).router_logits
     if not logits:  # a configuration of such a class may have no experts
-        raise UserError(
-            "router_aux_loss_coef is for mixtures of experts whose class in transformers has a load balancing loss, "
-            f"but the student's ({type(model).__name__}) has none; {way_out}"
-        )
+        raise _no_such_loss(model)
     expected = model(input_ids=ids, **options).aux_loss
-    ours = _balance(model, logits, mask)
+    ours = balance(logits, mask)
     if not float((ours - expected).abs()) <= relative_tolerance(model.dtype) * float(expected):
         raise UserError(
             f"the student's load balancing loss must be the one that its model reports, but for {type(model).__name__} "
-            f"it is {float(ours):.4g} in place of {float(expected):.4g}; {way_out}"
+            f"it is {float(ours):.4g} in place of {float(expected):.4g}; {_WAY_OUT}"
         )
+    return len(logits)
+
+
+def _no_such_loss(model: PreTrainedModel) -> UserError:
+    return UserError(
+        "router_aux_loss_coef is for mixtures of experts whose class in transformers has a load balancing loss, but the "
+        f"student's ({type(model).__name__}) has none; {_WAY_OUT}"
+    )
