@@ -113,6 +113,6 @@ def _check(model: PreTrainedModel, balance: Balance) -> int:
 
 def _no_such_loss(model: PreTrainedModel) -> UserError:
     return UserError(
-        "router_aux_loss_coef is for mixtures of experts whose class in transformers has a load balancing loss, but the "
-        f"student's ({type(model).__name__}) has none; {_WAY_OUT}"
+        "router_aux_loss_coef is for mixtures of experts whose class in transformers has a load balancing loss, but "
+        f"the student's ({type(model).__name__}) has none; {_WAY_OUT}"
     )
