@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from quantized_checkpoints import FORMATS, gpt_oss, in_bfloat16, llama, logits, 
 from quantized_formats import MXFP4, Format, fp8
 from safetensors.torch import load_file
 from small_models import packing_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from xtoken_pl.checkpoints.export import write_student
 from xtoken_pl.models import load_causal_lm, loading
@@ -123,3 +123,19 @@ def test_the_log_says_what_became_of_the_weights(tmp_path: Path, caplog: pytest.
         load_causal_lm(Teacher(model=files, dtype="bfloat16"), role="teacher 'x'")
     expected = r"teacher 'x': the fp8 weights of .* were dequantized to bfloat16 .*; the model takes 0\.00\d+ GB"
     assert any(re.match(expected, message) for message in caplog.messages)
+
+
+def test_layers_that_a_multimodal_checkpoint_does_not_quantize_are_named_as_in_the_text_model(tmp_path: Path) -> None:
+    """Otherwise a layer in full precision would be read as one in 4 bits."""
+    whole = write_multimodal(tmp_path / "plain", "gemma3", packing_tokenizer())
+    kept = ["model.language_model.layers.0.mlp", "model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    bits = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=kept)
+    quantized_whole = type(whole).from_pretrained(tmp_path / "plain", quantization_config=bits, dtype=torch.float32)
+    quantized_whole.save_pretrained(tmp_path / "bits")
+    model = load_causal_lm(Teacher(model=str(tmp_path / "bits")), role="teacher")
+    kinds = [type(layer.mlp.gate_proj).__name__ for layer in cast(Any, model.model).layers]
+    assert kinds == ["Linear"] + ["Linear4bit"] * (len(kinds) - 1)
+    assert len(kinds) > 1
+    loading._keep_layout_of_quantized(quantized_whole)
+    expected = logits(quantized_whole)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
