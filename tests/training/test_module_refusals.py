@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from module_steps import MakeModule
 from small_models import packing_tokenizer, splitting_tokenizer, write_model
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import LlamaForCausalLM
 
 from xtoken_pl import (
     MultiTeacherDistillModule,
@@ -111,21 +112,28 @@ def test_head_smaller_than_the_tokenizer_is_refused(tmp_path: Path, make: MakeMo
         make(student=Student(model=small))
 
 
-def test_model_that_transforms_its_logits_is_refused(tmp_path: Path, make: MakeModule) -> None:
-    config = Gemma2Config(
-        vocab_size=len(splitting_tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        final_logit_softcapping=30.0,
+def test_model_with_an_unknown_transformation_of_its_logits_is_refused(
+    make: MakeModule, teacher_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message has the difference to the nearest known one."""
+    forward = LlamaForCausalLM.forward
+
+    def squared(self: LlamaForCausalLM, *arguments: Any, **options: Any) -> Any:
+        output: Any = forward(self, *arguments, **options)
+        if self.name_or_path == teacher_folder:
+            output.logits = output.logits * output.logits.abs()
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", squared)
+    message = (
+        r"a model's logits must be its head .* times a factor or with a soft cap that its config.json names, but for "
+        r"the teacher 'odd' \(LlamaForCausalLM\) the log-probabilities differ by (\S+) of the largest logit"
     )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    splitting_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"teacher 'capped' .*log-probabilities differ by \d+"):
-        make(teachers={"capped": Teacher(model=str(tmp_path), loss=ProjectionKL())})
+    with pytest.raises(ValueError, match=message) as refused:
+        make(teachers={"odd": Teacher(model=teacher_folder, loss=ProjectionKL())})
+    found = re.search(message, str(refused.value))
+    assert found is not None
+    assert 0.05 < float(found[1]) < 2
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

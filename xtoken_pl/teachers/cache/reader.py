@@ -151,8 +151,9 @@ class TeacherCache(GivenSource):
         built_with, found = self.identity.model_fingerprint, fingerprint_or_none(model_fingerprint, teacher)
         if found is not None and _has_weights(teacher) and _source(found) == _source(built_with):
             if found != built_with:
+                adapter = "without an adapter" if teacher.adapter is None else f"with the adapter {teacher.adapter!r}"
                 self._refuse(
-                    f"was built with weights ({built_with[:15]}) that differ from those of {teacher.model!r} "
+                    f"was built with weights ({built_with[:15]}) that differ from those of {teacher.model!r} {adapter} "
                     f"({found[:15]})"
                 )
             return
