@@ -1,7 +1,7 @@
 """One step of students and teachers that are not plain models, on two processes.
 
 python architecture_steps.py STRATEGY FOLDER, with the folder of :func:`write_all`: writes what came out to
-FOLDER/STRATEGY-RANK.pt.
+FOLDER/STRATEGY-RANK.pt, and exports to FOLDER/STRATEGY/CASE.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformed_steps import comparable
 from transformers import AutoModelForCausalLM
 
 from xtoken_pl import LoRA, MultiTeacherDistillModule, ProjectionKL, Student, Teacher
+from xtoken_pl.callbacks import HFExport
 
 COEFFICIENT = 0.3
 #: Of unequal length; a step sees all of them.
@@ -67,6 +68,9 @@ CASES = {
     "shared teacher offloaded": Case("llama", teachers=_SHARED, teacher_options={"cpu_offload": True}),
 }
 
+#: Cases whose student is exported behind the step.
+EXPORTED = ("experts lora", "vision")
+
 
 def write_all(root: Path) -> None:
     """Models, adapters of the common teacher, the same merged, and the texts of a step."""
@@ -111,7 +115,12 @@ def main(strategy: str, root: Path) -> None:
         with comparable():
             module = make_module(root, case)
             seen = fit_step(
-                strategy, module, root / "texts.jsonl", num_texts=len(STEP_TEXTS), num_batches=case.num_batches
+                strategy,
+                module,
+                root / "texts.jsonl",
+                *([HFExport(str(root / strategy / name))] if name in EXPORTED else []),
+                num_texts=len(STEP_TEXTS),
+                num_batches=case.num_batches,
             )
         results[name] = {"found": seen.found, "batches": seen.batches}
     torch.save(results, root / f"{strategy}-{torch.distributed.get_rank()}.pt")

@@ -35,7 +35,12 @@ class StepRecorder(pl.Callback):
 
 
 def fit_step(
-    name: str, module: MultiTeacherDistillModule, texts: Path, *, num_texts: int, num_batches: int = 1
+    name: str,
+    module: MultiTeacherDistillModule,
+    texts: Path,
+    *callbacks: pl.Callback,
+    num_texts: int,
+    num_batches: int = 1,
 ) -> StepRecorder:
     """Trains for a step that sees all texts.
 
@@ -43,6 +48,7 @@ def fit_step(
         name: Strategy, see `strategies.strategy`.
         module: The module.
         texts: File of as many texts as a step has.
+        callbacks: Further callbacks.
         num_texts: Their number.
         num_batches: Batches of each process.
     """
@@ -57,7 +63,7 @@ def fit_step(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[recorder],
+        callbacks=[recorder, *callbacks],
         **arguments,
     )
     trainer.fit(module, data)

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_steps import CASES, COEFFICIENT, STEP_TEXTS, Case, make_module, write_all
+from architecture_steps import CASES, COEFFICIENT, EXPORTED, STEP_TEXTS, Case, make_module, write_all
+from safetensors.torch import load_file
 from torch import Tensor
 from transformed_steps import comparable
+from transformers import AutoModelForCausalLM
 
 from xtoken_pl.data import Windower, collate
 
@@ -76,3 +78,17 @@ def test_a_step_of_two_processes_is_that_of_one(root: Path, name: str, strategy:
     for key, value in expected.items():
         size = float(value) if key == "loss" else largest
         assert float((found[key] - value).abs().max()) <= BOUND * size, key
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exports_of_sharded_students_are_those_of_whole_ones(root: Path, name: str) -> None:
+    """The text model of a multimodal checkpoint, and experts into which an adapter is merged."""
+    ddp, fsdp2 = (load_file(root / strategy / name / "model.safetensors") for strategy in STRATEGIES)
+    before = AutoModelForCausalLM.from_pretrained(root / "qwen3_moe").state_dict() if name == "experts lora" else {}
+    assert ddp.keys() == fsdp2.keys()
+    for key, value in ddp.items():
+        torch.testing.assert_close(fsdp2[key], value, rtol=1e-4, atol=1e-5)
+    exported: Any = AutoModelForCausalLM.from_pretrained(root / "fsdp2" / name)
+    assert type(exported).__name__ == ("Qwen3MoeForCausalLM" if before else "Gemma3ForCausalLM")
+    moved = [key for key, value in exported.state_dict().items() if before and not torch.equal(value, before[key])]
+    assert len([key for key in moved if ".experts." in key]) == (4 if before else 0)
