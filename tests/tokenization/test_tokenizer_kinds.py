@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from real_tokenizers import llama2_style
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from xtoken_pl.alignment import SpanAligner
 from xtoken_pl.tokenization import CanonicalVocabulary, InexactTokenizerError, load_tokenizer
 from xtoken_pl.tokenization.components import read_components
+from xtoken_pl.tokenization.vocabulary import BYTE_TO_UNICODE
 
 
 def fast(model: models.Model, decoder: decoders.Decoder | None, **names: str) -> PreTrainedTokenizerFast:
@@ -69,6 +72,77 @@ def test_sentencepiece_unigram_without_byte_fallback_is_refused_by_name() -> Non
     model = models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("▁a", -1.0)], unk_id=0)
     with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*no byte fallback"):
         read_components(fast(model, sentencepiece_decoder(), unk_token="<unk>"))
+
+
+def test_byte_pieces_that_the_model_does_not_fall_back_to_are_no_byte_fallback() -> None:
+    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256)), ("▁", -2.0), ("▁a", -1.0)]
+    unigram = models.Unigram(pieces, unk_id=0, byte_fallback=False)
+    bpe = models.BPE({piece: index for index, (piece, _) in enumerate(pieces)}, [], unk_token="<unk>")
+    for model in (unigram, bpe):
+        tokenizer = fast(model, sentencepiece_decoder(), unk_token="<unk>")
+        assert tokenizer("é")["input_ids"] == [0]
+        with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*no byte fallback"):
+            read_components(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "added", "reason"),
+    [
+        ("<0xC7>", [], "no piece for the byte 0xC7"),
+        ("<0x0A>", [], "no piece for the byte 0x0A"),
+        ("<0x20>", ["▁"], None),
+        ("<0x0A>", ["\n"], None),
+        ("<0xC0>", [], None),  # no byte of UTF-8
+    ],
+)
+def test_byte_fallback_needs_a_piece_for_each_byte_of_utf8(left_out: str, added: list[str], reason: str | None) -> None:
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" != left_out), *added]
+    model = models.BPE({piece: index for index, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
+    tokenizer = fast(model, sentencepiece_decoder(), unk_token="<unk>")
+    if reason is None:
+        assert read_components(tokenizer).kind == "metaspace"
+    else:
+        with pytest.raises(InexactTokenizerError, match=rf"'some/tokenizer'.*{reason}"):
+            read_components(tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+def test_added_tokens_have_the_bytes_that_they_stand_for(kind: str) -> None:
+    backend = llama2_style(space_first=False).backend_tokenizer if kind == "metaspace" else byte_level()
+    vocabulary = with_added(backend, ["éÅ", "<tool>", "ĠĠ", "  "])
+    texts = ["éÅ and <tool>", "ĠĠ▁x", "  <tool>▁▁"]
+    for text, ids in zip(texts, vocabulary.encode(texts), strict=True):
+        assert any(ident >= len(backend.get_vocab()) for ident in ids)
+        expected = text.replace("▁", " ") if kind == "metaspace" else text
+        assert b"".join(vocabulary.token_bytes[ident] for ident in ids) == expected.encode()
+
+
+def test_an_added_token_with_the_id_of_a_byte_is_refused() -> None:
+    with pytest.raises(InexactTokenizerError, match="the added token 'Ġ', and elsewhere stands for the bytes b' '"):
+        with_added(byte_level(), ["Ġ"])
+
+
+def test_a_space_that_is_no_text_is_written_behind_each_added_token_too() -> None:
+    """The library normalizes each stretch between added tokens by itself; the space has no counterpart elsewhere."""
+    vocabulary = with_added(llama2_style().backend_tokenizer, ["<tool>"])
+    (ids,) = vocabulary.encode(["a<tool>b<tool>"])
+    assert [vocabulary.token_bytes[ident] for ident in ids] == [b" a", b"<tool>", b" b", b"<tool>"]
+    aligner = SpanAligner(vocabulary.tokenizer, with_added(byte_level(), ["<tool>"]).tokenizer)
+    spans = aligner.align(ids, aligner.teacher.encode(["a<tool>b<tool>"])[0]).to_array()
+    assert spans.tolist() == [[0, 1, 0, 1], [1, 2, 1, 2], [3, 4, 3, 4]]
+
+
+def with_added(backend: Tokenizer, tokens: list[str]) -> CanonicalVocabulary:
+    changed = Tokenizer.from_str(backend.to_str())
+    changed.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    return CanonicalVocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=changed))
+
+
+def byte_level() -> Tokenizer:
+    backend = Tokenizer(models.BPE({character: byte for byte, character in BYTE_TO_UNICODE.items()}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def test_a_directory_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ def read_components(tokenizer: PreTrainedTokenizerBase) -> Components:
     if "ByteLevel" in decoders:
         return Components("byte_level", dummy_prefix)
     if "Metaspace" in decoders or "ByteFallback" in decoders:
-        if not _has_byte_fallback(backend):
+        if not _has_byte_fallback(model):
             raise _inexact(name, f"its {model_kind} model has no byte fallback, so unknown characters are lost")
+        if (lost := _byte_without_piece(backend)) is not None:
+            raise _inexact(name, f"its {model_kind} model has no piece for the byte 0x{lost:02X}")
         return Components("metaspace", dummy_prefix)
     raise _inexact(name, f"its {model_kind} model has the decoder {sorted(decoders) or 'None'}")
 
@@ -76,11 +78,24 @@ def _inexact(name: str, reason: str) -> InexactTokenizerError:
     )
 
 
-def _has_byte_fallback(backend: Any) -> bool:
-    if hasattr(backend.model, "byte_fallback"):
-        return bool(backend.model.byte_fallback)
-    # A Unigram model does not expose the setting, which only works with a piece for every byte.
-    return all(backend.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+def _has_byte_fallback(model: Any) -> bool:
+    # A Unigram model exposes the setting in its state alone, behind the vocabulary.
+    exposed = getattr(model, "byte_fallback", None)
+    return bool(model.__getstate__().endswith(b'"byte_fallback":true}') if exposed is None else exposed)
+
+
+def _byte_without_piece(backend: Any) -> int | None:
+    """The first byte of UTF-8 that neither a byte piece nor, in ASCII, a character stands for."""
+    in_use = (*range(0xC0), *range(0xC2, 0xF5))
+    known = backend.get_vocab(with_added_tokens=False)
+    return next(
+        (
+            byte
+            for byte in in_use
+            if f"<0x{byte:02X}>" not in known and (byte >= 0x80 or chr(byte).replace(" ", "▁") not in known)
+        ),
+        None,
+    )
 
 
 def _has_dummy_prefix(backend: Any) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.integrations.mistral.constants import is_tekken_vocab_filename
+from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
 
-from xtoken_pl.tokenization import sentencepiece_form, tiktoken_form
+from xtoken_pl.tokenization import bytes_form, sentencepiece_form, tiktoken_form
 from xtoken_pl.tokenization.tokenizer_file import PROBES
 from xtoken_pl.utilities.errors import UserError
 
@@ -27,26 +29,11 @@ class Original:
         kind: What it is, for messages.
         encode: Ids of a text in its own program, without special tokens.
         fast_form: Builds the same tokenizer for the `tokenizers` library.
-        roles: Tokens of the roles that the tokenizer itself does not declare.
     """
 
     kind: str
     encode: Callable[[str], list[int]]
     fast_form: Callable[[], Tokenizer]
-    roles: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of_encoding(cls, encoding: Any, kind: str, **roles: str) -> Original:
-        return cls(kind, encoding.encode_ordinary, lambda: tiktoken_form.fast_form(encoding), roles)
-
-    @classmethod
-    def of_sentencepiece(cls, file: Path, model: Any) -> Original:
-        from sentencepiece import SentencePieceProcessor
-
-        processor = SentencePieceProcessor(model_proto=model.SerializeToString())
-        return cls(
-            f"the SentencePiece model {file.name}", processor.encode, lambda: sentencepiece_form.fast_form(model)
-        )
 
 
 def find_original(tokenizer: PreTrainedTokenizerBase, file: Path | None) -> Original | None:
@@ -57,61 +44,142 @@ def find_original(tokenizer: PreTrainedTokenizerBase, file: Path | None) -> Orig
         file: File from which it was loaded, if there is one.
 
     Raises:
-        UserError: If the file has tiktoken's ranks alone: the pattern that splits texts is in the code of the model.
+        UserError: If the file has tiktoken's ranks alone, see :func:`refuse_ranks`.
     """
+    own = partial(_encode, tokenizer)
+    if isinstance(tokenizer, ByT5Tokenizer):
+        return Original("ByT5", own, partial(bytes_form.fast_form, tokenizer))
     if encoding := tiktoken_form.find_encoding(tokenizer):
-        return Original.of_encoding(encoding, f"the tiktoken encoding of {type(tokenizer).__name__}")
+        kind = f"the tiktoken encoding of {type(tokenizer).__name__}"
+        return Original(kind, own, partial(tiktoken_form.fast_form, encoding))
     if file is None or not file.is_file():
         return None
-    if is_tekken_vocab_filename(file):
-        return Original.of_encoding(tiktoken_form.read_tekken(file), file.name, **TEKKEN_ROLES)
+    refuse_ranks(file)
     if file.suffix == ".model" and (model := sentencepiece_form.read_model(file)):
-        return Original.of_sentencepiece(file, model)
-    if file.suffix in (".model", ".tiktoken"):
+        return _of_sentencepiece(file, model, own if _backend(tokenizer) is None else None)
+    return None
+
+
+def _of_sentencepiece(file: Path, model: Any, own: Callable[[str], list[int]] | None) -> Original:
+    sentencepiece_form.check(model, file.name)
+    from sentencepiece import SentencePieceProcessor
+
+    encode = own or SentencePieceProcessor(model_proto=model.SerializeToString()).encode
+    return Original(f"the SentencePiece model {file.name}", encode, partial(sentencepiece_form.fast_form, model))
+
+
+def refuse_ranks(file: Path) -> None:
+    """Raises an error if a file has tiktoken's ranks alone: the pattern that splits texts is in the code of the model.
+
+    Raises:
+        UserError: If it has.
+    """
+    if tiktoken_form.has_ranks(file):
         raise UserError(
             f"a tiktoken file has ranks, but no pattern by which texts are split, got {str(file)!r} without the code "
             "of its tokenizer; set trust_remote_code to true if the code is in the same place, or save the tokenizer "
             "as tokenizer.json"
         )
-    return None
+
+
+def require(packages: Mapping[str, str], file: str) -> None:
+    """Raises an error if packages that read a tokenizer's file are missing.
+
+    Args:
+        packages: Names of the packages by the modules that they have.
+        file: Name of the file, for the message.
+
+    Raises:
+        UserError: If one of them is not installed.
+    """
+    missing = [name for module, name in packages.items() if find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"{file} is read with {' and '.join(missing)}, which is not installed; install it (pip install "
+            "'xtoken_pl[tokenizers]'), or use a tokenizer that has a tokenizer.json"
+        )
+
+
+def from_tekken(file: Path, settings: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    """Builds the tokenizer of Mistral's tekken.json, which writes ``<s>`` before a text.
+
+    Args:
+        file: The tekken.json.
+        settings: Contents of tokenizer_config.json; its roles and its chat template are taken over.
+
+    Raises:
+        UserError: If tiktoken is not installed, or splits the probes in another way.
+    """
+    require({"tiktoken": "tiktoken"}, file.name)
+    encoding = tiktoken_form.read_tekken(file)
+    original = Original(file.name, encoding.encode_ordinary, partial(tiktoken_form.fast_form, encoding))
+    fast = original.fast_form()
+    _write_around(fast, [TEKKEN_ROLES["bos_token"]], [])
+    roles = {role: settings.get(role, token) for role, token in TEKKEN_ROLES.items()}
+    known = {role: token for role, token in roles.items() if _is_token(fast, token)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=settings.get("chat_template"), **known)
+    _check(tokenizer, original)
+    return tokenizer
 
 
 def as_original(tokenizer: PreTrainedTokenizerBase, original: Original) -> PreTrainedTokenizerBase:
-    """Returns ``tokenizer`` if it gives the ids of ``original``, otherwise the fast form of ``original``.
+    """Returns ``tokenizer`` if it is fast and gives the ids of ``original``, otherwise the fast form of ``original``.
+
+    Code around an encoding may compose characters first, as Qwen's does: if the fast form differs from a slow
+    tokenizer, that with NFC is tried.
 
     Raises:
         UserError: If the fast form gives other ids, too.
     """
-    is_fast = getattr(tokenizer, "backend_tokenizer", None) is not None
-    if is_fast and not original.roles and _first_difference(tokenizer, original) is None:
+    is_slow = _backend(tokenizer) is None
+    if not is_slow and _first_difference(tokenizer, original) is None:
         return tokenizer
-    converted = _with_roles(original.fast_form(), tokenizer, original.roles)
-    if text := _first_difference(converted, original):
+    forms = _forms(tokenizer, original, is_slow=is_slow)
+    converted = next((form for form in forms if _first_difference(form, original) is None), None)
+    if converted is None:
+        converted = next(_forms(tokenizer, original, is_slow=False))
+        _check(converted, original)
+    return converted
+
+
+def _forms(
+    tokenizer: PreTrainedTokenizerBase, original: Original, *, is_slow: bool
+) -> Iterator[PreTrainedTokenizerFast]:
+    fast = original.fast_form()
+    yield _with_roles(fast, tokenizer)
+    if is_slow and fast.normalizer is None:
+        fast.normalizer = normalizers.NFC()
+        yield _with_roles(fast, tokenizer)
+
+
+def _check(converted: PreTrainedTokenizerFast, original: Original) -> None:
+    text = _first_difference(converted, original)
+    if text is not None:
         raise UserError(
             f"a tokenizer must have an exact fast form, but that of {original.kind} gives {text!r} the ids "
             f"{_encode(converted, text)[:8]} instead of {original.encode(text)[:8]}; use a tokenizer that has a "
             "tokenizer.json"
         )
-    return converted
 
 
-def _with_roles(
-    fast: Tokenizer, tokenizer: PreTrainedTokenizerBase, roles: Mapping[str, str]
-) -> PreTrainedTokenizerFast:
+def _with_roles(fast: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """Gives a fast form the roles, the chat template and the tokens around a text that ``tokenizer`` has."""
-    before, after = _around(tokenizer)
-    if before or after:
-        template = " ".join([*before, "$A", *after])
-        ids = [(token, fast.token_to_id(token)) for token in dict.fromkeys(before + after)]
-        fast.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
-    named = {**roles, **tokenizer.special_tokens_map}
+    _write_around(fast, *_around(tokenizer))
     return PreTrainedTokenizerFast(
         tokenizer_object=fast,
         chat_template=tokenizer.chat_template,
         model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
-        **{role: token for role, token in named.items() if _is_token(fast, token)},
+        **{role: token for role, token in tokenizer.special_tokens_map.items() if _is_token(fast, token)},
     )
+
+
+def _write_around(fast: Tokenizer, before: list[str], after: list[str]) -> None:
+    """Lets a tokenizer write special tokens before and after a text."""
+    if before or after:
+        template = " ".join([*before, "$A", *after])
+        ids = [(token, fast.token_to_id(token)) for token in dict.fromkeys(before + after)]
+        fast.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
@@ -130,6 +198,10 @@ def _first_difference(tokenizer: PreTrainedTokenizerBase, original: Original) ->
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return ids
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Any | None:
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def _is_token(fast: Tokenizer, token: Any) -> bool:

@@ -7,19 +7,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from xtoken_pl.tokenization.converted import as_original, find_original
+from xtoken_pl.tokenization.converted import as_original, find_original, from_tekken, refuse_ranks, require
 from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, tokens_missing_in_file
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import first_of, reason_of
 
 _FILE = "tokenizer.json"
+_TEKKEN = "tekken.json"
+_CONFIG = "tokenizer_config.json"
 #: Names of the files that hold a tokenizer: that of `tokenizers`, and those that transformers converts.
-_FILES = (_FILE, "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
+_FILES = (_FILE, "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", _TEKKEN)
 #: Other files in which a tokenizer may declare special tokens.
-_DECLARATIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_DECLARATIONS = (_CONFIG, "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(
@@ -42,16 +44,16 @@ def load_tokenizer(
             "splits a text. Write a model directory from the file and the original's tokenizer, and give that "
             "(python -m xtoken_pl convert)"
         )
-    if folder.is_dir() and not _has(folder, _FILES):
+    if folder.is_dir() and not _has(folder, _FILES) and not _is_byt5(source):
         raise UserError(
             f"a tokenizer must be a directory with a tokenizer.json or a hub id; the directory {source!r} has no "
             "tokenizer.json. Copy the tokenizer's files into it, or check the path"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         if file := _find_file(source, _FILE, revision):
+            tokenizer = _load_with_file(source, revision, trust_remote_code)
             return _as_in_file(tokenizer, file, source, revision)
-        return _as_original(tokenizer, source)
+        return _load_without_file(source, revision, trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # `tokenizers` raises bare exceptions for an invalid tokenizer.json
@@ -79,15 +81,50 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | No
     return difference(loaded, read_file(folder / _FILE), _declared_texts(str(folder), None))
 
 
-def _as_original(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
-    """Returns the fast form of a tokenizer that has no tokenizer.json."""
-    file = getattr(tokenizer, "vocab_file", None) or tokenizer.init_kwargs.get("vocab_file")
-    original = find_original(tokenizer, Path(file) if isinstance(file, str) else None)
+def _load_with_file(source: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer that has a tokenizer.json; code of its own is not needed for that."""
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError:  # among others, for code that is not trusted
+        if trust_remote_code or "auto_map" not in _settings(source, revision):
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
+
+
+def _load_without_file(source: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Loads the fast form of a tokenizer that has no tokenizer.json."""
+    settings = _settings(source, revision)
+    if file := _find_file(source, _TEKKEN, revision):
+        tokenizer: PreTrainedTokenizerBase = from_tekken(file, settings)
+        tokenizer.name_or_path = source
+        return tokenizer
+    if "auto_map" not in settings or not trust_remote_code:
+        for found in sorted((*Path(source).glob("*.tiktoken"), *Path(source).glob("*.model"))):
+            refuse_ranks(found)
+    if file := _find_file(source, "tokenizer.model", revision):
+        require({"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}, file.name)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    named = getattr(tokenizer, "vocab_file", None) or tokenizer.init_kwargs.get("vocab_file")
+    original = find_original(tokenizer, Path(named) if isinstance(named, str) else None)
     if original is None:
         return tokenizer
     exact = as_original(tokenizer, original)
     exact.name_or_path = source
     return exact
+
+
+def _settings(source: str, revision: str | None) -> dict[str, Any]:
+    """Reads tokenizer_config.json, and the chat template that may stand beside it."""
+    file = _find_file(source, _CONFIG, revision)
+    settings: dict[str, Any] = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    if template := _find_file(source, "chat_template.jinja", revision):
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    return settings
+
+
+def _is_byt5(source: str) -> bool:
+    """Whether a directory holds a tokenizer that needs no file of tokens."""
+    return (Path(source) / _CONFIG).is_file() and _settings(source, None).get("tokenizer_class") == "ByT5Tokenizer"
 
 
 def _as_in_file(

@@ -9,8 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers.convert_slow_tokenizer import import_protobuf
 from transformers.tokenization_utils_base import generate_merges
 
-from xtoken_pl.tokenization.components import SPACES_AT_ENDS
-from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.tokenization.components import SPACES_AT_ENDS, InexactTokenizerError
 
 # Types of pieces in sentencepiece_model.proto
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -28,19 +27,42 @@ def read_model(file: Path) -> Any | None:
     return proto if len(proto.pieces) else None
 
 
-def fast_form(proto: Any) -> Tokenizer:
-    """Builds the tokenizer with the pieces, scores and normalizer of a SentencePiece model.
+def check(proto: Any, name: str) -> None:
+    """Raises an error if a SentencePiece model has no exact fast form.
+
+    Args:
+        proto: The model.
+        name: Its name, for the message.
 
     Raises:
-        UserError: If the model is of a kind that `tokenizers` lacks.
+        InexactTokenizerError: If it has no byte fallback, rewrites texts by rules of its own, or is of a kind that the
+            `tokenizers` library lacks.
     """
     trainer, rules = proto.trainer_spec, proto.normalizer_spec
+    reason = None
     if trainer.model_type not in (_UNIGRAM, _BPE):
-        raise UserError("a SentencePiece model must be of the kind unigram or BPE, got one of words or characters")
-    if trainer.treat_whitespace_as_suffix or not rules.escape_whitespaces:
-        raise UserError("a SentencePiece model must write a space as ▁ before a word, got one that does not")
+        reason = "it is of the kind word or char, not unigram or BPE"
+    elif not trainer.byte_fallback:
+        reason = "it has no byte fallback, so unknown characters are lost"
+    elif trainer.treat_whitespace_as_suffix or not rules.escape_whitespaces:
+        reason = "it does not write a space as ▁ before a word"
+    elif rules.precompiled_charsmap:
+        # The library replaces a whole grapheme cluster whose first character has an entry in the rules.
+        reason = (
+            f"the tokenizers library applies its rewriting rules ({rules.name}) to clusters of characters, and loses "
+            "some, such as U+0354 behind U+2049"
+        )
+    if reason:
+        raise InexactTokenizerError(
+            f"the SentencePiece model {name!r} has no exact fast form: {reason}. Use a model with byte fallback and "
+            "the normalization rule identity, or save the tokenizer as tokenizer.json, whose ids then count"
+        )
+
+
+def fast_form(proto: Any) -> Tokenizer:
+    """Builds the tokenizer of a SentencePiece model that :func:`check` passes."""
     tokenizer = Tokenizer(_model(proto))
-    tokenizer.normalizer = normalizers.Sequence(_normalizers(rules))
+    tokenizer.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     for kind, is_special in ((_CONTROL, True), (_UNKNOWN, True), (_USER_DEFINED, False)):
         pieces = [piece.piece for piece in proto.pieces if piece.type == kind]
@@ -52,16 +74,14 @@ def _model(proto: Any) -> models.Unigram | models.BPE:
     trainer = proto.trainer_spec
     scores = [(piece.piece, piece.score) for piece in proto.pieces]
     if trainer.model_type == _UNIGRAM:
-        return models.Unigram(scores, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
+        return models.Unigram(scores, unk_id=trainer.unk_id, byte_fallback=True)
     vocabulary = {piece: index for index, (piece, _) in enumerate(scores)}
     merges = generate_merges(vocabulary, dict(scores))
-    return models.BPE(
-        vocabulary, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback
-    )
+    return models.BPE(vocabulary, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=True)
 
 
 def _normalizers(rules: Any) -> list[Any]:
-    parts: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
+    parts: list[Any] = []
     if rules.remove_extra_whitespaces:
         parts += [normalizers.Replace(Regex(SPACES_AT_ENDS), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     parts += [normalizers.Prepend("▁")] if rules.add_dummy_prefix else []

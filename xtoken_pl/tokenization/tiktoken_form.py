@@ -16,6 +16,13 @@ from xtoken_pl.tokenization.vocabulary import BYTE_TO_UNICODE
 if TYPE_CHECKING:
     from tiktoken import Encoding
 
+# One line of a file of ranks: a token in base64 and its rank.
+_RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
+#: Special tokens of a tekken.json that lists none, before version 7; all others are named by their ids.
+_FIRST_SPECIAL = (
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
+    *("[/TOOL_RESULTS]", "[TOOL_CALLS]"),
+)
 # "{1,3}+" keeps what it has matched in tiktoken, and repeats the group in Oniguruma.
 _POSSESSIVE_INTERVAL = re.compile(r"(\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|[^\\\[\](){}|])(\{\d*,?\d*\})\+")
 
@@ -29,18 +36,27 @@ def find_encoding(tokenizer: Any) -> Encoding | None:
     return next((value for value in vars(tokenizer).values() if isinstance(value, Encoding)), None)
 
 
+def has_ranks(file: Path) -> bool:
+    """Whether a file holds tiktoken's ranks: a token and its rank in each line."""
+    with file.open("rb") as lines:
+        return _RANK.fullmatch(lines.readline(1024)) is not None
+
+
 def read_tekken(file: Path) -> Encoding:
     """Reads a tekken.json: tokens in order of rank behind the special ones, which have the lowest ids.
 
     Raises:
         ImportError: If tiktoken is not installed.
-        KeyError: If the file is not a tekken.json of version 7 or later.
+        KeyError: If the file is not a tekken.json.
     """
     from tiktoken import Encoding
 
     content = json.loads(file.read_text(encoding="utf-8"))
     config = content["config"]
-    special = {token["token_str"]: token["rank"] for token in content["special_tokens"]}
+    named = content.get("special_tokens") or [
+        {"token_str": token, "rank": rank} for rank, token in enumerate(_FIRST_SPECIAL)
+    ]
+    special = {token["token_str"]: token["rank"] for token in named}
     num_special = config.get("default_num_special_tokens") or len(special)
     taken = set(special.values())
     special |= {f"<SPECIAL_{rank}>": rank for rank in range(num_special) if rank not in taken}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from xtoken_pl.tokenization.components import Components, read_components, without_dummy_prefix
+from xtoken_pl.tokenization.components import Components, InexactTokenizerError, read_components, without_dummy_prefix
 from xtoken_pl.tokenization.roles import special_roles
 from xtoken_pl.utilities.errors import UserError
 
@@ -86,6 +86,7 @@ class CanonicalVocabulary:
     @classmethod
     def _read(cls, tokenizer: PreTrainedTokenizerBase) -> CanonicalVocabulary:
         components = read_components(tokenizer)
+        backend = tokenizer.backend_tokenizer
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values()) + 1
         added = tokenizer.added_tokens_decoder
@@ -98,7 +99,8 @@ class CanonicalVocabulary:
             if token_id in special:
                 continue
             if components.kind == "byte_level":
-                token_bytes[token_id] = token.encode() if token_id in added else _undo_byte_level(token)
+                is_added = token_id in added
+                token_bytes[token_id] = _added_bytes(backend, token) if is_added else _undo_byte_level(token)
             elif match := _BYTE_PIECE.fullmatch(token):
                 token_bytes[token_id] = bytes([int(match[1], 16)])
                 is_byte_piece[token_id] = True
@@ -221,6 +223,17 @@ def _undo_byte_level(token: str) -> bytes:
     except UnicodeEncodeError:
         # The token has a character outside the table: its own UTF-8 bytes, as in the ByteLevel decoder.
         return token.encode()
+
+
+def _added_bytes(backend: Any, token: str) -> bytes:
+    """Bytes of an added token of a byte-level tokenizer, which texts spell as it is."""
+    spelled = _undo_byte_level(token)
+    if spelled != token.encode() and (token_id := backend.model.token_to_id(token)) is not None:
+        raise InexactTokenizerError(
+            f"an id must stand for one text, but {token_id} is the added token {token!r}, and elsewhere stands for the "
+            f"bytes {spelled!r}; remove it from the added tokens"
+        )
+    return token.encode()
 
 
 def _prefix_ids(tokenizer: PreTrainedTokenizerBase, special: set[int]) -> tuple[int, ...]:
