@@ -5,6 +5,7 @@ import io
 import json
 import pydoc_data.topics
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class SlowTokenizer(PreTrainedTokenizer):
         with open(vocab_file, "rb") as file:
             lines = [line.split() for line in file]
         ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        special = {"<|end|>": len(ranks) + 1, "<|start|>": len(ranks) + 3}
+        special = {token: len(ranks) + behind for token, behind in SPECIAL.items()}
         self.encoding = tiktoken.Encoding("slow", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
         self.names = {rank: token.decode("latin-1") for token, rank in ranks.items()}
         self.names |= {rank: token for token, rank in special.items()}
@@ -45,6 +46,45 @@ class SlowTokenizer(PreTrainedTokenizer):
 
     def _convert_token_to_id(self, token):
         return self.ranks[token]
+
+    def _convert_id_to_token(self, index):
+        return self.names[index]
+"""
+
+# As in RWKV's own code.
+_LONGEST_MATCH = """
+import ast
+from transformers import PreTrainedTokenizer
+
+class SlowTokenizer(PreTrainedTokenizer):
+    vocab_files_names = {"vocab_file": "rwkv.txt"}
+
+    def __init__(self, vocab_file, **kwargs):
+        self.ranks = {}
+        with open(vocab_file, encoding="utf-8") as file:
+            for line in file:
+                token = ast.literal_eval(line[line.index(" ") : line.rindex(" ")].strip())
+                self.ranks[token if isinstance(token, bytes) else token.encode()] = int(line[: line.index(" ")])
+        self.names = {rank: token.decode("latin-1") for token, rank in self.ranks.items()}
+        super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self):
+        return 65536
+
+    def get_vocab(self):
+        return {name: rank for rank, name in self.names.items()}
+
+    def _tokenize(self, text):
+        found, left = [], text.encode()
+        while left:
+            length = next(length for length in range(min(128, len(left)), 0, -1) if left[:length] in self.ranks)
+            found.append(left[:length].decode("latin-1"))
+            left = left[length:]
+        return found
+
+    def _convert_token_to_id(self, token):
+        return self.ranks[token.encode("latin-1")]
 
     def _convert_id_to_token(self, index):
         return self.names[index]
@@ -100,24 +140,46 @@ def write_ranks(file: Path) -> None:
     file.write_bytes(b"".join(lines))
 
 
-def write_slow(folder: Path, pattern: str = O200K_SPLIT, rewrite: str = "text") -> Path:
-    """Writes a slow tokenizer with code of its own around the first tokens of o200k.
+def write_slow(folder: Path, pattern: str = O200K_SPLIT, rewrite: str = "text", ranks: Path | None = None) -> Path:
+    """Writes a slow tokenizer with code of its own around tiktoken.
 
     Args:
+        pattern: Pattern by which texts are split.
         rewrite: Python expression for what its code makes of ``text`` first.
+        ranks: A tiktoken file; default: the first tokens of o200k.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_ranks(folder / "ranks.tiktoken")
-    head = f"PATTERN = {pattern!r}\nREWRITE = lambda text: {rewrite}\n"
-    (folder / "slow_tokenizer.py").write_text(head + _CODE)
-    settings = {
-        "tokenizer_class": "SlowTokenizer",
-        "auto_map": {"AutoTokenizer": ["slow_tokenizer.SlowTokenizer", None]},
-        "eos_token": "<|end|>",
-        "bos_token": "<|start|>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if ranks is None:
+        write_ranks(folder / "ranks.tiktoken")
+    else:
+        shutil.copy(ranks, folder / "ranks.tiktoken")
+    special = {"<|end|>": 1, "<|start|>": 3}  # behind the ranks, with holes
+    head = f"PATTERN, SPECIAL = {pattern!r}, {special}\nREWRITE = lambda text: {rewrite}\n"
+    _write_code(folder, head + _CODE, eos_token="<|end|>", bos_token="<|start|>")
     return folder
+
+
+def write_longest_match(folder: Path, vocabulary: Path) -> Path:
+    """Writes a slow tokenizer that takes the longest token at each byte, with the tokens of RWKV's file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(vocabulary, folder / "rwkv.txt")
+    _write_code(folder, _LONGEST_MATCH)
+    return folder
+
+
+def _write_code(folder: Path, code: str, **settings: str) -> None:
+    (folder / "slow_tokenizer.py").write_text(code)
+    named = {"tokenizer_class": "SlowTokenizer", "auto_map": {"AutoTokenizer": ["slow_tokenizer.SlowTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named | settings))
+
+
+def is_tie(processor: Any, text: str, ids: list[int]) -> bool:
+    """Whether two ways to split a text are equally probable under a unigram model, which takes one by rounding."""
+    scores = [
+        sum(processor.get_score(token) for token in way if not processor.is_byte(token))
+        for way in (ids, processor.encode(text))
+    ]
+    return abs(scores[0] - scores[1]) < 1e-4 * (1 + abs(scores[0]))
 
 
 def texts(number: int) -> Iterator[str]:

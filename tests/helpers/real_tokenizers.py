@@ -23,7 +23,7 @@ from xtoken_pl.cli.prepare import gguf_file, load_gguf_tokenizer
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
-_QWEN_SPLIT = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
+QWEN_SPLIT = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 O200K_SPLIT = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?"
@@ -114,7 +114,7 @@ def qwen3() -> PreTrainedTokenizerFast:
     Vocabulary: `qwen3.vocab` and `qwen3.special` of the pip package quicktok-v1. Split pattern: Qwen2's, also in
     transformers' Qwen2Tokenizer, with every digit on its own.
     """
-    tokenizer = _byte_level_bpe("qwen3", _QWEN_SPLIT, ignore_merges=False)
+    tokenizer = _byte_level_bpe("qwen3", QWEN_SPLIT, ignore_merges=False)
     tokenizer.normalizer = normalizers.NFC()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 

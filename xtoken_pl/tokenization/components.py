@@ -124,19 +124,27 @@ def _inner(sequence: dict[str, Any]) -> str:
     return next(key for key in ("decoders", "normalizers", "pretokenizers") if key in sequence)
 
 
-def without_dummy_prefix(backend: Any) -> Any:
-    """Returns a copy of ``backend`` that encodes a text as if it stood in the middle of a longer one."""
+def without_dummy_prefix(backend: Any, *, is_mid_text: bool = True) -> Any:
+    """Returns a copy of ``backend`` that prepends no space.
+
+    Args:
+        backend: Backend of a fast tokenizer.
+        is_mid_text: Whether it encodes a text as if it stood in the middle of a longer one, so that spaces at both ends
+            stay, too.
+    """
     state = json.loads(backend.to_str())
-    stripped = {name: _strip_prefix(state[name]) for name in ("normalizer", "pre_tokenizer")}
+    left_out = [SPACES_AT_ENDS] if is_mid_text else []
+    stripped = {name: _strip_prefix(state[name], left_out) for name in ("normalizer", "pre_tokenizer")}
     return type(backend).from_str(json.dumps(state | stripped))
 
 
-def _strip_prefix(state: dict[str, Any] | None) -> dict[str, Any] | None:
-    if state is None or state["type"] == "Prepend" or state.get("pattern") == {"Regex": SPACES_AT_ENDS}:
+def _strip_prefix(state: dict[str, Any] | None, left_out: list[str]) -> dict[str, Any] | None:
+    if state is None or state["type"] == "Prepend" or (state.get("pattern") or {}).get("Regex") in left_out:
         return None
     if state["type"] == "Sequence":
         inner = _inner(state)
-        return {**state, inner: [part for part in map(_strip_prefix, state[inner]) if part is not None]}
+        parts = (_strip_prefix(part, left_out) for part in state[inner])
+        return {**state, inner: [part for part in parts if part is not None]}
     if state["type"] == "Metaspace":
         return {**state, "prepend_scheme": "never"}
     if state["type"] == "ByteLevel":

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from xtoken_pl.tokenization import sentencepiece_form
 from xtoken_pl.tokenization.converted import as_original, find_original, from_tekken, refuse_ranks, require
 from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, tokens_missing_in_file
 from xtoken_pl.utilities.errors import UserError
@@ -44,7 +45,7 @@ def load_tokenizer(
             "splits a text. Write a model directory from the file and the original's tokenizer, and give that "
             "(python -m xtoken_pl convert)"
         )
-    if folder.is_dir() and not _has(folder, _FILES) and not _is_byt5(source):
+    if folder.is_dir() and not _has(folder, _FILES) and not _may_lack_files(source):
         raise UserError(
             f"a tokenizer must be a directory with a tokenizer.json or a hub id; the directory {source!r} has no "
             "tokenizer.json. Copy the tokenizer's files into it, or check the path"
@@ -103,6 +104,8 @@ def _load_without_file(source: str, revision: str | None, trust_remote_code: boo
             refuse_ranks(found)
     if file := _find_file(source, "tokenizer.model", revision):
         require({"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}, file.name)
+        if model := sentencepiece_form.read_model(file):
+            sentencepiece_form.check(model, file.name)  # before transformers spends minutes on a conversion
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     named = getattr(tokenizer, "vocab_file", None) or tokenizer.init_kwargs.get("vocab_file")
     original = find_original(tokenizer, Path(named) if isinstance(named, str) else None)
@@ -122,9 +125,12 @@ def _settings(source: str, revision: str | None) -> dict[str, Any]:
     return settings
 
 
-def _is_byt5(source: str) -> bool:
-    """Whether a directory holds a tokenizer that needs no file of tokens."""
-    return (Path(source) / _CONFIG).is_file() and _settings(source, None).get("tokenizer_class") == "ByT5Tokenizer"
+def _may_lack_files(source: str) -> bool:
+    """Whether the tokenizer of a directory has code of its own, or is ByT5's, which has no file of tokens."""
+    if not (Path(source) / _CONFIG).is_file():
+        return False
+    settings = _settings(source, None)
+    return "auto_map" in settings or settings.get("tokenizer_class") == "ByT5Tokenizer"
 
 
 def _as_in_file(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xtoken_pl.tokenization.components import list_parts
+from xtoken_pl.tokenization.components import list_parts, without_dummy_prefix
 from xtoken_pl.tokenization.vocabulary import BYTE_TO_UNICODE, CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
@@ -32,8 +32,10 @@ class Normalizer:
     """
 
     def __init__(self, vocabulary: CanonicalVocabulary) -> None:
-        with vocabulary.mid_text_backend() as backend:  # prepends no space
-            self._normalizer: Any = backend.normalizer
+        backend = vocabulary.tokenizer.backend_tokenizer
+        if vocabulary.components.dummy_prefix:
+            backend = without_dummy_prefix(backend, is_mid_text=False)
+        self._normalizer: Any = backend.normalizer
         self._is_metaspace = vocabulary.components.kind == "metaspace"
         parts = list_parts(self._normalizer)
         self._is_byte_level = any(part["type"] == "ByteLevel" for part in parts)

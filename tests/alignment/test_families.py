@@ -1,0 +1,124 @@
+"""Spans between real tokenizers of many families, over texts of many scripts: no token is misaligned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise, permutations
+
+import pytest
+from aligned_texts import bounds, reference_spans, tokens
+from reference import Span
+from scripts import SENTENCES, texts_of_scripts
+from tokenizer_table import ROWS
+
+from xtoken_pl.alignment import SpanAligner
+from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
+from xtoken_pl.tokenization.normalization import CommonNormalizer, Normalizer
+
+pytestmark = pytest.mark.slow
+
+#: Rows of the table of tokenizers whose vocabularies differ from each other in ordinary tokens.
+FAMILIES = (
+    "GPT-2",
+    "GPT-4 (cl100k)",
+    "GPT-4o, gpt-oss, Phi-4-mini (o200k)",
+    "Llama 3.1",
+    "DeepSeek-V3",
+    "Qwen2.5",
+    "Command R+",
+    "Claude",
+    "Whisper, code",
+    "Pixtral, tekken.json",
+    "Mistral 7B v0.1",
+    "Mistral 7B v0.3, tokenizer.model",
+    "Yi",
+    "InternLM2",
+    "Baichuan 2",
+    "ChatGLM3",
+    "Gemma 2",
+    "ByT5",
+)
+
+
+@dataclass
+class Family:
+    """A tokenizer with the tokens that it gives to texts."""
+
+    name: str
+    vocabulary: CanonicalVocabulary
+    normalizer: Normalizer = field(init=False)
+    ids: dict[str, list[int]] = field(default_factory=dict)
+    tokens: dict[str, list[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.normalizer = Normalizer(self.vocabulary)
+
+    def encode(self, texts: list[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self.ids]
+        for text, ids in zip(new, self.vocabulary.encode(new), strict=True):
+            self.ids[text] = ids
+            self.tokens[text] = tokens(self.vocabulary, ids)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> list[Family]:
+    found = []
+    for name in FAMILIES:
+        row = ROWS[name]
+        folder = row.write(tmp_path_factory.mktemp("tokenizer"))
+        tokenizer = load_tokenizer(str(folder), trust_remote_code=row.has_code)
+        found.append(Family(name, CanonicalVocabulary.from_tokenizer(tokenizer)))
+    return found
+
+
+def test_families_have_vocabularies_of_their_own(families: list[Family]) -> None:
+    vocabularies = [set(family.vocabulary.token_bytes) for family in families]
+    for one, other in combinations(vocabularies, 2):
+        assert len(one ^ other) > 0.02 * max(len(one), len(other)), "two rows have nearly the same tokens"
+
+
+def test_no_token_is_misaligned_between_any_two_families(families: list[Family]) -> None:
+    drawn = texts_of_scripts(30)
+    assert len(SENTENCES) >= 10
+    num_pairs = num_tokens = num_texts = 0
+    for student, teacher in permutations(families, 2):
+        common = CommonNormalizer({"student": student.vocabulary, "teacher": teacher.vocabulary})
+        aligner = SpanAligner(student.vocabulary.tokenizer, teacher.vocabulary.tokenizer)
+        rewritten = [common(text) for text in drawn] if common_changes(student, teacher) else drawn
+        for family in (student, teacher):
+            family.encode([*drawn, *rewritten])
+        for text in dict.fromkeys([*drawn, *rewritten]):
+            found = [tuple(span) for span in aligner.align(student.ids[text], teacher.ids[text]).to_array().tolist()]
+            problems = list(wrong(found, student.tokens[text], teacher.tokens[text]))
+            assert not problems, (student.name, teacher.name, text, problems)
+            num_tokens += len(student.ids[text]) + len(teacher.ids[text])
+            num_texts += 1
+        for text in dict.fromkeys(rewritten):
+            assert b"".join(student.tokens[text]) == b"".join(teacher.tokens[text]) == text.encode()
+        num_pairs += 1
+    assert num_pairs == len(families) * (len(families) - 1)
+    print(f"{len(families)} families, {num_pairs} pairs, {num_texts:,} texts, {num_tokens:,} tokens: 0 misaligned")
+
+
+def common_changes(student: Family, teacher: Family) -> bool:
+    return not (student.normalizer.changes_nothing and teacher.normalizer.changes_nothing)
+
+
+def wrong(found: list[Span], student: list[bytes], teacher: list[bytes]) -> Iterator[str]:
+    """What is wrong with spans: of the same bytes on both sides, all tokens; else, those in spans."""
+    for a, b, c, d in found:
+        if not b"".join(student[a:b]) == b"".join(teacher[c:d]) != b"":
+            yield f"span {(a, b, c, d)} has other bytes on both sides"
+        if {*bounds(student[a:b])[1:-1]} & {*bounds(teacher[c:d])[1:-1]}:
+            yield f"span {(a, b, c, d)} holds a boundary that both sides share"
+    for one, other in pairwise(found):
+        if one[1] > other[0] or one[3] > other[2]:
+            yield f"spans {one} and {other} overlap"
+    if b"".join(student) == b"".join(teacher):
+        for side, start, end in ((student, 0, 1), (teacher, 2, 3)):
+            covered = [index for span in found for index in range(span[start], span[end])]
+            if covered != [index for index, token in enumerate(side) if token]:
+                yield "a token lies in no span, or in two"
+        if found != reference_spans(student, teacher):
+            yield "spans are not those of the reference"
