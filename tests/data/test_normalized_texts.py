@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -88,7 +90,32 @@ def test_the_share_that_is_rewritten_is_said(tmp_path: Path) -> None:
     [message] = warned(data_module(tmp_path, ["one two six " * 10 + DECOMPOSED * 3] * 4))
     text = "one two six " * 10 + DECOMPOSED * 3
     changed = sum(len(word) for word in DECOMPOSED.split() if not word.isascii()) * 3
-    assert f"rewrites {100 * changed / len(''.join(text.split())):.0f}% of this text" in message
+    assert f"rewrites {100 * changed / len(text):.0f}% of this text" in message
+
+
+@pytest.mark.parametrize("text", ["one two six " * 30 + "e\u0301te\u0301 ", "one two six " * 200 + "e\u0301te\u0301 "])
+@pytest.mark.parametrize("sides", [(PLAIN, {"nfc": COMPOSING}), (COMPOSING, {"plain": PLAIN})])
+def test_the_share_that_is_rewritten_is_said_where_it_is_small(
+    tmp_path: Path,
+    text: str,
+    sides: tuple[CanonicalVocabulary, dict[str, CanonicalVocabulary]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert warned(data_module(tmp_path, [text] * 4, sides)) == []
+    [message] = [message for message in caplog.messages if "rewrites" in message and message.startswith("train:")]
+    role = "student" if sides[0] is COMPOSING else "teacher 'nfc'"
+    assert f"the normalizer of the {role} (NFC) rewrites" in message
+    said = float(re.search(r"rewrites ([\d.]+)% of the text", message)[1])
+    assert said == pytest.approx(100 * len("e\u0301te\u0301") / len(text), rel=0.2)  # some windows end within the text
+
+
+def test_nothing_is_said_of_normalizers_that_leave_the_text_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data_module(tmp_path, ["one two six " * 30] * 4)
+    assert not [message for message in caplog.messages if "rewrites" in message]
 
 
 @pytest.mark.parametrize("sides", [(COMPOSING, {"plain": PLAIN}), (rewriting("NFC"), {"plain": PLAIN})])

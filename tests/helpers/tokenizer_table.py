@@ -24,6 +24,13 @@ EXACT = "exact"
 _BPE, _SPM = "byte-level BPE", "SentencePiece BPE with byte fallback"
 _UNIGRAM = "SentencePiece unigram with byte fallback"
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# As in Kimi K2's code, with intersections of sets.
+_UPPER, _LOWER = (rf"[\p{{{kind}}}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]" for kind in (r"Lu}\p{Lt", "Ll"))
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_KIMI_SPLIT = (
+    rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 #: Whether ids of a text are those of the program that the tokenizer was written for.
 Program = Callable[[str, list[int]], bool]
 
@@ -159,7 +166,7 @@ _IDENTITY = {"byte_fallback": True, "normalization_rule_name": "identity"}
 ROWS: dict[str, Row] = {
     "GPT-2": _packaged(_BPE, "gpt2"),
     "GPT-4 (cl100k)": _packaged(_BPE, "cl100k"),
-    "GPT-4o, gpt-oss, Phi-4-mini (o200k)": _packaged(_BPE, "o200k"),
+    "GPT-4o (o200k)": _packaged(_BPE, "o200k"),
     "Llama 3.1": _packaged(_BPE, "llama3_1"),
     "DeepSeek-V3": _packaged(_BPE, "deepseek_v3"),
     "DeepSeek-V4": _packaged(_BPE, "deepseek_v4"),
@@ -196,6 +203,14 @@ ROWS: dict[str, Row] = {
         program=_by_code,
     ),
     "Whisper, ranks alone": _packaged("tiktoken", "whisper_ranks", "refused: no pattern by which texts are split"),
+    "Kimi-like, code": Row(
+        "tiktoken, with code",
+        "built in the test",
+        EXACT,
+        lambda folder: write_slow(folder, _KIMI_SPLIT),
+        _by_code,
+        has_code=True,
+    ),
     "Code that rewrites texts": Row(
         "tiktoken, with code",
         "built in the test",
@@ -224,6 +239,7 @@ ROWS: dict[str, Row] = {
         "exact up to ties",
         _up_to_ties,
         model_type="unigram",
+        character_coverage=1.0,
         remove_extra_whitespaces=False,
         **_IDENTITY,
     ),
@@ -232,6 +248,9 @@ ROWS: dict[str, Row] = {
     ),
     "SentencePiece unigram without byte fallback": _trained(
         "SentencePiece unigram", "refused: no byte fallback", model_type="unigram"
+    ),
+    "SentencePiece unigram without pieces for some digits": _trained(
+        _UNIGRAM, "refused: pieces with characters that are no pieces", model_type="unigram", **_IDENTITY
     ),
     "SentencePiece of characters": _trained(
         "SentencePiece char", "refused: of the kind word or char", model_type="char", vocab_size=90

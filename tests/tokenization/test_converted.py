@@ -31,6 +31,7 @@ EXACT: dict[str, dict[str, Any]] = {
     },
     "unigram": {
         "model_type": "unigram",
+        "character_coverage": 1.0,
         "byte_fallback": True,
         "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False,
@@ -77,6 +78,24 @@ def test_a_sentencepiece_model_without_an_exact_fast_form_is_refused_by_what_bre
     folder = write_sentencepiece(tmp_path, **options, **vocabulary)
     with pytest.raises(InexactTokenizerError, match=rf"'tokenizer.model' has no exact fast form: .*{reason}"):
         load_tokenizer(str(folder))
+
+
+def test_a_model_with_unused_pieces_is_refused(tmp_path: Path) -> None:
+    folder = write_sentencepiece(tmp_path, **EXACT["bpe"])
+    model = read_model(folder / "tokenizer.model")
+    model.pieces[-1].type = 5  # unused
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    with pytest.raises(InexactTokenizerError, match="pieces of the type unused"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_a_text_that_spells_a_special_token_or_a_byte_piece_stays_text(kind: str, tmp_path: Path) -> None:
+    vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(write_sentencepiece(tmp_path, **EXACT[kind]))))
+    for text in ("<s>", "</s>a", "<unk><0x0A>", "a <0xE4><0xB8>"):
+        (ids,) = vocabulary.encode([text])
+        assert b"".join(vocabulary.token_bytes[ident] for ident in ids).removeprefix(b" ") == text.encode()
+        assert not vocabulary.is_special[ids].any()
 
 
 def test_the_tokenizers_library_loses_characters_under_rewriting_rules(tmp_path: Path) -> None:

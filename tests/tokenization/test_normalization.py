@@ -10,7 +10,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl import CanonicalVocabulary
-from xtoken_pl.tokenization.normalization import CommonNormalizer, Normalizer
+from xtoken_pl.tokenization.normalization import CommonNormalizer, Normalizer, rewritten_share
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -76,3 +76,19 @@ def test_the_character_for_a_space_is_no_normalizer(llama2_style: PreTrainedToke
     assert common.description == "no normalizer, since no tokenizer has one"
     composed = normalizers.Sequence([normalizers.NFC(), llama2_style.backend_tokenizer.normalizer])
     assert Normalizer(with_normalizer(llama2_style, composed)).name == "NFC"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "share"),
+    [
+        ("none", "cafe\u0301 A  b", 0),
+        ("NFC", "cafe\u0301 au", 5 / 8),
+        ("NFC", "cafe\u0301 " * 5 + "tea " * 5, 25 / 50),
+        ("NFKC", "a\u00a0b", 1 / 3),
+        ("lowercase", "Aa bb", 2 / 5),
+        ("spaces", "a    b", 4 / 6),
+        ("spaces", "", 0),
+    ],
+)
+def test_the_share_of_a_text_that_is_rewritten_counts_words_and_spaces(name: str, text: str, share: float) -> None:
+    assert rewritten_share(Normalizer(rewriting(name)), text) == pytest.approx(share)

@@ -68,6 +68,15 @@ def test_sentencepiece_unigram_with_byte_fallback_is_exact() -> None:
     assert b"".join(vocabulary.token_bytes[ident] for ident in ids) == " aé a".encode()
 
 
+def test_a_unigram_tokenizer_reads_a_spelled_byte_piece_as_that_byte_which_is_in_no_span() -> None:
+    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256)), ("▁", -2.0), ("a", -1.0)]
+    tokenizer = fast(models.Unigram(pieces, unk_id=0, byte_fallback=True), sentencepiece_decoder(), unk_token="<unk>")
+    aligner = SpanAligner(tokenizer, PreTrainedTokenizerFast(tokenizer_object=byte_level()))
+    student, teacher = (side.encode(["a <0x41>a"])[0] for side in (aligner.student, aligner.teacher))
+    assert [aligner.student.token_bytes[ident] for ident in student] == [b"a", b" ", b"A", b"a"]
+    assert aligner.align(student, teacher).to_array().tolist() == [[0, 1, 0, 1], [1, 2, 1, 2], [3, 4, 8, 9]]
+
+
 def test_sentencepiece_unigram_without_byte_fallback_is_refused_by_name() -> None:
     model = models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("▁a", -1.0)], unk_id=0)
     with pytest.raises(InexactTokenizerError, match=r"'some/tokenizer'.*no byte fallback"):

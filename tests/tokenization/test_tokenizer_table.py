@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from original_tokenizers import texts
 from scripts import texts_of_scripts
-from tokenizer_table import ROWS, Row
+from tokenizer_table import ROWS, Program, Row
 
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 from xtoken_pl.tokenization.normalization import Normalizer
@@ -17,49 +21,77 @@ from xtoken_pl.utilities.errors import UserError
 
 #: Real tokenizers take seconds each, or come from packages.
 SLOW = {"Gemma 3", *(name for name, row in ROWS.items() if row.package)}
-TEXTS = [*texts_of_scripts(20), *texts(1000)]
+
+
+def rows(*, refused: bool) -> list:
+    chosen = [name for name, row in ROWS.items() if row.result.startswith("refused: ") == refused]
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW), id=name) for name in chosen]
 
 
 def read(row: Row, folder: Path) -> CanonicalVocabulary:
     return CanonicalVocabulary.from_tokenizer(load_tokenizer(str(folder), trust_remote_code=row.has_code))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ROWS])
-def test_a_tokenizer_of_the_table_does_what_its_row_says(name: str, tmp_path: Path) -> None:
+@dataclass
+class Loaded:
+    """A tokenizer of the table, and what its tokens must be."""
+
+    row: Row
+    vocabulary: CanonicalVocabulary
+    program: Program | None
+
+    def __post_init__(self) -> None:
+        self.normalizer = Normalizer(self.vocabulary)
+        known = set(self.vocabulary.token_bytes)
+        in_utf8 = [*range(0xC0), *range(0xC2, 0xF5)]
+        has_pieces = self.vocabulary.components.kind == "metaspace"  # and characters, such as ▁ for a space
+        self.lost = b"" if has_pieces else bytes(byte for byte in in_utf8 if bytes([byte]) not in known)
+
+    def check(self, texts: Iterable[str]) -> None:
+        """Asserts that the tokens of texts are their bytes, as the normalizers write them, and the program's ids."""
+        given = list(texts)
+        for text, ids in zip(given, self.vocabulary.encode(given), strict=True):
+            stream = self.vocabulary.byte_stream(np.array(ids, dtype=np.int64))[0].tobytes()
+            if self.vocabulary.components.dummy_prefix and ids:
+                assert stream.startswith(b" ")
+                stream = stream[1:]
+            assert stream == self.normalizer(text).encode().translate(None, delete=self.lost)
+            if self.program is not None:
+                assert self.program(text, ids), f"{text!r} has other ids in its own program"
+
+
+@pytest.fixture(scope="module", params=rows(refused=False))
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    row = ROWS[request.param]
+    folder = row.write(tmp_path_factory.mktemp("tokenizer"))
+    return Loaded(row, read(row, folder), row.program(folder) if row.program is not None else None)
+
+
+@pytest.mark.parametrize("name", rows(refused=True))
+def test_a_tokenizer_that_is_not_exact_is_refused_by_what_breaks_it(name: str, tmp_path: Path) -> None:
     row = ROWS[name]
     folder = row.write(tmp_path)
-    how, _, what = row.result.partition(": ")
-    if how == "refused":
-        with pytest.raises(UserError, match=re.escape(what)):
-            read(row, folder)
-        return
-    vocabulary = read(row, folder)
-    all_ids = vocabulary.encode(TEXTS)
-    check_bytes(vocabulary, all_ids, what, row.result)
-    if row.program is not None:
-        has_ids_of_program = row.program(folder)
-        differ = [text for text, ids in zip(TEXTS, all_ids, strict=True) if not has_ids_of_program(text, ids)]
-        assert not differ
+    with pytest.raises(UserError, match=re.escape(row.result.removeprefix("refused: "))):
+        read(row, folder)
 
 
-def check_bytes(vocabulary: CanonicalVocabulary, all_ids: list[list[int]], normalizers: str, result: str) -> None:
-    """Asserts that the tokens of all texts are the bytes of the text as the row says that it is rewritten."""
-    normalizer = Normalizer(vocabulary)
-    known = set(vocabulary.token_bytes)
-    lost = bytes(byte for byte in [*range(0xC0), *range(0xC2, 0xF5)] if bytes([byte]) not in known)
-    if match := re.search(r"but for (\d+) bytes", result):
-        assert len(lost) == int(match[1])
-    else:
-        assert not lost or vocabulary.components.kind == "metaspace"
-    num_rewritten = 0
-    for text, ids in zip(TEXTS, all_ids, strict=True):
-        stream = vocabulary.byte_stream(np.array(ids, dtype=np.int64))[0].tobytes()
-        if vocabulary.components.dummy_prefix and ids:
-            assert stream.startswith(b" ")
-            stream = stream[1:]
-        assert stream == normalizer(text).encode().translate(None, delete=lost)
-        num_rewritten += normalizer(text) != (
-            text.replace("▁", " ") if vocabulary.components.kind == "metaspace" else text
-        )
-    assert normalizer.name == normalizers
-    assert (num_rewritten > 0) == bool(normalizers)
+def test_tokens_of_texts_of_many_scripts_are_their_bytes(loaded: Loaded) -> None:
+    loaded.check([*texts_of_scripts(20), *texts(1000)])
+
+
+@given(text=st.text(max_size=40))
+@example("e\u0301\u0323 \u212b ﬁ ＡＢ İ ßẞ \u1112\u1161\u11ab\u0958\u0344")
+@example("▁Ġ <s></s><unk><0x0A><|endoftext|>[INST]")
+@example("  \t \n\n \r\n\u00a0\u3000\u200b ")
+def test_tokens_of_any_text_are_its_bytes(loaded: Loaded, text: str) -> None:
+    loaded.check([text])
+
+
+def test_what_a_tokenizer_rewrites_or_lacks_is_what_its_row_says(loaded: Loaded) -> None:
+    how, _, names = loaded.row.result.partition(": ")
+    assert loaded.normalizer.name == names
+    spelled = " " if loaded.vocabulary.components.kind == "metaspace" else "▁"
+    changed = [text for text in texts_of_scripts(20) if loaded.normalizer(text) != text.replace("▁", spelled)]
+    assert bool(changed) == (how == "rewrites")
+    lacking = re.search(r"but for (\d+) bytes", how)
+    assert len(loaded.lost) == (int(lacking[1]) if lacking else 0)

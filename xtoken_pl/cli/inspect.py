@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,11 +30,12 @@ from xtoken_pl.losses.counterparts import counterparts_in_projection
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.projection import Projection, build_projection
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
-from xtoken_pl.tokenization.normalization import CommonNormalizer
+from xtoken_pl.tokenization.normalization import CommonNormalizer, Normalizer, rewritten_share
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import read_text
+from xtoken_pl.utilities.words import percent
 
 _NO_LIMIT = 2**62  # the text is not cut into windows
 
@@ -98,7 +99,21 @@ def inspect(
         counterparts_in_projection(matrix, window[STUDENT_IDS]), student_vocabulary, vocabulary
     )
     shown = Inspection.from_window(text_file or "a text", window, student_vocabulary, teachers)
+    shown = replace(shown, notes=_rewritten(content, windower.named_sides, normalize=normalize))
     _show(shown.with_counterparts({"teacher": rows}), html, overwrite=overwrite)
+
+
+def _rewritten(text: str, sides: Mapping[str, CanonicalVocabulary], *, normalize: bool) -> tuple[str, ...]:
+    """How much of a text the normalizers of the sides rewrite, in words; nothing of those that leave it as it is."""
+    normalizers = {name: Normalizer(vocabulary) for name, vocabulary in sides.items()}
+    shares = {name: rewritten_share(normalizer, text) for name, normalizer in normalizers.items()}
+    rest = "; both sides read the rewritten text" if normalize else "; where bytes differ, tokens are in no span"
+    return tuple(
+        f"the normalizer of the {name} ({normalizers[name].name or '▁ as a space'}) rewrites {percent(share)} of the "
+        f"text, in whole words{rest}"
+        for name, share in shares.items()
+        if share
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,12 +151,14 @@ class Inspection:
         tokenizer: Name of the student's tokenizer.
         tokens: The student's tokens.
         teachers: Views of the teachers, by name.
+        notes: Lines about the text as a whole, below the title.
     """
 
     title: str
     tokenizer: str
     tokens: list[Token]
     teachers: dict[str, TeacherView]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_window(

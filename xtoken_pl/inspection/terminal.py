@@ -41,6 +41,8 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     """Prints the alignment with each teacher, the rows of W that are not exact, and the predictions."""
     printer = _Printer(console or Console(highlight=False))
     printer.line(Text(inspection.title, _BOLD))
+    for note in inspection.notes:
+        printer.line(Text(note))
     printer.line(Text(f"student {inspection.tokenizer}: {len(inspection.tokens):,} tokens"))
     for name, view in inspection.teachers.items():
         printer.line(Text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -91,6 +92,18 @@ class CommonNormalizer:
             if text == before:
                 break
         return text
+
+
+def rewritten_share(normalizer: Normalizer, text: str) -> float:
+    """Share of a text, in characters, that is in words, or in white space between them, which a normalizer changes."""
+    parts = Counter(re.findall(r"\s+|\S+", text))
+    changed = sum(len(part) * count for part, count in parts.items() if _is_changed(normalizer, part))
+    return changed / max(1, len(text))
+
+
+def _is_changed(normalizer: Normalizer, part: str) -> bool:
+    inside = f"a{part}a" if part.isspace() else part  # spaces at the ends of a text are another matter
+    return normalizer(inside) != inside
 
 
 def _is_spelling(part: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import generate_merges
 from xtoken_pl.tokenization.components import SPACES_AT_ENDS, InexactTokenizerError
 
 # Types of pieces in sentencepiece_model.proto
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _UNIGRAM, _BPE = 1, 2
 
 
@@ -52,6 +52,10 @@ def check(proto: Any, name: str) -> None:
             f"the tokenizers library applies its rewriting rules ({rules.name}) to clusters of characters, and loses "
             "some, such as U+0354 behind U+2049"
         )
+    elif any(piece.type == _UNUSED for piece in proto.pieces):
+        reason = "it has pieces of the type unused, which the tokenizers library would use"
+    elif trainer.model_type == _UNIGRAM and not _is_spelled(proto):
+        reason = "it has pieces with characters that are no pieces, so that a text may spell <s> or a byte piece"
     if reason:
         raise InexactTokenizerError(
             f"the SentencePiece model {name!r} has no exact fast form: {reason}. Use a model with byte fallback and "
@@ -71,13 +75,25 @@ def fast_form(proto: Any) -> Tokenizer:
 
 
 def _model(proto: Any) -> models.Unigram | models.BPE:
+    """A model in which texts become normal pieces alone, as in SentencePiece; the library tells no kinds apart."""
     trainer = proto.trainer_spec
-    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL}
+    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     if trainer.model_type == _UNIGRAM:
+        # Less probable than the characters that spell it, each of which is a piece.
+        longest = max(map(len, vocabulary))
+        never = (longest + 1) * min(0.0, *normal.values()) - 1.0
+        scores = [(piece, normal.get(piece, never)) for piece in vocabulary]
         return models.Unigram(scores, unk_id=trainer.unk_id, byte_fallback=True)
-    vocabulary = {piece: index for index, (piece, _) in enumerate(scores)}
-    merges = generate_merges(vocabulary, dict(scores))
+    merges = generate_merges({piece: vocabulary[piece] for piece in normal}, normal)
     return models.BPE(vocabulary, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=True)
+
+
+def _is_spelled(proto: Any) -> bool:
+    """Whether each character of all pieces is a piece, too, so that texts need no other ones."""
+    normal = {piece.piece for piece in proto.pieces if piece.type == _NORMAL}
+    in_text = {piece.piece for piece in proto.pieces if piece.type != _USER_DEFINED}
+    return {character for piece in in_text for character in piece} <= normal
 
 
 def _normalizers(rules: Any) -> list[Any]:

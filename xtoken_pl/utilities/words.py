@@ -57,6 +57,11 @@ def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str
     return f"; there are {', '.join(sorted(known))}" if 0 < len(known) <= _MOST_NAMES else f"; {otherwise}"
 
 
+def percent(share: float) -> str:
+    """Writes a share in percent, with one digit behind the point: ``0.3%``, ``less than 0.1%``."""
+    return "less than 0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"
+
+
 def first_of(names: Collection[str]) -> str:
     """Lists the first names in alphabetical order, and the number of the others: ``a, b, c and 4 more``."""
     shown, rest = sorted(names)[:_NUM_SHOWN], len(names) - _NUM_SHOWN
