@@ -91,7 +91,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": _GEMMA4,
     "beam": {**_EXPERTS, "final_logit_softcapping": 3.0},
-    "xlstm": {"output_logit_soft_cap": 3.0},
     "granite_swa": {"logits_scaling": 8.0},
     "granitemoe_swa": {**_EXPERTS, "logits_scaling": 6.0},
     "cohere2_moe": {**_EXPERTS, "logit_scale": 0.0625},
@@ -140,7 +139,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 #: What they do to their logits behind the head.
 LOGITS = {
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "vaultgemma", "nanochat"), "soft cap"),
-    **dict.fromkeys(("recurrent_gemma", "beam", "xlstm", "inkling2_text"), "soft cap"),
+    **dict.fromkeys(("recurrent_gemma", "beam", "inkling2_text"), "soft cap"),
     **dict.fromkeys(("granite", "granitemoe", "granitemoehybrid", "granite_swa", "granitemoe_swa"), "factor"),
     **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "hyperclovax", "minicpm3", "inkling_text"), "factor"),
     "falcon_h1": "factor",
@@ -156,7 +155,7 @@ BALANCED = (
 LEAKY = {
     *("falcon_h1", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "mamba", "mamba2", "jamba"),
     *("kimi_linear", "bailing_hybrid", "minimax", "olmo_hybrid", "bamba", "recurrent_gemma", "falcon_mamba"),
-    *("falcon", "opt", "bloom", "afmoe", "gpt_oss", "xglm", "xlstm", "inkling_text", "inkling2_text", "nemotron_h"),
+    *("falcon", "opt", "bloom", "afmoe", "gpt_oss", "xglm", "inkling_text", "inkling2_text", "nemotron_h"),
     *("rwkv", "lfm3"),
 }
 

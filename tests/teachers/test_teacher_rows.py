@@ -28,7 +28,7 @@ def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRo
         vocab_size=len(teacher), hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1,
     ))  # fmt: skip
-    frozen = FrozenModel(LoadedModel(model, Head.from_model(model, teacher)))
+    frozen = FrozenModel.alone(LoadedModel(model, Head.from_model(model, teacher)))
     return TeacherRows("t", ModelRows(frozen, row_format, 1.0, torch.device("cpu")))
 
 
