@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from architectures import BALANCED, write_architecture
 from module_steps import batch_for, step_of
-from small_models import packing_tokenizer, splitting_tokenizer
+from small_models import TEXTS, packing_tokenizer, splitting_tokenizer
 from torch import Tensor
 
-from xtoken_pl import MultiTeacherDistillModule, Student, Teacher
+from xtoken_pl import DistillDataModule, MultiTeacherDistillModule, Rollouts, Student, Teacher, TextSource
 from xtoken_pl.batch import DistillBatch
+from xtoken_pl.callbacks import TeacherMonitor
 from xtoken_pl.utilities.errors import UserError
 
 COEFFICIENT = 0.3
@@ -74,6 +77,61 @@ def test_layers_that_run_again_in_the_backward_pass_have_the_same_gradient(tmp_p
         both.append(gradients(module))
     for key, gradient in both[0].items():
         torch.testing.assert_close(both[1][key], gradient)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BALANCED)
+def test_compiled_layers_have_the_same_loss_and_gradient(tmp_path: Path, name: str) -> None:
+    both = []
+    for is_compiled in (False, True):
+        module = module_of(tmp_path, name, router_aux_loss_coef=COEFFICIENT, compile=is_compiled)
+        step = seeded_step(module, batch_for(module))
+        step["loss"].backward()
+        both.append((step["router_loss"], gradients(module)))
+    torch.testing.assert_close(both[1][0], both[0][0])
+    largest = max(float(gradient.abs().max()) for gradient in both[0][1].values())
+    assert both[1][1].keys() == both[0][1].keys()
+    for key, gradient in both[0][1].items():
+        assert float((both[1][1][key] - gradient).abs().max()) < 1e-5 * largest, key
+
+
+def test_routers_that_report_nothing_are_an_error(tmp_path: Path) -> None:
+    module = module_of(tmp_path, router_aux_loss_coef=COEFFICIENT)
+    assert module.router_loss is not None
+    body = module.student.model
+    body.register_forward_hook(lambda _, __, output: setattr(output, "router_logits", output.router_logits[:1]))
+    body._forward_hooks.move_to_end(next(reversed(body._forward_hooks)), last=False)  # before that of the loss
+    with pytest.raises(UserError, match=r"must report its logits, but 1 of 2 did; leave out student\.compile, or"):
+        step_of(module, batch_for(module))
+
+
+def test_a_step_on_the_students_own_text_is_balanced_too(tmp_path: Path) -> None:
+    path = write_architecture(tmp_path / "student", "qwen3_moe", packing_tokenizer(), seed=1, scale=1.0)
+    teacher = write_architecture(tmp_path / "teacher", "llama", splitting_tokenizer(), seed=2)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text[:60]}) + "\n" for text in TEXTS[:4]))
+    student = Student(model=path, router_aux_loss_coef=COEFFICIENT)
+    rollouts = Rollouts(share=1.0, max_new_tokens=8, prompt_bytes=16)
+    module = MultiTeacherDistillModule(student, {"t": Teacher(model=teacher)}, rollouts=rollouts)
+    data = DistillDataModule(TextSource(path=str(tmp_path / "texts.jsonl")), sequence_length=48, batch_size=4)
+    seen: list[dict[str, Any]] = []
+    watch = pl.Callback()
+    watch.on_train_batch_end = lambda trainer, module, outputs, *_: seen.append(outputs)  # type: ignore[method-assign]
+    options = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        callbacks=[TeacherMonitor(), watch],
+        log_every_n_steps=1,
+        **options,
+    )
+    trainer.fit(module, data)
+    [outputs] = seen
+    assert outputs["is_rollout"]
+    expected = outputs["kd_scale"] * outputs["kd"] + outputs["router_loss"]
+    torch.testing.assert_close(outputs["total"], expected)
+    assert outputs["router_loss"] > 0.1
+    assert float(trainer.callback_metrics["rollouts/router_loss"]) == pytest.approx(float(outputs["router_loss"]))
 
 
 def test_passes_without_gradients_keep_no_logits(tmp_path: Path) -> None:
