@@ -119,8 +119,11 @@ def test_teachers_that_nothing_is_learned_from_are_idle(models: Path) -> None:
 
 
 def test_model_whose_pass_depends_on_values_is_refused_by_name(tmp_path: Path) -> None:
+    """A loop over the experts that have tokens, as models outside of transformers have."""
     experts = {"model_type": "mixtral", "num_local_experts": 4, "num_hidden_layers": 1, "num_attention_heads": 4}
     sizes = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(experts | sizes))
+    skeleton = Skeleton.from_source(Student(model=str(tmp_path)), role="student")
+    skeleton.model.set_experts_implementation("eager")
     with pytest.raises(ValueError, match="MixtralForCausalLM cannot be planned"):
-        replay(Skeleton.from_source(Student(model=str(tmp_path)), role="student"), 2, 8, autocast=None, trains=True)
+        replay(skeleton, 2, 8, autocast=None, trains=True)

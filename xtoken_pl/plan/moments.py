@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xtoken_pl.plan import terms
-from xtoken_pl.plan.replay import Held, replay, replay_writing
+from xtoken_pl.plan.ledger import Held
+from xtoken_pl.plan.replay import replay, replay_writing
 from xtoken_pl.plan.run import Run, Writing
 from xtoken_pl.plan.skeleton import Skeleton, vocabulary_size
 from xtoken_pl.specs import Teacher

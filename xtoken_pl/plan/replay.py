@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from xtoken_pl.models.causal_lm import states_of_body
+from xtoken_pl.plan.ledger import Held, Ledger
 from xtoken_pl.plan.skeleton import Skeleton
 from xtoken_pl.utilities.errors import UserError
 
 # B windows, T tokens of each, H hidden size
-
-
-@dataclass(frozen=True)
-class Held:
-    """Bytes that are alive at one moment, besides the weights and their gradients.
-
-    Attributes:
-        activations: Hidden states and tensors that autograd saves for the backward pass.
-        weight_copies: Copies of weights in autocast's dtype. Autocast keeps them until its context ends, autograd those
-            that the backward pass needs.
-    """
-
-    activations: int
-    weight_copies: int
-
-    @property
-    def total(self) -> int:
-        return self.activations + self.weight_copies
 
 
 @dataclass(frozen=True)
@@ -124,6 +104,7 @@ def replay(
     finally:
         if activation_checkpointing:
             model.activation_checkpointing_disable()
+            model.disable_input_require_grads()  # left behind
 
 
 @lru_cache(maxsize=64)
@@ -171,16 +152,16 @@ def _read(model: Any, batch_size: int, length: int, cache: Any, *, num_before: i
 
 
 @contextmanager
-def _replaying(skeleton: Skeleton) -> Iterator[_Ledger]:
+def _replaying(skeleton: Skeleton) -> Iterator[Ledger]:
     """Counts the memory of the operations inside, which only have shapes."""
     try:
-        with skeleton.mode, _Ledger(skeleton.model) as ledger:
+        with skeleton.mode, Ledger(skeleton.model) as ledger:
             yield ledger
     except RuntimeError as error:
         raise UserError(
             f"{type(skeleton.model).__name__} cannot be planned: one of its operations depends on values or another "
-            "device (as in mixtures of experts), and a plan has neither. Plan a dense model of its size. Reason: "
-            f"{error}"
+            "device (such as a loop over the experts that have tokens), and a plan has neither. Plan another "
+            f"architecture of its size. Reason: {error}"
         ) from error
 
 
@@ -188,9 +169,9 @@ def _autocast(dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
 
 
-def _backward(skeleton: Skeleton, rows: Tensor, ledger: _Ledger) -> Held:
+def _backward(skeleton: Skeleton, rows: Tensor, ledger: Ledger) -> Held:
     hooks = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in skeleton.trained]
-    ledger.peak = ledger.held()
+    ledger.peak, ledger.is_in_backward = ledger.held(), True
     rows.backward(torch.zeros_like(rows))
     for hook in hooks:
         hook.remove()
@@ -200,35 +181,3 @@ def _backward(skeleton: Skeleton, rows: Tensor, ledger: _Ledger) -> Held:
 def _drop_gradient(parameter: Tensor) -> None:
     """Drops an accumulated gradient, which is counted elsewhere."""
     parameter.grad = None
-
-
-class _Ledger(TorchDispatchMode):
-    """Counts the bytes of storages from their creation until they are freed."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.peak = Held(0, 0)
-        self._live = {"activations": 0, "weight_copies": 0}
-        self._seen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # whether it is a weight
-        for tensor in (*model.parameters(), *model.buffers()):
-            self._seen[tensor.untyped_storage()] = True
-
-    def held(self) -> Held:
-        return Held(**self._live)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        is_copy = func is torch.ops.aten._to_copy.default and self._seen.get(args[0].untyped_storage(), False)
-        self._add(tree_leaves(results), "weight_copies" if is_copy else "activations")
-        return results
-
-    def _add(self, results: Iterable[object], kind: str) -> None:
-        for tensor in results:
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
-                self._seen[storage] = False
-                self._live[kind] += storage.nbytes()
-                weakref.finalize(storage, self._remove, kind, storage.nbytes())
-        self.peak = max(self.peak, self.held(), key=lambda held: held.total)
-
-    def _remove(self, kind: str, num_bytes: int) -> None:
-        self._live[kind] -= num_bytes
