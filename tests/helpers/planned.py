@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,6 +19,7 @@ from xtoken_pl import (
     Teacher,
 )
 from xtoken_pl.models import hidden_states
+from xtoken_pl.models.router_loss import RouterLoss
 from xtoken_pl.plan.run import Run
 
 _WITH_WORKSPACES = {
@@ -38,6 +40,12 @@ def run_of(models: Path, **changes: Any) -> Run:
     teachers = {"t": Teacher(model=str(models / "teacher"), loss=HybridKL())}
     run = Run(Student(model=str(models / "student")), teachers, 8, 128, logits_memory=10_000_000)
     return replace(run, **changes)
+
+
+def size_of(*models: Any) -> int:
+    """Bytes of all parameters and buffers, each once."""
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
 
 def most_allocated(profiler: Any, *, without_workspaces: bool = False) -> int:
@@ -90,6 +98,7 @@ def measured_passes(
     trains: bool = True,
     without_workspaces: bool = False,
     input_ids: torch.Tensor | None = None,
+    router_loss: RouterLoss | None = None,
 ) -> Measured:
     """Runs a forward pass, and a backward pass if ``trains``, as a step does with a batch that has padding.
 
@@ -111,13 +120,15 @@ def measured_passes(
         input_ids = torch.zeros(batch_size, length, dtype=torch.long)
     mask = torch.ones_like(input_ids)
     mask[0, length // 2 :] = 0  # padding requires an attention mask
+    gc.collect()  # or it would free older memory while the passes run
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.set_grad_enabled(trains):
         keeping = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), keeping:
             states = hidden_states(model, input_ids, mask).flatten(0, 1)
             rows = states.index_select(0, torch.arange(len(states)))
             del states
+            roots = [rows] if router_loss is None else [rows, router_loss.read(mask)]
         kept[rows.untyped_storage().data_ptr()] = rows.untyped_storage().nbytes()
         if trains:
-            rows.backward(torch.zeros_like(rows))
+            torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])
     return Measured(sum(kept.values()), most_allocated(profiler, without_workspaces=without_workspaces))

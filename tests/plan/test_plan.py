@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from head_rows import WatchedMemory
-from planned import measured_passes, most_allocated, run_of, write_models
-from small_models import TEXTS, splitting_tokenizer
+from measured_steps import measured_step, planned_step
+from planned import measured_passes, run_of, write_models
+from small_models import splitting_tokenizer
 from torch.optim import AdamW
-from torch.profiler import ProfilerActivity, profile
 
-from xtoken_pl import HybridKL, MultiTeacherDistillModule, Server, Student, Teacher, TokenKL
-from xtoken_pl.data import Windower, collate
+from xtoken_pl import HybridKL, Server, Student, Teacher, TokenKL
 from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.replay import replay
@@ -82,31 +80,9 @@ def test_planned_peak_is_a_close_upper_bound_of_a_real_step(models: Path, checkp
     """Whole training step with a teacher, without the allowances for CUDA and fragmentation."""
     student = Student(model=str(models / "tied"), activation_checkpointing=checkpointing)
     teachers = {"t": Teacher(model=str(models / "student"), loss=TokenKL())}
-    module = MultiTeacherDistillModule(student, teachers)
-    module.logit_memory = memory = WatchedMemory(5_000_000)
-    module.setup("fit")
-    module.configure_model()
-    windows = Windower(module.student_vocabulary, module.teacher_vocabularies, 128)([" ".join(TEXTS[:4])])
-    batch = collate([{key: values[place] for key, values in windows.items()} for place in range(8)], ["t"])
-    optimizer = AdamW(module.parameters(), foreach=True)
-
-    def step() -> None:
-        loss = module.training_step(batch, 0)["loss"]  # type: ignore[call-overload,index]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    there_before = sum(4 * parameter.nbytes for parameter in module.student.parameters())  # gradients, Adam's moments
-    there_before += sum(parameter.nbytes for parameter in module.loaded_teachers["t"].model.parameters())
-    there_before += sum(matrix.nbytes for matrix in memory.alive)
-    measured = there_before + most_allocated(profiler)
-    peak = MemoryPlan.from_run(Run(student, teachers, 8, 128, logits_memory=5_000_000)).peak.terms
-    planned = sum(size for term, size in peak.items() if not term.startswith("allowance"))
-    # The lent matrices that are alive between two steps differ by a few per cent from run to run.
-    assert measured <= planned <= 1.3 * measured
+    run = Run(student, teachers, 8, 128, logits_memory=5_000_000)
+    measured = measured_step(run)
+    assert measured <= planned_step(run) <= 1.3 * measured
 
 
 def test_flash_attention_is_planned_without_being_installed(models: Path) -> None:

@@ -45,7 +45,7 @@ class RouterLoss:
 
     def __init__(self, model: PreTrainedModel, coefficient: float) -> None:
         self.coefficient = coefficient
-        self._balance = _balance_of(model)
+        self._balance = balance_of(model)
         self._num_layers = _check(model, self._balance)
         self._logits: tuple[Tensor, ...] = ()  # [B T, E] of each layer
         body = body_of(model)
@@ -81,8 +81,12 @@ def _learns(body: nn.Module) -> bool:
     return body.training and torch.is_grad_enabled()
 
 
-def _balance_of(model: Any) -> Balance:
-    """The loss of the model's class in transformers."""
+def balance_of(model: Any) -> Balance:
+    """Returns the load balancing loss of the model's class in transformers.
+
+    Raises:
+        UserError: If it has none.
+    """
     function = getattr(sys.modules[type(model).__module__], _FUNCTION, None)
     # Doge's experts are pairs of keys: its function has an argument more.
     if function is None or not hasattr(model, "num_experts_per_tok") or len(signature(function).parameters) != 4:

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from xtoken_pl.models.causal_lm import GATHERING_STATES, states_of_body
 from xtoken_pl.utilities.errors import UserError
@@ -82,7 +83,7 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     names = set(model._no_split_modules or [])
     found = [module for module in model.modules() if type(module).__name__ in names]
     # Embeddings may be listed as well, and are dropped.
-    found = [module for module in found if any(isinstance(part, nn.Linear) for part in module.modules())]
+    found = [module for module in found if any(isinstance(part, nn.Linear | Conv1D) for part in module.modules())]
     if not found:
         raise UserError(
             f"a model that is sharded or compiled must name its layers, but {type(model).__name__} does not name its "

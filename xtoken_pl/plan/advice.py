@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
+from xtoken_pl.plan.loaded_teachers import loaded_models
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.run import Run, Writing
+from xtoken_pl.plan.terms import is_quantized
 from xtoken_pl.specs import Server, Teacher
 
 #: GPUs of a typical node, over which an unsharded student could be sharded.
@@ -54,7 +56,7 @@ def single_changes(plan: MemoryPlan) -> list[Change]:
     """Returns all changes that lower the peak, largest saving first."""
     changes = [
         Change(text, plan.peak.total - MemoryPlan.from_run(run).peak.total, run, price)
-        for text, run, price in _possible(plan.run)
+        for text, run, price in _possible(plan)
     ]
     return sorted((change for change in changes if change.saves > 0), key=lambda change: -change.saves)
 
@@ -72,8 +74,9 @@ def way_to_fit(plan: MemoryPlan, usable: int) -> Way | None:
     return Way(texts, plan.peak.total)
 
 
-def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
+def _possible(plan: MemoryPlan) -> Iterator[tuple[str, Run, Price]]:
     """Yields each applicable change: its setting, the run with it, and its price."""
+    run, student_is_quantized = plan.run, is_quantized(plan.run.student, plan.student)
     if not run.student.activation_checkpointing:
         student = replace(run.student, activation_checkpointing=True)
         yield "model.student.activation_checkpointing: true", replace(run, student=student), Price.NOTHING
@@ -88,11 +91,11 @@ def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
         yield "model.logits_memory: 0.5", replace(run, logits_memory=_LEAST_LOGITS_MEMORY), Price.NOTHING
     if run.spread == "buckets":
         yield "strategy DDPStrategy with gradient_as_bucket_view: true", replace(run, spread="views"), Price.NOTHING
-    if run.student.adapter is not None and run.student.quantization is None and run.spread != "sharded":
+    if run.student.adapter is not None and not student_is_quantized and run.spread != "sharded":
         for bits in ("8bit", "4bit"):
             text = f"model.student.quantization: {bits}"
             yield text, replace(run, student=replace(run.student, quantization=bits)), Price.OTHER_RESULTS
-    if run.spread != "sharded" and run.student.quantization is None:
+    if run.spread != "sharded" and not student_is_quantized:
         size = max(run.num_gpus, _NODE)
         sharded = replace(run, spread="sharded", num_gpus=size, data_parallel_size=size)
         price = Price.MORE_GPUS if size > run.num_gpus else Price.NOTHING
@@ -100,8 +103,7 @@ def _possible(run: Run) -> Iterator[tuple[str, Run, Price]]:
     if run.precision in ("32-true", "bf16-mixed"):
         text = "trainer.precision: bf16-true (the student's weights and AdamW's moments in bfloat16)"
         yield text, replace(run, precision="bf16-true"), Price.OTHER_RESULTS
-    for name in run.teachers:
-        yield from _possible_for_teacher(run, name)
+    yield from _possible_for_teachers(plan)
 
 
 def _possible_for_writing(run: Run, writing: Writing) -> Iterator[tuple[str, Run, Price]]:
@@ -117,30 +119,32 @@ def _possible_for_writing(run: Run, writing: Writing) -> Iterator[tuple[str, Run
             yield f"model.rollouts.{name}: {value // 2}", changed(**{name: value // 2}), Price.OTHER_RESULTS
 
 
-def _possible_for_teacher(run: Run, name: str) -> Iterator[tuple[str, Run, Price]]:
-    teacher, setting = run.teachers[name], f"model.teachers.{name}"
+def _possible_for_teachers(plan: MemoryPlan) -> Iterator[tuple[str, Run, Price]]:
+    """Changes of the teachers that run in this process; those that share their weights change together."""
+    run, models = plan.run, loaded_models(plan.run.teachers, plan.teachers)
 
-    def changed(**values: Any) -> Run:
-        return replace(run, teachers={**run.teachers, name: replace(teacher, **values)})
+    def changed(names: Iterable[str], **values: Any) -> Run:
+        teachers = {name: replace(run.teachers[name], **values) for name in names}
+        return replace(run, teachers={**run.teachers, **teachers})
 
-    if teacher.origin is not None:
-        return
-    if teacher.dtype in ("float32", "float64"):
-        yield f"{setting}.dtype: bfloat16", changed(dtype="bfloat16"), Price.OTHER_RESULTS
-    if not teacher.cpu_offload and teacher.quantization is None:
-        yield f"{setting}.cpu_offload: true", changed(cpu_offload=True), Price.NOTHING
-    if teacher.quantization is None:
-        without = " (and cpu_offload: false)" if teacher.cpu_offload else ""
-        for bits in ("8bit", "4bit"):
-            quantized = changed(quantization=bits, cpu_offload=False)
-            yield f"{setting}.quantization: {bits}{without}", quantized, Price.OTHER_RESULTS
-    if name in run.cacheable:
-        text = f"{setting}.cache: a directory written by `python -m xtoken_pl cache --teacher {name}`"
-        yield text, changed(cache="planned"), Price.OTHER_RESULTS
-    if name in run.servable:
-        served = changed(server=Server(url="http://planned"), quantization=None, cpu_offload=False)
-        text = f"{setting}.server: the address of a vLLM or SGLang server that runs the teacher on other GPUs"
-        yield f"{text}{_without_weights(teacher)}", served, Price.MORE_GPUS
+    for model in dict.fromkeys(models.values()):
+        teacher, names, setting = model.source, model.names, model.setting
+        if teacher.dtype in ("float32", "float64"):
+            yield f"{setting}.dtype: bfloat16", changed(names, dtype="bfloat16"), Price.OTHER_RESULTS
+        if not teacher.cpu_offload and not is_quantized(teacher, model.skeleton):
+            yield f"{setting}.cpu_offload: true", changed(names, cpu_offload=True), Price.NOTHING
+        if teacher.quantization is None and model.skeleton.stored is None:
+            without = " (and cpu_offload: false)" if teacher.cpu_offload else ""
+            for bits in ("8bit", "4bit"):
+                quantized = changed(names, quantization=bits, cpu_offload=False)
+                yield f"{setting}.quantization: {bits}{without}", quantized, Price.OTHER_RESULTS
+        if run.cacheable.issuperset(names):
+            text = f"{setting}.cache: a directory written by `python -m xtoken_pl cache --teacher {' '.join(names)}`"
+            yield text, changed(names, cache="planned"), Price.OTHER_RESULTS
+        if run.servable.issuperset(names) and not any(run.teachers[name].adapter for name in names):
+            served = changed(names, server=Server(url="http://planned"), quantization=None, cpu_offload=False)
+            text = f"{setting}.server: the address of a vLLM or SGLang server that runs the teacher on other GPUs"
+            yield f"{text}{_without_weights(teacher)}", served, Price.MORE_GPUS
 
 
 def _without_weights(teacher: Teacher) -> str:

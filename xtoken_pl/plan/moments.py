@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from xtoken_pl.plan import terms
 from xtoken_pl.plan.ledger import Held
+from xtoken_pl.plan.loaded_teachers import loaded_models
 from xtoken_pl.plan.replay import replay, replay_writing
 from xtoken_pl.plan.run import Run, Writing
 from xtoken_pl.plan.skeleton import Skeleton, vocabulary_size
@@ -74,13 +75,19 @@ class _Step:
         shape, autocast = (self.run.num_windows, self.run.sequence_length), self.run.autocast
         checkpointing = self.run.student.activation_checkpointing
         self.student_pass = replay(
-            self.student, *shape, autocast=autocast, trains=True, activation_checkpointing=checkpointing
+            self.student,
+            *shape,
+            autocast=autocast,
+            trains=True,
+            activation_checkpointing=checkpointing,
+            balances_experts=self.run.student.router_aux_loss_coef > 0,
         )
         self.teacher_passes = {
             name: replay(skeleton, *shape, autocast=autocast, trains=False) for name, skeleton in self.teachers.items()
         }
         #: Teachers whose model runs in training steps.
         self.trained = [name for name in self.teachers if name not in run.idle]
+        self.models = loaded_models(run.teachers, teachers)
         self.always = self._always()
 
     def moments(self) -> list[Moment]:
@@ -90,6 +97,7 @@ class _Step:
             self._moment("student's forward pass", self._running_student(self.student_pass.forward)),
             *(self._teacher_pass(name) for name in self.trained),
             self._moment("loss blocks", self._idle_student(self.student_pass.in_step), self._block_terms()),
+            *([self._router_loss()] if self.student_pass.router_loss.total else []),
             self._block_gradients(),
             self._student_backward(),
             self._moment(
@@ -142,6 +150,12 @@ class _Step:
             self._running_teacher(name),
         )
 
+    def _router_loss(self) -> Moment:
+        """Load balancing loss of the student's experts, while the loss blocks keep what their gradients need."""
+        return self._moment(
+            "load balancing loss", self._idle_student(self.student_pass.router_loss), self._block_terms()
+        )
+
     def _block_gradients(self) -> Moment:
         """Second pass over the blocks: gradients of the student's hidden states and of its head."""
         num_rows = self.run.num_windows * self.run.sequence_length
@@ -177,11 +191,10 @@ class _Step:
         }
         if run.spread == "buckets":
             result["student: gradients in DDP's buckets"] = trained
-        for name in self.teachers:
-            if not run.teachers[name].cpu_offload:
+        for name, model in self.models.items():
+            if not model.source.cpu_offload:
                 shards = self.shards if self._is_gathered(name) else 1
-                weights = terms.weight_bytes(run.teachers[name], self.teachers[name])
-                result[f"teacher {name}: weights"] = weights // shards
+                result[f"{model.label}: weights"] = model.weight_bytes // shards
         size, learned = self.student.head.shape[0], 0
         for name, teacher in run.teachers.items():
             if name in self.teachers:
@@ -199,7 +212,7 @@ class _Step:
 
     def _is_gathered(self, name: str) -> bool:
         """Whether a teacher's weights are sharded; quantized weights are not."""
-        return self.is_sharded and self.run.teachers[name].quantization is None
+        return self.is_sharded and not terms.is_quantized(self.run.teachers[name], self.teachers[name])
 
     def _running_student(self, held: Held) -> dict[str, int]:
         """The student during a pass; layers are gathered if it is sharded, and dequantized if it is quantized."""
@@ -213,9 +226,9 @@ class _Step:
         size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(teacher, skeleton)
         result = {f"teacher {name}: forward pass": size}
         if self._is_gathered(name):
-            result[f"teacher {name}: gathered layers"] = terms.gathered_bytes(skeleton)
+            result[f"{self.models[name].label}: gathered layers"] = terms.gathered_bytes(skeleton)
         elif teacher.cpu_offload:
-            result[f"teacher {name}: weights"] = skeleton.weight_bytes
+            result[f"{self.models[name].label}: weights"] = self.models[name].weight_bytes
         return result
 
     def _head_gradient(self) -> int:
@@ -232,7 +245,7 @@ class _Step:
         for name in names:
             result[f"teacher {name}: hidden states"] = self.teacher_passes[name].in_step.total
             if self._is_gathered(name):
-                result[f"teacher {name}: gathered layers"] = self.teachers[name].root_bytes
+                result[f"{self.models[name].label}: gathered layers"] = self.teachers[name].root_bytes
             elif self.run.teachers[name].cpu_offload:
                 result[f"teacher {name}: head"] = self.teachers[name].head.nbytes
         return result

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtoken_pl.models.causal_lm import states_of_body
+from xtoken_pl.models.causal_lm import body_of, states_of_body
+from xtoken_pl.models.router_loss import balance_of
 from xtoken_pl.plan.ledger import Held, Ledger
 from xtoken_pl.plan.skeleton import Skeleton
 from xtoken_pl.utilities.errors import UserError
 
 # B windows, T tokens of each, H hidden size
+
+_WITH_LOGITS = {"output_router_logits": True}
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,15 @@ class Footprint:
     Attributes:
         forward: Peak of the forward pass.
         in_step: After the forward pass, the hidden states ``[B * T, H]`` included.
-        until_backward: The same after leaving autocast.
+        router_loss: Peak of the load balancing loss of a mixture of experts; zero without it.
+        until_backward: After leaving autocast.
         backward: Peak of the backward pass, including weight gradients that are not yet accumulated; zero for a model
             that is not trained.
     """
 
     forward: Held
     in_step: Held
+    router_loss: Held
     until_backward: Held
     backward: Held
 
@@ -66,6 +71,7 @@ def replay(
     autocast: torch.dtype | None,
     trains: bool,
     activation_checkpointing: bool = False,
+    balances_experts: bool = False,
 ) -> Footprint:
     """Replays a model's forward pass and, if it is trained, its backward pass, and counts the bytes alive; cached.
 
@@ -79,9 +85,11 @@ def replay(
         autocast: Autocast dtype, or None without autocast.
         trains: Whether a backward pass follows.
         activation_checkpointing: Checkpoint the activations of every layer.
+        balances_experts: Whether the load balancing loss of a mixture of experts is added, for which the logits of its
+            routers are kept.
 
     Raises:
-        UserError: If the model has an operation that depends on values.
+        UserError: If the model has an operation that depends on values, or no load balancing loss.
     """
     model: Any = skeleton.model
     model.train(trains).requires_grad_(False)
@@ -90,17 +98,25 @@ def replay(
     if activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     try:
-        with _replaying(skeleton) as ledger, torch.set_grad_enabled(trains):
+        with (
+            _replaying(skeleton) as ledger,
+            torch.set_grad_enabled(trains),
+            _router_logits(model, balances_experts) as logits,
+        ):
             with _autocast(autocast):
                 input_ids = torch.zeros(batch_size, length, dtype=torch.long)
-                states = states_of_body(model, input_ids, torch.ones_like(input_ids))  # [B, T, H]
-                rows = states.flatten(0, 1).index_select(0, torch.arange(batch_size * length))
+                mask = torch.ones_like(input_ids)
+                states = states_of_body(model, input_ids, mask)  # [B, T, H]
+                roots = [states.flatten(0, 1).index_select(0, torch.arange(batch_size * length))]
                 del states
-                in_step, forward = ledger.held(), ledger.peak
+                in_step, forward, routed = ledger.held(), ledger.peak, Held(0, 0)
+                if balances_experts:
+                    ledger.peak = in_step
+                    roots.append(balance_of(model)(logits.pop(), mask))
+                    routed = ledger.peak
             until_backward = ledger.held()
-            return Footprint(
-                forward, in_step, until_backward, _backward(skeleton, rows, ledger) if trains else Held(0, 0)
-            )
+            backward = _backward(skeleton, roots, ledger) if trains else Held(0, 0)
+            return Footprint(forward, in_step, routed, until_backward, backward)
     finally:
         if activation_checkpointing:
             model.activation_checkpointing_disable()
@@ -169,10 +185,30 @@ def _autocast(dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
 
 
-def _backward(skeleton: Skeleton, rows: Tensor, ledger: Ledger) -> Held:
+@contextmanager
+def _router_logits(model: Any, is_asked: bool) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Keeps the logits of a model's routers, as :class:`xtoken_pl.models.router_loss.RouterLoss` does."""
+    logits: list[tuple[Tensor, ...]] = []
+    if not is_asked:
+        yield logits
+        return
+    balance_of(model)  # refuses a model without
+    body = body_of(model)
+    hooks = [
+        body.register_forward_pre_hook(lambda _, args, given: (args, given | _WITH_LOGITS), with_kwargs=True),
+        body.register_forward_hook(lambda _, __, output: logits.append(output.router_logits)),
+    ]
+    try:
+        yield logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _backward(skeleton: Skeleton, roots: list[Tensor], ledger: Ledger) -> Held:
     hooks = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in skeleton.trained]
     ledger.peak, ledger.is_in_backward = ledger.held(), True
-    rows.backward(torch.zeros_like(rows))
+    torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])
     for hook in hooks:
         hook.remove()
     return ledger.peak

@@ -89,10 +89,20 @@ def _model_line(role: str, source: Student | Teacher, skeleton: Skeleton | None)
     if skeleton is None:
         assert isinstance(source, Teacher)
         return f"{role} {source.model}: {source.origin}; no weights here"
-    kept = source.quantization or str(skeleton.dtype).removeprefix("torch.")
-    line = f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {kept}"
-    num_trained = sum(parameter.numel() for parameter in skeleton.trained)
-    return f"{line}; {num_trained:,} of them are trained (adapter)" if skeleton.has_adapter else line
+    dtype = str(skeleton.dtype).removeprefix("torch.")
+    line = f"{role} {source.model}: {skeleton.num_parameters:,} parameters, {_form(source, skeleton, dtype)}"
+    if not skeleton.has_adapter:
+        return line
+    does = "are trained (adapter)" if isinstance(source, Student) else "belong to its adapter"
+    return f"{line}; {skeleton.num_adapter_parameters:,} of them {does}"
+
+
+def _form(source: Student | Teacher, skeleton: Skeleton, dtype: str) -> str:
+    """Form in which the weights are held: the dtype, or how they are quantized."""
+    stored = skeleton.stored
+    if stored is None:
+        return source.quantization or dtype
+    return f"{stored.method}, stays quantized" if stored.is_kept else f"{dtype}, dequantized from {stored.method}"
 
 
 def _gb(size: float) -> str:

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.sharding import layers
 from xtoken_pl.models.text_model import read_config
-from xtoken_pl.specs import LoRA, ModelSource, Student
+from xtoken_pl.plan.bare_model import BareModel, build
+from xtoken_pl.plan.stored_weights import StoredWeights, check_use
+from xtoken_pl.specs import ModelSource, Student, Teacher
 from xtoken_pl.tokenization import load_tokenizer
 from xtoken_pl.utilities.errors import UserError
-
-#: Must not contain "flash", or transformers requires the FlashAttention library.
-_FLASH = "xtoken_pl_plan"
-#: Part of the names of an adapter's layers.
-_ADAPTER = ".lora_"
-
-
-def _flash(
-    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: object, **options: object
-) -> tuple[Tensor, None]:
-    """Saves what FlashAttention does for the backward pass: query, key, value (not repeated), output; no mask."""
-    scale = cast(float | None, options.get("scaling"))
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-    return out.transpose(1, 2).contiguous(), None
 
 
 @dataclass(frozen=True)
@@ -39,18 +25,14 @@ class Skeleton:
     """A causal language model of fake tensors, which have shapes and dtypes but no values.
 
     Attributes:
-        model: The model, its weights in the dtype that they have in training.
-        mode: Fake tensor mode in which it runs.
-        has_adapter: Whether only an adapter is trained.
+        bare: The model and what is known of its weights.
     """
 
-    model: PreTrainedModel
-    mode: FakeTensorMode
-    has_adapter: bool
+    bare: BareModel
 
     @classmethod
     def from_source(cls, source: ModelSource, *, role: str, dtype: torch.dtype | None = None) -> Skeleton:
-        """Builds a model from its ``config.json`` alone.
+        """Builds a model from its ``config.json`` alone, with an adapter if it has one.
 
         Args:
             source: Specification of the model.
@@ -58,13 +40,22 @@ class Skeleton:
             dtype: Dtype that ``trainer.precision`` converts the weights to; None keeps the dtype of ``source``.
 
         Raises:
-            UserError: If the configuration cannot be read.
+            UserError: If the configuration cannot be read, the plan does not know the size of the weights, or those of
+                a student stay quantized and it has no adapter.
         """
         given = None if source.dtype == "auto" else cast(torch.dtype, getattr(torch, source.dtype))
-        attention = source.attn_implementation
-        adapter = source.adapter if isinstance(source, Student) else None
         try:
-            return _build(source.model, source.revision, source.trust_remote_code, given, dtype, attention, adapter)
+            bare = build(
+                source.model,
+                source.revision,
+                source.trust_remote_code,
+                given,
+                dtype,
+                source.attn_implementation,
+                source.adapter if isinstance(source, Student) else None,
+                source.adapter if isinstance(source, Teacher) else None,
+                _may_stay_quantized(source),
+            )
         except UserError:
             raise
         except (OSError, ValueError) as error:
@@ -72,6 +63,24 @@ class Skeleton:
                 f"the model of the {role} must be a directory or a hub id with the config.json of a causal language "
                 f"model; {source.model!r} could not be read. Check the path or the id. Reason: {error}"
             ) from error
+        if bare.stored is not None:
+            check_use(bare.stored, source, role=role)
+        return cls(bare)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, its weights in the dtype that they have in training."""
+        return self.bare.model
+
+    @property
+    def mode(self) -> FakeTensorMode:
+        """Fake tensor mode in which the model runs."""
+        return self.bare.mode
+
+    @property
+    def stored(self) -> StoredWeights | None:
+        """Form of the weights if the checkpoint is quantized."""
+        return self.bare.stored
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,9 +93,24 @@ class Skeleton:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
-    def trained(self) -> list[nn.Parameter]:
-        """Trained parameters: all, or those of the adapter."""
-        return self._trained_in(self.model)
+    def has_adapter(self) -> bool:
+        """Whether the model has an adapter."""
+        return bool(self.bare.adapter)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Size of the adapter."""
+        return sum(parameter.nbytes for parameter in self.bare.adapter)
+
+    @property
+    def num_adapter_parameters(self) -> int:
+        """Number of the adapter's parameters."""
+        return sum(parameter.numel() for parameter in self.bare.adapter)
+
+    @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """Parameters that a student trains: all that its class does, or those of the adapter."""
+        return self.bare.trained
 
     @property
     def trained_bytes(self) -> int:
@@ -111,29 +135,36 @@ class Skeleton:
     @property
     def largest_layer_bytes(self) -> int:
         """Size of the largest layer's weights; sharding gathers one layer at a time."""
-        return max(_bytes(layer) for layer in layers(self.model))
+        return max(_bytes(layer) for layer in self._layers)
 
     @property
     def root_bytes(self) -> int:
         """Size of the weights outside the layers: embedding, last normalization, head."""
-        return _bytes(self.model) - sum(_bytes(layer) for layer in layers(self.model))
+        return _bytes(self.model) - sum(_bytes(layer) for layer in self._layers)
 
     @property
     def largest_trained_bytes(self) -> int:
         """Size of the trained parameters in the largest layer or outside the layers, whichever is larger."""
-        of_layers = [sum(parameter.nbytes for parameter in self._trained_in(layer)) for layer in layers(self.model)]
+        trained = {id(parameter) for parameter in self.trained}
+        of_layers = [
+            sum(parameter.nbytes for parameter in layer.parameters() if id(parameter) in trained)
+            for layer in self._layers
+        ]
         return max(*of_layers, self.trained_bytes - sum(of_layers))
 
     @property
-    def linear_layers(self) -> list[nn.Linear]:
-        """Linear layers that quantization replaces: all but the head and those of an adapter."""
-        head = self.model.get_output_embeddings()
-        parts = self.model.named_modules()
-        return [p for name, p in parts if isinstance(p, nn.Linear) and p is not head and _ADAPTER not in name]
+    def _layers(self) -> list[nn.Module]:
+        """The layers that are sharded, without those inside of others."""
+        found = layers(self.model)
+        inside = {id(part) for layer in found for part in layer.modules() if part is not layer}
+        return [layer for layer in found if id(layer) not in inside]
 
-    def _trained_in(self, module: nn.Module) -> list[nn.Parameter]:
-        parameters = module.named_parameters()
-        return [parameter for name, parameter in parameters if not self.has_adapter or _ADAPTER in name]
+    @property
+    def linear_layers(self) -> list[nn.Linear | Conv1D]:
+        """Linear layers that bitsandbytes replaces: all but the head, those of an adapter, and fused experts."""
+        excluded = {id(self.head), *map(id, self.bare.adapter)}
+        parts = (part for part in self.model.modules() if type(part) is nn.Linear or isinstance(part, Conv1D))
+        return [part for part in parts if id(part.weight) not in excluded]
 
 
 def vocabulary_size(source: ModelSource) -> int | None:
@@ -156,51 +187,11 @@ def _num_tokens(source: ModelSource) -> int | None:
     return len(tokenizer)
 
 
+def _may_stay_quantized(source: ModelSource) -> bool | None:
+    if isinstance(source, Student):
+        return None if source.weights == "random" else False
+    return not (isinstance(source, Teacher) and source.cpu_offload)
+
+
 def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
-
-
-@lru_cache(maxsize=16)
-def _build(
-    name: str,
-    revision: str | None,
-    trusted: bool,
-    given: torch.dtype | None,
-    converted: torch.dtype | None,
-    attention: str | None,
-    adapter: LoRA | None,
-) -> Skeleton:
-    config = read_config(name, revision=revision, trust_remote_code=trusted)
-    options: dict[str, object] = {"dtype": converted or given or config.dtype or torch.float32}
-    options["trust_remote_code"] = trusted
-    if attention is not None:  # "flash" works without the FlashAttention library
-        options["attn_implementation"] = _FLASH if "flash" in attention else attention
-    AttentionInterface.register(_FLASH, _flash)
-    mode = FakeTensorMode()
-    if adapter is None:
-        with mode:
-            return Skeleton(AutoModelForCausalLM.from_config(config, **options), mode, has_adapter=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, **options)
-        add_adapter(model, adapter)
-    with mode:
-        _replace_tensors(model, converted)
-    return Skeleton(model, mode, has_adapter=True)
-
-
-def _replace_tensors(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Replaces all meta tensors by fake ones; PEFT moves its layers, which does not work with fake tensors.
-
-    Args:
-        model: The model.
-        dtype: Dtype of the parameters; None keeps each one's.
-    """
-    new: dict[int, Tensor] = {}
-    for part in model.modules():
-        for name, tensor in part._parameters.items():
-            if tensor is not None:
-                empty = torch.empty(tensor.shape, dtype=dtype or tensor.dtype)
-                part._parameters[name] = cast(nn.Parameter, new.setdefault(id(tensor), nn.Parameter(empty)))
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

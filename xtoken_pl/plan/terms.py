@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
@@ -52,19 +53,30 @@ def weight_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
     """A model's weights: all in its dtype, or linear layers but the head in 8 or 4 bits; an adapter as it is.
 
     8 bits: 1 byte a weight, and 4 a row for its scale. 4 bits: 0.5 byte a weight, and 4 for the scale of 64 weights.
+    Checkpoints that stay quantized: :mod:`xtoken_pl.plan.stored_weights`.
     """
+    if skeleton.stored is not None and skeleton.stored.num_bytes is not None:
+        return skeleton.stored.num_bytes + skeleton.adapter_bytes
     if source.quantization is None:
         return skeleton.weight_bytes
     result = float(skeleton.weight_bytes)
-    for weight in (layer.weight for layer in skeleton.linear_layers):
-        per_scale = weight.shape[1] if source.quantization == "8bit" else _BLOCK
+    for layer in skeleton.linear_layers:
+        num_inputs = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
+        per_scale = num_inputs if source.quantization == "8bit" else _BLOCK
         bytes_per_weight = (1.0 if source.quantization == "8bit" else 0.5) + _FLOAT / per_scale
-        result += weight.numel() * bytes_per_weight - weight.nbytes
+        result += layer.weight.numel() * bytes_per_weight - layer.weight.nbytes
     return int(result)
+
+
+def is_quantized(source: Student | Teacher, skeleton: Skeleton) -> bool:
+    """Whether layers are quantized on the GPU, by an option or since those of the checkpoint are."""
+    return source.quantization is not None or (skeleton.stored is not None and skeleton.stored.is_kept)
 
 
 def dequantized_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
     """Weight of the largest linear layer in the dtype of its product, which a quantized layer computes when it runs."""
+    if skeleton.stored is not None and skeleton.stored.is_kept:
+        return skeleton.stored.dequantized_layer
     if source.quantization is None:
         return 0
     return max((layer.weight.nbytes for layer in skeleton.linear_layers), default=0)

@@ -151,7 +151,7 @@ def place_teachers(
     """
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, source in teachers.items():
-        groups.setdefault(_weights_of(source), []).append(name)
+        groups.setdefault(weights_of(source), []).append(name)
     placed: dict[str, FrozenModel] = {}
     for names in groups.values():
         sources = {name: teachers[name] for name in names}
@@ -175,8 +175,8 @@ def place_teachers(
     return {name: placed[name] for name in teachers}
 
 
-def _weights_of(source: Teacher) -> tuple[object, ...]:
-    """What teachers have to have in common to share their weights."""
+def weights_of(source: Teacher) -> tuple[object, ...]:
+    """Lists what teachers have to have in common to share their weights."""
     files = source.model, source.revision, source.trust_remote_code
     return *files, source.dtype, source.quantization, source.attn_implementation, source.compile, source.cpu_offload
 

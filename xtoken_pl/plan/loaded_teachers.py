@@ -1,0 +1,61 @@
+"""Models of the teachers that run in this process; teachers that load the same weights share them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xtoken_pl.plan import terms
+from xtoken_pl.plan.skeleton import Skeleton
+from xtoken_pl.specs import Teacher
+from xtoken_pl.teachers.local import weights_of
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """The model of one teacher, or of several that share its weights.
+
+    Attributes:
+        names: Names of the teachers.
+        source: Specification of the first one; what it says of the weights holds for all.
+        skeleton: The model, with the adapter of the first one.
+        weight_bytes: Size of the weights with the adapters of all.
+    """
+
+    names: tuple[str, ...]
+    source: Teacher
+    skeleton: Skeleton
+    weight_bytes: int
+
+    @property
+    def setting(self) -> str:
+        """What configures the teachers: ``model.teachers.NAME``, or ``model.teachers.{NAME, NAME}``."""
+        return f"model.teachers.{self.names[0] if len(self.names) == 1 else '{' + ', '.join(self.names) + '}'}"
+
+    @property
+    def label(self) -> str:
+        """``teacher NAME``, or ``teachers NAME, NAME``."""
+        return f"teacher{'s' * (len(self.names) > 1)} {', '.join(self.names)}"
+
+
+def loaded_models(teachers: Mapping[str, Teacher], skeletons: Mapping[str, Skeleton]) -> dict[str, LoadedModel]:
+    """Groups teachers by their weights, as :func:`xtoken_pl.teachers.local.place_teachers` does.
+
+    Args:
+        teachers: Specifications by name.
+        skeletons: Models by name, of the teachers that run in this process.
+
+    Returns:
+        The model that each teacher runs, by its name.
+    """
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in skeletons:
+        groups.setdefault(weights_of(teachers[name]), []).append(name)
+    models = {}
+    for names in groups.values():
+        first, *others = names
+        size = terms.weight_bytes(teachers[first], skeletons[first])
+        size += sum(skeletons[name].adapter_bytes for name in others)
+        model = LoadedModel(tuple(names), teachers[first], skeletons[first], size)
+        models |= dict.fromkeys(names, model)
+    return models
