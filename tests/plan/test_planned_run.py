@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from architectures import write_architecture
 from own_losses import hidden_cosine
 from planned import write_models
+from small_models import packing_tokenizer
 
 from xtoken_pl import (
     BytePrefixKL,
@@ -127,3 +132,35 @@ def test_model_whose_pass_depends_on_values_is_refused_by_name(tmp_path: Path) -
     skeleton.model.set_experts_implementation("eager")
     with pytest.raises(ValueError, match="MixtralForCausalLM cannot be planned"):
         replay(skeleton, 2, 8, autocast=None, trains=True)
+
+
+def test_scans_are_planned_without_the_kernels_that_are_installed_for_them(tmp_path: Path) -> None:
+    """A package of kernels that needs a GPU, as the process sees it that plans on a machine without one."""
+    (tmp_path / "fla").mkdir()
+    kernel = "def chunk_gated_delta_rule(*args, **options):\n    raise AssertionError('needs a GPU')\n"
+    (tmp_path / "fla" / "__init__.py").write_text(kernel)
+    model = write_architecture(tmp_path / "model", "qwen3_5_text", packing_tokenizer())
+    code = (
+        "from xtoken_pl import Student\n"
+        "from xtoken_pl.plan.replay import replay\n"
+        "from xtoken_pl.plan.skeleton import Skeleton\n"
+        f"skeleton = Skeleton.from_source(Student(model={model!r}), role='student')\n"
+        "print(replay(skeleton, 2, 64, autocast=None, trains=True).backward.total)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = replay(
+        Skeleton.from_source(Student(model=model), role="student"), 2, 64, autocast=None, trains=True
+    ).backward.total
+    assert int(done.stdout.split()[-1]) == expected
+
+
+@pytest.mark.parametrize("name", ["mamba", pytest.param("falcon_mamba", marks=pytest.mark.slow)])
+def test_memory_of_scans_without_attention_depends_on_the_number_of_tokens(tmp_path: Path, name: str) -> None:
+    """Shorter windows, and more of them, need slightly more, for the state of each."""
+    skeleton = Skeleton.from_source(
+        Student(model=write_architecture(tmp_path, name, packing_tokenizer())), role="student"
+    )
+    short, long = (replay(skeleton, *shape, autocast=None, trains=True).backward.total for shape in ((8, 32), (2, 128)))
+    assert long <= short <= 1.01 * long

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.integrations import hub_kernels
 
 from xtoken_pl.models.causal_lm import body_of, states_of_body
 from xtoken_pl.models.router_loss import balance_of
@@ -21,6 +22,8 @@ from xtoken_pl.utilities.errors import UserError
 # B windows, T tokens of each, H hidden size
 
 _WITH_LOGITS = {"output_router_logits": True}
+#: Arguments by which models take their cache; Mamba's come second.
+_CACHES = ("past_key_values", "cache_params")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def replay(
     """Replays a model's forward pass and, if it is trained, its backward pass, and counts the bytes alive; cached.
 
     Nothing is computed: the operations are those of training (with attention masks, as for batches with padding), but
-    the tensors only have shapes. Kernels and their workspaces are those of the CPU.
+    the tensors only have shapes. Kernels are those of the CPU, without the workspaces that only a CPU has; scans are
+    those that transformers has itself, for which packages with kernels need less.
 
     Args:
         skeleton: The model.
@@ -156,7 +160,7 @@ def replay_writing(
 
 
 def _read(model: Any, batch_size: int, length: int, cache: Any, *, num_before: int = 0) -> Any:
-    """Runs a model over tokens as ``generate`` does, and returns the cache."""
+    """Runs a model over tokens as ``generate`` does, and returns the cache; None if the model's layers hold it."""
     input_ids = torch.zeros(batch_size, length, dtype=torch.long)
     options: dict[str, Any] = {"attention_mask": torch.ones(batch_size, num_before + length, dtype=torch.long)}
     known = inspect.signature(model.forward).parameters
@@ -164,21 +168,38 @@ def _read(model: Any, batch_size: int, length: int, cache: Any, *, num_before: i
         options["position_ids"] = torch.zeros_like(input_ids)
     if "logits_to_keep" in known:
         options["logits_to_keep"] = 1
-    return model(input_ids=input_ids, past_key_values=cache, use_cache=True, **options).past_key_values
+    name = next((name for name in _CACHES if name in known), None)
+    if name is not None:
+        options[name] = cache
+    output = model(input_ids=input_ids, use_cache=True, return_dict=True, **options)
+    return None if name is None else getattr(output, name, None)
 
 
 @contextmanager
 def _replaying(skeleton: Skeleton) -> Iterator[Ledger]:
     """Counts the memory of the operations inside, which only have shapes."""
     try:
-        with skeleton.mode, Ledger(skeleton.model) as ledger:
+        with _plain_pytorch(), skeleton.mode, Ledger(skeleton.model) as ledger:
             yield ledger
-    except RuntimeError as error:
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # of the model's own code
         raise UserError(
-            f"{type(skeleton.model).__name__} cannot be planned: one of its operations depends on values or another "
-            "device (such as a loop over the experts that have tokens), and a plan has neither. Plan another "
+            f"{type(skeleton.model).__name__} cannot be planned: its operations must not depend on values or another "
+            "device (as a loop over the experts that have tokens does), since a plan has neither. Plan another "
             f"architecture of its size. Reason: {error}"
         ) from error
+
+
+@contextmanager
+def _plain_pytorch() -> Iterator[None]:
+    """Makes transformers run its own scans where packages with GPU kernels for them are installed (fla, mamba_ssm)."""
+    before = hub_kernels.is_torchdynamo_exporting
+    hub_kernels.is_torchdynamo_exporting = lambda: True
+    try:
+        yield
+    finally:
+        hub_kernels.is_torchdynamo_exporting = before
 
 
 def _autocast(dtype: torch.dtype | None) -> torch.autocast:
