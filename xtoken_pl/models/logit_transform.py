@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class LogitTransform:
     def candidates(cls, config: PreTrainedConfig) -> Iterator[LogitTransform | None]:
         """Lists what a model of this configuration may do to its logits; what is set there comes first, None last."""
         text = config.get_text_config()
-        settings = {name: getattr(text, name, None) for name in (*_FACTORS, *_CAPS)}
+        settings: dict[str, Any] = {name: getattr(text, name, None) for name in (*_FACTORS, *_CAPS)}
         if settings["dim_model_base"]:
             settings["dim_model_base"] /= text.hidden_size
         factors = [float(settings[name]) for name in _FACTORS if settings[name]]

@@ -28,7 +28,7 @@ from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import first_of, reason_of
 
 #: Formats for which transformers has layers that multiply quantized weights with kernels from the package `kernels`.
-_WITH_KERNELS = {"fp8", "mxfp8", "mxfp4"}
+WITH_KERNELS = {"fp8", "mxfp8", "mxfp4"}
 _BITSANDBYTES = "bitsandbytes"
 
 
@@ -74,13 +74,12 @@ def quantized_files(
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return None
-    method = _method(settings)
-    _check_option(source, settings, method, role=role)
-    is_runnable = torch.device(device).type != "cpu" and method in _WITH_KERNELS and is_kernels_available()
+    method = method_of(settings)
+    check_use(source, settings, is_kept=False, role=role)
+    is_runnable = torch.device(device).type != "cpu" and method in WITH_KERNELS and is_kernels_available()
     may_stay = is_runnable and isinstance(source, Teacher) and not source.cpu_offload
     is_kept = _is_kept(settings, method, source, may_stay=may_stay, role=role)
-    if is_kept:
-        _check_kept(method, source, role=role)
+    check_use(source, settings, is_kept=is_kept, role=role)
     block = settings.get("weight_block_size")
     return QuantizedFiles(method, is_kept, tuple(block) if block else None)
 
@@ -169,19 +168,11 @@ def report_quantized(model: PreTrainedModel, files: QuantizedFiles, source: Mode
     rank_zero_info(f"{role}: the {files.method} weights of {source.model!r} {became}; the model takes {size:.3g} GB")
 
 
-def _method(settings: Mapping[str, Any]) -> str:
+def method_of(settings: Mapping[str, Any]) -> str:
+    """Name of the format that a ``quantization_config`` describes."""
     if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
         return _BITSANDBYTES
     return str(settings.get("quant_method"))
-
-
-def _check_option(source: ModelSource, settings: Mapping[str, Any], method: str, *, role: str) -> None:
-    bits: Quantization | None = source.quantization if isinstance(source, Student | Teacher) else None
-    if bits is not None and not (method == _BITSANDBYTES and settings.get(f"load_in_{bits}")):
-        raise UserError(
-            f"quantization of the {role} must be that of its files, got {bits!r}, and those of {source.model!r} are "
-            f"quantized otherwise ({method}); leave quantization out, or give a model that is not quantized"
-        )
 
 
 def _is_kept(settings: Mapping[str, Any], method: str, source: ModelSource, *, may_stay: bool, role: str) -> bool:
@@ -201,6 +192,34 @@ def _is_kept(settings: Mapping[str, Any], method: str, source: ModelSource, *, m
             f"not quantized{served}. Reason: {reason_of(error)}"
         ) from None
     return not (can_dequantize and used.dequantize)
+
+
+def check_use(source: ModelSource, settings: Mapping[str, Any], *, is_kept: bool, role: str) -> None:
+    """Checks that quantized files can be used as specified.
+
+    Args:
+        source: Specification of the model.
+        settings: The ``quantization_config`` of its files.
+        is_kept: Whether the layers stay quantized.
+        role: Role of the model in messages.
+
+    Raises:
+        UserError: If ``source.quantization`` is not that of the files, or the layers stay quantized where they cannot:
+            in a student that trains them, or one whose format passes no gradient, or with ``cpu_offload``.
+    """
+    method = method_of(settings)
+    _check_option(source, settings, method, role=role)
+    if is_kept:
+        _check_kept(method, source, role=role)
+
+
+def _check_option(source: ModelSource, settings: Mapping[str, Any], method: str, *, role: str) -> None:
+    bits: Quantization | None = source.quantization if isinstance(source, Student | Teacher) else None
+    if bits is not None and not (method == _BITSANDBYTES and settings.get(f"load_in_{bits}")):
+        raise UserError(
+            f"quantization of the {role} must be that of its files, got {bits!r}, and those of {source.model!r} are "
+            f"quantized otherwise ({method}); leave quantization out, or give a model that is not quantized"
+        )
 
 
 def _check_kept(method: str, source: ModelSource, *, role: str) -> None:

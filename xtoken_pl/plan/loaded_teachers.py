@@ -51,7 +51,7 @@ def loaded_models(teachers: Mapping[str, Teacher], skeletons: Mapping[str, Skele
     groups: dict[tuple[object, ...], list[str]] = {}
     for name in skeletons:
         groups.setdefault(weights_of(teachers[name]), []).append(name)
-    models = {}
+    models: dict[str, LoadedModel] = {}
     for names in groups.values():
         first, *others = names
         size = terms.weight_bytes(teachers[first], skeletons[first])

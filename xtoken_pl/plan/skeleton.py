@@ -11,10 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from xtoken_pl.models.quantized_files import check_use
 from xtoken_pl.models.sharding import layers
 from xtoken_pl.models.text_model import read_config
 from xtoken_pl.plan.bare_model import BareModel, build
-from xtoken_pl.plan.stored_weights import StoredWeights, check_use
+from xtoken_pl.plan.stored_weights import StoredWeights
 from xtoken_pl.specs import ModelSource, Student, Teacher
 from xtoken_pl.tokenization import load_tokenizer
 from xtoken_pl.utilities.errors import UserError
@@ -64,7 +65,8 @@ class Skeleton:
                 f"model; {source.model!r} could not be read. Check the path or the id. Reason: {error}"
             ) from error
         if bare.stored is not None:
-            check_use(bare.stored, source, role=role)
+            settings = bare.model.config.quantization_config
+            check_use(source, settings, is_kept=bare.stored.is_kept, role=role)
         return cls(bare)
 
     @property

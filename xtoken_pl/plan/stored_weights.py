@@ -18,7 +18,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_kernels_available
 
-from xtoken_pl.specs import ModelSource, Student, Teacher
+from xtoken_pl.models.quantized_files import WITH_KERNELS, method_of
 from xtoken_pl.utilities.errors import UserError
 
 _FLOAT, _INT = 4, 4
@@ -26,8 +26,6 @@ _FLOAT, _INT = 4, 4
 _MXFP4_BLOCK, _BLOCK = 32, 64
 #: Scales of a block that share one of their own, where scales are quantized, too (bitsandbytes).
 _SCALES_BLOCK = 256
-#: Formats that layers keep only where transformers finds kernels for them, in the package `kernels`.
-_WITH_KERNELS = ("fp8", "mxfp8", "mxfp4")
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class StoredWeights:
 def stored_weights(model: PreTrainedModel, config: PreTrainedConfig, *, may_stay: bool) -> StoredWeights | None:
     """Reads from a configuration how its checkpoint is quantized; None if it is not.
 
-    As in :mod:`xtoken_pl.models.loading`, weights that transformers can dequantize stay quantized only if ``may_stay``
-    and the package ``kernels`` is installed.
+    As in :mod:`xtoken_pl.models.quantized_files`, weights that transformers can dequantize stay quantized only if
+    ``may_stay`` and the package ``kernels`` is installed. The packages that load a format need not be here.
 
     Args:
         model: The model of the configuration, without an adapter.
@@ -67,10 +65,8 @@ def stored_weights(model: PreTrainedModel, config: PreTrainedConfig, *, may_stay
     settings: Mapping[str, Any] | None = getattr(config, "quantization_config", None)
     if settings is None:
         return None
-    method = str(settings.get("quant_method"))
-    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
-        method = "bitsandbytes"
-    stays = may_stay and method in _WITH_KERNELS and is_kernels_available()
+    method = method_of(settings)
+    stays = may_stay and method in WITH_KERNELS and is_kernels_available()
     if not stays and _can_dequantize(method):
         return StoredWeights(method, None)
     if method == "mxfp8" or method not in _SIZES:
@@ -80,29 +76,6 @@ def stored_weights(model: PreTrainedModel, config: PreTrainedConfig, *, may_stay
             "without quantization for an upper bound"
         )
     return _SIZES[method](method, model, settings)
-
-
-def check_use(stored: StoredWeights, source: ModelSource, *, role: str) -> None:
-    """Checks that a run could load a checkpoint as it is specified.
-
-    Raises:
-        UserError: If its layers stay quantized, and the specification does not allow for that.
-    """
-    if not stored.is_kept:
-        return
-    files = f"those of {source.model!r} stay quantized ({stored.method})"
-    if isinstance(source, Student) and (source.adapter is None or stored.method != "bitsandbytes"):
-        raise UserError(
-            f"the weights of a student must be trained, or be below an adapter and pass a gradient, and {files}; give "
-            "a model that is not quantized, or give one quantized by bitsandbytes an adapter (adapter: {rank: 16})"
-        )
-    if isinstance(source, Teacher) and source.cpu_offload:
-        raise UserError(f"weights of the {role} that are offloaded must not be quantized, and {files}; leave it out")
-    if isinstance(source, Student | Teacher) and source.quantization is not None and stored.method != "bitsandbytes":
-        raise UserError(
-            f"quantization of the {role} must be that of its files, got {source.quantization!r}, and {files}; leave "
-            "quantization out"
-        )
 
 
 def _can_dequantize(method: str) -> bool:
