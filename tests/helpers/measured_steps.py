@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 from head_rows import WatchedMemory
-from planned import most_allocated
+from planned import most_allocated, one_thread
 from small_models import TEXTS
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
@@ -41,7 +41,7 @@ def measured_step(run: Run) -> int:
     there_before += sum(3 * parameter.nbytes for parameter in trained)  # gradients, Adam's moments
     weights = {id(p): p.nbytes for teacher in module.loaded_teachers.values() for p in teacher.model.parameters()}
     there_before += sum(weights.values()) + sum(matrix.nbytes for matrix in memory.alive)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with one_thread(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     return there_before + most_allocated(profiler)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -40,6 +41,17 @@ def run_of(models: Path, **changes: Any) -> Run:
     teachers = {"t": Teacher(model=str(models / "teacher"), loss=HybridKL())}
     run = Run(Student(model=str(models / "student")), teachers, 8, 128, logits_memory=10_000_000)
     return replace(run, **changes)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs on one thread: on a CPU, some kernels have a buffer for each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def size_of(*models: Any) -> int:
@@ -121,7 +133,8 @@ def measured_passes(
     mask = torch.ones_like(input_ids)
     mask[0, length // 2 :] = 0  # padding requires an attention mask
     gc.collect()  # or it would free older memory while the passes run
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.set_grad_enabled(trains):
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with one_thread(), profiler, torch.set_grad_enabled(trains):
         keeping = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), keeping:
             states = hidden_states(model, input_ids, mask).flatten(0, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, write_architecture
-from planned import most_allocated, run_of, write_models
+from planned import most_allocated, one_thread, run_of, write_models
 from small_models import packing_tokenizer
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer
@@ -100,7 +100,7 @@ def planned_and_measured(
     requests = [Request(prompt, frozenset(), (seed,)) for seed, prompt in enumerate(prompts)]
     engine = TransformersEngine()
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with profiler, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with one_thread(), profiler, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         rollouts = engine.write(requests, sampling, student, vocabulary)
     assert all(len(rollout.ids) == sampling.max_new_tokens for rollout in rollouts)
     writing = Writing(sampling.max_new_tokens, prompt_bytes=prompt_length - 1)
