@@ -99,6 +99,7 @@ def test_no_token_is_misaligned_between_any_two_families(families: list[Family])
             assert b"".join(student.tokens[text]) == b"".join(teacher.tokens[text]) == text.encode()
         num_pairs += 1
     assert num_pairs == len(families) * (len(families) - 1)
+    assert num_tokens > 6_000_000
     print(f"{len(families)} families, {num_pairs} pairs, {num_texts:,} texts, {num_tokens:,} tokens: 0 misaligned")
 
 

@@ -89,6 +89,19 @@ def test_a_model_with_unused_pieces_is_refused(tmp_path: Path) -> None:
         load_tokenizer(str(folder))
 
 
+@pytest.mark.parametrize("add_dummy_prefix", [False, True])
+def test_spaces_at_the_ends_of_a_text_stay_in_the_middle_of_one(add_dummy_prefix: bool, tmp_path: Path) -> None:
+    options = EXACT["bpe"] | {"add_dummy_prefix": add_dummy_prefix, "remove_extra_whitespaces": True}
+    vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(write_sentencepiece(tmp_path, **options))))
+
+    def read_by(ids: list[int]) -> bytes:
+        return b"".join(vocabulary.token_bytes[ident] for ident in ids)
+
+    with vocabulary.mid_text_backend() as backend:
+        assert read_by(backend.encode(" the ", add_special_tokens=False).ids) == b" the "
+    assert read_by(vocabulary.encode([" the "])[0]) == b" " * add_dummy_prefix + b"the"
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_a_text_that_spells_a_special_token_or_a_byte_piece_stays_text(kind: str, tmp_path: Path) -> None:
     vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(write_sentencepiece(tmp_path, **EXACT[kind]))))

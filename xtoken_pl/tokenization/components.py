@@ -108,6 +108,12 @@ def _has_dummy_prefix(backend: Any) -> bool:
     )
 
 
+def changes_ends(backend: Any) -> bool:
+    """Whether a tokenizer prepends a space to a text, or removes those at its ends."""
+    parts = list_parts(backend.normalizer)
+    return _has_dummy_prefix(backend) or any(part.get("pattern") == {"Regex": SPACES_AT_ENDS} for part in parts)
+
+
 def list_parts(component: Any) -> list[dict[str, Any]]:
     """Flat list of a component's parts, with nested sequences expanded."""
     return [] if component is None else _flatten(json.loads(component.__getstate__()))

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from xtoken_pl.tokenization.components import Components, InexactTokenizerError, read_components, without_dummy_prefix
+from xtoken_pl.tokenization.components import (
+    Components,
+    InexactTokenizerError,
+    changes_ends,
+    read_components,
+    without_dummy_prefix,
+)
 from xtoken_pl.tokenization.roles import special_roles
 from xtoken_pl.utilities.errors import UserError
 
@@ -198,7 +204,7 @@ class CanonicalVocabulary:
     @contextmanager
     def mid_text_backend(self) -> Iterator[Any]:
         """Yields the backend set to encode a piece of a longer text: no dummy prefix, special tokens as text."""
-        backend = self._without_dummy_prefix if self.components.dummy_prefix else self.tokenizer.backend_tokenizer
+        backend = self._mid_text
         before = backend.encode_special_tokens
         backend.encode_special_tokens = True
         try:
@@ -207,8 +213,9 @@ class CanonicalVocabulary:
             backend.encode_special_tokens = before
 
     @cached_property
-    def _without_dummy_prefix(self) -> Any:
-        return without_dummy_prefix(self.tokenizer.backend_tokenizer)
+    def _mid_text(self) -> Any:
+        backend = self.tokenizer.backend_tokenizer
+        return without_dummy_prefix(backend) if changes_ends(backend) else backend
 
 
 #: GPT-2's table: the printable character that stands for each byte.
