@@ -145,6 +145,17 @@ def test_weights_without_a_gradient_are_not_trained(tmp_path: Path) -> None:
     assert frozen > 0
 
 
+@pytest.mark.parametrize(("name", "layers"), [("mamba", ".layers."), ("gpt2", ".h."), ("qwen3_moe", ".layers.")])
+def test_sharding_gathers_what_belongs_to_no_layer_as_one_part(tmp_path: Path, name: str, layers: str) -> None:
+    """Mamba names its mixers as well as the layers around them; GPT-2's layers have no `nn.Linear`."""
+    source = Student(model=write_architecture(tmp_path, name, packing_tokenizer(), seed=1))
+    weights = dict(load_causal_lm(source, role="student").named_parameters())
+    outside = sum(weight.nbytes for key, weight in weights.items() if layers not in key)
+    skeleton = Skeleton.from_source(source, role="student")
+    assert skeleton.root_bytes == outside
+    assert skeleton.largest_layer_bytes == (sum(weight.nbytes for weight in weights.values()) - outside) / 2
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in ("qwen3_moe", "jamba") else pytest.mark.slow) for name in BALANCED]
