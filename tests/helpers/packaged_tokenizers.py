@@ -107,7 +107,8 @@ def _download(requirement: str, folder: Path) -> Path:
     if requirement.startswith("@"):
         if shutil.which("npm") is None:
             pytest.skip(f"npm is not installed, which fetches {requirement}")
-        command = ["npm", "pack", "--loglevel=error", f"--pack-destination={folder}", requirement]
+        options = ["--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+        command = ["npm", "pack", *options, f"--pack-destination={folder}", requirement]
     else:
         options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=1", f"--dest={folder}"]
         command = [sys.executable, "-m", "pip", "download", *options, requirement]

@@ -109,6 +109,7 @@ def _by_code(folder: Path) -> Program:
 def _by_nemo(folder: Path) -> Program:
     """The tokenizer.json of the same vocabulary."""
     nemo = Tokenizer.from_file(str(fetch("mistral_nemo") / "tokenizer.json"))
+    nemo.encode_special_tokens = True  # as text, if a text spells them
     by_tiktoken = _by_tiktoken(folder)
     return lambda text, ids: by_tiktoken(text, ids) and ids == nemo.encode(text, add_special_tokens=False).ids
 

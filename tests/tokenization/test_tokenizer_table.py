@@ -32,7 +32,7 @@ def read(row: Row, folder: Path) -> CanonicalVocabulary:
     return CanonicalVocabulary.from_tokenizer(load_tokenizer(str(folder), trust_remote_code=row.has_code))
 
 
-@dataclass
+@dataclass(repr=False)
 class Loaded:
     """A tokenizer of the table, and what its tokens must be."""
 
