@@ -228,3 +228,26 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setattr(converted, "find_spec", lambda name: None if name == missing else find_spec(name))
     with pytest.raises(UserError, match=rf"is read with {missing}, which is not installed.*xtoken_pl\[tokenizers\]"):
         load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json"])
+def test_a_tokenizer_in_the_cache_of_the_hub_is_loaded_without_a_connection(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    repository = tmp_path / "models--someone--something"
+    folder = repository / "snapshots" / commit
+    if name == "tokenizer.model":
+        write_sentencepiece(folder, **EXACT["bpe"])
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    else:
+        write_tekken(folder)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / ".no_exist" / commit).mkdir(parents=True)
+    (repository / ".no_exist" / commit / "tokenizer.json").touch()  # what the hub had answered
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    loaded, expected = load_tokenizer("someone/something"), load_tokenizer(str(folder))
+    drawn = list(texts(200))
+    assert loaded(drawn)["input_ids"] == expected(drawn)["input_ids"]
