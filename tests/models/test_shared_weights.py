@@ -72,6 +72,31 @@ def test_the_weights_of_a_shared_model_are_there_once_and_frozen(workspace: Path
     assert other["plain"].model is not other["bfloat16"].model
 
 
+def test_an_adapter_that_replaces_the_head_has_a_model_of_its_own(
+    workspace: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(workspace / "split"),
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False),
+    )
+    head = model.get_base_model().get_output_embeddings()
+    with torch.no_grad():
+        head.weight.mul_(2.0)
+    model.save_pretrained(tmp_path / "whole")
+    base = Teacher(model=str(workspace / "split"))
+    paths = {**adapters, "whole": tmp_path / "whole"}
+    placed = place(workspace, {name: replace(base, adapter=str(path)) for name, path in paths.items()})
+    assert placed["first"].model is placed["second"].model
+    assert placed["whole"].model is not placed["first"].model
+    for name in ("whole", "first", "whole"):
+        torch.testing.assert_close(states_of(placed[name]), expected_states(workspace, paths[name]))
+    states_of(placed["second"])
+    torch.testing.assert_close(
+        placed["whole"].head.parameters()[0], head.weight[: placed["whole"].head.vocabulary_size]
+    )
+
+
 def test_a_cache_knows_the_adapter_of_its_teacher(workspace: Path, adapters: dict[str, Path]) -> None:
     base = Teacher(model=str(workspace / "split"))
     sources = [base, *(replace(base, adapter=str(path)) for path in adapters.values())]

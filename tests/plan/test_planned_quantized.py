@@ -160,7 +160,7 @@ def test_student_whose_files_stay_quantized_is_refused_unless_it_has_an_adapter_
     four = with_quantization(tmp_path / "four", "llama", quant_method="bitsandbytes", load_in_4bit=True)
     Skeleton.from_source(Student(model=four.model, adapter=LoRA(rank=4)), role="student")
     for source in (Student(model=gptq.model, adapter=LoRA(rank=4)), Student(model=four.model)):
-        with pytest.raises(UserError, match="pass a gradient|quantized student needs an adapter"):
+        with pytest.raises(UserError, match=r"pass a gradient|quantized student needs an adapter"):
             Skeleton.from_source(source, role="student")
 
 
