@@ -95,7 +95,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granitemoe_swa": {**_EXPERTS, "logits_scaling": 6.0},
     "cohere2_moe": {**_EXPERTS, "logit_scale": 0.0625},
     "minicpm3": {**_LATENT_HEADS, "dim_model_base": 16},
-    **{name: {**_EXPERTS, "dense_intermediate_size": 64} for name in ("inkling_text", "inkling2_text")},
     "nanochat": {"final_logit_softcapping": 3.0},
     "granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
     "granitemoe": {**_EXPERTS, "logits_scaling": 6.0},
@@ -108,10 +107,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("gpt_oss", "minimax_m2", "dots1", "hunyuan_v1_moe", "flex_olmo", "granitemoeshared"), _EXPERTS),
     "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 64},
     **dict.fromkeys(("exaone_moe", "solar_open", "afmoe"), _EXPERTS),
-    **dict.fromkeys(("laguna", "mellum", "jetmoe", "mimo_v2_flash", "hy_v3"), _EXPERTS),
+    **dict.fromkeys(("laguna", "mellum", "mimo_v2_flash", "hy_v3"), _EXPERTS),
     "doge": {},
     "flint": {**_EXPERTS, "mlp_only_layers": [0]},
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "longcat_flash"), _LATENT_EXPERTS),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), _LATENT_EXPERTS),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "axk1"), _LATENT_EXPERTS),
     # Other mixers than attention
     "qwen3_next": {**_EXPERTS, **_LINEAR},
@@ -123,7 +122,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "minimax": _EXPERTS,
     "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention"]},
     "nemotron_h": {**_EXPERTS, **_MAMBA},
-    **{name: {} for name in ("rwkv", "lfm3")},
+    "rwkv": {},
     "olmo_hybrid": _LINEAR,
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
@@ -139,24 +138,24 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 #: What they do to their logits behind the head.
 LOGITS = {
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "vaultgemma", "nanochat"), "soft cap"),
-    **dict.fromkeys(("recurrent_gemma", "beam", "inkling2_text"), "soft cap"),
+    **dict.fromkeys(("recurrent_gemma", "beam"), "soft cap"),
     **dict.fromkeys(("granite", "granitemoe", "granitemoehybrid", "granite_swa", "granitemoe_swa"), "factor"),
-    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "hyperclovax", "minicpm3", "inkling_text"), "factor"),
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "hyperclovax", "minicpm3"), "factor"),
     "falcon_h1": "factor",
 }
 #: Mixtures of experts whose class in transformers has a load balancing loss.
 BALANCED = (
     *("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "mixtral", "minimax_m2", "olmoe", "flex_olmo"),
     *("phimoe", "ernie4_5_moe", "gpt_oss", "granitemoe", "granitemoeshared", "granitemoehybrid", "jamba"),
-    *("laguna", "jetmoe", "granitemoe_swa", "mellum", "flint"),
+    *("laguna", "granitemoe_swa", "mellum", "flint"),
 )
 #: Those in which a document of a packed sequence reaches the next one: by a recurrence, or by a mask that transformers
 #: does not cut where positions restart.
 LEAKY = {
     *("falcon_h1", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "mamba", "mamba2", "jamba"),
     *("kimi_linear", "bailing_hybrid", "minimax", "olmo_hybrid", "bamba", "recurrent_gemma", "falcon_mamba"),
-    *("falcon", "opt", "bloom", "afmoe", "gpt_oss", "xglm", "inkling_text", "inkling2_text", "nemotron_h"),
-    *("rwkv", "lfm3"),
+    *("falcon", "opt", "bloom", "afmoe", "gpt_oss", "xglm", "nemotron_h"),
+    "rwkv",
 }
 
 

@@ -42,9 +42,8 @@ TRANSFORMED = {
     **{"granite": LogitTransform(1 / 8.0), "falcon_h1": LogitTransform(0.04)},
     **{"granitemoe": LogitTransform(1 / 6.0), "granitemoehybrid": LogitTransform(1 / 6.0)},
     **{"granite_swa": LogitTransform(1 / 8.0), "granitemoe_swa": LogitTransform(1 / 6.0)},
-    **{"cohere2_moe": LogitTransform(0.0625), "minicpm3": LogitTransform(0.5), "inkling_text": LogitTransform(1 / 24)},
+    **{"cohere2_moe": LogitTransform(0.0625), "minicpm3": LogitTransform(0.5)},
     **{name: LogitTransform(cap=3.0) for name in ("gemma3n_text", "gemma4_text", "beam")},
-    "inkling2_text": LogitTransform(cap=30.0),
 }
 DTYPES, TRAINED = ("float32", "float64"), ("whole", "lora")
 TEMPERATURE = 2.5

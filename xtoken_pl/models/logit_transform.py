@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 #: Settings of configurations that are a factor of the logits, or of the states that the head reads. Whether they
-#: multiply (Cohere, Falcon H1, HyperCLOVA X) or divide (Granite, MiniCPM, Inkling) is not in their names.
+#: multiply (Cohere, Falcon H1, HyperCLOVA X) or divide (Granite, MiniCPM) is not in their names.
 _FACTORS = (
-    *("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier"),
+    *("logit_scale", "logits_scaling", "lm_head_multiplier"),
     "dim_model_base",  # of MiniCPM's own code, per hidden size
 )
 #: Settings that are a soft cap (Gemma 2 to 4, NanoChat, Beam; RecurrentGemma).
