@@ -34,6 +34,7 @@ def test_models_whose_body_is_found_by_structure_are_planned_trained_and_exporte
         "trainer": {
             "accelerator": "cpu",
             "max_steps": 2,
+            "default_root_dir": str(tmp_path),
             "logger": False,
             "enable_checkpointing": False,
             "callbacks": [
