@@ -140,7 +140,7 @@ def measured_passes(
             states = hidden_states(model, input_ids, mask).flatten(0, 1)
             rows = states.index_select(0, torch.arange(len(states)))
             del states
-            roots = [rows] if router_loss is None else [rows, router_loss.read(mask)]
+            roots = [rows] if router_loss is None else [rows, router_loss.take(mask)]
         kept[rows.untyped_storage().data_ptr()] = rows.untyped_storage().nbytes()
         if trains:
             torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])

@@ -10,10 +10,11 @@ import torch
 from architectures import MULTIMODAL, write_multimodal
 from safetensors.torch import load_file, save_file
 from small_models import packing_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2AudioConfig, VoxtralConfig
 
 from xtoken_pl import Student
 from xtoken_pl.models.causal_lm import load_model
+from xtoken_pl.models.text_model import text_model_of
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 IDS = torch.arange(3, 15)[None]
@@ -75,3 +76,11 @@ def test_a_text_model_without_a_class_of_its_own_is_refused_by_name(tmp_path: Pa
     vocabulary = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
     with pytest.raises(ValueError, match=r"'hunyuan_vl_text' of 'hunyuan_vl' has no class of its own"):
         load_model(Student(model=str(tmp_path), weights="random"), vocabulary, role="student")
+
+
+@pytest.mark.parametrize("config", [Qwen2AudioConfig, VoxtralConfig])
+def test_a_model_that_hears_has_a_text_model_like_one_that_sees(config: type[PreTrainedConfig]) -> None:
+    whole = config()
+    text = text_model_of(whole)
+    assert text.model_type == whole.text_config.model_type
+    assert isinstance(text.tie_word_embeddings, bool)

@@ -101,7 +101,9 @@ def test_routers_that_report_nothing_are_an_error(tmp_path: Path) -> None:
     body = module.student.model
     body.register_forward_hook(lambda _, __, output: setattr(output, "router_logits", output.router_logits[:1]))
     body._forward_hooks.move_to_end(next(reversed(body._forward_hooks)), last=False)  # before that of the loss
-    with pytest.raises(UserError, match=r"must report its logits, but 1 of 2 did; leave out student\.compile, or"):
+    with pytest.raises(
+        UserError, match=r"must report its logits, but 1 of 2 did; leave out student\.router_aux_loss_coef, or"
+    ):
         step_of(module, batch_for(module))
 
 

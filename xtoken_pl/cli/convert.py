@@ -48,6 +48,8 @@ def convert(
         raise UserError(f"gguf must be a GGUF file, and there is none at {gguf!r}; check the path")
     try:
         config = without_quantization(read_config(original, revision=revision))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(
             f"original must be a directory or a hub id with the config.json and the tokenizer of a model, but "

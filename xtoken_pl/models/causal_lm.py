@@ -69,7 +69,7 @@ def load_model(
 def check_model(
     model: PreTrainedModel, vocabulary: CanonicalVocabulary, *, role: str, separates: bool = False
 ) -> LoadedModel:
-    """Does the same with a model that is loaded; a model with adapters is checked with the one that it uses."""
+    """Checks a model that is loaded as :func:`load_model` does; one with adapters, with the adapter that it uses."""
     head = fit_head(model, Head.from_model(model, vocabulary), role=role)
     if separates:
         check_separation(model, head, role=role)
@@ -156,21 +156,22 @@ def fit_head(model: PreTrainedModel, head: Head, *, role: str) -> Head:
         finally:
             hook.remove()
         own[factor] = output.logits[0, :, : head.vocabulary_size]
-    differences = {}  # relative to the largest logit
-    for transform in LogitTransform.candidates(model.config):
-        candidate = replace(head, transform=transform)
-        differences[candidate] = max(
-            _relative_difference(candidate.log_probs(hidden * factor), head.normalize(expected), expected)
-            for factor, expected in own.items()
-        )
-        if differences[candidate] <= _TOLERANCE[model.dtype]:
-            return candidate
-    least = min(differences.values())
-    if math.isnan(least):
+    if any(bool(logits.isnan().any()) for logits in own.values()):
         raise UserError(
             f"a model's logits must not be NaN, but on a short input those of the {role} ({type(model).__name__}) are; "
             f"check its weights, and its dtype ({model.dtype}; float16 overflows, use bfloat16 or float32)"
         )
+    least = math.inf  # relative to the largest logit
+    for transform in LogitTransform.candidates(model.config):
+        candidate = replace(head, transform=transform)
+        differences = [
+            _relative_difference(candidate.log_probs(hidden * factor), head.normalize(expected), expected)
+            for factor, expected in own.items()
+        ]
+        difference = float(torch.stack(differences).max())  # NaN if one is
+        if difference <= _TOLERANCE[model.dtype]:
+            return candidate
+        least = min(least, difference)  # in this order, NaN is left out
     raise UserError(
         f"a model's logits must be its head applied to its last hidden states, times a factor or with a soft cap that "
         f"its config.json names, but for the {role} ({type(model).__name__}) the log-probabilities differ by "
@@ -178,11 +179,11 @@ def fit_head(model: PreTrainedModel, head: Head, *, role: str) -> Head:
     )
 
 
-def _relative_difference(ours: Tensor, expected: Tensor, logits: Tensor) -> float:
+def _relative_difference(ours: Tensor, expected: Tensor, logits: Tensor) -> Tensor:
     """Largest difference of log-probabilities, relative to the largest logit."""
     both_zero = expected.isneginf() & ours.isneginf()  # probabilities of ids that no token has
     difference = (expected - ours).masked_fill(both_zero, 0.0).abs().max()
-    return float(difference / logits[~logits.isinf()].abs().max())
+    return difference / logits[~logits.isinf()].abs().max()
 
 
 @torch.no_grad()

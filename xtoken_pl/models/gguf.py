@@ -86,7 +86,9 @@ def check_tokens(file: Path, tokenizer: PreTrainedTokenizerBase, *, original: st
     """
     tokens: list[str] | None = _field(file, "tokenizer.ggml.tokens")
     if tokens is None:
-        raise UserError(f"a GGUF file must hold its tokens (tokenizer.ggml.tokens), but {str(file)!r} has none")
+        raise UserError(
+            f"a GGUF file must hold its tokens (tokenizer.ggml.tokens), but {str(file)!r} has none; give another file"
+        )
     backend: Tokenizer = tokenizer.backend_tokenizer
     ids = backend.get_vocab(with_added_tokens=True).values()
     different = [
@@ -103,7 +105,7 @@ def check_tokens(file: Path, tokenizer: PreTrainedTokenizerBase, *, original: st
 
 
 def _field(file: Path, name: str) -> Any:
-    """A value of a GGUF file's metadata; None if there is none, or the file is none."""
+    """A value of a GGUF file's metadata; None if there is none, or it is not a GGUF file."""
     from gguf import GGUFReader
 
     try:

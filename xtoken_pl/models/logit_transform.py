@@ -1,4 +1,4 @@
-"""What some models do to their logits behind the head: a factor, a soft cap, or both."""
+"""Elementwise functions that some models apply to the logits of their head: a factor, a soft cap, or both."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class RouterLoss:
     the tokens of a batch in all layers and per token; padding does not count. Only p has a gradient. L is least if
     all experts get the same number of tokens. Source: Switch Transformer (arXiv 2101.03961, equations 4 to 6).
 
-    While a model in training mode runs with gradients, the logits of its routers are kept until they are read.
+    While a model in training mode runs with gradients, the logits of its routers are kept until they are taken.
 
     Args:
         model: The student, before it is sharded.
@@ -52,7 +52,7 @@ class RouterLoss:
         body.register_forward_pre_hook(self._ask, with_kwargs=True)
         body.register_forward_hook(self._keep)
 
-    def read(self, attention_mask: Tensor) -> Tensor:
+    def take(self, attention_mask: Tensor) -> Tensor:
         """Computes the loss of the last forward pass, and forgets its logits.
 
         Args:
@@ -65,7 +65,7 @@ class RouterLoss:
         if len(logits) != self._num_layers:
             raise UserError(
                 f"with router_aux_loss_coef every router of the student must report its logits, but "
-                f"{len(logits)} of {self._num_layers} did; leave out student.compile, or router_aux_loss_coef"
+                f"{len(logits)} of {self._num_layers} did; {_WAY_OUT}, or student.compile if it is on"
             )
         return self.coefficient * self._balance(logits, attention_mask)
 

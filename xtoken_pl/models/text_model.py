@@ -69,8 +69,8 @@ def text_model_of(config: PreTrainedConfig) -> PreTrainedConfig:
             f"a multimodal model must have a text model that transformers loads alone, but {kind!r} of "
             f"{config.model_type!r} has no class of its own; give a checkpoint of the text model"
         )
-    # What holds for the whole is said there alone.
-    text.tie_word_embeddings = config.tie_word_embeddings
+    # Some settings are stored in the configuration of the whole model alone; audio models have none of these.
+    text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
     text.dtype = text.dtype or config.dtype
     if (quantization := getattr(config, "quantization_config", None)) is not None:
         text.quantization_config = _named_as_text_model(quantization)
@@ -93,7 +93,7 @@ def _own_name(layer: str) -> str:
 
 
 def left_out(keys: Collection[str], own: Collection[str]) -> set[str]:
-    """Of a multimodal checkpoint's weights, those that belong to none of the text model's own parts.
+    """Names of a multimodal checkpoint's weights that belong to none of the text model's own parts.
 
     Args:
         keys: Names in the files that the text model does not have.

@@ -101,8 +101,10 @@ class Evaluation:
         log_probs = self.student.head.normalize(rows[""][inside])  # [P, V_s]
         labels = self.student.labels[piece.student_rows]
         token_nats = -observed_log_probs(log_probs, labels)
+        slope = None
         if kept is not None:
             torch.exp(log_probs, out=kept.probs[inside])
+            slope = self._slope(rows[""][inside])
         spans: dict[str, SpanScores] = {}
         confidence: dict[str, Tensor] = {}
         nats: dict[str, Tensor] = {}
@@ -113,7 +115,7 @@ class Evaluation:
                 scores = leaves.score(name, task, piece, teacher)
                 if kept is not None:
                     gradient, of_hidden, _ = leaves.gradients(scores.loss.sum())
-                    kept.units[name][inside] = self._to_logits(gradient, kept.probs[inside], rows[""][inside])
+                    kept.units[name][inside] = self._to_logits(gradient, kept.probs[inside], slope)
                     if of_hidden is not None:
                         kept.hidden_units.setdefault(name, []).append(of_hidden)
             spans[name] = scores._replace(loss=scores.loss.detach())
@@ -121,8 +123,8 @@ class Evaluation:
                 confidence[name] = of_spans
             if (of_text := task.span_nats(piece.rows(name), piece.spans[name], teacher)) is not None:
                 nats[name] = of_text
-        if kept is not None and (transform := self.student.head.transform) is not None:
-            kept.apply_slope(inside, transform.slope(rows[""][inside]), labels)
+        if kept is not None and slope is not None:
+            kept.apply_slope(inside, slope, labels)
         return RowScores(token_nats, spans, confidence, nats)
 
     # The second pass -----------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ class Evaluation:
                     of_hidden.append(of_states)
                 weight = token_nats[piece.student_rows, None].to(grad.dtype)
                 subtract_at(grad, leaves.labels, weight)
-                rows[""][inside] = self._to_logits(grad, log_probs.exp(), rows[""][inside])
+                rows[""][inside] = self._to_logits(grad, log_probs.exp(), self._slope(rows[""][inside]))
         return rows[""], torch.cat(of_hidden) if of_hidden else 0.0
 
     # What both passes do -------------------------------------------------------------------------------------------
@@ -213,13 +215,17 @@ class Evaluation:
         """Products have their own precision; everything else is computed in float32 at least."""
         return torch.autocast(self.student.hidden.device.type, enabled=False)
 
-    def _to_logits(self, grad: Tensor, probs: Tensor, logits: Tensor) -> Tensor:
+    def _slope(self, logits: Tensor) -> Tensor | None:
+        """The slope of the student's transformation of its logits, ``[P, V_s]``; None if it has none."""
+        transform = self.student.head.transform
+        return None if transform is None else transform.slope(logits)
+
+    def _to_logits(self, grad: Tensor, probs: Tensor, slope: Tensor | None) -> Tensor:
         """The gradient of the student's log-probabilities as that of its logits; in place."""
-        head = self.student.head
-        if head.holes is not None:
-            grad.masked_fill_(head.holes.to(grad.device), 0.0)
+        if (holes := self.student.head.holes) is not None:
+            grad.masked_fill_(holes.to(grad.device), 0.0)
         grad.addcmul_(probs, grad.sum(-1, keepdim=True), value=-1)
-        return grad if head.transform is None else grad.mul_(head.transform.slope(logits))
+        return grad if slope is None else grad.mul_(slope)
 
     def _heads(self, names: Iterable[str]) -> _Heads:
         return {name: self.sides[name].head.parameters(self.dtypes[name]) for name in names}

@@ -49,4 +49,6 @@ class Student(ModelSource):
                 f"{self.quantization!r} without one; give it one (adapter: {{rank: 16}}), or leave quantization out"
             )
         if not 0 <= self.router_aux_loss_coef < math.inf:
-            raise UserError(f"router_aux_loss_coef must be a finite number >= 0, got {self.router_aux_loss_coef}")
+            raise UserError(
+                f"router_aux_loss_coef must be a finite number >= 0, got {self.router_aux_loss_coef}; 0 adds none"
+            )

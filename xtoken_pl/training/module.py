@@ -129,7 +129,7 @@ class MultiTeacherDistillModule(WritingModule):
                 where = " on the first process" if self._num_processes > 1 else ""
                 rank_zero_warn(f"{which} has no span in common with teacher {name!r}{where}: nothing to learn from it")
         scores = self.score(batch)
-        routed = self.router_nats(batch, scores.token_nats)
+        routed = self.router_sum(batch, scores.token_nats)
         self._finite.check()  # the step before
         views = teacher_scores(scores, batch, alphas, self.student_num_bytes)
         alpha = cast(dict[str, Tensor], self.weighting(views, self._sum_over_processes))  # scalars or [N]
@@ -148,7 +148,7 @@ class MultiTeacherDistillModule(WritingModule):
             kind_weights=of_kinds,
             num_domains=len(sources),
             text=text,
-            router_nats=routed.detach(),
+            router_sum=routed.detach(),
         )
         if batch.is_rollout:  # its own text has no cross-entropy, neither to learn nor to scale by
             ce_weight, scale = 0.0, self.fixed_kd_scale(totals.ce, totals.total_kd)

@@ -275,8 +275,8 @@ class DistillParts(pl.LightningModule):
         self.student_head = student.head
         self.student, self.router_loss = student.model, student.router_loss
 
-    def router_nats(self, batch: DistillBatch, token_nats: Tensor) -> Tensor:
+    def router_sum(self, batch: DistillBatch, token_nats: Tensor) -> Tensor:
         """The load balancing loss of a batch times its number of tokens, so that a step has the mean over tokens."""
         if self.router_loss is None:
             return token_nats.new_zeros(())
-        return self.router_loss.read(batch.student.attention_mask) * len(token_nats)
+        return self.router_loss.take(batch.student.attention_mask) * len(token_nats)

@@ -41,7 +41,7 @@ class StepTotals:
         num_scored_tokens: Number of kept tokens so far.
         domain_nats: ``[D]`` sum of the cross-entropy by domain, if sources have names; otherwise empty.
         domain_tokens: ``[D]`` number of kept tokens so far by domain, in the same way.
-        router_nats: Sum over batches of the load balancing loss times the number of kept tokens.
+        router_sum: Sum over batches of the load balancing loss times the number of kept tokens.
         text: ``[1 + M, 2]`` result of :func:`xtoken_pl.training.on_policy.text_sums`; otherwise ``[0, 2]``.
     """
 
@@ -58,7 +58,7 @@ class StepTotals:
     num_scored_tokens: Tensor
     domain_nats: Tensor
     domain_tokens: Tensor
-    router_nats: Tensor
+    router_sum: Tensor
     text: Tensor
 
     @property
@@ -69,7 +69,7 @@ class StepTotals:
     @property
     def router_loss(self) -> Tensor:
         """Load balancing loss of the student's experts, averaged over kept tokens; 0 if there is none."""
-        return self.router_nats / self.num_tokens.clamp_min(1)
+        return self.router_sum / self.num_tokens.clamp_min(1)
 
     @property
     def kd(self) -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ class StepSums:
         kind_weights: Mapping[str, Tensor],
         num_domains: int = 0,
         text: Tensor | None = None,
-        router_nats: Tensor | None = None,
+        router_sum: Tensor | None = None,
     ) -> StepTotals:
         """Adds a batch, and returns the totals of all processes so far.
 
@@ -200,7 +200,7 @@ class StepSums:
             kind_weights: ``[4]`` weights of the kinds of spans by teacher, for those whose weights are not all 1.
             num_domains: Number of domains of the training data if sources have names, D; otherwise 0.
             text: ``[1 + M, 2]`` likelihoods and bytes to be added up, too.
-            router_nats: Load balancing loss times the number of kept tokens, to be added up, too.
+            router_sum: Load balancing loss times the number of kept tokens, to be added up, too.
         """
         step, nats = batch.step_counts, scores.token_nats.detach()
 
@@ -217,7 +217,7 @@ class StepSums:
             for name, weight in alpha.items()
         }  # [N]
         is_weighted = torch.stack([*rows.values(), torch.zeros_like(nats)]).sum(0) != 0  # [N]
-        routed = number(0) if router_nats is None else router_nats
+        routed = number(0) if router_sum is None else router_sum
         values = [nats.sum(), count(step.num_tokens), number(nats.numel()), routed]
         for name, spans in scores.spans.items():
             loss, is_taught = spans.loss.detach(), views[name].row_takes_part
@@ -245,7 +245,7 @@ class StepSums:
             num_scored_tokens=num_scored,
             domain_nats=domain_nats,
             domain_tokens=domain_tokens,
-            router_nats=routed,
+            router_sum=routed,
             text=total[behind:].view(-1, 2),
             **dict(zip(_PER_TEACHER, by_teacher, strict=True)),
         )
