@@ -64,6 +64,8 @@ CASES = {
     "llama4 with vision": Case("llama4"),
     "no return_dict": Case("no_return_dict"),
     "afmoe": Case("afmoe"),
+    "mamba": Case("mamba"),  # names parts of its layers, too
+    "mamba recomputed": Case("mamba", {"activation_checkpointing": True}),
     "shared teacher": Case("llama", teachers=_SHARED),
     "shared teacher offloaded": Case("llama", teachers=_SHARED, teacher_options={"cpu_offload": True}),
 }
@@ -75,7 +77,7 @@ EXPORTED = ("experts lora", "vision")
 def write_all(root: Path) -> None:
     """Models, adapters of the common teacher, the same merged, and the texts of a step."""
     tokenizer = packing_tokenizer()
-    for name in ("qwen3_moe", "llama4_text", "afmoe", "llama"):
+    for name in ("qwen3_moe", "llama4_text", "afmoe", "llama", "mamba"):
         write_architecture(root / name, name, tokenizer, seed=1, scale=1.0)
     write_architecture(root / "no_return_dict", "llama", tokenizer, seed=1, scale=1.0, return_dict=False)
     for name in ("gemma3", "llama4"):

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from architectures import write_architecture
 from small_models import packing_tokenizer, splitting_tokenizer, write_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from xtoken_pl import OptimizerRecipe, Student, Teacher
 from xtoken_pl.checkpoints.run_state import number_by_module, share_tied_weights
 from xtoken_pl.models import load_model
+from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.models.sharding import compile_layers, layers
 from xtoken_pl.teachers.local import FrozenModel
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -56,6 +58,14 @@ def test_an_offloaded_model_is_moved_back_after_an_error(folder: str) -> None:
 def test_layers_are_the_repeated_blocks(folder: str) -> None:
     found = layers(frozen(folder, cpu_offload=False).model)
     assert [type(layer).__name__ for layer in found] == ["LlamaDecoderLayer"] * 2
+
+
+@pytest.mark.parametrize(("name", "layer"), [("mamba", "MambaBlock"), ("falcon_mamba", "FalconMambaBlock")])
+def test_parts_of_layers_that_a_model_names_as_well_are_no_layers(tmp_path: Path, name: str, layer: str) -> None:
+    source = Student(model=write_architecture(tmp_path, name, packing_tokenizer()))
+    model = load_causal_lm(source, role="student")
+    assert {layer, layer.replace("Block", "Mixer")} <= set(model._no_split_modules or ())
+    assert [type(found).__name__ for found in layers(model)] == [layer] * 2
 
 
 def test_a_model_without_layers_is_refused_by_name() -> None:

@@ -75,7 +75,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Lists the repeated blocks of a model.
+    """Lists the repeated blocks of a model, without blocks inside of others.
 
     Raises:
         UserError: If the model does not name them.
@@ -84,6 +84,9 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     found = [module for module in model.modules() if type(module).__name__ in names]
     # Embeddings may be listed as well, and are dropped.
     found = [module for module in found if any(isinstance(part, nn.Linear | Conv1D) for part in module.modules())]
+    # So may parts of a block (Mamba's mixers): FSDP shards from the inside to the outside, or not at all.
+    inside = {id(part) for layer in found for part in layer.modules() if part is not layer}
+    found = [layer for layer in found if id(layer) not in inside]
     if not found:
         raise UserError(
             f"a model that is sharded or compiled must name its layers, but {type(model).__name__} does not name its "

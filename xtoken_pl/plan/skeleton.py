@@ -137,12 +137,12 @@ class Skeleton:
     @property
     def largest_layer_bytes(self) -> int:
         """Size of the largest layer's weights; sharding gathers one layer at a time."""
-        return max(_bytes(layer) for layer in self._layers)
+        return max(_bytes(layer) for layer in layers(self.model))
 
     @property
     def root_bytes(self) -> int:
         """Size of the weights outside the layers: embedding, last normalization, head."""
-        return _bytes(self.model) - sum(_bytes(layer) for layer in self._layers)
+        return _bytes(self.model) - sum(_bytes(layer) for layer in layers(self.model))
 
     @property
     def largest_trained_bytes(self) -> int:
@@ -150,16 +150,9 @@ class Skeleton:
         trained = {id(parameter) for parameter in self.trained}
         of_layers = [
             sum(parameter.nbytes for parameter in layer.parameters() if id(parameter) in trained)
-            for layer in self._layers
+            for layer in layers(self.model)
         ]
         return max(*of_layers, self.trained_bytes - sum(of_layers))
-
-    @property
-    def _layers(self) -> list[nn.Module]:
-        """The layers that are sharded, without those inside of others."""
-        found = layers(self.model)
-        inside = {id(part) for layer in found for part in layer.modules() if part is not layer}
-        return [layer for layer in found if id(layer) not in inside]
 
     @property
     def linear_layers(self) -> list[nn.Linear | Conv1D]:
