@@ -28,8 +28,8 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
 
-def plan_of(student: Student, teachers: dict[str, Teacher]) -> MemoryPlan:
-    return MemoryPlan.from_run(Run(student, teachers, 2, 64, logits_memory=1_000_000))
+def plan_of(student: Student, teachers: dict[str, Teacher], **options: Any) -> MemoryPlan:
+    return MemoryPlan.from_run(Run(student, teachers, 2, 64, logits_memory=1_000_000, **options))
 
 
 def moment_of(plan: MemoryPlan, name: str) -> Moment:
@@ -90,10 +90,30 @@ def test_offloaded_shared_weights_are_on_the_gpu_with_all_adapters_while_one_tea
 
 def test_shared_weights_are_changed_together(adapted: Path) -> None:
     """A server cannot have an adapter; one teacher alone on other weights would cost more."""
-    plan = plan_of(Student(model=str(adapted / "base")), teachers_of(adapted))
+    teachers = teachers_of(adapted)
+    possible = {"servable": frozenset(teachers), "cacheable": frozenset(teachers)}
+    plan = plan_of(Student(model=str(adapted / "base")), teachers, **possible)
     texts = [change.text for change in single_changes(plan)]
     assert "model.teachers.{plain, first, second}.dtype: bfloat16" in texts
-    assert not any("model.teachers.first" in text or "server" in text for text in texts)
+    assert not any(text.startswith("model.teachers.first") or ".server" in text for text in texts)
+    plain = {name: replace(teacher, adapter=None) for name, teacher in teachers.items()}
+    changes = single_changes(plan_of(Student(model=str(adapted / "base")), plain, **possible))
+    (served,) = (change for change in changes if ".server" in change.text)
+    assert served.text.startswith("model.teachers.{plain, first, second}.server: ")
+
+
+def test_each_teacher_on_shared_weights_has_a_cache_of_its_own(adapted: Path) -> None:
+    """Written by one call of `cache` each, and the weights are gone when all of them have one."""
+    teachers = teachers_of(adapted)
+    plan = plan_of(Student(model=str(adapted / "base")), teachers, cacheable=frozenset(teachers))
+    (change,) = (change for change in single_changes(plan) if ".cache" in change.text)
+    assert change.text == " and ".join(
+        f"model.teachers.{name}.cache: a directory written by `python -m xtoken_pl cache --teacher {name}`"
+        for name in ("plain", "first", "second")
+    )
+    assert not MemoryPlan.from_run(change.run).teachers
+    some = plan_of(Student(model=str(adapted / "base")), teachers, cacheable=frozenset({"plain", "first"}))
+    assert not any(".cache" in change.text for change in single_changes(some))
 
 
 def test_directory_of_an_adapter_is_planned_with_the_model_that_it_names(adapted: Path) -> None:

@@ -139,12 +139,15 @@ def _possible_for_teachers(plan: MemoryPlan) -> Iterator[tuple[str, Run, Price]]
                 quantized = changed(names, quantization=bits, cpu_offload=False)
                 yield f"{setting}.quantization: {bits}{without}", quantized, Price.OTHER_RESULTS
         if run.cacheable.issuperset(names):
-            text = f"{setting}.cache: a directory written by `python -m xtoken_pl cache --teacher {' '.join(names)}`"
-            yield text, changed(names, cache="planned"), Price.OTHER_RESULTS
+            yield " and ".join(map(_caching, names)), changed(names, cache="planned"), Price.OTHER_RESULTS
         if run.servable.issuperset(names) and not any(run.teachers[name].adapter for name in names):
             served = changed(names, server=Server(url="http://planned"), quantization=None, cpu_offload=False)
             text = f"{setting}.server: the address of a vLLM or SGLang server that runs the teacher on other GPUs"
             yield f"{text}{_without_weights(teacher)}", served, Price.MORE_GPUS
+
+
+def _caching(name: str) -> str:
+    return f"model.teachers.{name}.cache: a directory written by `python -m xtoken_pl cache --teacher {name}`"
 
 
 def _without_weights(teacher: Teacher) -> str:
