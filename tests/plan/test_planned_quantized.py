@@ -137,6 +137,28 @@ def test_bitsandbytes_weights_take_what_they_do_when_they_are_loaded(tmp_path: P
     assert not any("t.quantization" in text or "t.cpu_offload" in text for text in changes)
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_layers_quantized_by_option_are_those_of_quantized_files(tmp_path: Path, bits: Any) -> None:
+    """Scales that are quantized, too, are a choice of files alone: a byte for 64 weights, and 4 for 256 of them."""
+    files = with_quantization(tmp_path / "files", "gpt2", quant_method="bitsandbytes", **{f"load_in_{bits}": True})
+    plain = write_architecture(tmp_path / "plain", "gpt2", packing_tokenizer())
+    by_option = Skeleton.from_source(replace(files, model=plain, quantization=bits), role="teacher 't'").stored
+    assert by_option == Skeleton.from_source(files, role="teacher 't'").stored
+    twice = {"bnb_4bit_use_double_quant": True, f"load_in_{bits}": True}
+    double = with_quantization(tmp_path / "double", "gpt2", quant_method="bitsandbytes", **twice)
+    weights = 2 * 32 * (3 * 32 + 32 + 4 * 32 + 4 * 32)  # two layers
+    saved = weights / 64 * (4 - 1 - 4 / 256) if bits == "4bit" else 0
+    assert stored_bytes(files) - stored_bytes(double) == pytest.approx(saved, abs=1)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_mxfp8_weights_that_stay_quantized_are_refused(tmp_path: Path) -> None:
+    teacher = with_quantization(tmp_path, "llama", quant_method="mxfp8")
+    with pytest.raises(UserError, match="LlamaForCausalLM take in the format 'mxfp8'"):
+        Skeleton.from_source(teacher, role="teacher 't'")
+    assert plain_bytes(replace(teacher, cpu_offload=True))  # dequantized
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "expected"),
     [

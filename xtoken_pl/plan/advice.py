@@ -76,7 +76,7 @@ def way_to_fit(plan: MemoryPlan, usable: int) -> Way | None:
 
 def _possible(plan: MemoryPlan) -> Iterator[tuple[str, Run, Price]]:
     """Yields each applicable change: its setting, the run with it, and its price."""
-    run, student_is_quantized = plan.run, is_quantized(plan.run.student, plan.student)
+    run, student_is_quantized = plan.run, is_quantized(plan.student)
     if not run.student.activation_checkpointing:
         student = replace(run.student, activation_checkpointing=True)
         yield "model.student.activation_checkpointing: true", replace(run, student=student), Price.NOTHING
@@ -131,9 +131,9 @@ def _possible_for_teachers(plan: MemoryPlan) -> Iterator[tuple[str, Run, Price]]
         teacher, names, setting = model.source, model.names, model.setting
         if teacher.dtype in ("float32", "float64"):
             yield f"{setting}.dtype: bfloat16", changed(names, dtype="bfloat16"), Price.OTHER_RESULTS
-        if not teacher.cpu_offload and not is_quantized(teacher, model.skeleton):
+        if not teacher.cpu_offload and not is_quantized(model.skeleton):
             yield f"{setting}.cpu_offload: true", changed(names, cpu_offload=True), Price.NOTHING
-        if teacher.quantization is None and model.skeleton.stored is None:
+        if model.skeleton.stored is None:
             without = " (and cpu_offload: false)" if teacher.cpu_offload else ""
             for bits in ("8bit", "4bit"):
                 quantized = changed(names, quantization=bits, cpu_offload=False)

@@ -19,7 +19,7 @@ from transformers.utils import find_adapter_config_file
 from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.text_model import read_config
 from xtoken_pl.plan.stored_weights import StoredWeights, stored_weights
-from xtoken_pl.specs import LoRA
+from xtoken_pl.specs import LoRA, Quantization
 from xtoken_pl.utilities.errors import UserError
 
 #: Must not contain "flash", or transformers requires the FlashAttention library.
@@ -35,7 +35,7 @@ class BareModel:
         mode: Fake tensor mode in which it runs.
         trained: Parameters that a student would train: those of a new adapter, or all that its class trains.
         adapter: Parameters of an adapter, which the model below it does not have.
-        stored: Form of the weights of a checkpoint that is quantized; None for other checkpoints.
+        stored: Form of the weights if layers are quantized, in the checkpoint or while they are loaded.
     """
 
     model: PreTrainedModel
@@ -56,6 +56,7 @@ def build(
     new_adapter: LoRA | None,
     adapter: str | None,
     may_stay_quantized: bool | None,
+    quantization: Quantization | None,
 ) -> BareModel:
     """Builds a model; cached.
 
@@ -70,6 +71,7 @@ def build(
         adapter: Directory or hub id of a PEFT adapter that is loaded.
         may_stay_quantized: Whether weights of a quantized checkpoint need not be dequantized if a GPU has kernels for
             them; None if the weights are not read.
+        quantization: Quantization of weights that are not quantized in the files.
 
     Raises:
         OSError, ValueError: If a configuration cannot be read.
@@ -92,8 +94,7 @@ def build(
     AttentionInterface.register(_FLASH, _flash)
     with torch.device("meta"):  # PEFT moves its layers, which does not work with fake tensors
         model = AutoModelForCausalLM.from_config(config, **options)
-        reads = may_stay_quantized is not None
-        stored = stored_weights(model, config, may_stay=bool(may_stay_quantized)) if reads else None
+        stored = stored_weights(model, config, may_stay=may_stay_quantized, quantization=quantization)
         base = {id(weight) for weight in model.parameters()}
         if new_adapter is not None:
             add_adapter(model, new_adapter)

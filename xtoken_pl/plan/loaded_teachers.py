@@ -54,7 +54,7 @@ def loaded_models(teachers: Mapping[str, Teacher], skeletons: Mapping[str, Skele
     models: dict[str, LoadedModel] = {}
     for names in groups.values():
         first, *others = names
-        size = terms.weight_bytes(teachers[first], skeletons[first])
+        size = terms.weight_bytes(skeletons[first])
         size += sum(skeletons[name].adapter_bytes for name in others)
         model = LoadedModel(tuple(names), teachers[first], skeletons[first], size)
         models |= dict.fromkeys(names, model)

@@ -113,10 +113,10 @@ class _Step:
         prompt_length = writing.prompt_length(run.sequence_length)
         length = prompt_length + writing.max_new_tokens
         writes = replay_writing(student, num_rows, prompt_length, length, autocast=run.autocast)
-        weights = terms.weight_bytes(run.student, student)
+        weights = terms.weight_bytes(student)
         common = {
             "student: gathered layers": weights if self.is_sharded else 0,
-            "student: one dequantized layer": terms.dequantized_bytes(run.student, student),
+            "student: one dequantized layer": terms.dequantized_bytes(student),
         }
         last_token = {
             "rollouts: cache of keys and values": writes.cache,
@@ -185,7 +185,7 @@ class _Step:
         """Terms that are alive at every moment."""
         run, trained = self.run, self.student.trained_bytes
         result = {
-            "student: weights": terms.weight_bytes(run.student, self.student) // self.shards,
+            "student: weights": terms.weight_bytes(self.student) // self.shards,
             "student: gradients": trained // self.shards,
             "student: optimizer": terms.adamw_bytes(trained) // self.shards,
         }
@@ -212,18 +212,18 @@ class _Step:
 
     def _is_gathered(self, name: str) -> bool:
         """Whether a teacher's weights are sharded; quantized weights are not."""
-        return self.is_sharded and not terms.is_quantized(self.run.teachers[name], self.teachers[name])
+        return self.is_sharded and not terms.is_quantized(self.teachers[name])
 
     def _running_student(self, held: Held) -> dict[str, int]:
         """The student during a pass; layers are gathered if it is sharded, and dequantized if it is quantized."""
         gathered = {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
-        dequantized = terms.dequantized_bytes(self.run.student, self.student)
+        dequantized = terms.dequantized_bytes(self.student)
         return {**gathered, "student: one dequantized layer": dequantized, **_student_terms(held)}
 
     def _running_teacher(self, name: str) -> dict[str, int]:
         """A teacher during its pass; layers are gathered if it is sharded, weights copied if they are offloaded."""
         teacher, skeleton = self.run.teachers[name], self.teachers[name]
-        size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(teacher, skeleton)
+        size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(skeleton)
         result = {f"teacher {name}: forward pass": size}
         if self._is_gathered(name):
             result[f"{self.models[name].label}: gathered layers"] = terms.gathered_bytes(skeleton)

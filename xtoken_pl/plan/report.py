@@ -100,7 +100,7 @@ def _model_line(role: str, source: Student | Teacher, skeleton: Skeleton | None)
 def _form(source: Student | Teacher, skeleton: Skeleton, dtype: str) -> str:
     """Form in which the weights are held: the dtype, or how they are quantized."""
     stored = skeleton.stored
-    if stored is None:
+    if stored is None or source.quantization is not None:
         return source.quantization or dtype
     return f"{stored.method}, stays quantized" if stored.is_kept else f"{dtype}, dequantized from {stored.method}"
 

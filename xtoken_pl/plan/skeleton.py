@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from xtoken_pl.models.quantized_files import check_use
 from xtoken_pl.models.sharding import layers
@@ -56,6 +55,7 @@ class Skeleton:
                 source.adapter if isinstance(source, Student) else None,
                 source.adapter if isinstance(source, Teacher) else None,
                 _may_stay_quantized(source),
+                source.quantization if isinstance(source, Student | Teacher) else None,
             )
         except UserError:
             raise
@@ -64,8 +64,8 @@ class Skeleton:
                 f"the model of the {role} must be a directory or a hub id with the config.json of a causal language "
                 f"model; {source.model!r} could not be read. Check the path or the id. Reason: {error}"
             ) from error
-        if bare.stored is not None:
-            settings = bare.model.config.quantization_config
+        settings = getattr(bare.model.config, "quantization_config", None)
+        if bare.stored is not None and settings is not None:
             check_use(source, settings, is_kept=bare.stored.is_kept, role=role)
         return cls(bare)
 
@@ -81,7 +81,7 @@ class Skeleton:
 
     @property
     def stored(self) -> StoredWeights | None:
-        """Form of the weights if the checkpoint is quantized."""
+        """Form of the weights if layers are quantized, in the checkpoint or while they are loaded."""
         return self.bare.stored
 
     @property
@@ -153,13 +153,6 @@ class Skeleton:
             for layer in layers(self.model)
         ]
         return max(*of_layers, self.trained_bytes - sum(of_layers))
-
-    @property
-    def linear_layers(self) -> list[nn.Linear | Conv1D]:
-        """Linear layers that bitsandbytes replaces: all but the head, those of an adapter, and fused experts."""
-        excluded = {id(self.head), *map(id, self.bare.adapter)}
-        parts = (part for part in self.model.modules() if type(part) is nn.Linear or isinstance(part, Conv1D))
-        return [part for part in parts if id(part.weight) not in excluded]
 
 
 def vocabulary_size(source: ModelSource) -> int | None:

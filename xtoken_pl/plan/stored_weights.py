@@ -1,4 +1,4 @@
-"""Size on a GPU of the weights of checkpoints that are quantized, as their config.json describes them."""
+"""Size on a GPU of quantized weights: of checkpoints, as their config.json describes them, or by an option."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_kernels_available
 
 from xtoken_pl.models.quantized_files import WITH_KERNELS, method_of
+from xtoken_pl.specs import Quantization
 from xtoken_pl.utilities.errors import UserError
 
 _FLOAT, _INT = 4, 4
@@ -30,7 +31,7 @@ _SCALES_BLOCK = 256
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Weights of a quantized checkpoint.
+    """Weights that are quantized, in a checkpoint or while they are loaded.
 
     Attributes:
         method: Format, such as ``fp8`` or ``gptq``.
@@ -48,8 +49,10 @@ class StoredWeights:
         return self.num_bytes is not None
 
 
-def stored_weights(model: PreTrainedModel, config: PreTrainedConfig, *, may_stay: bool) -> StoredWeights | None:
-    """Reads from a configuration how its checkpoint is quantized; None if it is not.
+def stored_weights(
+    model: PreTrainedModel, config: PreTrainedConfig, *, may_stay: bool | None, quantization: Quantization | None
+) -> StoredWeights | None:
+    """Reads from a configuration, or from ``quantization``, how weights are quantized; None if they are not.
 
     As in :mod:`xtoken_pl.models.quantized_files`, weights that transformers can dequantize stay quantized only if
     ``may_stay`` and the package ``kernels`` is installed. The packages that load a format need not be here.
@@ -57,19 +60,23 @@ def stored_weights(model: PreTrainedModel, config: PreTrainedConfig, *, may_stay
     Args:
         model: The model of the configuration, without an adapter.
         config: The configuration.
-        may_stay: Whether a model of this role, placed as it is, could use the kernels.
+        may_stay: Whether a model of this role, placed as it is, could use the kernels; None if the files' weights are
+            not read.
+        quantization: Quantization of weights that are not quantized in the files.
 
     Raises:
         UserError: If the plan does not know the size of weights in this format.
     """
-    settings: Mapping[str, Any] | None = getattr(config, "quantization_config", None)
+    settings: Mapping[str, Any] | None = None if may_stay is None else getattr(config, "quantization_config", None)
+    if settings is None and quantization is not None:
+        settings = {f"load_in_{quantization}": True}
     if settings is None:
         return None
     method = method_of(settings)
     stays = may_stay and method in WITH_KERNELS and is_kernels_available()
     if not stays and _can_dequantize(method):
         return StoredWeights(method, None)
-    if method == "mxfp8" or method not in _SIZES:
+    if method not in _SIZES:
         raise UserError(
             f"the plan does not know how many bytes the weights of {type(model).__name__} take in the format "
             f"{method!r}, which its config.json names; it counts {', '.join(sorted(_SIZES))}. Plan the same model "

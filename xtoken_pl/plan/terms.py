@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
-from xtoken_pl.specs import Server, Student, Teacher
+from xtoken_pl.specs import Server, Teacher
 from xtoken_pl.teachers.cache.manifest import Manifest
 from xtoken_pl.training.binding import possible_losses
 
@@ -18,8 +17,6 @@ from xtoken_pl.training.binding import possible_losses
 _FLOAT = torch.float32.itemsize
 #: Teacher tokens of a row of W at most.
 _PLACES = 4
-#: A block of weights that shares one scale under 4-bit quantization (bitsandbytes' default).
-_BLOCK = 64
 
 #: CUDA context with the kernels of torch and cuBLAS on an H100: about 0.5 GB, and cuBLAS's 32 MB workspace.
 CUDA_BYTES = 600_000_000
@@ -49,37 +46,20 @@ def optimizer_step_bytes(num_parameter_bytes: int) -> int:
     return num_parameter_bytes
 
 
-def weight_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
-    """A model's weights: all in its dtype, or linear layers but the head in 8 or 4 bits; an adapter as it is.
-
-    8 bits: 1 byte a weight, and 4 a row for its scale. 4 bits: 0.5 byte a weight, and 4 for the scale of 64 weights.
-    Checkpoints that stay quantized: :mod:`xtoken_pl.plan.stored_weights`.
-    """
-    if skeleton.stored is not None and skeleton.stored.num_bytes is not None:
-        return skeleton.stored.num_bytes + skeleton.adapter_bytes
-    if source.quantization is None:
-        return skeleton.weight_bytes
-    result = float(skeleton.weight_bytes)
-    for layer in skeleton.linear_layers:
-        num_inputs = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
-        per_scale = num_inputs if source.quantization == "8bit" else _BLOCK
-        bytes_per_weight = (1.0 if source.quantization == "8bit" else 0.5) + _FLOAT / per_scale
-        result += layer.weight.numel() * bytes_per_weight - layer.weight.nbytes
-    return int(result)
+def weight_bytes(skeleton: Skeleton) -> int:
+    """A model's weights: all in its dtype, or some as :mod:`xtoken_pl.plan.stored_weights` counts them; its adapter."""
+    stored = skeleton.stored.num_bytes if skeleton.stored is not None else None
+    return skeleton.weight_bytes if stored is None else stored + skeleton.adapter_bytes
 
 
-def is_quantized(source: Student | Teacher, skeleton: Skeleton) -> bool:
+def is_quantized(skeleton: Skeleton) -> bool:
     """Whether layers are quantized on the GPU, by an option or since those of the checkpoint are."""
-    return source.quantization is not None or (skeleton.stored is not None and skeleton.stored.is_kept)
+    return skeleton.stored is not None and skeleton.stored.is_kept
 
 
-def dequantized_bytes(source: Student | Teacher, skeleton: Skeleton) -> int:
+def dequantized_bytes(skeleton: Skeleton) -> int:
     """Weight of the largest linear layer in the dtype of its product, which a quantized layer computes when it runs."""
-    if skeleton.stored is not None and skeleton.stored.is_kept:
-        return skeleton.stored.dequantized_layer
-    if source.quantization is None:
-        return 0
-    return max((layer.weight.nbytes for layer in skeleton.linear_layers), default=0)
+    return skeleton.stored.dequantized_layer if skeleton.stored is not None else 0
 
 
 def loss_bytes(teacher: Teacher, student_size: int, teacher_size: int) -> int:
