@@ -47,7 +47,7 @@ def plain_bytes(teacher: Teacher) -> int:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with the package `kernels`."""
-    monkeypatch.setattr("xtoken_pl.plan.stored_weights.is_kernels_available", lambda: True)
+    monkeypatch.setattr("xtoken_pl.models.quantized_files.is_kernels_available", lambda: True)
 
 
 _LLAMA_LAYERS = [(32, 32), (16, 32), (16, 32), (32, 32), (64, 32), (64, 32), (32, 64)]  # outputs, inputs

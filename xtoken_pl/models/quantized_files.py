@@ -1,7 +1,7 @@
 """Checkpoints whose files are quantized: which of them can be used, and whether their layers stay quantized.
 
-Where transformers can dequantize the layers while it loads them, this is done unless they can run as they are: for
-students, which learn through them, always.
+Layers are dequantized if transformers can do so: always for students, and for teachers unless a GPU kernel runs them
+quantized.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import is_kernels_available
 
 from xtoken_pl.models.completeness import incomplete
@@ -28,7 +29,7 @@ from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import first_of, reason_of
 
 #: Formats for which transformers has layers that multiply quantized weights with kernels from the package `kernels`.
-WITH_KERNELS = {"fp8", "mxfp8", "mxfp4"}
+_WITH_KERNELS = {"fp8", "mxfp8", "mxfp4"}
 _BITSANDBYTES = "bitsandbytes"
 
 
@@ -76,12 +77,31 @@ def quantized_files(
         return None
     method = method_of(settings)
     check_use(source, settings, is_kept=False, role=role)
-    is_runnable = torch.device(device).type != "cpu" and method in WITH_KERNELS and is_kernels_available()
-    may_stay = is_runnable and isinstance(source, Teacher) and not source.cpu_offload
+    may_stay = torch.device(device).type != "cpu" and may_stay_quantized(source)
     is_kept = _is_kept(settings, method, source, may_stay=may_stay, role=role)
     check_use(source, settings, is_kept=is_kept, role=role)
     block = settings.get("weight_block_size")
     return QuantizedFiles(method, is_kept, tuple(block) if block else None)
+
+
+def may_stay_quantized(source: ModelSource) -> bool:
+    """Whether a model of this role, placed as it is, can use a GPU's kernels for quantized weights."""
+    return isinstance(source, Teacher) and not source.cpu_offload
+
+
+def stays_quantized(method: str, *, may_stay: bool) -> bool:
+    """Whether layers in a format stay quantized; the packages that load it need not be installed.
+
+    They do if transformers cannot dequantize them, or if the package `kernels` is here and has kernels for the format.
+
+    Args:
+        method: Name of the format.
+        may_stay: Whether the model could use the kernels, see :func:`may_stay_quantized`; for that it needs a GPU.
+    """
+    if may_stay and method in _WITH_KERNELS and is_kernels_available():
+        return True
+    known = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
+    return known is None or "dequantize" not in inspect.signature(known.__init__).parameters
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
@@ -180,8 +200,7 @@ def _is_kept(settings: Mapping[str, Any], method: str, source: ModelSource, *, m
     try:
         quantizer = AutoHfQuantizer.from_config(deepcopy(dict(settings)), pre_quantized=True)
         used: Any = quantizer.quantization_config
-        can_dequantize = "dequantize" in inspect.signature(type(used).__init__).parameters
-        if can_dequantize and not may_stay:
+        if not stays_quantized(method, may_stay=may_stay):
             used.dequantize = True
         quantizer.validate_environment(device_map=None, weights_only=True)
     except (ImportError, ValueError, RuntimeError, TypeError, NotImplementedError) as error:
@@ -191,7 +210,7 @@ def _is_kept(settings: Mapping[str, Any], method: str, source: ModelSource, *, m
             f"{source.model!r}, quantized by {method}, are not; install what is missing, or give a checkpoint that is "
             f"not quantized{served}. Reason: {reason_of(error)}"
         ) from None
-    return not (can_dequantize and used.dequantize)
+    return not getattr(used, "dequantize", False)  # transformers may have decided to do so
 
 
 def check_use(source: ModelSource, settings: Mapping[str, Any], *, is_kept: bool, role: str) -> None:

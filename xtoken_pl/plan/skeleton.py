@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from xtoken_pl.models.quantized_files import check_use
+from xtoken_pl.models.quantized_files import check_use, may_stay_quantized
 from xtoken_pl.models.sharding import layers
 from xtoken_pl.models.text_model import read_config
 from xtoken_pl.plan.bare_model import BareModel, build
@@ -54,7 +54,7 @@ class Skeleton:
                 source.attn_implementation,
                 source.adapter if isinstance(source, Student) else None,
                 source.adapter if isinstance(source, Teacher) else None,
-                _may_stay_quantized(source),
+                None if isinstance(source, Student) and source.weights == "random" else may_stay_quantized(source),
                 source.quantization if isinstance(source, Student | Teacher) else None,
             )
         except UserError:
@@ -173,12 +173,6 @@ def _num_tokens(source: ModelSource) -> int | None:
     except UserError:
         return None
     return len(tokenizer)
-
-
-def _may_stay_quantized(source: ModelSource) -> bool | None:
-    if isinstance(source, Student):
-        return None if source.weights == "random" else False
-    return not (isinstance(source, Teacher) and source.cpu_offload)
 
 
 def _bytes(module: nn.Module) -> int:

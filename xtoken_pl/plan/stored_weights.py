@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -16,9 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils import is_kernels_available
 
-from xtoken_pl.models.quantized_files import WITH_KERNELS, method_of
+from xtoken_pl.models.quantized_files import method_of, stays_quantized
 from xtoken_pl.specs import Quantization
 from xtoken_pl.utilities.errors import UserError
 
@@ -54,8 +52,7 @@ def stored_weights(
 ) -> StoredWeights | None:
     """Reads from a configuration, or from ``quantization``, how weights are quantized; None if they are not.
 
-    As in :mod:`xtoken_pl.models.quantized_files`, weights that transformers can dequantize stay quantized only if
-    ``may_stay`` and the package ``kernels`` is installed. The packages that load a format need not be here.
+    Which weights stay quantized: :func:`xtoken_pl.models.quantized_files.stays_quantized`.
 
     Args:
         model: The model of the configuration, without an adapter.
@@ -73,8 +70,7 @@ def stored_weights(
     if settings is None:
         return None
     method = method_of(settings)
-    stays = may_stay and method in WITH_KERNELS and is_kernels_available()
-    if not stays and _can_dequantize(method):
+    if not stays_quantized(method, may_stay=bool(may_stay)):
         return StoredWeights(method, None)
     if method not in _SIZES:
         raise UserError(
@@ -83,11 +79,6 @@ def stored_weights(
             "without quantization for an upper bound"
         )
     return _SIZES[method](method, model, settings)
-
-
-def _can_dequantize(method: str) -> bool:
-    known = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
-    return known is not None and "dequantize" in inspect.signature(known.__init__).parameters
 
 
 def _total(model: nn.Module) -> int:
