@@ -18,6 +18,7 @@ from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.models.reach import freeze_unreached
 from xtoken_pl.models.router_loss import RouterLoss
+from xtoken_pl.models.sharding import layers
 from xtoken_pl.plan.advice import single_changes
 from xtoken_pl.plan.moments import MemoryPlan, Moment
 from xtoken_pl.plan.replay import replay
@@ -42,16 +43,19 @@ def moment_of(plan: MemoryPlan, name: str) -> Moment:
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and three adapters on it, of which one replaces the whole head."""
+    """A model, and four adapters on it: two of layers, one of the embedding, too, and one that replaces the head."""
     folder = tmp_path_factory.mktemp("adapted")
     write_model(folder / "base", splitting_tokenizer(), hidden_size=64)
     settings = {
         "first": LoraConfig(r=4, target_modules=["q_proj"]),
         "second": LoraConfig(r=8, target_modules=["down_proj"]),
     }
+    settings["embedding"] = LoraConfig(r=4, target_modules=["embed_tokens", "up_proj"])
     settings["head"] = LoraConfig(r=2, target_modules=["v_proj"], modules_to_save=["lm_head"])
     for name, config in settings.items():
-        get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config).save_pretrained(folder / name)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config).save_pretrained(
+            folder / name, save_embedding_layers=False
+        )
     return folder
 
 
@@ -86,6 +90,22 @@ def test_offloaded_shared_weights_are_on_the_gpu_with_all_adapters_while_one_tea
     for name in teachers:
         assert moment_of(plan, f"forward pass of teacher {name}").terms[term] == whole[term]
     assert term not in moment_of(plan, "student's backward pass").terms
+
+
+def test_sharded_shared_weights_are_gathered_with_all_adapters(adapted: Path) -> None:
+    """Two layers and the rest during a pass, the rest until the backward pass has ended; as loaded."""
+    teachers = teachers_of(adapted)
+    teachers["embedding"] = replace(teachers["plain"], adapter=str(adapted / "embedding"))
+    vocabulary = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
+    placed = place_teachers(teachers, dict.fromkeys(teachers, vocabulary), None, "cpu")
+    sizes = [size_of(layer) for layer in layers(placed["plain"].model)]
+    rest = sum(weight.nbytes for weight in placed["plain"].model.parameters()) - sum(sizes)
+    plan = plan_of(Student(model=str(adapted / "base")), teachers, spread="sharded", num_gpus=2, data_parallel_size=2)
+    term = "teachers plain, first, second, embedding: gathered layers"
+    for name in teachers:
+        assert moment_of(plan, f"forward pass of teacher {name}").terms[term] == 2 * max(sizes) + rest
+    assert moment_of(plan, "student's backward pass").terms[term] == rest
+    assert rest > Skeleton.from_source(teachers["plain"], role="teacher 'plain'").root_bytes
 
 
 def test_shared_weights_are_changed_together(adapted: Path) -> None:
@@ -173,7 +193,7 @@ def test_sharding_gathers_what_belongs_to_no_layer_as_one_part(tmp_path: Path, n
     outside = sum(weight.nbytes for key, weight in weights.items() if layers not in key)
     skeleton = Skeleton.from_source(source, role="student")
     assert skeleton.root_bytes == outside
-    assert skeleton.largest_layer_bytes == (sum(weight.nbytes for weight in weights.values()) - outside) / 2
+    assert max(skeleton.layer_bytes) == (sum(weight.nbytes for weight in weights.values()) - outside) / 2
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -19,13 +19,30 @@ class LoadedModel:
         names: Names of the teachers.
         source: Specification of the first one; what it says of the weights holds for all.
         skeleton: The model, with the adapter of the first one.
-        weight_bytes: Size of the weights with the adapters of all.
+        others: The same model with the adapter of each of the others.
     """
 
     names: tuple[str, ...]
     source: Teacher
     skeleton: Skeleton
-    weight_bytes: int
+    others: tuple[Skeleton, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights with the adapters of all."""
+        return terms.weight_bytes(self.skeleton) + sum(other.adapter_bytes for other in self.others)
+
+    @property
+    def layer_bytes(self) -> list[int]:
+        """Size of the weights of each layer with the adapters of all, which FSDP gathers together."""
+        adapters = (other.adapter_layer_bytes for other in self.others)
+        return [sum(parts) for parts in zip(self.skeleton.layer_bytes, *adapters, strict=True)]
+
+    @property
+    def root_bytes(self) -> int:
+        """Size of the weights outside the layers with the adapters of all."""
+        outside = (other.adapter_bytes - sum(other.adapter_layer_bytes) for other in self.others)
+        return self.skeleton.root_bytes + sum(outside)
 
     @property
     def setting(self) -> str:
@@ -54,8 +71,7 @@ def loaded_models(teachers: Mapping[str, Teacher], skeletons: Mapping[str, Skele
     models: dict[str, LoadedModel] = {}
     for names in groups.values():
         first, *others = names
-        size = terms.weight_bytes(skeletons[first])
-        size += sum(skeletons[name].adapter_bytes for name in others)
-        model = LoadedModel(tuple(names), teachers[first], skeletons[first], size)
+        with_others = tuple(skeletons[name] for name in others)
+        model = LoadedModel(tuple(names), teachers[first], skeletons[first], with_others)
         models |= dict.fromkeys(names, model)
     return models

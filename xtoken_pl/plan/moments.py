@@ -216,9 +216,11 @@ class _Step:
 
     def _running_student(self, held: Held) -> dict[str, int]:
         """The student during a pass; layers are gathered if it is sharded, and dequantized if it is quantized."""
-        gathered = {"student: gathered layers": terms.gathered_bytes(self.student)} if self.is_sharded else {}
+        student = self.student
+        whole = terms.gathered_bytes(student.layer_bytes, student.root_bytes) if self.is_sharded else 0
         dequantized = terms.dequantized_bytes(self.student)
-        return {**gathered, "student: one dequantized layer": dequantized, **_student_terms(held)}
+        common = {"student: gathered layers": whole, "student: one dequantized layer": dequantized}
+        return {**common, **_student_terms(held)}
 
     def _running_teacher(self, name: str) -> dict[str, int]:
         """A teacher during its pass; layers are gathered if it is sharded, weights copied if they are offloaded."""
@@ -226,7 +228,8 @@ class _Step:
         size = self.teacher_passes[name].forward.total + terms.dequantized_bytes(skeleton)
         result = {f"teacher {name}: forward pass": size}
         if self._is_gathered(name):
-            result[f"{self.models[name].label}: gathered layers"] = terms.gathered_bytes(skeleton)
+            model = self.models[name]
+            result[f"{model.label}: gathered layers"] = terms.gathered_bytes(model.layer_bytes, model.root_bytes)
         elif teacher.cpu_offload:
             result[f"{self.models[name].label}: weights"] = self.models[name].weight_bytes
         return result
@@ -245,7 +248,7 @@ class _Step:
         for name in names:
             result[f"teacher {name}: hidden states"] = self.teacher_passes[name].in_step.total
             if self._is_gathered(name):
-                result[f"{self.models[name].label}: gathered layers"] = self.teachers[name].root_bytes
+                result[f"{self.models[name].label}: gathered layers"] = self.models[name].root_bytes
             elif self.run.teachers[name].cpu_offload:
                 result[f"teacher {name}: head"] = self.teachers[name].head.nbytes
         return result

@@ -135,23 +135,26 @@ class Skeleton:
         return self.head is cast(nn.Embedding, self.model.get_input_embeddings()).weight
 
     @property
-    def largest_layer_bytes(self) -> int:
-        """Size of the largest layer's weights; sharding gathers one layer at a time."""
-        return max(_bytes(layer) for layer in layers(self.model))
+    def layer_bytes(self) -> list[int]:
+        """Size of the weights of each layer; sharding gathers one layer at a time."""
+        return [_bytes(layer) for layer in layers(self.model)]
+
+    @property
+    def adapter_layer_bytes(self) -> list[int]:
+        """Size of the adapter in each layer."""
+        adapter = {id(parameter) for parameter in self.bare.adapter}
+        return [_bytes(layer, adapter) for layer in layers(self.model)]
 
     @property
     def root_bytes(self) -> int:
         """Size of the weights outside the layers: embedding, last normalization, head."""
-        return _bytes(self.model) - sum(_bytes(layer) for layer in layers(self.model))
+        return _bytes(self.model) - sum(self.layer_bytes)
 
     @property
     def largest_trained_bytes(self) -> int:
         """Size of the trained parameters in the largest layer or outside the layers, whichever is larger."""
         trained = {id(parameter) for parameter in self.trained}
-        of_layers = [
-            sum(parameter.nbytes for parameter in layer.parameters() if id(parameter) in trained)
-            for layer in layers(self.model)
-        ]
+        of_layers = [_bytes(layer, trained) for layer in layers(self.model)]
         return max(*of_layers, self.trained_bytes - sum(of_layers))
 
 
@@ -175,5 +178,6 @@ def _num_tokens(source: ModelSource) -> int | None:
     return len(tokenizer)
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
+def _bytes(module: nn.Module, among: set[int] | None = None) -> int:
+    """Size of a module's parameters; of those with the ids ``among`` if given."""
+    return sum(parameter.nbytes for parameter in module.parameters() if among is None or id(parameter) in among)

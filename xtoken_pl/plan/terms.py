@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -116,12 +117,16 @@ def drawing_bytes(num_rows: int, size: int) -> int:
     return num_rows * size * 32
 
 
-def gathered_bytes(skeleton: Skeleton) -> int:
+def gathered_bytes(layers: Sequence[int], root: int) -> int:
     """Sharded weights that are whole at the same time: two layers (one runs, the next is fetched) and the rest.
 
     The rest (embedding, last normalization, head) stays whole until the backward pass has ended.
+
+    Args:
+        layers: Size of each layer.
+        root: Size of the rest.
     """
-    return 2 * skeleton.largest_layer_bytes + skeleton.root_bytes
+    return 2 * max(layers) + root
 
 
 def reduced_bytes(skeleton: Skeleton) -> int:
