@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,20 @@ def test_directory_of_an_adapter_is_planned_with_the_model_that_it_names(adapted
     planned = Skeleton.from_source(source, role="teacher 't'")
     assert planned.weight_bytes == size_of(load_causal_lm(source, role="teacher 't'"))
     assert planned.num_adapter_parameters == 2 * 2 * (64 + 64) + 500 * 64  # two layers of rank 2, and the head
+
+
+def test_adapters_that_fit_refuses_are_refused_for_the_same_reason(adapted: Path, tmp_path: Path) -> None:
+    head = str(adapted / "head")
+    both = shutil.copytree(adapted / "first", tmp_path / "both")
+    shutil.copy(adapted / "base/config.json", both)
+    for source, expected in (
+        (Student(model=head), "would be frozen; merge it into its base model"),
+        (Teacher(model=head, adapter=str(adapted / "first")), "is a PEFT adapter itself"),
+        (Teacher(model=str(both)), "holds both"),
+    ):
+        for read in (Skeleton.from_source, load_causal_lm):
+            with pytest.raises(UserError, match=expected):
+                read(source, role="model")
 
 
 # Trained weights -----------------------------------------------------------------------------------------------------

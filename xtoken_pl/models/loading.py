@@ -80,7 +80,7 @@ def check_weights(source: ModelSource, *, role: str) -> None:
     has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        base, revision = _base_model(source, role=role)
+        base, revision = base_model(source, role=role)
         config = read_config(base, revision=revision, trust_remote_code=source.trust_remote_code)
         with _model_errors(source, role=role):
             if quantized_files(config, source, role=role) is None:
@@ -116,7 +116,7 @@ def _pretrained(
     device: torch.device | str = "cpu",
     warns: bool = True,
 ) -> PreTrainedModel:
-    base, revision = _base_model(source, role=role)
+    base, revision = base_model(source, role=role)
     options = {**options, **_hub_options(source), "revision": revision}
     whole = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=source.trust_remote_code)
     config = text_model_of(whole)
@@ -180,7 +180,7 @@ def load_adapter(
             f"the adapter of the {role} must be a directory or a hub id with an adapter_config.json, got {files!r}; "
             "check the path (relative paths start at the working directory)"
         )
-    _check_peft(files, role=role)
+    check_peft(files, role=role)
     options = {"adapter_kwargs": {"revision": revision}, "ignore_mismatched_sizes": True, "adapter_name": name}
     with key_table_replaced(files=files, role=role):
         found = model.load_adapter(files, **options).to_dict()
@@ -189,8 +189,13 @@ def load_adapter(
     check_keys(model, {**found, "missing_keys": missing}, files=files, role=role, warns=warns)
 
 
-def _base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:
-    """Returns the model below a PEFT adapter, and its revision; those of ``source`` if it is no adapter."""
+def base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:
+    """Returns the model below a PEFT adapter, and its revision; those of ``source`` if it is no adapter.
+
+    Raises:
+        UserError: If the adapter is that of a student, or lies on another one, or beside a model in its directory, or
+            PEFT is not installed.
+    """
     adapter = find_adapter_config_file(source.model, revision=source.revision)
     if adapter is None:
         return source.model, source.revision
@@ -210,12 +215,17 @@ def _base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:
             f"the adapter of the {role} must lie on a model, but {source.model!r} is a PEFT adapter itself; give its "
             "base model as `model`, or leave `adapter` out"
         )
-    _check_peft(source.model, role=role)
+    check_peft(source.model, role=role)
     config = json.loads(Path(adapter).read_text(encoding="utf-8"))
     return config["base_model_name_or_path"], config.get("revision")
 
 
-def _check_peft(adapter: str, *, role: str) -> None:
+def check_peft(adapter: str, *, role: str) -> None:
+    """Checks that PEFT is installed, which ``adapter`` needs.
+
+    Raises:
+        UserError: If it is not.
+    """
     if find_spec("peft") is None:
         raise UserError(
             f"the {role} ({adapter!r}) is a PEFT adapter, and PEFT is not installed; install it "

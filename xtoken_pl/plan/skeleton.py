@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -10,29 +11,38 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from xtoken_pl.models.loading import base_model, check_peft
 from xtoken_pl.models.quantized_files import check_use, may_stay_quantized
 from xtoken_pl.models.sharding import layers
 from xtoken_pl.models.text_model import read_config
-from xtoken_pl.plan.bare_model import BareModel, build
-from xtoken_pl.plan.stored_weights import StoredWeights
+from xtoken_pl.plan.bare_model import ModelKey, add_adapters, bare_model, replace_tensors
+from xtoken_pl.plan.stored_weights import StoredWeights, stored_weights
 from xtoken_pl.specs import ModelSource, Student, Teacher
 from xtoken_pl.tokenization import load_tokenizer
 from xtoken_pl.utilities.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Skeleton:
     """A causal language model of fake tensors, which have shapes and dtypes but no values.
 
     Attributes:
-        bare: The model and what is known of its weights.
+        model: The model, its weights in the dtype that they have in training.
+        mode: Fake tensor mode in which it runs.
+        trained: Parameters that a student would train: those of a new adapter, or all that its class trains.
+        adapter: Parameters of an adapter, which the model below it does not have.
+        stored: Form of the weights if layers are quantized, in the checkpoint or while they are loaded.
     """
 
-    bare: BareModel
+    model: PreTrainedModel
+    mode: FakeTensorMode
+    trained: tuple[nn.Parameter, ...]
+    adapter: tuple[nn.Parameter, ...]
+    stored: StoredWeights | None
 
     @classmethod
     def from_source(cls, source: ModelSource, *, role: str, dtype: torch.dtype | None = None) -> Skeleton:
-        """Builds a model from its ``config.json`` alone, with an adapter if it has one.
+        """Builds a model from its ``config.json`` alone, with an adapter if it has one; cached.
 
         Args:
             source: Specification of the model.
@@ -40,49 +50,22 @@ class Skeleton:
             dtype: Dtype that ``trainer.precision`` converts the weights to; None keeps the dtype of ``source``.
 
         Raises:
-            UserError: If the configuration cannot be read, the plan does not know the size of the weights, or those of
-                a student stay quantized and it has no adapter.
+            UserError: If the configuration cannot be read, the plan does not know the size of the weights, those of a
+                student stay quantized and it has no adapter, or ``fit`` would refuse an adapter.
         """
-        given = None if source.dtype == "auto" else cast(torch.dtype, getattr(torch, source.dtype))
         try:
-            bare = build(
-                source.model,
-                source.revision,
-                source.trust_remote_code,
-                given,
-                dtype,
-                source.attn_implementation,
-                source.adapter if isinstance(source, Student) else None,
-                source.adapter if isinstance(source, Teacher) else None,
-                None if isinstance(source, Student) and source.weights == "random" else may_stay_quantized(source),
-                source.quantization if isinstance(source, Student | Teacher) else None,
-            )
+            skeleton = _build(_key_of(source, role=role, dtype=dtype))
         except UserError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the model of the {role} must be a directory or a hub id with the config.json of a causal language "
                 f"model; {source.model!r} could not be read. Check the path or the id. Reason: {error}"
             ) from error
-        settings = getattr(bare.model.config, "quantization_config", None)
-        if bare.stored is not None and settings is not None:
-            check_use(source, settings, is_kept=bare.stored.is_kept, role=role)
-        return cls(bare)
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model, its weights in the dtype that they have in training."""
-        return self.bare.model
-
-    @property
-    def mode(self) -> FakeTensorMode:
-        """Fake tensor mode in which the model runs."""
-        return self.bare.mode
-
-    @property
-    def stored(self) -> StoredWeights | None:
-        """Form of the weights if layers are quantized, in the checkpoint or while they are loaded."""
-        return self.bare.stored
+        settings = getattr(skeleton.model.config, "quantization_config", None)
+        if skeleton.stored is not None and settings is not None:
+            check_use(source, settings, is_kept=skeleton.stored.is_kept, role=role)
+        return skeleton
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,22 +80,17 @@ class Skeleton:
     @property
     def has_adapter(self) -> bool:
         """Whether the model has an adapter."""
-        return bool(self.bare.adapter)
+        return bool(self.adapter)
 
     @property
     def adapter_bytes(self) -> int:
         """Size of the adapter."""
-        return sum(parameter.nbytes for parameter in self.bare.adapter)
+        return sum(parameter.nbytes for parameter in self.adapter)
 
     @property
     def num_adapter_parameters(self) -> int:
         """Number of the adapter's parameters."""
-        return sum(parameter.numel() for parameter in self.bare.adapter)
-
-    @property
-    def trained(self) -> tuple[nn.Parameter, ...]:
-        """Parameters that a student trains: all that its class does, or those of the adapter."""
-        return self.bare.trained
+        return sum(parameter.numel() for parameter in self.adapter)
 
     @property
     def trained_bytes(self) -> int:
@@ -142,7 +120,7 @@ class Skeleton:
     @property
     def adapter_layer_bytes(self) -> list[int]:
         """Size of the adapter in each layer."""
-        adapter = {id(parameter) for parameter in self.bare.adapter}
+        adapter = {id(parameter) for parameter in self.adapter}
         return [_bytes(layer, adapter) for layer in layers(self.model)]
 
     @property
@@ -156,6 +134,44 @@ class Skeleton:
         trained = {id(parameter) for parameter in self.trained}
         of_layers = [_bytes(layer, trained) for layer in layers(self.model)]
         return max(*of_layers, self.trained_bytes - sum(of_layers))
+
+
+def _key_of(source: ModelSource, *, role: str, dtype: torch.dtype | None) -> ModelKey:
+    is_random = isinstance(source, Student) and source.weights == "random"
+    base, revision = (source.model, source.revision) if is_random else base_model(source, role=role)
+    adapter, adapter_revision = (None, None) if base == source.model else (source.model, source.revision)
+    if isinstance(source, Teacher) and source.adapter is not None:
+        check_peft(source.adapter, role=role)
+        adapter = source.adapter
+    return ModelKey(
+        base=base,
+        revision=revision,
+        trusted=source.trust_remote_code,
+        given=None if source.dtype == "auto" else cast(torch.dtype, getattr(torch, source.dtype)),
+        converted=dtype,
+        attention=source.attn_implementation,
+        new_adapter=source.adapter if isinstance(source, Student) else None,
+        adapter=adapter,
+        adapter_revision=adapter_revision,
+        may_stay_quantized=None if is_random else may_stay_quantized(source),
+        quantization=source.quantization if isinstance(source, Student | Teacher) else None,
+    )
+
+
+@lru_cache(maxsize=16)
+def _build(key: ModelKey) -> Skeleton:
+    config = read_config(key.base, revision=key.revision, trust_remote_code=key.trusted)
+    model = bare_model(config, key)
+    stored = stored_weights(model, config, may_stay=key.may_stay_quantized, quantization=key.quantization)
+    below = {id(weight) for weight in model.parameters()}
+    add_adapters(model, key)
+    weights = list(model.parameters())
+    mode = FakeTensorMode()
+    with mode:
+        new = replace_tensors(model, key.converted)
+    trained = tuple(new[id(weight)] for weight in weights if weight.requires_grad)
+    added = tuple(new[id(weight)] for weight in weights if id(weight) not in below)
+    return Skeleton(model, mode, trained, added, stored)
 
 
 def vocabulary_size(source: ModelSource) -> int | None:

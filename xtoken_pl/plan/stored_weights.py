@@ -91,7 +91,8 @@ def _fp8(method: str, model: PreTrainedModel, settings: Mapping[str, Any]) -> St
 
     given = AUTO_QUANTIZATION_CONFIG_MAPPING[method].from_dict({**settings, "dequantize": False})
     skipped = _skipped(model, settings.get("modules_to_not_convert"))
-    quantized = replace_with_fp8_linear(deepcopy(model), skipped, given, pre_quantized=True)
+    with torch.device("meta"):
+        quantized = replace_with_fp8_linear(deepcopy(model), skipped, given, pre_quantized=True)
     return StoredWeights(method, _total(quantized))
 
 
