@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from architectures import write_architecture
 from own_losses import hidden_cosine
 from planned import write_models
@@ -132,6 +133,16 @@ def test_model_whose_pass_depends_on_values_is_refused_by_name(tmp_path: Path) -
     skeleton.model.set_experts_implementation("eager")
     with pytest.raises(ValueError, match="MixtralForCausalLM cannot be planned"):
         replay(skeleton, 2, 8, autocast=None, trains=True)
+
+
+def test_grouped_product_of_unknown_shape_is_refused_rather_than_miscounted(tmp_path: Path) -> None:
+    """As many rows for each expert, ``[E, S, K], [E, K, N] -> [E, S, N]``."""
+    model = write_architecture(tmp_path, "llama", packing_tokenizer())
+    skeleton = Skeleton.from_source(Student(model=model), role="student")
+    layer: Any = skeleton.model.get_submodule("model.layers.0.mlp")
+    layer.forward = lambda states: torch._grouped_mm(states, states.new_empty(2, 32, 32))
+    with pytest.raises(ValueError, match="grouped product of tensors with 3 and 3 dimensions is not known"):
+        replay(skeleton, 2, 8, autocast=torch.bfloat16, trains=False)
 
 
 def test_scans_are_planned_without_the_kernels_that_are_installed_for_them(tmp_path: Path) -> None:

@@ -84,14 +84,19 @@ class Ledger(TorchDispatchMode):
         self._live[kind] -= num_bytes
 
 
-def _grouped_product(first: Tensor, second: Tensor, offsets: Tensor, *_: object, **__: object) -> Tensor:
+def _grouped_product(first: Tensor, second: Tensor, offsets: Tensor | None = None, *_: object, **__: object) -> Tensor:
     """Product of fused experts, whose size does not depend on how many rows each expert gets.
 
     The operation's own rule for shapes knows bfloat16 alone.
 
     Shape:
         ``[S, K], [E, K, N] -> [S, N]`` for S rows of E experts; ``[M, S], [S, N] -> [E, M, N]``.
+
+    Raises:
+        ValueError: If ``first`` is no matrix, or there are no offsets.
     """
+    if first.dim() != 2 or offsets is None:
+        raise ValueError(f"a grouped product of tensors with {first.dim()} and {second.dim()} dimensions is not known")
     if second.dim() == 2:
         return first.new_empty(offsets.shape[0], first.shape[0], second.shape[1])
     return first.new_empty(first.shape[0], second.shape[2])
