@@ -165,7 +165,7 @@ def load_adapter(
         files: Directory or hub id of the adapter.
         role: Role of the model in messages.
         name: Name of the adapter within the model.
-        revision: Of a hub id.
+        revision: Branch, tag or commit of a hub id.
         warns: Whether to report weights that the model has no use for.
 
     Raises:

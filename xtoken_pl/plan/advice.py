@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-from xtoken_pl.plan.loaded_teachers import loaded_models
 from xtoken_pl.plan.moments import MemoryPlan
 from xtoken_pl.plan.run import Run, Writing
+from xtoken_pl.plan.shared_models import shared_models
 from xtoken_pl.plan.terms import is_quantized
 from xtoken_pl.specs import Server, Teacher
 
@@ -121,7 +121,7 @@ def _possible_for_writing(run: Run, writing: Writing) -> Iterator[tuple[str, Run
 
 def _possible_for_teachers(plan: MemoryPlan) -> Iterator[tuple[str, Run, Price]]:
     """Changes of the teachers that run in this process; those that share their weights change together."""
-    run, models = plan.run, loaded_models(plan.run.teachers, plan.teachers)
+    run, models = plan.run, shared_models(plan.run.teachers, plan.teachers)
 
     def changed(names: Iterable[str], **values: Any) -> Run:
         teachers = {name: replace(run.teachers[name], **values) for name in names}

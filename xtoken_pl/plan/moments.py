@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from xtoken_pl.plan import terms
 from xtoken_pl.plan.ledger import Held
-from xtoken_pl.plan.loaded_teachers import loaded_models
 from xtoken_pl.plan.replay import replay, replay_writing
 from xtoken_pl.plan.run import Run, Writing
+from xtoken_pl.plan.shared_models import shared_models
 from xtoken_pl.plan.skeleton import Skeleton, vocabulary_size
 from xtoken_pl.specs import Teacher
 
@@ -87,7 +87,7 @@ class _Step:
         }
         #: Teachers whose model runs in training steps.
         self.trained = [name for name in self.teachers if name not in run.idle]
-        self.models = loaded_models(run.teachers, teachers)
+        self.models = shared_models(run.teachers, teachers)
         self.always = self._always()
 
     def moments(self) -> list[Moment]:

@@ -213,7 +213,7 @@ def _router_logits(model: Any, is_asked: bool) -> Iterator[list[tuple[Tensor, ..
     if not is_asked:
         yield logits
         return
-    balance_of(model)  # refuses a model without
+    balance_of(model)  # raises if the model has no load balancing loss
     body = body_of(model)
     hooks = [
         body.register_forward_pre_hook(lambda _, args, given: (args, given | _WITH_LOGITS), with_kwargs=True),

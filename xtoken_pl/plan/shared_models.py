@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from xtoken_pl.plan import terms
 from xtoken_pl.plan.skeleton import Skeleton
 from xtoken_pl.specs import Teacher
-from xtoken_pl.teachers.local import weights_of
+from xtoken_pl.teachers.local import groups_of
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedModel:
+class SharedModel:
     """The model of one teacher, or of several that share its weights.
 
     Attributes:
@@ -55,7 +55,7 @@ class LoadedModel:
         return f"teacher{'s' * (len(self.names) > 1)} {', '.join(self.names)}"
 
 
-def loaded_models(teachers: Mapping[str, Teacher], skeletons: Mapping[str, Skeleton]) -> dict[str, LoadedModel]:
+def shared_models(teachers: Mapping[str, Teacher], skeletons: Mapping[str, Skeleton]) -> dict[str, SharedModel]:
     """Groups teachers by their weights, as :func:`xtoken_pl.teachers.local.place_teachers` does.
 
     Args:
@@ -65,13 +65,9 @@ def loaded_models(teachers: Mapping[str, Teacher], skeletons: Mapping[str, Skele
     Returns:
         The model that each teacher runs, by its name.
     """
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name in skeletons:
-        groups.setdefault(weights_of(teachers[name]), []).append(name)
-    models: dict[str, LoadedModel] = {}
-    for names in groups.values():
-        first, *others = names
+    models: dict[str, SharedModel] = {}
+    for first, *others in groups_of({name: teachers[name] for name in skeletons}):
         with_others = tuple(skeletons[name] for name in others)
-        model = LoadedModel(tuple(names), teachers[first], skeletons[first], with_others)
-        models |= dict.fromkeys(names, model)
+        model = SharedModel((first, *others), teachers[first], skeletons[first], with_others)
+        models |= dict.fromkeys(model.names, model)
     return models

@@ -149,11 +149,8 @@ def place_teachers(
     Raises:
         UserError: If a model or adapter does not exist, its head cannot be used, or a package is missing.
     """
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, source in teachers.items():
-        groups.setdefault(weights_of(source), []).append(name)
     placed: dict[str, FrozenModel] = {}
-    for names in groups.values():
+    for names in groups_of(teachers):
         sources = {name: teachers[name] for name in names}
         first = sources[names[0]]
         model, adapters = _load(sources, device)
@@ -175,7 +172,15 @@ def place_teachers(
     return {name: placed[name] for name in teachers}
 
 
-def weights_of(source: Teacher) -> tuple[object, ...]:
+def groups_of(teachers: Mapping[str, Teacher]) -> list[list[str]]:
+    """Groups the names of teachers that share their weights, in the order of the first of each group."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, source in teachers.items():
+        groups.setdefault(_weights_of(source), []).append(name)
+    return list(groups.values())
+
+
+def _weights_of(source: Teacher) -> tuple[object, ...]:
     """Lists what teachers have to have in common to share their weights."""
     alone = source.adapter if source.adapter is not None and replaces_weights(source.adapter) else None
     files = source.model, source.revision, source.trust_remote_code, alone
