@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from small_models import splitting_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from xtoken_pl.checkpoints.fingerprints import model_fingerprint
 from xtoken_pl.models import hidden_states
@@ -95,6 +99,44 @@ def test_an_adapter_that_replaces_the_head_has_a_model_of_its_own(
     torch.testing.assert_close(
         placed["whole"].head.parameters()[0], head.weight[: placed["whole"].head.vocabulary_size]
     )
+
+
+def with_embedding(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.model.embed_tokens.weight"] = torch.ones(len(splitting_tokenizer()), 32)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("options", "rewrite"),
+    [
+        ({"bias": "lora_only"}, None),
+        ({"bias": "all"}, None),
+        ({"init_lora_weights": "pissa"}, None),
+        ({"init_lora_weights": "olora"}, None),
+        ({}, with_embedding),
+    ],
+    ids=["lora_only", "all", "pissa", "olora", "embedding"],
+)
+def test_an_adapter_that_may_change_the_model_leaves_the_plain_teacher_as_it_is(
+    workspace: Path, tmp_path: Path, options: dict[str, Any], rewrite: Callable[[Path], None] | None
+) -> None:
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(workspace / "split", attention_bias=True)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "biased")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **options))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            weight.add_(0.1 * weight.requires_grad)
+    adapted.save_pretrained(tmp_path / "adapter")
+    if rewrite is not None:
+        rewrite(tmp_path / "adapter")
+    plain = Teacher(model=str(tmp_path / "biased"))
+    expected = states_of(place(workspace, {"plain": plain})["plain"])
+    placed = place(workspace, {"adapted": replace(plain, adapter=str(tmp_path / "adapter")), "plain": plain})
+    assert (states_of(placed["adapted"]) - expected).abs().max() > 1e-3
+    torch.testing.assert_close(states_of(placed["plain"]), expected, rtol=0, atol=0)
 
 
 def test_a_cache_knows_the_adapter_of_its_teacher(workspace: Path, adapters: dict[str, Path]) -> None:

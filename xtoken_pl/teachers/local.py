@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from xtoken_pl.batch import TeacherBatch, TokenBatch
 from xtoken_pl.losses import RowContent, SpanLoss
 from xtoken_pl.models.causal_lm import LoadedModel, check_model, hidden_states
-from xtoken_pl.models.frozen_adapters import replaces_weights, use_adapter
+from xtoken_pl.models.frozen_adapters import only_adds, use_adapter
 from xtoken_pl.models.head import Head
 from xtoken_pl.models.loading import load_adapter, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
@@ -182,7 +182,7 @@ def groups_of(teachers: Mapping[str, Teacher]) -> list[list[str]]:
 
 def _weights_of(source: Teacher) -> tuple[object, ...]:
     """Lists what teachers have to have in common to share their weights."""
-    alone = source.adapter if source.adapter is not None and replaces_weights(source.adapter) else None
+    alone = source.adapter if source.adapter is not None and not only_adds(source.adapter) else None
     files = source.model, source.revision, source.trust_remote_code, alone
     return *files, source.dtype, source.quantization, source.attn_implementation, source.compile, source.cpu_offload
 
