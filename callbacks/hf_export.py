@@ -27,7 +27,7 @@ class HFExport(pl.Callback):
 
     Raises:
         UserError: Before training, if the directory exists and ``overwrite`` is False, or if ``form="adapter"`` and
-            the student has no adapter.
+            the student has no adapter, or is the text model of a multimodal checkpoint.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class HFExport(pl.Callback):
 
     def check_module(self, pl_module: pl.LightningModule) -> None:
         """Checks that the student has the form to export. The command line calls this before it reads any data."""
-        check_form(self.form, has_adapter=distill_module(pl_module, self).student_source.adapter is not None)
+        source = distill_module(pl_module, self).student_source
+        check_form(self.form, source, has_adapter=source.adapter is not None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.check_module(pl_module)
@@ -78,7 +79,7 @@ def export_student(
     :func:`xtoken_pl.checkpoints.export.write_adapted`.
     """
     source, student = module.student_source, module.student
-    check_form(form, has_adapter=source.adapter is not None)
+    check_form(form, source, has_adapter=source.adapter is not None)
     weights = full_state(student)
     if module.global_rank != 0:
         return

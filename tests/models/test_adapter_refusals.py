@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from adapted_students import student_of
+from architectures import write_multimodal
 from small_models import packing_tokenizer
 
 from xtoken_pl import LoRA, MultiTeacherDistillModule, Student
 from xtoken_pl.callbacks import HFExport
+from xtoken_pl.cli.export import export
 from xtoken_pl.models.adapters import add_adapter, check_adapter
 from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.models.placement import place_student
@@ -89,3 +92,24 @@ def test_export_of_a_missing_adapter_is_refused(workspace: Path) -> None:
     module = MultiTeacherDistillModule(Student(model=str(workspace / "student")), {}, kd_weight=0.0)
     with pytest.raises(ValueError, match="all weights of this one are trained; leave form out"):
         HFExport(form="adapter").check_module(module)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_the_text_model_of_a_multimodal_checkpoint_is_not_exported_as_an_adapter(tmp_path: Path, name: str) -> None:
+    """PEFT loads the whole checkpoint, whose layers have other names, below an adapter."""
+    write_multimodal(tmp_path / "whole", name, packing_tokenizer())
+    source = student_of(tmp_path, "whole")
+    module = MultiTeacherDistillModule(source, {}, kd_weight=0.0)
+    HFExport(form="merged").check_module(module)
+    with pytest.raises(UserError, match=rf"multimodal checkpoint \({name}\).*use form='merged'"):
+        HFExport(form="adapter").check_module(module)
+
+    model = load_causal_lm(source, role="student")
+    assert source.adapter is not None
+    add_adapter(model, source.adapter)
+    weights = {f"student.{key}": value for key, value in model.state_dict().items() if ".lora_" in key}
+    torch.save({"state_dict": weights}, tmp_path / "bare.ckpt")
+    with pytest.raises(UserError, match=r"use form='merged'"):
+        export(str(tmp_path / "bare.ckpt"), str(tmp_path / "export"), student=source, form="adapter")
+    export(str(tmp_path / "bare.ckpt"), str(tmp_path / "export"), student=source)
+    assert type(load_causal_lm(Student(model=str(tmp_path / "export")), role="student")) is type(model)

@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from xtoken_pl.models.adapters import merge_adapter, save_adapter
 from xtoken_pl.models.quantized_files import without_quantization
+from xtoken_pl.models.text_model import is_multimodal
 from xtoken_pl.specs import DType, Student
 from xtoken_pl.tokenization import save_tokenizer
 from xtoken_pl.utilities.errors import UserError
@@ -123,15 +124,32 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, target: Pa
         )
 
 
-def check_form(form: Form, *, has_adapter: bool) -> None:
-    """Checks that a student that is to be written as an adapter has one.
+def check_form(form: Form, source: Student, *, has_adapter: bool) -> None:
+    """Checks that a student that is to be written as an adapter has one, on a model that can be loaded below it.
+
+    The adapter of a text model in a multimodal checkpoint has the names of the text model's layers. Others load the
+    checkpoint as a whole, whose layers have other names.
 
     Raises:
-        UserError: If ``form`` is ``adapter`` for a student whose weights were all trained.
+        UserError: If ``form`` is ``adapter`` for a student whose weights were all trained, or for one that is the text
+            model of a multimodal checkpoint.
     """
-    if form == "adapter" and not has_adapter:
+    if form != "adapter":
+        return
+    if not has_adapter:
         raise UserError(
             "form='adapter' needs a student with an adapter, and all weights of this one are trained; leave form out"
+        )
+    trusted = {"trust_remote_code": source.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source.model, revision=source.revision, **trusted)
+    except (OSError, ValueError):
+        return  # loading the student will report the reason
+    if is_multimodal(config):
+        raise UserError(
+            f"form='adapter' needs a student that PEFT can load below its adapter, but {source.model!r} is a "
+            f"multimodal checkpoint ({config.model_type}), of which the text model alone is trained, and PEFT would load "
+            "the whole; use form='merged', which writes the text model with the adapter merged into it"
         )
 
 

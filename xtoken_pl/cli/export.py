@@ -66,7 +66,7 @@ def export(
             for name, tensor in state["state_dict"].items()
             if name.startswith(_STUDENT)
         }
-        check_form(form, has_adapter=has_adapter)
+        check_form(form, source, has_adapter=has_adapter)
         common: dict[str, Any] = {"dtype": dtype, "overwrite": overwrite}
         if has_adapter:
             write_adapted(target, source, weights, vocabulary.tokenizer, form=form, **common)

@@ -47,8 +47,9 @@ def only_adds(adapter: str) -> bool:
     allowed = all(
         value in _ALLOWED[name] if name in _ALLOWED else name in _FREE or not value for name, value in settings.items()
     )
-    with safe_open(weights, framework="pt") as tensors:  # which may hold the embedding, too
-        return allowed and settings.get("peft_type") == "LORA" and all(".lora_" in name for name in tensors.keys())
+    with safe_open(weights, framework="pt") as tensors:
+        names = tensors.keys()  # among them may be those of the embedding
+    return allowed and settings.get("peft_type") == "LORA" and all(".lora_" in name for name in names)
 
 
 def use_adapter(model: nn.Module, name: str | None) -> None:
