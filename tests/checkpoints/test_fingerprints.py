@@ -12,6 +12,7 @@ from small_models import packing_tokenizer, write_model
 from xtoken_pl.checkpoints.fingerprints import (
     cached_windows_fingerprint,
     config_fingerprint,
+    is_same_model,
     model_fingerprint,
     training_windows_fingerprint,
     window_checksum,
@@ -43,6 +44,28 @@ def test_a_model_on_the_hub_is_named_by_its_commit(tmp_path: Path, monkeypatch: 
         "xtoken_pl.checkpoints.fingerprints.cached_file", lambda *_, **__: str(snapshot / "config.json")
     )
     assert model_fingerprint(Teacher(model="some/model")) == f"commit:{commit}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("commit:1", "commit:1", True),
+        ("commit:1", "commit:2", False),
+        ("commit:1", "sha256:1", None),
+        ("commit:1", "server:a+b:-1.00", None),
+        ("server:a:-1.00", "server:a+b:-1.00", None),
+        ("commit:1", "commit:1+sha256:3", False),
+        ("commit:1", "sha256:1+sha256:3", False),
+        ("commit:1+sha256:3", "commit:1+sha256:3", True),
+        ("commit:1+sha256:3", "commit:1+sha256:4", False),
+        ("commit:1+sha256:3", "sha256:1+sha256:4", False),
+        ("commit:1+sha256:3", "sha256:1+sha256:3", None),
+        ("commit:1+commit:3", "commit:1+sha256:3", None),
+        ("commit:1+commit:3", "commit:2+sha256:3", False),
+    ],
+)
+def test_models_differ_where_a_part_that_can_be_compared_does(first: str, second: str, expected: bool | None) -> None:
+    assert is_same_model(first, second) is is_same_model(second, first) is expected
 
 
 def test_a_missing_model_is_refused_by_name(tmp_path: Path) -> None:

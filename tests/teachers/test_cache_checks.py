@@ -13,8 +13,9 @@ import pytest
 import torch
 from cached_teachers import data_of, module_of, set_up, split_teacher
 from normalizing import DECOMPOSED, rewriting
+from peft import LoraConfig, get_peft_model
 from small_models import splitting_tokenizer, write_model
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xtoken_pl import BytePrefixKL, ConfidenceWeighting, MostConfidentTeacher, ProjectionKL, Teacher, TokenKL
 from xtoken_pl.cli.cache import CacheOptions, build_cache
@@ -101,6 +102,44 @@ def test_what_could_not_be_compared_is_said(root: Path, stored: Callable[..., st
     config.unlink()
     [warning] = open_cache(copy)
     assert "only its tokenizer was" in warning
+
+
+def test_a_cache_of_a_hub_model_is_told_apart_from_those_of_its_adapters(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub/models--someone--split"
+    shutil.copytree(root / "split", repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_pretrained(root / "split")
+        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(base, config).save_pretrained(tmp_path / name)
+    adapters = {"plain": None, **{name: str(tmp_path / name) for name in ("first", "second")}}
+    teachers = {name: split_teacher(root, model="someone/split", adapter=files) for name, files in adapters.items()}
+    for name in ("plain", "first"):
+        options = CacheOptions(teacher="t", output=str(tmp_path / f"cache_{name}"))
+        build_cache(module_of(root, {"t": teachers[name]}), data_of(root), options)
+
+    def open_cache(built: str, run: str, **options: Any) -> None:
+        cache = str(tmp_path / f"cache_{built}")
+        assert module_of(root, {"t": replace(teachers[run], cache=cache, **options)}).caches
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*could not be compared")
+        for name in ("plain", "first"):
+            open_cache(name, name)
+        for built, run in (("plain", "first"), ("first", "plain"), ("first", "second")):
+            with pytest.raises(UserError, match=r"was built with weights \(commit:0{8}.* that differ .*adapter"):
+                open_cache(built, run)
+        with pytest.raises(UserError, match="was built with weights"):
+            open_cache("first", "second", model=str(root / "split"))
+    with pytest.warns(UserWarning, match="weights of teacher 't' could not be compared"):
+        open_cache("first", "first", model=str(root / "split"))
 
 
 def test_a_checkpoint_names_the_weights_that_a_cache_was_built_from(root: Path, stored: Callable[..., str]) -> None:

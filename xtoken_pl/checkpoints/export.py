@@ -148,8 +148,8 @@ def check_form(form: Form, source: Student, *, has_adapter: bool) -> None:
     if is_multimodal(config):
         raise UserError(
             f"form='adapter' needs a student that PEFT can load below its adapter, but {source.model!r} is a "
-            f"multimodal checkpoint ({config.model_type}), of which the text model alone is trained, and PEFT would load "
-            "the whole; use form='merged', which writes the text model with the adapter merged into it"
+            f"multimodal checkpoint ({config.model_type}), of which the text model alone is trained, and PEFT would "
+            "load the whole; use form='merged', which writes the text model with the adapter merged into it"
         )
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def model_fingerprint(source: ModelSource) -> str:
 
     For a hub id it is the commit of its revision; for a directory, a hash of its configuration and of samples of its
     weights (the size, and 16 pieces of 64 KB, of each file). Training changes every weight, so samples distinguish a
-    model from a later state; a few weights edited by hand may go unnoticed. A teacher's adapter is a part of it.
+    model from a later state; a few weights edited by hand may go unnoticed. That of a teacher's adapter, if it has one,
+    follows after a plus sign.
 
     Raises:
         UserError: If there is no such model or adapter.
@@ -68,7 +70,27 @@ def model_fingerprint(source: ModelSource) -> str:
     if not isinstance(source, Teacher) or source.adapter is None:
         return of_model
     of_adapter = _files_fingerprint(source.adapter, _find(source.adapter, "adapter_config.json", None))
-    return f"sha256:{hashlib.sha256(f'{of_model} {of_adapter}'.encode()).hexdigest()[:32]}"
+    return f"{of_model}+{of_adapter}"
+
+
+def is_same_model(fingerprint: str, other: str) -> bool | None:
+    """Compares two fingerprints of models; None if they agree as far as they can be compared.
+
+    A commit of the hub cannot be compared with a hash of files, and neither can a server's model. Models differ in any
+    case if only one of them has an adapter.
+    """
+    if fingerprint == other:
+        return True
+    if not (is_of_weights(fingerprint) and is_of_weights(other)):
+        return None
+    pairs = zip_longest(fingerprint.split("+"), other.split("+"), fillvalue="")
+    differs = any(ours != theirs and (not ours or not theirs or _kind(ours) == _kind(theirs)) for ours, theirs in pairs)
+    return False if differs else None
+
+
+def _kind(fingerprint: str) -> str:
+    """Whether a fingerprint of weights is a commit of the hub or a hash of files."""
+    return fingerprint.partition(":")[0]
 
 
 def _files_fingerprint(source: str, config: Path) -> str:

@@ -17,6 +17,7 @@ from xtoken_pl.checkpoints.fingerprints import (
     cached_windows_fingerprint,
     config_fingerprint,
     fingerprint_or_none,
+    is_same_model,
     model_fingerprint,
     weight_files,
 )
@@ -149,13 +150,14 @@ class TeacherCache(GivenSource):
 
     def _check_weights(self, teacher: Teacher) -> None:
         built_with, found = self.identity.model_fingerprint, fingerprint_or_none(model_fingerprint, teacher)
-        if found is not None and _has_weights(teacher) and _source(found) == _source(built_with):
-            if found != built_with:
-                adapter = "without an adapter" if teacher.adapter is None else f"with the adapter {teacher.adapter!r}"
-                self._refuse(
-                    f"was built with weights ({built_with[:15]}) that differ from those of {teacher.model!r} {adapter} "
-                    f"({found[:15]})"
-                )
+        is_same = is_same_model(found, built_with) if found is not None and _has_weights(teacher) else None
+        if found is not None and is_same is False:
+            adapter = "without an adapter" if teacher.adapter is None else f"with the adapter {teacher.adapter!r}"
+            self._refuse(
+                f"was built with weights ({_short(built_with)}) that differ from those of {teacher.model!r} {adapter} "
+                f"({_short(found)})"
+            )
+        if is_same:
             return
         is_compared = self._check_config(teacher)
         rank_zero_warn(
@@ -256,12 +258,12 @@ _OTHER_WINDOWS = (
 )
 
 
-def _source(fingerprint: str) -> str:
-    """Source of a fingerprint: a commit of the hub, or files."""
-    return fingerprint.partition(":")[0]
+def _short(fingerprint: str) -> str:
+    """The beginning of a fingerprint, and of an adapter's."""
+    return "+".join(part[:15] for part in fingerprint.split("+"))
 
 
 def _has_weights(teacher: Teacher) -> bool:
     """Whether the weights are available; the commit of a hub id identifies them in any case."""
-    folder = Path(teacher.model)
-    return not folder.is_dir() or bool(weight_files(folder))
+    folders = [Path(files) for files in (teacher.model, teacher.adapter) if files is not None]
+    return all(not folder.is_dir() or weight_files(folder) for folder in folders)
