@@ -109,6 +109,17 @@ def test_dropout_leaves_the_experts_out_and_says_which_share(mixture: Path) -> N
     assert not any(".experts." in name for name, weight in model.named_parameters() if weight.requires_grad)
 
 
+@pytest.mark.parametrize("targets", [["down_proj"], ["q_a_proj", "down_proj"], r".*\.(down|kv_b)_proj"])
+def test_dropout_is_refused_for_named_layers_that_have_none(tmp_path: Path, targets: Any) -> None:
+    """PEFT takes ``down_proj`` for experts, also that of the dense layer."""
+    write_architecture(tmp_path / "student", "deepseek_v3", packing_tokenizer(), seed=1)
+    message = r"no dropout, got .*PEFT takes model\.layers\.0\.mlp\.down_proj.*set adapter\.dropout to 0, or name other"
+    with pytest.raises(UserError, match=message):
+        check_adapter(student_of(tmp_path, dropout=0.1, target_modules=targets))
+    check_adapter(student_of(tmp_path, dropout=0.0, target_modules=targets))
+    check_adapter(student_of(tmp_path, dropout=0.1, target_modules=["q_a_proj"]))
+
+
 @every_architecture
 def test_every_part_of_an_adapter_learns(tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
     """Otherwise DDP would wait for its gradient, and an export would lack what training had."""

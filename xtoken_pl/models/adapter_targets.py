@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from xtoken_pl.specs import LoRA
 from xtoken_pl.specs.lora import ALL_LINEAR
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.words import first_of
 
 #: Use of a layer's whole weight in a source text, in place of a call of the layer.
 _READ_WEIGHT = re.compile(r"\bself\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|shape|size|requires_grad)\b)")
@@ -39,11 +40,13 @@ class Targets:
 
 
 def find_targets(model: PreTrainedModel, adapter: LoRA) -> Targets:
-    """Finds what ``adapter`` wraps; PEFT has no dropout for parameters, which are left out then, with a warning.
+    """Finds what ``adapter`` wraps.
+
+    PEFT has no dropout for parameters: with dropout, ``all-linear`` leaves them out, with a warning.
 
     Raises:
-        UserError: If a target module is not a linear layer of the model below its head, or if the model reads its
-            weight in place of calling it, so that an adapter would change nothing.
+        UserError: If a target module is not a linear layer of the model below its head, if the model reads its weight
+            in place of calling it, so that an adapter would change nothing, or if it cannot have dropout.
     """
     layers = _target_layers(model, adapter)
     taken = _taken_for_experts(model, layers)
@@ -51,6 +54,12 @@ def find_targets(model: PreTrainedModel, adapter: LoRA) -> Targets:
     if adapter.target_modules == ALL_LINEAR:
         named = model.named_parameters()
         parameters += [name for name, weight in named if weight.dim() == 3 and "experts" in name.split(".")]
+    if parameters and adapter.dropout and adapter.target_modules != ALL_LINEAR:
+        raise UserError(
+            "with dropout, target_modules of an adapter must be layers that PEFT does not take for experts, which have "
+            f"no dropout, got {adapter.target_modules!r}: PEFT takes {first_of(taken)}; set adapter.dropout to 0, or "
+            "name other layers as adapter.target_modules"
+        )
     if parameters and adapter.dropout:
         reason = (
             "experts, or what PEFT takes for experts, which have no dropout; set adapter.dropout to 0 to adapt them"
@@ -114,7 +123,7 @@ _IS_READ = "read by the layer around it rather than called, so that an adapter w
 
 
 def _unfit(name: str, modules: dict[str, nn.Module], head: nn.Module | None) -> str | None:
-    """What a module is, if it cannot have an adapter."""
+    """Reason why a module cannot have an adapter; None if it can."""
     module = modules[name]
     if module is head:
         return "the head, which the losses apply separately"
