@@ -43,7 +43,7 @@ from xtoken_pl.models import Head, causal_lm, load_model
 from xtoken_pl.models.causal_lm import check_separation, hidden_states
 from xtoken_pl.teachers.cache.row_format import RowFormat
 from xtoken_pl.teachers.cache.teacher_rows import ModelRows, TeacherRows
-from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.teachers.local import place_teachers
 
 # Losses -----------------------------------------------------------------------------------------------------------
 
@@ -120,9 +120,10 @@ def test_separate_documents_have_the_losses_and_gradients_of_unpacked_ones(modul
 
 
 def test_cached_rows_of_separate_documents_equal_those_of_unpacked_ones(folder: Path) -> None:
-    loaded = load_model(Teacher(model=str(folder / "split"), dtype="float64"), SPLIT, role="teacher")
+    teachers = {"split": Teacher(model=str(folder / "split"), dtype="float64")}
+    model = place_teachers(teachers, {"split": SPLIT}, None, "cpu")["split"]
     row_format = RowFormat("span_starts", 4, 32, len(SPLIT), len(SPLIT))
-    rows = TeacherRows("split", ModelRows(FrozenModel.alone(loaded), row_format, 1.0, torch.device("cpu")))
+    rows = TeacherRows("split", ModelRows(model, row_format, 1.0, torch.device("cpu")))
     found = {}
     for packing in ("none", "separate", "joined"):
         of_windows, _ = rows.compute(windows_of(DOCUMENTS, cast(Packing, packing)), "here")

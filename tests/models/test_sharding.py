@@ -17,7 +17,7 @@ from xtoken_pl.checkpoints.run_state import number_by_module, share_tied_weights
 from xtoken_pl.models import load_model
 from xtoken_pl.models.loading import load_causal_lm
 from xtoken_pl.models.sharding import compile_layers, layers
-from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.teachers.local import FrozenModel, place_teachers
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
@@ -29,7 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def frozen(folder: str, *, cpu_offload: bool) -> FrozenModel:
     vocabulary = CanonicalVocabulary.from_tokenizer(splitting_tokenizer())
-    return FrozenModel.alone(load_model(Teacher(model=folder), vocabulary, role="teacher"), cpu_offload=cpu_offload)
+    teachers = {"t": Teacher(model=folder, cpu_offload=cpu_offload)}
+    return place_teachers(teachers, {"t": vocabulary}, None, "cpu")["t"]
 
 
 def test_an_offloaded_model_leaves_only_its_head_on_the_device(folder: str) -> None:

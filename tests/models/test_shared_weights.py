@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from xtoken_pl.checkpoints.fingerprints import model_fingerprint
 from xtoken_pl.models import hidden_states
+from xtoken_pl.models.loading import check_weights
 from xtoken_pl.specs import Server, Teacher
 from xtoken_pl.teachers.local import FrozenModel, place_teachers
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
@@ -151,7 +152,7 @@ def test_a_cache_knows_the_adapter_of_its_teacher(workspace: Path, adapters: dic
         (lambda folder: {"adapter": str(folder / "nothing")}, "with an adapter_config.json"),
         (
             lambda folder: {"model": str(folder / "first"), "adapter": str(folder / "second")},
-            "is a PEFT adapter itself",
+            r"adapter '.*second' of the teacher 'x' must lie on a model.* base model, '.*split', as `model`",
         ),
     ],
     ids=["missing", "on_an_adapter"],
@@ -160,6 +161,8 @@ def test_an_adapter_that_cannot_be_used_is_refused(
     workspace: Path, adapters: dict[str, Path], change: object, message: str
 ) -> None:
     teacher = replace(Teacher(model=str(workspace / "split")), **change(adapters["first"].parent))  # type: ignore[operator]
+    with pytest.raises(UserError, match=message):
+        check_weights(teacher, role="teacher 'x'")
     with pytest.raises(UserError, match=message):
         place(workspace, {"x": teacher})
 

@@ -14,12 +14,12 @@ from xtoken_pl.batch import KnownRows
 from xtoken_pl.checkpoints.fingerprints import window_checksum
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.losses.row_content import RowKind
-from xtoken_pl.models import Head, LoadedModel
+from xtoken_pl.models import Head
 from xtoken_pl.teachers.cache.manifest import TopK
 from xtoken_pl.teachers.cache.row_format import RowFormat
 from xtoken_pl.teachers.cache.shards import Shard, write_shard
 from xtoken_pl.teachers.cache.teacher_rows import ModelRows, TeacherRows
-from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.teachers.local import FrozenModel, SharedWeights
 
 
 def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRows:
@@ -28,7 +28,7 @@ def small_rows(teacher: CanonicalVocabulary, row_format: RowFormat) -> TeacherRo
         vocab_size=len(teacher), hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1,
     ))  # fmt: skip
-    frozen = FrozenModel.alone(LoadedModel(model, Head.from_model(model, teacher)))
+    frozen = FrozenModel(SharedWeights(model), Head.from_model(model, teacher))
     return TeacherRows("t", ModelRows(frozen, row_format, 1.0, torch.device("cpu")))
 
 

@@ -34,8 +34,9 @@ from xtoken_pl.utilities.words import reason_of
 def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """Loads the model of ``source``, in evaluation mode.
 
-    A :class:`Student` with ``weights="random"`` is built from its configuration alone. A teacher may be a PEFT adapter,
-    which is loaded onto the base model that it names.
+    A :class:`Student` with ``weights="random"`` is built from its configuration alone. A teacher's ``model`` may be a
+    PEFT adapter, which is loaded onto the base model that it names. The field ``adapter`` of a source is not read: see
+    :func:`load_adapter` and :func:`xtoken_pl.models.adapters.add_adapter`.
 
     Args:
         source: Specification of the model.
@@ -84,7 +85,9 @@ def check_weights(source: ModelSource, *, role: str) -> None:
         config = read_config(base, revision=revision, trust_remote_code=source.trust_remote_code)
         with _model_errors(source, role=role):
             if quantized_files(config, source, role=role) is None:
-                _pretrained(source, {"device_map": {"": "meta"}}, role=role, warns=False)
+                model = _pretrained(source, {"device_map": {"": "meta"}}, role=role, warns=False)
+                if isinstance(source, Teacher) and source.adapter is not None:
+                    load_adapter(model, source.adapter, role=role, warns=False)
     except UserError as error:
         if error.__cause__ is None or isinstance(error.__cause__, OSError | SafetensorError):
             raise
@@ -144,8 +147,6 @@ def _pretrained(
         report_quantized(model, quantized, source, role=role)
     if base != source.model:
         load_adapter(model, source.model, role=role, revision=source.revision, warns=warns)
-    if isinstance(source, Teacher) and source.adapter is not None:
-        load_adapter(model, source.adapter, role=role, warns=warns)
     return cast(PreTrainedModel, model)
 
 
@@ -161,7 +162,7 @@ def load_adapter(
     """Loads a PEFT adapter onto a model, and makes it the one that is used.
 
     Args:
-        model: Model with the adapter's base weights.
+        model: Model with the adapter's base weights. It may have other such adapters, of other names.
         files: Directory or hub id of the adapter.
         role: Role of the model in messages.
         name: Name of the adapter within the model.

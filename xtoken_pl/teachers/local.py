@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,7 +16,7 @@ from xtoken_pl.losses import RowContent, SpanLoss
 from xtoken_pl.models.causal_lm import LoadedModel, check_model, hidden_states
 from xtoken_pl.models.frozen_adapters import only_adds, use_adapter
 from xtoken_pl.models.head import Head
-from xtoken_pl.models.loading import load_adapter, load_causal_lm
+from xtoken_pl.models.loading import base_model, load_adapter, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
 from xtoken_pl.scoring.tasks import HiddenRows, rows_of
@@ -80,12 +79,6 @@ class FrozenModel:
         #: Context in which every forward pass runs; a callback sets it to time the passes.
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    @classmethod
-    def alone(cls, loaded: LoadedModel, *, cpu_offload: bool = False) -> FrozenModel:
-        """Runs a model that no other teacher shares, with the adapter that it has, if any."""
-        adapter = next(iter(getattr(loaded.model, "peft_config", {})), None)
-        return cls(SharedWeights(loaded.model, cpu_offload=cpu_offload), loaded.head, adapter)
-
     @torch.no_grad()
     def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Head]:
         """Returns hidden states ``[B, T, H]`` and the head for them, which is valid until :meth:`release`."""
@@ -95,7 +88,7 @@ class FrozenModel:
 
     @property
     def gives(self) -> RowContent:
-        """Everything."""
+        """Row contents that a loaded model provides: all of them."""
         return RowContent("all", hidden_states=True, branches=True)
 
     def rows(self, view: TeacherBatch) -> HiddenRows:
@@ -195,15 +188,12 @@ def _load(sources: Mapping[str, Teacher], device: torch.device | str) -> tuple[P
     """Loads the model of teachers that share it, with all adapters, and names the adapter of each teacher."""
     first, *others = sources
     role = _role(sources)
-    model = load_causal_lm(replace(sources[first], adapter=None), role=role, device=device)
+    for name, source in sources.items():
+        base_model(source, role=f"teacher {name!r}")  # raises for an adapter on an adapter
+    model = load_causal_lm(sources[first], role=role, device=device)
     given = next(iter(getattr(model, "peft_config", {})), None)  # where the model's directory is that of an adapter
     adapters: dict[str, str | None] = dict.fromkeys(sources, given)
     for place, (name, source) in enumerate(sources.items()):
-        if source.adapter is not None and given is not None:
-            raise UserError(
-                f"the adapter of teacher {name!r} must lie on a model, but {source.model!r} is a PEFT adapter itself; "
-                "give its base model as `model`, or leave `adapter` out"
-            )
         if source.adapter is not None:
             adapters[name] = f"teacher_{place}"
             load_adapter(model, source.adapter, role=f"teacher {name!r}", name=f"teacher_{place}")

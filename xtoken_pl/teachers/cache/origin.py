@@ -9,14 +9,13 @@ from typing import Any
 
 from xtoken_pl.checkpoints.fingerprints import config_fingerprint, fingerprint_or_none, model_fingerprint
 from xtoken_pl.checkpoints.served_weights import MAX_PROBE_DIFFERENCE, model_of_fingerprint, probe_difference
-from xtoken_pl.models import load_model
 from xtoken_pl.models.placement import default_device
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.cache.manifest import SERVED_DTYPE, Identity, TopK
 from xtoken_pl.teachers.cache.row_format import RowFormat
 from xtoken_pl.teachers.cache.served_rows import ServedRows
 from xtoken_pl.teachers.cache.teacher_rows import ModelRows, RowMaker
-from xtoken_pl.teachers.local import FrozenModel
+from xtoken_pl.teachers.local import place_teachers
 from xtoken_pl.teachers.served.checks import check_server
 from xtoken_pl.teachers.served.teacher import ServedTeacher
 from xtoken_pl.tokenization import CanonicalVocabulary
@@ -79,10 +78,9 @@ class ModelOrigin(Origin):
         }
 
     def open(self, row_format: RowFormat, identity: Identity) -> ModelRows:
-        device, role = default_device(), f"teacher {self.name!r}"
-        loaded = load_model(self.teacher, self.vocabulary, role=role, device=device, separates=self.separates)
-        model = FrozenModel.alone(loaded, cpu_offload=self.teacher.cpu_offload)
-        return ModelRows(model, row_format, self.teacher.temperature, device)
+        device, teachers = default_device(), {self.name: self.teacher}
+        placed = place_teachers(teachers, {self.name: self.vocabulary}, None, device, separates=self.separates)
+        return ModelRows(placed[self.name], row_format, self.teacher.temperature, device)
 
 
 class ServerOrigin(Origin):
