@@ -130,7 +130,9 @@ def test_a_directory_with_a_model_and_an_adapter_is_refused(workspace: Path, ada
 
 def test_a_missing_peft_is_named(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xtoken_pl.models.loading.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"is a PEFT adapter, and PEFT is not installed; install it \(pip install "):
+    with pytest.raises(
+        UserError, match=r"the teacher 'x' needs PEFT, which is not installed; install it \(pip install "
+    ):
         load_causal_lm(Teacher(model=str(adapter)), role="teacher 'x'")
 
 

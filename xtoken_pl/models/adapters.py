@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 from xtoken_pl.models.adapter_targets import find_targets
 from xtoken_pl.models.completeness import check_adapter_keys
-from xtoken_pl.models.loading import check_quantization, load_causal_lm
+from xtoken_pl.models.loading import check_peft, check_quantization, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.specs import LoRA, Student
 from xtoken_pl.utilities.errors import UserError
@@ -54,11 +53,7 @@ def add_adapter(model: PreTrainedModel, adapter: LoRA) -> None:
     Raises:
         UserError: If PEFT is not installed, or a target module is not a linear layer of the model below its head.
     """
-    if find_spec("peft") is None:
-        raise UserError(
-            "the student's adapter needs PEFT, which is not installed; install it (pip install 'xtoken_pl[adapters]'), "
-            "or leave the adapter out"
-        )
+    check_peft(role="student")
     from peft import LoraConfig
 
     targets = find_targets(model, adapter)

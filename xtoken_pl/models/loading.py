@@ -111,6 +111,22 @@ def check_quantization(bits: Quantization | None, *, role: str) -> None:
         )
 
 
+def check_peft(*, role: str) -> None:
+    """Checks that the library for adapters is installed.
+
+    Args:
+        role: Role of the model that has an adapter in messages.
+
+    Raises:
+        UserError: If PEFT is not installed.
+    """
+    if find_spec("peft") is None:
+        raise UserError(
+            f"the adapter of the {role} needs PEFT, which is not installed; install it "
+            "(pip install 'xtoken_pl[adapters]'), or give a model without an adapter"
+        )
+
+
 def _pretrained(
     source: ModelSource,
     options: dict[str, Any],
@@ -181,7 +197,7 @@ def load_adapter(
             f"the adapter of the {role} must be a directory or a hub id with an adapter_config.json, got {files!r}; "
             "check the path (relative paths start at the working directory)"
         )
-    check_peft(files, role=role)
+    check_peft(role=role)
     options = {"adapter_kwargs": {"revision": revision}, "ignore_mismatched_sizes": True, "adapter_name": name}
     with key_table_replaced(files=files, role=role):
         found = model.load_adapter(files, **options).to_dict()
@@ -216,22 +232,9 @@ def base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:
             f"the adapter of the {role} must lie on a model, but {source.model!r} is a PEFT adapter itself; give its "
             "base model as `model`, or leave `adapter` out"
         )
-    check_peft(source.model, role=role)
+    check_peft(role=role)
     config = json.loads(Path(adapter).read_text(encoding="utf-8"))
     return config["base_model_name_or_path"], config.get("revision")
-
-
-def check_peft(adapter: str, *, role: str) -> None:
-    """Checks that PEFT is installed, which ``adapter`` needs.
-
-    Raises:
-        UserError: If it is not.
-    """
-    if find_spec("peft") is None:
-        raise UserError(
-            f"the {role} ({adapter!r}) is a PEFT adapter, and PEFT is not installed; install it "
-            "(pip install 'xtoken_pl[adapters]'), or give a model into which the adapter is merged"
-        )
 
 
 def _folder(model: str, revision: str | None) -> Path:

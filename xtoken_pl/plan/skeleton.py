@@ -141,7 +141,7 @@ def _key_of(source: ModelSource, *, role: str, dtype: torch.dtype | None) -> Mod
     base, revision = (source.model, source.revision) if is_random else base_model(source, role=role)
     adapter, adapter_revision = (None, None) if base == source.model else (source.model, source.revision)
     if isinstance(source, Teacher) and source.adapter is not None:
-        check_peft(source.adapter, role=role)
+        check_peft(role=role)
         adapter = source.adapter
     return ModelKey(
         base=base,
