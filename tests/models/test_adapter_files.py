@@ -129,7 +129,7 @@ def test_a_directory_with_a_model_and_an_adapter_is_refused(workspace: Path, ada
 
 
 def test_a_missing_peft_is_named(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xtoken_pl.models.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("xtoken_pl.models.frozen_adapters.find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"the teacher 'x' needs PEFT, which is not installed; install it \(pip install "
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +66,13 @@ def test_targets_are_the_ends_of_names_or_a_regular_expression(workspace: Path, 
 
 
 @pytest.mark.parametrize(
-    ("library", "package"), [("peft", r"'xtoken_pl\[adapters\]'"), ("bitsandbytes", "bitsandbytes")]
+    ("library", "place", "package"),
+    [("peft", "frozen_adapters", r"'xtoken_pl\[adapters\]'"), ("bitsandbytes", "loading", "bitsandbytes")],
 )
 def test_a_library_that_is_missing_is_named(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, library: str, package: str
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, library: str, place: str, package: str
 ) -> None:
-    monkeypatch.setattr("xtoken_pl.models.loading.find_spec", lambda name: None if name == library else find_spec(name))
+    monkeypatch.setattr(f"xtoken_pl.models.{place}.find_spec", lambda name: None)
     source = Student(model=str(workspace / "student"), adapter=LoRA(), quantization="4bit")
     with pytest.raises(UserError, match=rf"(?i)needs {library}.* not installed; install it \(pip install {package}"):
         check_adapter(source)

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from xtoken_pl.models.adapter_targets import find_targets
 from xtoken_pl.models.completeness import check_adapter_keys
-from xtoken_pl.models.loading import check_peft, check_quantization, load_causal_lm
+from xtoken_pl.models.frozen_adapters import check_peft
+from xtoken_pl.models.loading import check_quantization, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.specs import LoRA, Student
 from xtoken_pl.utilities.errors import UserError

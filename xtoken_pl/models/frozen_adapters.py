@@ -1,14 +1,19 @@
-"""Adapters of frozen models: which can share a model, and the switch between them."""
+"""Adapters that are loaded onto frozen models: which of them can share a model, and the switch between them."""
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
+
+from xtoken_pl.models.completeness import check_keys, key_table_replaced
+from xtoken_pl.utilities.errors import UserError
 
 #: Settings of a LoRA that may have any value: with them it still only adds to the outputs of layers while in use.
 _FREE = {
@@ -26,6 +31,62 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "init_lora_weights": (True, False, "gaussian"),  # others, such as PiSSA, rewrite the model's own weights at loading
 }
 _WEIGHTS = "adapter_model.safetensors"
+
+
+def check_peft(*, role: str) -> None:
+    """Checks that the library for adapters is installed.
+
+    Args:
+        role: Role of the model that has an adapter in messages.
+
+    Raises:
+        UserError: If PEFT is not installed.
+    """
+    if find_spec("peft") is None:
+        raise UserError(
+            f"the adapter of the {role} needs PEFT, which is not installed; install it "
+            "(pip install 'xtoken_pl[adapters]'), or give a model without an adapter"
+        )
+
+
+def load_adapter(
+    model: PreTrainedModel,
+    files: str,
+    *,
+    role: str,
+    name: str = "default",
+    revision: str | None = None,
+    warns: bool = True,
+) -> None:
+    """Loads a PEFT adapter onto a model, and makes it the one that is used.
+
+    Args:
+        model: Model with the adapter's base weights. It may have other such adapters, of other names.
+        files: Directory or hub id of the adapter.
+        role: Role of the model in messages.
+        name: Name of the adapter within the model.
+        revision: Branch, tag or commit of a hub id.
+        warns: Whether to report weights that the model has no use for.
+
+    Raises:
+        UserError: If there is no adapter, PEFT is not installed, or weights are missing or have other shapes.
+    """
+    try:
+        is_found = find_adapter_config_file(files, revision=revision) is not None
+    except (OSError, ValueError):  # neither a directory nor the name of a repository
+        is_found = False
+    if not is_found:
+        raise UserError(
+            f"the adapter of the {role} must be a directory or a hub id with an adapter_config.json, got {files!r}; "
+            "check the path (relative paths start at the working directory)"
+        )
+    check_peft(role=role)
+    options = {"adapter_kwargs": {"revision": revision}, "ignore_mismatched_sizes": True, "adapter_name": name}
+    with key_table_replaced(files=files, role=role):
+        found = model.load_adapter(files, **options).to_dict()
+    others = model.peft_config.keys() - {name}  # transformers misses their weights, too
+    missing = [key for key in found["missing_keys"] if others.isdisjoint(key.split("."))]
+    check_keys(model, {**found, "missing_keys": missing}, files=files, role=role, warns=warns)
 
 
 def only_adds(adapter: str) -> bool:

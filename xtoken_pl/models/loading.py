@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from xtoken_pl.models.completeness import check_keys, check_numbers, check_tied, key_table_replaced
+from xtoken_pl.models.frozen_adapters import check_peft, load_adapter
 from xtoken_pl.models.quantized_files import (
     check_scales,
     convert_others,
@@ -36,7 +37,7 @@ def load_causal_lm(source: ModelSource, *, role: str, device: torch.device | str
 
     A :class:`Student` with ``weights="random"`` is built from its configuration alone. A teacher's ``model`` may be a
     PEFT adapter, which is loaded onto the base model that it names. The field ``adapter`` of a source is not read: see
-    :func:`load_adapter` and :func:`xtoken_pl.models.adapters.add_adapter`.
+    :func:`xtoken_pl.models.frozen_adapters.load_adapter` and :func:`xtoken_pl.models.adapters.add_adapter`.
 
     Args:
         source: Specification of the model.
@@ -111,22 +112,6 @@ def check_quantization(bits: Quantization | None, *, role: str) -> None:
         )
 
 
-def check_peft(*, role: str) -> None:
-    """Checks that the library for adapters is installed.
-
-    Args:
-        role: Role of the model that has an adapter in messages.
-
-    Raises:
-        UserError: If PEFT is not installed.
-    """
-    if find_spec("peft") is None:
-        raise UserError(
-            f"the adapter of the {role} needs PEFT, which is not installed; install it "
-            "(pip install 'xtoken_pl[adapters]'), or give a model without an adapter"
-        )
-
-
 def _pretrained(
     source: ModelSource,
     options: dict[str, Any],
@@ -139,71 +124,44 @@ def _pretrained(
     options = {**options, **_hub_options(source), "revision": revision}
     whole = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=source.trust_remote_code)
     config = text_model_of(whole)
-    if (quantized := quantized_files(config, source, role=role, device=device)) is not None:
+    quantized = quantized_files(config, source, role=role, device=device)
+    if quantized is not None:
         options = {**quantized.options(config, device), **options}
     if is_multimodal(whole):
-        options = {"config": config, **options, "key_mapping": KEY_MAPPING}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with key_table_replaced(files=base, role=role):
-        model, found = AutoModelForCausalLM.from_pretrained(base, **options)
-    if is_multimodal(whole):
-        del model._weight_conversions  # or its weights would be saved under the names of the whole
-        others = left_out(found["unexpected_keys"], model.state_dict())
-        found = {**found, "unexpected_keys": set(found["unexpected_keys"]) - others}
-        if warns:
-            rank_zero_info(
-                f"{role}: {type(model).__name__} alone is loaded of {base!r} ({whole.model_type}), without "
-                f"{len(others)} weights of other parts"
-            )
+        model, found = _load_text_model(base, config, options, whole=whole.model_type, role=role, warns=warns)
+    else:
+        model, found = _load_files(base, options, role=role)
     if quantized is not None:
         check_scales(_folder(base, revision), quantized, role=role)  # only now are files of a hub id in its cache
-    check_keys(model, found, files=base, role=role, warns=warns)
-    if quantized is not None:
         convert_others(model)
         report_quantized(model, quantized, source, role=role)
+    check_keys(model, found, files=base, role=role, warns=warns)
     if base != source.model:
         load_adapter(model, source.model, role=role, revision=source.revision, warns=warns)
-    return cast(PreTrainedModel, model)
+    return model
 
 
-def load_adapter(
-    model: PreTrainedModel,
-    files: str,
-    *,
-    role: str,
-    name: str = "default",
-    revision: str | None = None,
-    warns: bool = True,
-) -> None:
-    """Loads a PEFT adapter onto a model, and makes it the one that is used.
-
-    Args:
-        model: Model with the adapter's base weights. It may have other such adapters, of other names.
-        files: Directory or hub id of the adapter.
-        role: Role of the model in messages.
-        name: Name of the adapter within the model.
-        revision: Branch, tag or commit of a hub id.
-        warns: Whether to report weights that the model has no use for.
-
-    Raises:
-        UserError: If there is no adapter, PEFT is not installed, or weights are missing or have other shapes.
-    """
-    try:
-        is_found = find_adapter_config_file(files, revision=revision) is not None
-    except (OSError, ValueError):  # neither a directory nor the name of a repository
-        is_found = False
-    if not is_found:
-        raise UserError(
-            f"the adapter of the {role} must be a directory or a hub id with an adapter_config.json, got {files!r}; "
-            "check the path (relative paths start at the working directory)"
-        )
-    check_peft(role=role)
-    options = {"adapter_kwargs": {"revision": revision}, "ignore_mismatched_sizes": True, "adapter_name": name}
+def _load_files(files: str, options: dict[str, Any], *, role: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Returns a model and transformers' loading information; the caller checks that nothing is missing."""
+    options = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with key_table_replaced(files=files, role=role):
-        found = model.load_adapter(files, **options).to_dict()
-    others = model.peft_config.keys() - {name}  # transformers misses their weights, too
-    missing = [key for key in found["missing_keys"] if others.isdisjoint(key.split("."))]
-    check_keys(model, {**found, "missing_keys": missing}, files=files, role=role, warns=warns)
+        model, found = AutoModelForCausalLM.from_pretrained(files, **options)
+    return model, found
+
+
+def _load_text_model(
+    files: str, config: PreTrainedConfig, options: dict[str, Any], *, whole: str, role: str, warns: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Does the same for the text model ``config`` of a multimodal checkpoint, whose other parts it does not report."""
+    model, found = _load_files(files, {"config": config, **options, "key_mapping": KEY_MAPPING}, role=role)
+    del model._weight_conversions  # or its weights would be saved under the names of the whole
+    others = left_out(found["unexpected_keys"], model.state_dict())
+    if warns:
+        rank_zero_info(
+            f"{role}: {type(model).__name__} alone is loaded of {files!r} ({whole}), without {len(others)} weights of "
+            "other parts"
+        )
+    return model, {**found, "unexpected_keys": set(found["unexpected_keys"]) - others}
 
 
 def base_model(source: ModelSource, *, role: str) -> tuple[str, str | None]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from xtoken_pl.models.loading import base_model, check_peft
+from xtoken_pl.models.frozen_adapters import check_peft
+from xtoken_pl.models.loading import base_model
 from xtoken_pl.models.quantized_files import check_use, may_stay_quantized
 from xtoken_pl.models.sharding import layers
 from xtoken_pl.models.text_model import read_config

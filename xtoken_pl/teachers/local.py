@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from xtoken_pl.batch import TeacherBatch, TokenBatch
 from xtoken_pl.losses import RowContent, SpanLoss
 from xtoken_pl.models.causal_lm import LoadedModel, check_model, hidden_states
-from xtoken_pl.models.frozen_adapters import only_adds, use_adapter
+from xtoken_pl.models.frozen_adapters import load_adapter, only_adds, use_adapter
 from xtoken_pl.models.head import Head
-from xtoken_pl.models.loading import base_model, load_adapter, load_causal_lm
+from xtoken_pl.models.loading import base_model, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
 from xtoken_pl.scoring.tasks import HiddenRows, rows_of
