@@ -152,7 +152,7 @@ def test_a_cache_knows_the_adapter_of_its_teacher(workspace: Path, adapters: dic
         (lambda folder: {"adapter": str(folder / "nothing")}, "with an adapter_config.json"),
         (
             lambda folder: {"model": str(folder / "first"), "adapter": str(folder / "second")},
-            r"adapter '.*second' of the teacher 'x' must lie on a model.* base model, '.*split', as `model`",
+            r"adapter of the teacher 'x' must lie on a model, but .*first' is a PEFT adapter itself",
         ),
     ],
     ids=["missing", "on_an_adapter"],
