@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from real_tokenizers import llama2_style
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xtoken_pl.alignment import SpanAligner
@@ -145,6 +145,62 @@ def with_added(backend: Tokenizer, tokens: list[str]) -> CanonicalVocabulary:
     changed = Tokenizer.from_str(backend.to_str())
     changed.add_tokens([AddedToken(token, normalized=False) for token in tokens])
     return CanonicalVocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=changed))
+
+
+@pytest.mark.parametrize(
+    "stripping",
+    [
+        normalizers.Strip(),
+        normalizers.Strip(left=True, right=False),
+        normalizers.Sequence([normalizers.NFC(), normalizers.Sequence([normalizers.Strip()])]),
+        normalizers.Replace(Regex(r"\A\s+|\s+\z"), ""),
+        normalizers.Sequence([normalizers.Replace(Regex(r"\A *"), ""), normalizers.Replace(Regex(r"\s\z"), "")]),
+        normalizers.Sequence([normalizers.Replace(" ", "▁"), normalizers.Replace(Regex(r"\A▁+|▁+\z"), "")]),
+    ],
+    ids=["Strip", "Strip left", "nested", "Replace", "two of them", "behind ▁"],
+)
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+def test_white_space_at_the_ends_stays_in_the_middle_of_a_text(kind: str, stripping: normalizers.Normalizer) -> None:
+    is_metaspace = kind == "metaspace"
+    backend = Tokenizer.from_str(
+        (llama2_style(space_first=False).backend_tokenizer if is_metaspace else byte_level()).to_str()
+    )
+    backend.normalizer = normalizers.Sequence(
+        [stripping, normalizers.Replace(" ", "▁")] if is_metaspace else [stripping]
+    )
+    vocabulary = with_added(backend, [])
+
+    def read(ids: list[int]) -> bytes:
+        text = b"".join(vocabulary.token_bytes[ident] for ident in ids)
+        return text.replace("▁".encode(), b" ")
+
+    whole = read(vocabulary.encode([" the end "])[0])
+    assert whole != b" the end "
+    assert whole.strip() == b"the end"
+    with vocabulary.mid_text_backend() as middle:
+        assert read(middle.encode(" the end ", add_special_tokens=False).ids) == b" the end "
+
+
+@pytest.mark.parametrize("pattern", [r"\s+", " {2,}", r"(?<=a) ", r"\A#+"])
+def test_what_a_normalizer_removes_inside_a_text_is_removed_in_the_middle_of_one(pattern: str) -> None:
+    backend = byte_level()
+    backend.normalizer = normalizers.Replace(Regex(pattern), "")
+    vocabulary = with_added(backend, [])
+    with vocabulary.mid_text_backend() as middle:
+        for text in ("#a b  c ", " a "):
+            assert middle.encode(text, add_special_tokens=False).ids == vocabulary.encode([text])[0]
+
+
+@pytest.mark.parametrize("pattern", [r"\A +| +\z| {2,}", "^ +", r"\s+$"])  # ^ and $ are the ends of lines
+def test_a_step_that_removes_spaces_at_the_ends_and_inside_is_refused_in_the_middle_of_a_text(pattern: str) -> None:
+    backend = byte_level()
+    backend.normalizer = normalizers.Replace(Regex(pattern), "")
+    vocabulary = with_added(backend, [])
+    with (
+        pytest.raises(InexactTokenizerError, match="at the ends of a text and also inside"),
+        vocabulary.mid_text_backend(),
+    ):
+        pass
 
 
 def byte_level() -> Tokenizer:

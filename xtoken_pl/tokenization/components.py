@@ -7,17 +7,21 @@ Every other kind is refused, because its tokens do not concatenate to the bytes 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenizers import Regex, normalizers
 from transformers import PreTrainedTokenizerBase
 
 from xtoken_pl.utilities.errors import UserError
 
 Kind = Literal["byte_level", "metaspace"]
 
-#: Pattern of the spaces that a SentencePiece model removes at both ends of a text.
-SPACES_AT_ENDS = r"\A +| +\z"
+#: Pattern of what a SentencePiece model removes at both ends of a text; at the end, it does not tell ▁ from a space.
+SPACES_AT_ENDS = r"\A +|[ ▁]+\z"
+# White space that a normalizer may remove.
+_SPACES = (" ", "  ", "   ", "▁", "▁▁", "\n", "\t", "\r\n", " \n", "\u00a0")
 
 
 class InexactTokenizerError(UserError):
@@ -108,12 +112,6 @@ def _has_dummy_prefix(backend: Any) -> bool:
     )
 
 
-def changes_ends(backend: Any) -> bool:
-    """Whether a tokenizer prepends a space to a text, or removes those at its ends."""
-    parts = list_parts(backend.normalizer)
-    return _has_dummy_prefix(backend) or any(part.get("pattern") == {"Regex": SPACES_AT_ENDS} for part in parts)
-
-
 def list_parts(component: Any) -> list[dict[str, Any]]:
     """Flat list of a component's parts, with nested sequences expanded."""
     return [] if component is None else _flatten(json.loads(component.__getstate__()))
@@ -130,29 +128,72 @@ def _inner(sequence: dict[str, Any]) -> str:
     return next(key for key in ("decoders", "normalizers", "pretokenizers") if key in sequence)
 
 
-def without_dummy_prefix(backend: Any, *, is_mid_text: bool = True) -> Any:
-    """Returns a copy of ``backend`` that prepends no space.
+def without_dummy_prefix(backend: Any) -> Any:
+    """Returns a copy of ``backend`` that prepends no space."""
+    return _with_parts(backend, _without_prefix)
+
+
+def as_mid_text(backend: Any, name: str) -> Any:
+    """Returns ``backend``, or a copy, that encodes a text as if it stood in the middle of a longer one.
+
+    It prepends no space, and leaves white space at both ends of the text.
 
     Args:
         backend: Backend of a fast tokenizer.
-        is_mid_text: Whether it encodes a text as if it stood in the middle of a longer one, so that spaces at both ends
-            stay, too.
+        name: Name of the tokenizer, for the message.
+
+    Raises:
+        InexactTokenizerError: If one step of the normalizer removes white space at the ends and elsewhere.
     """
-    state = json.loads(backend.to_str())
-    left_out = [SPACES_AT_ENDS] if is_mid_text else []
-    stripped = {name: _strip_prefix(state[name], left_out) for name in ("normalizer", "pre_tokenizer")}
-    return type(backend).from_str(json.dumps(state | stripped))
+
+    def changed(part: dict[str, Any]) -> dict[str, Any] | None:
+        return None if _strips_ends(part, name) else _without_prefix(part)
+
+    return _with_parts(backend, changed)
 
 
-def _strip_prefix(state: dict[str, Any] | None, left_out: list[str]) -> dict[str, Any] | None:
-    if state is None or state["type"] == "Prepend" or (state.get("pattern") or {}).get("Regex") in left_out:
+def _with_parts(backend: Any, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Any:
+    """Returns ``backend`` with changed parts of its normalizer and pre-tokenizer, as a copy if one is another."""
+    parts = {name: getattr(backend, name) for name in ("normalizer", "pre_tokenizer")}
+    states = {name: json.loads(part.__getstate__()) for name, part in parts.items() if part is not None}
+    changed = {name: _changed(state, change) for name, state in states.items()}
+    if changed == states:
+        return backend
+    return type(backend).from_str(json.dumps(json.loads(backend.to_str()) | changed))
+
+
+def _changed(state: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> dict[str, Any] | None:
+    if state["type"] != "Sequence":
+        return change(state)
+    inner = _inner(state)
+    parts = (_changed(part, change) for part in state[inner])
+    return {**state, inner: [part for part in parts if part is not None]}
+
+
+def _without_prefix(part: dict[str, Any]) -> dict[str, Any] | None:
+    if part["type"] == "Prepend":
         return None
-    if state["type"] == "Sequence":
-        inner = _inner(state)
-        parts = (_strip_prefix(part, left_out) for part in state[inner])
-        return {**state, inner: [part for part in parts if part is not None]}
-    if state["type"] == "Metaspace":
-        return {**state, "prepend_scheme": "never"}
-    if state["type"] == "ByteLevel":
-        return {**state, "add_prefix_space": False}
-    return state
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    if part["type"] == "ByteLevel" and "add_prefix_space" in part:
+        return {**part, "add_prefix_space": False}
+    return part
+
+
+def _strips_ends(part: dict[str, Any], name: str) -> bool:
+    """Whether a part of a normalizer removes white space at an end of a text, and nowhere else."""
+    if part["type"] == "Strip":
+        return True
+    if part["type"] != "Replace" or "Regex" not in part["pattern"]:
+        return False
+    pattern = part["pattern"]["Regex"]
+    replace = normalizers.Replace(Regex(pattern), part["content"]).normalize_str
+    at_ends = [space for space in _SPACES if replace(f"{space}a") == "a" or replace(f"a{space}") == "a"]
+    between = [space for space in at_ends if replace(f"a{space}b") != f"a{space}b"]
+    if between == at_ends:  # it removes white space wherever that is, or none
+        return False
+    # ^ and $ match at both ends of a line.
+    lines = [text for space in at_ends for text in (f"a\n{space}b", f"a{space}\nb")]
+    if between or any(replace(text) != text for text in lines):
+        raise _inexact(name, f"its normalizer replaces {pattern!r} at the ends of a text and also inside")
+    return True

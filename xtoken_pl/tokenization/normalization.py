@@ -35,7 +35,7 @@ class Normalizer:
     def __init__(self, vocabulary: CanonicalVocabulary) -> None:
         backend = vocabulary.tokenizer.backend_tokenizer
         if vocabulary.components.dummy_prefix:
-            backend = without_dummy_prefix(backend, is_mid_text=False)
+            backend = without_dummy_prefix(backend)
         self._normalizer: Any = backend.normalizer
         self._is_metaspace = vocabulary.components.kind == "metaspace"
         parts = list_parts(self._normalizer)

@@ -22,9 +22,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from xtoken_pl.tokenization.components import (
     Components,
     InexactTokenizerError,
-    changes_ends,
+    as_mid_text,
     read_components,
-    without_dummy_prefix,
 )
 from xtoken_pl.tokenization.roles import special_roles
 from xtoken_pl.utilities.errors import UserError
@@ -138,18 +137,7 @@ class CanonicalVocabulary:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Encodes whole texts without adding special tokens; text that spells a special token is encoded as text."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return encode_texts(self.tokenizer, texts)
 
     def byte_stream(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Returns the bytes of a token sequence and each token's length in bytes.
@@ -203,7 +191,11 @@ class CanonicalVocabulary:
 
     @contextmanager
     def mid_text_backend(self) -> Iterator[Any]:
-        """Yields the backend set to encode a piece of a longer text: no dummy prefix, special tokens as text."""
+        """Yields the backend set to encode a piece of a longer text: spaces at its ends stay, special tokens are text.
+
+        Raises:
+            InexactTokenizerError: If one step of the normalizer removes white space at the ends of a text and inside.
+        """
         backend = self._mid_text
         before = backend.encode_special_tokens
         backend.encode_special_tokens = True
@@ -214,8 +206,23 @@ class CanonicalVocabulary:
 
     @cached_property
     def _mid_text(self) -> Any:
-        backend = self.tokenizer.backend_tokenizer
-        return without_dummy_prefix(backend) if changes_ends(backend) else backend
+        return as_mid_text(self.tokenizer.backend_tokenizer, self.name)
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Encodes whole texts without adding special tokens; text that spells a special token is encoded as text."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
 
 
 #: GPT-2's table: the printable character that stands for each byte.
