@@ -14,6 +14,28 @@ from real_tokenizers import O200K_SPLIT, ranks_of
 from sentencepiece import SentencePieceTrainer
 
 NUM_TOKENS = 20_000
+#: Among them spaces as Gemma's, a piece that begins with another, and two that overlap.
+SYMBOLS = ["<tool>", "<tool>x", "▁▁", "▁▁▁", "\n", "\n\n", "the", "hen", "▁of"]
+#: Options of SentencePiece models that have an exact fast form.
+EXACT: dict[str, dict[str, Any]] = {
+    "bpe": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"},
+    "bpe_as_it_is": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+        "user_defined_symbols": SYMBOLS,
+    },
+    "unigram": {
+        "model_type": "unigram",
+        "character_coverage": 1.0,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    },
+}
 # As in Kimi's and Qwen's own code: a slow tokenizer around a tiktoken encoding.
 _CODE = """
 import base64, json, os, unicodedata
@@ -198,3 +220,14 @@ def texts(number: int) -> Iterator[str]:
             yield draw.choice(" a\n0\u4e2d") * draw.randrange(1, 30) + draw.choice(["", "x", " y"])
         else:
             yield "".join(chr(draw.randrange(*draw.choice(blocks))) for _ in range(draw.randrange(1, 16)))
+
+
+def texts_with_symbols(number: int) -> Iterator[str]:
+    """Texts with the symbols at both ends, inside a word, beside spaces, and one behind the other."""
+    draw = random.Random(0)
+    spelled = [symbol.replace("▁", " ") for symbol in SYMBOLS]
+    parts = [*spelled, *spelled, "a", " ", "  ", "▁", "of", "then", "<", "x"]
+    for text in texts(number):
+        yield "".join(draw.choice(parts) for _ in range(draw.randrange(1, 9)))
+        place = draw.randrange(len(text) + 1)
+        yield text[:place] + draw.choice(spelled) + text[place:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
 
 from xtoken_pl.tokenization import bytes_form, sentencepiece_form, tiktoken_form
-from xtoken_pl.tokenization.tokenizer_file import PROBES
+from xtoken_pl.tokenization.tokenizer_file import PROBES, with_settings
+from xtoken_pl.tokenization.vocabulary import encode_texts
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.words import first_of
 
 #: What Mistral's tokenizers call their special tokens; a tekken.json names no roles.
 TEKKEN_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -29,11 +31,17 @@ class Original:
         kind: What it is, for messages.
         encode: Ids of a text in its own program, without special tokens.
         fast_form: Builds the same tokenizer for the `tokenizers` library.
+        probes: Texts whose ids are compared.
     """
 
     kind: str
     encode: Callable[[str], list[int]]
     fast_form: Callable[[], Tokenizer]
+    probes: tuple[str, ...] = PROBES
+
+    def first_difference(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Finds the first text of :attr:`probes` to which ``tokenizer`` gives other ids; None if there is none."""
+        return next((text for text in self.probes if _encode(tokenizer, text) != self.encode(text)), None)
 
 
 def find_original(tokenizer: PreTrainedTokenizerBase, file: Path | None) -> Original | None:
@@ -41,7 +49,7 @@ def find_original(tokenizer: PreTrainedTokenizerBase, file: Path | None) -> Orig
 
     Args:
         tokenizer: Tokenizer that transformers loaded.
-        file: File from which it was loaded, if there is one.
+        file: File that holds its tokens, if there is one.
 
     Raises:
         UserError: If the file has tiktoken's ranks alone, see :func:`refuse_ranks`.
@@ -65,7 +73,12 @@ def _of_sentencepiece(file: Path, model: Any, own: Callable[[str], list[int]] | 
     from sentencepiece import SentencePieceProcessor
 
     encode = own or SentencePieceProcessor(model_proto=model.SerializeToString()).encode
-    return Original(f"the SentencePiece model {file.name}", encode, partial(sentencepiece_form.fast_form, model))
+    return Original(
+        f"the SentencePiece model {file.name}",
+        encode,
+        partial(sentencepiece_form.fast_form, model),
+        (*PROBES, *sentencepiece_form.probes(model)),
+    )
 
 
 def refuse_ranks(file: Path) -> None:
@@ -92,7 +105,7 @@ def require(packages: Mapping[str, str], file: str) -> None:
     Raises:
         UserError: If one of them is not installed.
     """
-    missing = [name for module, name in packages.items() if find_spec(module) is None]
+    missing = [name for module, name in packages.items() if not _is_installed(module)]
     if missing:
         raise UserError(
             f"{file} is read with {' and '.join(missing)}, which is not installed; install it (pip install "
@@ -100,12 +113,21 @@ def require(packages: Mapping[str, str], file: str) -> None:
         )
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that would hold it
+        return False
+
+
 def from_tekken(file: Path, settings: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """Builds the tokenizer of Mistral's tekken.json, which writes ``<s>`` before a text.
+    """Builds the tokenizer of Mistral's tekken.json, which writes the bos token before a text.
 
     Args:
         file: The tekken.json.
-        settings: Contents of tokenizer_config.json; its roles and its chat template are taken over.
+        settings: Contents of tokenizer_config.json: its roles and its chat template are taken over, and without a bos
+            token, or with ``add_bos_token`` set to false, a text begins with its own tokens. A role whose token the
+            tekken.json lacks is left out, with a warning.
 
     Raises:
         UserError: If tiktoken is not installed, or splits the probes in another way.
@@ -114,12 +136,26 @@ def from_tekken(file: Path, settings: Mapping[str, Any]) -> PreTrainedTokenizerF
     encoding = tiktoken_form.read_tekken(file)
     original = Original(file.name, encoding.encode_ordinary, partial(tiktoken_form.fast_form, encoding))
     fast = original.fast_form()
-    _write_around(fast, [TEKKEN_ROLES["bos_token"]], [])
-    roles = {role: settings.get(role, token) for role, token in TEKKEN_ROLES.items()}
-    known = {role: token for role, token in roles.items() if _is_token(fast, token)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=settings.get("chat_template"), **known)
+    roles = _tekken_roles(fast, settings)
+    if "bos_token" in roles and settings.get("add_bos_token") is not False:
+        _write_around(fast, [roles["bos_token"]], [])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=settings.get("chat_template"), **roles)
     _check(tokenizer, original)
     return tokenizer
+
+
+def _tekken_roles(fast: Tokenizer, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Reads the special tokens that have roles: those that the settings name, otherwise Mistral's."""
+    declared = {role: settings[role] for role in TEKKEN_ROLES if role in settings}
+    # An AddedToken is written as an object.
+    named = {role: value.get("content") if isinstance(value, dict) else value for role, value in declared.items()}
+    known = {role: token for role, token in (TEKKEN_ROLES | named).items() if _is_token(fast, token)}
+    if lost := [f"{role} {token!r}" for role, token in named.items() if token is not None and role not in known]:
+        # Lightning takes seconds to import, and most commands that load a tokenizer do not need it.
+        from lightning.pytorch.utilities import rank_zero_warn
+
+        rank_zero_warn(f"roles of tokenizer_config.json are left out, whose tokens tekken.json lacks: {first_of(lost)}")
+    return known
 
 
 def as_original(tokenizer: PreTrainedTokenizerBase, original: Original) -> PreTrainedTokenizerBase:
@@ -132,46 +168,33 @@ def as_original(tokenizer: PreTrainedTokenizerBase, original: Original) -> PreTr
         UserError: If the fast form gives other ids, too.
     """
     is_slow = _backend(tokenizer) is None
-    if not is_slow and _first_difference(tokenizer, original) is None:
+    if not is_slow and original.first_difference(tokenizer) is None:
         return tokenizer
-    forms = _forms(tokenizer, original, is_slow=is_slow)
-    converted = next((form for form in forms if _first_difference(form, original) is None), None)
-    if converted is None:
-        converted = next(_forms(tokenizer, original, is_slow=False))
-        _check(converted, original)
+    fast = original.fast_form()
+    _write_around(fast, *_around(tokenizer))
+    converted = _with_settings(fast, tokenizer)
+    if is_slow and fast.normalizer is None and original.first_difference(converted) is not None:
+        composing = Tokenizer.from_str(fast.to_str())
+        composing.normalizer = normalizers.NFC()
+        composed = _with_settings(composing, tokenizer)
+        if original.first_difference(composed) is None:
+            return composed
+    _check(converted, original)
     return converted
 
 
-def _forms(
-    tokenizer: PreTrainedTokenizerBase, original: Original, *, is_slow: bool
-) -> Iterator[PreTrainedTokenizerFast]:
-    fast = original.fast_form()
-    yield _with_roles(fast, tokenizer)
-    if is_slow and fast.normalizer is None:
-        fast.normalizer = normalizers.NFC()
-        yield _with_roles(fast, tokenizer)
+def _with_settings(fast: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    return with_settings(tokenizer, partial(_is_token, fast), tokenizer_object=fast)
 
 
 def _check(converted: PreTrainedTokenizerFast, original: Original) -> None:
-    text = _first_difference(converted, original)
+    text = original.first_difference(converted)
     if text is not None:
         raise UserError(
             f"a tokenizer must have an exact fast form, but that of {original.kind} gives {text!r} the ids "
             f"{_encode(converted, text)[:8]} instead of {original.encode(text)[:8]}; use a tokenizer that has a "
             "tokenizer.json"
         )
-
-
-def _with_roles(fast: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """Gives a fast form the roles, the chat template and the tokens around a text that ``tokenizer`` has."""
-    _write_around(fast, *_around(tokenizer))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=fast,
-        chat_template=tokenizer.chat_template,
-        model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side,
-        **{role: token for role, token in tokenizer.special_tokens_map.items() if _is_token(fast, token)},
-    )
 
 
 def _write_around(fast: Tokenizer, before: list[str], after: list[str]) -> None:
@@ -191,13 +214,8 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
     return tokens[:first], tokens[last:]
 
 
-def _first_difference(tokenizer: PreTrainedTokenizerBase, original: Original) -> str | None:
-    return next((text for text in PROBES if _encode(tokenizer, text) != original.encode(text)), None)
-
-
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return ids
+    return encode_texts(tokenizer, [text])[0]
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Any | None:

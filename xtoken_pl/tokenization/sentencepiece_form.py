@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +36,66 @@ def check(proto: Any, name: str) -> None:
         name: Its name, for the message.
 
     Raises:
-        InexactTokenizerError: If it has no byte fallback, rewrites texts by rules of its own, or is of a kind that the
-            `tokenizers` library lacks.
+        InexactTokenizerError: If it has no byte fallback, rewrites texts by rules of its own, has user-defined pieces
+            that texts become in another way, or is of a kind that the `tokenizers` library lacks.
     """
+    if reason := _kind_without_form(proto) or _pieces_without_form(proto):
+        raise InexactTokenizerError(
+            f"the SentencePiece model {name!r} has no exact fast form: {reason}. Use a model with byte fallback and "
+            "the normalization rule identity, or save the tokenizer as tokenizer.json, whose ids are then used"
+        )
+
+
+def _kind_without_form(proto: Any) -> str | None:
+    """Names a setting of a model for which the library has no counterpart; None if it has one for all."""
     trainer, rules = proto.trainer_spec, proto.normalizer_spec
-    reason = None
     if trainer.model_type not in (_UNIGRAM, _BPE):
-        reason = "it is of the kind word or char, not unigram or BPE"
-    elif not trainer.byte_fallback:
-        reason = "it has no byte fallback, so unknown characters are lost"
-    elif trainer.treat_whitespace_as_suffix or not rules.escape_whitespaces:
-        reason = "it does not write a space as ▁ before a word"
-    elif rules.precompiled_charsmap:
+        return "it is of the kind word or char, not unigram or BPE"
+    if not trainer.byte_fallback:
+        return "it has no byte fallback, so unknown characters are lost"
+    if trainer.treat_whitespace_as_suffix or not rules.escape_whitespaces:
+        return "it does not write a space as ▁ before a word"
+    if rules.precompiled_charsmap:
         # The library replaces a whole grapheme cluster whose first character has an entry in the rules.
-        reason = (
+        return (
             f"the tokenizers library applies its rewriting rules ({rules.name}) to clusters of characters, and loses "
             "some, such as U+0354 behind U+2049"
         )
-    elif any(piece.type == _UNUSED for piece in proto.pieces):
-        reason = "it has pieces of the type unused, which the tokenizers library would use"
-    elif trainer.model_type == _UNIGRAM and not _is_spelled(proto):
-        reason = "it has pieces with characters that are no pieces, so that a text may spell <s> or a byte piece"
-    if reason:
-        raise InexactTokenizerError(
-            f"the SentencePiece model {name!r} has no exact fast form: {reason}. Use a model with byte fallback and "
-            "the normalization rule identity, or save the tokenizer as tokenizer.json, whose ids then count"
-        )
+    return None
+
+
+def _pieces_without_form(proto: Any) -> str | None:
+    """Names pieces of a model that the library would find elsewhere in a text than SentencePiece; None if none are."""
+    trainer, rules = proto.trainer_spec, proto.normalizer_spec
+    if any(piece.type == _UNUSED for piece in proto.pieces):
+        return "it has pieces of the type unused, which the tokenizers library would use"
+    if trainer.model_type == _UNIGRAM and not _is_spelled(proto):
+        return "it has pieces with characters that are no pieces, so that a text may spell <s> or a byte piece"
+    user_defined = _of_type(proto, _USER_DEFINED)
+    if not user_defined:
+        return None
+    named = f"it has user-defined pieces, such as {user_defined[0]!r}"
+    if trainer.model_type == _UNIGRAM:
+        return f"{named}, whose scores as a unigram model are not those in the file"
+    # The library prepares each piece as if it were a text, or each stretch between pieces.
+    if rules.add_dummy_prefix:
+        return f"{named}, and puts a space before a text, which the library would also put behind such a piece"
+    if rules.remove_extra_whitespaces:
+        return f"{named}, and removes extra spaces, which the library would also remove beside such a piece"
+    if with_space := next((piece for piece in user_defined if " " in piece), None):
+        return f"its user-defined piece {with_space!r} has a space that is not written as ▁"
+    return None
+
+
+def probes(proto: Any) -> Iterator[str]:
+    """Yields texts with each user-defined piece inside a word, between spaces, alone and twice."""
+    for piece in _of_type(proto, _USER_DEFINED):
+        text = piece.replace("▁", " ")
+        yield from (f"a{text}b", f"a {text} b", text, f"{text} {text}")
+
+
+def _of_type(proto: Any, kind: int) -> list[str]:
+    return [piece.piece for piece in proto.pieces if piece.type == kind]
 
 
 def fast_form(proto: Any) -> Tokenizer:
@@ -68,9 +103,12 @@ def fast_form(proto: Any) -> Tokenizer:
     tokenizer = Tokenizer(_model(proto))
     tokenizer.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    for kind, is_special in ((_CONTROL, True), (_UNKNOWN, True), (_USER_DEFINED, False)):
-        pieces = [piece.piece for piece in proto.pieces if piece.type == kind]
-        tokenizer.add_tokens([AddedToken(piece, special=is_special, normalized=False) for piece in pieces])
+    for kind in (_CONTROL, _UNKNOWN):
+        pieces = _of_type(proto, kind)
+        tokenizer.add_tokens([AddedToken(piece, special=True, normalized=False) for piece in pieces])
+    # Found behind the normalizer, which writes spaces as the ▁ that such pieces may have.
+    pieces = _of_type(proto, _USER_DEFINED)
+    tokenizer.add_tokens([AddedToken(piece, special=False, normalized=True) for piece in pieces])
     return tokenizer
 
 

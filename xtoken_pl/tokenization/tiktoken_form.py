@@ -69,8 +69,9 @@ def read_tekken(file: Path) -> Encoding:
 def fast_form(encoding: Encoding) -> Tokenizer:
     """Builds the byte-level BPE with the ids, ranks, pattern and special tokens of a tiktoken encoding.
 
-    Where two neighbouring pairs make the same token, tiktoken joins the left one. Merges have an order of their own for
-    each way to split a token, so that this holds for pairs of equal tokens; of other pairs the texts are tested.
+    Where two neighbouring pairs make the same token, tiktoken joins the left one. Here, so does a merge of two equal
+    pairs; different pairs that make the same token, such as a|bc and ab|c, are merges with ranks of their own, of which
+    the first one is joined, wherever it is. Whether that changes ids is found by the probes that every form must pass.
     """
     ranks: dict[bytes, int] = encoding._mergeable_ranks
     special: dict[str, int] = encoding._special_tokens

@@ -8,7 +8,7 @@ own. Such a class gives other token ids than the file if the file belongs to ano
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,13 @@ def difference(tokenizer: PreTrainedTokenizerBase, original: Tokenizer, declared
         parts.append("model")
     if not _has_same_added_tokens(tokenizer, original, declared):
         parts.append("added tokens")
-    example = _first_difference(tokenizer, original)
+    example = _example_of_other_ids(tokenizer, original)
     if example and not parts:  # special tokens around a text, or a class that changes texts or ids by itself
         parts.append("post-processor")
     return f"chooses {name}, which changes the file's {', '.join(parts)}{example}" if parts else None
 
 
-def _first_difference(tokenizer: PreTrainedTokenizerBase, original: Tokenizer) -> str:
+def _example_of_other_ids(tokenizer: PreTrainedTokenizerBase, original: Tokenizer) -> str:
     """Shows the first text of :data:`PROBES` whose ids differ; empty if there is none."""
     for text in PROBES:
         right = original.encode(text)
@@ -178,15 +178,28 @@ def from_file(
     """
     special = {token.content for token in original.get_added_tokens_decoder().values() if token.special}
     known = special.union(declared)
-    roles = {role: token for role, token in tokenizer.special_tokens_map.items() if token in known}
+    return with_settings(tokenizer, known.__contains__, tokenizer_file=str(file))
+
+
+def with_settings(
+    tokenizer: PreTrainedTokenizerBase, is_known: Callable[[str], bool], **source: Any
+) -> PreTrainedTokenizerFast:
+    """Builds a fast tokenizer that has the roles, chat template and settings of ``tokenizer``.
+
+    Args:
+        tokenizer: Tokenizer whose settings are taken over.
+        is_known: Whether a special token is one of the new tokenizer; others are dropped.
+        source: Argument of ``PreTrainedTokenizerFast`` from which it is built: ``tokenizer_file`` or
+            ``tokenizer_object``.
+    """
     return PreTrainedTokenizerFast(
-        tokenizer_file=str(file),
+        **source,
         chat_template=tokenizer.chat_template,
         model_max_length=tokenizer.model_max_length,
         model_input_names=tokenizer.model_input_names,
         padding_side=tokenizer.padding_side,
         truncation_side=tokenizer.truncation_side,
         clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
-        extra_special_tokens=[token for token in tokenizer.extra_special_tokens if token in known],
-        **roles,
+        extra_special_tokens=[token for token in tokenizer.extra_special_tokens if is_known(token)],
+        **{role: token for role, token in tokenizer.special_tokens_map.items() if is_known(token)},
     )
