@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -78,3 +79,17 @@ def first_tokens(tokenizer: PreTrainedTokenizerFast, count: int) -> PreTrainedTo
         for name, token in processor.get("special_tokens", {}).items():
             token["ids"] = [ids[name]]
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **roles)
+
+
+def empty_in_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """Gives the empty directory of a hub id in a cache of the hub, and that id; it has no tokenizer.json."""
+    commit, repository = "0" * 40, cache / "models--someone--something"
+    folder = repository / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / ".no_exist" / commit).mkdir(parents=True)
+    (repository / ".no_exist" / commit / "tokenizer.json").touch()  # what the hub had answered
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    return folder, "someone/something"

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from xtoken_pl.tokenization import sentencepiece_form
 from xtoken_pl.tokenization.converted import as_original, find_original, from_tekken, refuse_ranks, require
+from xtoken_pl.tokenization.tiktoken_form import has_ranks
 from xtoken_pl.tokenization.tokenizer_file import difference, from_file, read_file, tokens_missing_in_file
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import first_of, reason_of
@@ -19,8 +20,13 @@ from xtoken_pl.utilities.words import first_of, reason_of
 _FILE = "tokenizer.json"
 _TEKKEN = "tekken.json"
 _CONFIG = "tokenizer_config.json"
-#: Names of the files that hold a tokenizer: that of `tokenizers`, and those that transformers converts.
+#: Names of the files that hold a tokenizer: the file of `tokenizers`, and others that transformers converts.
 _FILES = (_FILE, "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", _TEKKEN)
+#: Names under which models have a SentencePiece model or tiktoken's ranks; a directory may have them under any other.
+_MODELS = (
+    *("tokenizer.model", "spm.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model"),
+    *("qwen.tiktoken", "multilingual.tiktoken", "gpt2.tiktoken"),
+)
 #: Other files in which a tokenizer may declare special tokens.
 _DECLARATIONS = (_CONFIG, "special_tokens_map.json", "added_tokens.json")
 
@@ -45,16 +51,24 @@ def load_tokenizer(
             "splits a text. Write a model directory from the file and the original's tokenizer, and give that "
             "(python -m xtoken_pl convert)"
         )
-    if folder.is_dir() and not _has(folder, _FILES) and not _may_lack_files(source):
-        raise UserError(
-            f"a tokenizer must be a directory with a tokenizer.json or a hub id; the directory {source!r} has no "
-            "tokenizer.json. Copy the tokenizer's files into it, or check the path"
-        )
     try:
+        if folder.is_dir() and not _has(folder, _FILES) and not _may_lack_files(source):
+            raise UserError(
+                f"a tokenizer must be a directory with a tokenizer.json or a hub id; the directory {source!r} has no "
+                "tokenizer.json. Copy the tokenizer's files into it, or check the path"
+            )
         if file := _find_file(source, _FILE, revision):
             tokenizer = _load_with_file(source, revision, trust_remote_code)
-            return _as_in_file(tokenizer, file, source, revision)
-        return _load_without_file(source, revision, trust_remote_code)
+            tokenizer = _as_in_file(tokenizer, file, source, revision)
+        else:
+            tokenizer = _load_without_file(source, revision, trust_remote_code)
+        if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what some classes make of files that they lack
+            raise UserError(
+                f"a tokenizer must have ordinary tokens, but that of {source!r} has special or added ones alone "
+                f"({len(tokenizer)}), under the class {type(tokenizer).__name__}; check that the files of its "
+                "vocabulary are there, and that model_type and tokenizer_class fit them"
+            )
+        return tokenizer
     except UserError:
         raise
     except Exception as error:  # `tokenizers` raises bare exceptions for an invalid tokenizer.json
@@ -72,13 +86,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | No
     """Saves a tokenizer in a directory that already has the configuration of its model.
 
     Returns:
-        What ``AutoTokenizer`` would change in the saved tokenizer.json; None if nothing.
+        What ``AutoTokenizer`` would change in the saved tokenizer.json, or why it fails; None if nothing, or if it
+        asks for trust in code that comes with the model, since what that changes is not known.
     """
     tokenizer.save_pretrained(folder)
     try:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception:  # for want of the code that comes with the model, say; whoever tries will see it
-        return None
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        return None if "trust_remote_code" in str(error) else f"cannot load it: {reason_of(error)}"
     return difference(loaded, read_file(folder / _FILE), _declared_texts(str(folder), None))
 
 
@@ -99,21 +114,31 @@ def _load_without_file(source: str, revision: str | None, trust_remote_code: boo
         tokenizer: PreTrainedTokenizerBase = from_tekken(file, settings)
         tokenizer.name_or_path = source
         return tokenizer
+    files = _find_models(source, revision)
     if "auto_map" not in settings or not trust_remote_code:
-        for found in sorted((*Path(source).glob("*.tiktoken"), *Path(source).glob("*.model"))):
-            refuse_ranks(found)
-    if file := _find_file(source, "tokenizer.model", revision):
-        require({"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}, file.name)
-        if model := sentencepiece_form.read_model(file):
-            sentencepiece_form.check(model, file.name)  # before transformers spends minutes on a conversion
+        for file in files:
+            refuse_ranks(file)
+    found = next((file for file in files if file.suffix == ".model" and not has_ranks(file)), None)
+    if found is not None:
+        require({"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}, found.name)
+        if model := sentencepiece_form.read_model(found):
+            sentencepiece_form.check(model, found.name)  # before transformers spends minutes on a conversion
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     named = getattr(tokenizer, "vocab_file", None) or tokenizer.init_kwargs.get("vocab_file")
-    original = find_original(tokenizer, Path(named) if isinstance(named, str) else None)
+    original = find_original(tokenizer, Path(named) if isinstance(named, str) else found)
     if original is None:
         return tokenizer
     exact = as_original(tokenizer, original)
     exact.name_or_path = source
     return exact
+
+
+def _find_models(source: str, revision: str | None) -> list[Path]:
+    """Finds the files that may hold a SentencePiece model or tiktoken's ranks, a tokenizer.model first."""
+    named = [file for name in _MODELS if (file := _find_file(source, name, revision))]
+    others = sorted((*Path(source).glob("*.model"), *Path(source).glob("*.tiktoken")))
+    names = {file.name for file in named}
+    return [*named, *(file for file in others if file.name not in names)]
 
 
 def _settings(source: str, revision: str | None) -> dict[str, Any]:
@@ -169,7 +194,7 @@ def _as_in_file(
 
 
 def _find_file(source: str, name: str, revision: str | None) -> Path | None:
-    """Finds a file of a directory or of the hub's cache, where ``AutoTokenizer`` has put it; None if it has none."""
+    """Finds a file of a directory or of a hub id, which is downloaded unless it is cached; None if there is none."""
     found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
 
