@@ -17,7 +17,7 @@ NUM_TOKENS = 20_000
 #: Among them spaces as Gemma's, a piece that begins with another, and two that overlap.
 SYMBOLS = ["<tool>", "<tool>x", "▁▁", "▁▁▁", "\n", "\n\n", "the", "hen", "▁of"]
 #: Options of SentencePiece models that have an exact fast form.
-EXACT: dict[str, dict[str, Any]] = {
+EXACT_OPTIONS: dict[str, dict[str, Any]] = {
     "bpe": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"},
     "bpe_as_it_is": {
         "model_type": "bpe",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from original_tokenizers import EXACT, is_tie, texts, texts_with_symbols, write_sentencepiece
+from original_tokenizers import EXACT_OPTIONS, SYMBOLS, is_tie, texts, texts_with_symbols, write_sentencepiece
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -17,9 +17,9 @@ from xtoken_pl.tokenization.tokenizer_file import PROBES
 from xtoken_pl.tokenization.vocabulary import encode_texts
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", EXACT_OPTIONS)
 def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(kind: str, tmp_path: Path) -> None:
-    folder = write_sentencepiece(tmp_path, **EXACT[kind])
+    folder = write_sentencepiece(tmp_path, **EXACT_OPTIONS[kind])
     processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(folder)))
     drawn = [*texts(3000), *texts_with_symbols(2000)]
@@ -47,15 +47,15 @@ def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(kind: str, tmp_pat
             "space as ▁ before a word",
         ),
         (
-            EXACT["bpe_as_it_is"] | {"add_dummy_prefix": True},
+            EXACT_OPTIONS["bpe_as_it_is"] | {"add_dummy_prefix": True},
             "user-defined pieces, such as '<tool>', and puts a space before a text",
         ),
         (
-            EXACT["bpe_as_it_is"] | {"remove_extra_whitespaces": True},
+            EXACT_OPTIONS["bpe_as_it_is"] | {"remove_extra_whitespaces": True},
             "user-defined pieces, such as '<tool>', and removes extra spaces",
         ),
         (
-            EXACT["unigram"] | {"user_defined_symbols": ["<tool>"]},
+            EXACT_OPTIONS["unigram"] | {"user_defined_symbols": ["<tool>"]},
             "user-defined pieces, such as '<tool>', whose scores",
         ),
     ],
@@ -71,7 +71,7 @@ def test_a_sentencepiece_model_without_an_exact_fast_form_is_refused_by_what_bre
 
 
 def test_a_model_with_unused_pieces_is_refused(tmp_path: Path) -> None:
-    folder = write_sentencepiece(tmp_path, **EXACT["bpe"])
+    folder = write_sentencepiece(tmp_path, **EXACT_OPTIONS["bpe"])
     model = read_model(folder / "tokenizer.model")
     model.pieces[-1].type = 5  # unused
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
@@ -80,7 +80,7 @@ def test_a_model_with_unused_pieces_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_with_a_user_defined_piece_that_has_a_space_is_refused(tmp_path: Path) -> None:
-    folder = write_sentencepiece(tmp_path, **EXACT["bpe_as_it_is"])
+    folder = write_sentencepiece(tmp_path, **EXACT_OPTIONS["bpe_as_it_is"])
     model = read_model(folder / "tokenizer.model")
     next(piece for piece in model.pieces if piece.piece == "<tool>").piece = "<the tool>"
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
@@ -90,7 +90,7 @@ def test_a_model_with_a_user_defined_piece_that_has_a_space_is_refused(tmp_path:
 
 def test_a_fast_form_that_misses_user_defined_pieces_is_not_accepted(tmp_path: Path) -> None:
     """Pieces with ▁ that are looked for before spaces are written as ▁, as transformers does."""
-    folder = write_sentencepiece(tmp_path, **EXACT["bpe_as_it_is"] | {"user_defined_symbols": ["▁▁of"]})
+    folder = write_sentencepiece(tmp_path, **EXACT_OPTIONS["bpe_as_it_is"] | {"user_defined_symbols": ["▁▁of"]})
     processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     state = json.loads(load_tokenizer(str(folder)).backend_tokenizer.to_str())
     for token in state["added_tokens"]:
@@ -102,8 +102,20 @@ def test_a_fast_form_that_misses_user_defined_pieces_is_not_accepted(tmp_path: P
         assert (encode_texts(tokenizer, ["a  of b"]) == [processor.encode("a  of b")]) == is_exact
 
 
+def test_user_defined_pieces_have_the_bytes_of_their_text(tmp_path: Path) -> None:
+    folder = write_sentencepiece(tmp_path, **EXACT_OPTIONS["bpe_as_it_is"])
+    vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(folder)))
+    processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    for symbol in SYMBOLS:
+        ident = processor.piece_to_id(symbol)
+        assert (vocabulary.is_special[ident], vocabulary.token_bytes[ident]) == (
+            False,
+            symbol.replace("▁", " ").encode(),
+        )
+
+
 def test_user_defined_pieces_stay_exact_in_a_saved_tokenizer(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(write_sentencepiece(tmp_path, **EXACT["bpe_as_it_is"])))
+    tokenizer = load_tokenizer(str(write_sentencepiece(tmp_path, **EXACT_OPTIONS["bpe_as_it_is"])))
     tokenizer.save_pretrained(tmp_path / "saved")
     drawn = [*texts_with_symbols(300)]
     assert load_tokenizer(str(tmp_path / "saved"))(drawn)["input_ids"] == tokenizer(drawn)["input_ids"]
@@ -111,7 +123,7 @@ def test_user_defined_pieces_stay_exact_in_a_saved_tokenizer(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("add_dummy_prefix", [False, True])
 def test_spaces_at_the_ends_of_a_text_stay_in_the_middle_of_one(add_dummy_prefix: bool, tmp_path: Path) -> None:
-    options = EXACT["bpe"] | {"add_dummy_prefix": add_dummy_prefix, "remove_extra_whitespaces": True}
+    options = EXACT_OPTIONS["bpe"] | {"add_dummy_prefix": add_dummy_prefix, "remove_extra_whitespaces": True}
     vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(write_sentencepiece(tmp_path, **options))))
 
     def read_by(ids: list[int]) -> bytes:
@@ -122,9 +134,11 @@ def test_spaces_at_the_ends_of_a_text_stay_in_the_middle_of_one(add_dummy_prefix
     assert read_by(vocabulary.encode([" the "])[0]) == b" " * add_dummy_prefix + b"the"
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", EXACT_OPTIONS)
 def test_a_text_that_spells_a_special_token_or_a_byte_piece_stays_text(kind: str, tmp_path: Path) -> None:
-    vocabulary = CanonicalVocabulary.from_tokenizer(load_tokenizer(str(write_sentencepiece(tmp_path, **EXACT[kind]))))
+    vocabulary = CanonicalVocabulary.from_tokenizer(
+        load_tokenizer(str(write_sentencepiece(tmp_path, **EXACT_OPTIONS[kind])))
+    )
     for text in ("<s>", "</s>a", "<unk><0x0A>", "a <0xE4><0xB8>"):
         (ids,) = vocabulary.encode([text])
         assert b"".join(vocabulary.token_bytes[ident] for ident in ids).removeprefix(b" ") == text.encode()

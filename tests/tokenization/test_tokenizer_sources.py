@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from original_tokenizers import EXACT, texts, write_ranks, write_sentencepiece, write_tekken
+from original_tokenizers import EXACT_OPTIONS, texts, write_ranks, write_sentencepiece, write_tekken
 from sentencepiece import SentencePieceProcessor
 from tokenizer_folders import empty_in_cache
 from transformers import AutoTokenizer
@@ -55,7 +55,7 @@ def test_a_sentencepiece_model_of_another_name_is_read_whatever_the_class(
     name: str, in_cache: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, hub_id = empty_in_cache(tmp_path, monkeypatch)
-    write_sentencepiece(folder, **EXACT["bpe"])
+    write_sentencepiece(folder, **EXACT_OPTIONS["bpe"])
     (folder / "tokenizer.model").rename(folder / name)
     (folder / "tokenizer_config.json").unlink()
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
@@ -85,7 +85,7 @@ def test_a_tokenizer_in_the_cache_of_the_hub_is_loaded_without_a_connection(
 ) -> None:
     folder, hub_id = empty_in_cache(tmp_path, monkeypatch)
     if name == "tokenizer.model":
-        write_sentencepiece(folder, **EXACT["bpe"])
+        write_sentencepiece(folder, **EXACT_OPTIONS["bpe"])
         (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     else:
         write_tekken(folder)
@@ -96,7 +96,7 @@ def test_a_tokenizer_in_the_cache_of_the_hub_is_loaded_without_a_connection(
 
 @pytest.mark.parametrize(
     ("missing", "write"),
-    [("tiktoken", write_tekken), ("sentencepiece", lambda folder: write_sentencepiece(folder, **EXACT["bpe"]))],
+    [("tiktoken", write_tekken), ("sentencepiece", lambda folder: write_sentencepiece(folder, **EXACT_OPTIONS["bpe"]))],
 )
 def test_a_missing_package_is_named_with_its_extra(
     missing: str, write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -184,7 +184,13 @@ def as_original(tokenizer: PreTrainedTokenizerBase, original: Original) -> PreTr
 
 
 def _with_settings(fast: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    return with_settings(tokenizer, partial(_is_token, fast), tokenizer_object=fast)
+    """Gives a fast form the settings of ``tokenizer``, without special tokens that are ordinary ones of the form.
+
+    transformers takes all user-defined pieces of a SentencePiece model for special tokens, which have no bytes.
+    """
+    special = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
+    kept = special.union(tokenizer.special_tokens_map.values())
+    return with_settings(tokenizer, lambda token: token in kept and _is_token(fast, token), tokenizer_object=fast)
 
 
 def _check(converted: PreTrainedTokenizerFast, original: Original) -> None:
