@@ -99,12 +99,12 @@ def inspect(
         counterparts_in_projection(matrix, window[STUDENT_IDS]), student_vocabulary, vocabulary
     )
     shown = Inspection.from_window(text_file or "a text", window, student_vocabulary, teachers)
-    shown = replace(shown, notes=_rewritten(content, windower.named_sides, normalize=normalize))
+    shown = replace(shown, notes=_describe_rewriting(content, windower.named_sides, normalize=normalize))
     _show(shown.with_counterparts({"teacher": rows}), html, overwrite=overwrite)
 
 
-def _rewritten(text: str, sides: Mapping[str, CanonicalVocabulary], *, normalize: bool) -> tuple[str, ...]:
-    """How much of a text the normalizers of the sides rewrite, in words; nothing of those that leave it as it is."""
+def _describe_rewriting(text: str, sides: Mapping[str, CanonicalVocabulary], *, normalize: bool) -> tuple[str, ...]:
+    """Describes the share of a text that each side's normalizer rewrites; leaves out sides that rewrite nothing."""
     normalizers = {name: Normalizer(vocabulary) for name, vocabulary in sides.items()}
     shares = {name: rewritten_share(normalizer, text) for name, normalizer in normalizers.items()}
     rest = "; both sides read the rewritten text" if normalize else "; where bytes differ, tokens are in no span"

@@ -19,7 +19,7 @@ from xtoken_pl.utilities.words import percent
 #: have at least 0.86 (windows of 64 tokens, in a script that one side writes in bytes) and mostly more than 0.98.
 LOW_COVERAGE = 0.8
 # Share of the text from which on a normalizer is named as the cause.
-_REWRITTEN = 0.02
+_MUCH_REWRITTEN = 0.02
 
 
 def check_coverage(view: TeacherBatch, name: str, windows: Sequence[Window], where: str, maker: WindowMaker) -> None:
@@ -48,13 +48,13 @@ def check_coverage(view: TeacherBatch, name: str, windows: Sequence[Window], whe
             f"{likely_cause(windows, name, maker)}"
         )
     elif maker.normalizer is None:
-        _say_rewritten(windows, name, where, maker)
+        _log_rewritten(windows, name, where, maker)
 
 
 def likely_cause(windows: Sequence[Window], teacher: str, maker: WindowMaker) -> str:
     """Describes what probably keeps tokens out of spans with a teacher, and what to change."""
-    for found in _rewritten(windows, teacher, maker):
-        if maker.normalizer is None and (found.share > _REWRITTEN or found.is_unknown):
+    for found in _rewritten_shares(windows, teacher, maker):
+        if maker.normalizer is None and (found.share > _MUCH_REWRITTEN or found.is_unknown):
             how_much = "may rewrite" if found.is_unknown else f"rewrites {100 * found.share:.0f}% of"
             return (
                 f"The normalizer of the {found.role} ({found.normalizer}) {how_much} this text (in whole words), so "
@@ -74,14 +74,14 @@ def likely_cause(windows: Sequence[Window], teacher: str, maker: WindowMaker) ->
 
 
 @dataclass(frozen=True)
-class _Rewritten:
+class _RewrittenShare:
     """How much of a text a side's normalizer rewrites.
 
     Attributes:
         role: The side.
         normalizer: Its normalizer.
         share: Share of the text that is in words which it changes.
-        is_unknown: Whether the text that the other side reads is not there.
+        is_unknown: True if the windows hold no text of the other side.
     """
 
     role: str
@@ -90,7 +90,7 @@ class _Rewritten:
     is_unknown: bool
 
 
-def _rewritten(windows: Sequence[Window], teacher: str, maker: WindowMaker) -> Iterator[_Rewritten]:
+def _rewritten_shares(windows: Sequence[Window], teacher: str, maker: WindowMaker) -> Iterator[_RewrittenShare]:
     """How much of what the student reads is rewritten by a teacher's normalizer, and the other way round."""
     sides = {"": maker.windower.student, teacher: maker.windower.teachers[teacher]}
     columns = {"": STUDENT_IDS, teacher: teacher_columns(teacher)[0]}
@@ -101,12 +101,12 @@ def _rewritten(windows: Sequence[Window], teacher: str, maker: WindowMaker) -> I
         # Stretches without a common token boundary are longer than a window, and stored for the student alone.
         is_unknown = bool(normalizer.name) and not text.strip()
         name = normalizer.name or "▁ as a space"
-        yield _Rewritten(roles[rewrites], name, rewritten_share(normalizer, text), is_unknown)
+        yield _RewrittenShare(roles[rewrites], name, rewritten_share(normalizer, text), is_unknown)
 
 
-def _say_rewritten(windows: Sequence[Window], teacher: str, where: str, maker: WindowMaker) -> None:
+def _log_rewritten(windows: Sequence[Window], teacher: str, where: str, maker: WindowMaker) -> None:
     """Logs how much of the text the normalizers of the student and of a teacher rewrite, if they do."""
-    for found in _rewritten(windows, teacher, maker):
+    for found in _rewritten_shares(windows, teacher, maker):
         if found.share:
             rank_zero_info(
                 f"{where}: the normalizer of the {found.role} ({found.normalizer}) rewrites {percent(found.share)} of "
