@@ -11,7 +11,14 @@ from typing import Any
 
 import real_tokenizers
 from normalizing import rewriting
-from original_tokenizers import is_tie, write_longest_match, write_sentencepiece, write_slow, write_tekken
+from original_tokenizers import (
+    EXACT_OPTIONS,
+    is_tie,
+    write_longest_match,
+    write_sentencepiece,
+    write_slow,
+    write_tekken,
+)
 from packaged_tokenizers import PACKAGES, fetch
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -243,6 +250,12 @@ ROWS: dict[str, Row] = {
         character_coverage=1.0,
         remove_extra_whitespaces=False,
         **_IDENTITY,
+    ),
+    "SentencePiece BPE, user-defined pieces": _trained(_SPM, EXACT, _by_sentencepiece, **EXACT_OPTIONS["bpe_as_it_is"]),
+    "SentencePiece BPE, user-defined pieces, space before a text": _trained(
+        _SPM,
+        "refused: has user-defined pieces",
+        **EXACT_OPTIONS["bpe_as_it_is"] | {"add_dummy_prefix": True},
     ),
     "SentencePiece BPE, rule nmt_nfkc": _trained(
         _SPM, "refused: rewriting rules (nmt_nfkc)", model_type="bpe", byte_fallback=True

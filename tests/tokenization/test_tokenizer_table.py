@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from original_tokenizers import texts
 from scripts import texts_of_scripts
+from tokenizer_families import SLOW, row_texts
 from tokenizer_table import ROWS, Program, Row
 
 from xtoken_pl.tokenization import CanonicalVocabulary, load_tokenizer
 from xtoken_pl.tokenization.normalization import Normalizer
 from xtoken_pl.utilities.errors import UserError
-
-#: Real tokenizers take seconds each, or come from packages.
-SLOW = {"Gemma 3", *(name for name, row in ROWS.items() if row.package)}
 
 
 def rows(*, refused: bool) -> list:
@@ -76,7 +73,7 @@ def test_a_tokenizer_that_is_not_exact_is_refused_by_what_breaks_it(name: str, t
 
 
 def test_tokens_of_texts_of_many_scripts_are_their_bytes(loaded: Loaded) -> None:
-    loaded.check([*texts_of_scripts(20), *texts(1000)])
+    loaded.check(row_texts())
 
 
 @given(text=st.text(max_size=40))
