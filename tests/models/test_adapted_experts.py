@@ -18,6 +18,7 @@ from xtoken_pl import LoRA, MultiTeacherDistillModule, Student
 from xtoken_pl.callbacks import HFExport
 from xtoken_pl.cli import main
 from xtoken_pl.models.adapters import add_adapter, check_adapter
+from xtoken_pl.models.reach import freeze_unreached
 from xtoken_pl.utilities.errors import UserError
 
 #: One of each kind; the others are slow in sum.
@@ -25,14 +26,17 @@ _FAST = {"llama", "gpt2", "falcon", "llama4_text", "jamba", "falcon_h1", "qwen3_
 every_architecture = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in _FAST else pytest.mark.slow) for name in ARCHITECTURES]
 )
-#: Architecture -> layers whose weights its mixer reads. An adapter would change nothing there.
+#: Architecture -> layers whose weights the layer around them reads. An adapter would change nothing there.
 READ = {
-    **{name: {"out_proj"} for name in ("falcon_h1", "mamba2", "bamba", "granitemoehybrid")},
+    **{name: {"out_proj"} for name in ("falcon_h1", "mamba2", "bamba", "granitemoehybrid", "nemotron_h")},
     **{name: {"x_proj", "dt_proj", "out_proj"} for name in ("mamba", "falcon_mamba")},
     "jamba": {"dt_proj"},
+    "gemma3n_text": {"correction_coefs", "prediction_coefs"},  # clamped
 }
 #: Architecture -> routers whose class only derives from a linear layer.
 ROUTERS = {"llama4_text": {"router"}, "phimoe": {"router"}}
+#: Architecture -> layers that only choose tokens, which gives them no gradient.
+FROZEN = {name: {"wq_b", "wk", "weights_proj"} for name in ("deepseek_v32", "glm_moe_dsa")}
 
 
 @pytest.fixture(scope="module", params=["qwen3_moe", "deepseek_v3"])
@@ -129,16 +133,20 @@ def test_every_part_of_an_adapter_learns(tmp_path: Path, name: str, recwarn: pyt
     experts = {path for path in experts if path.endswith(".experts")}
     add_adapter(model, LoRA(rank=2))
     torch.manual_seed(0)
+    for weight in model.parameters():
+        if weight.requires_grad or not weight.any():  # a random model begins with factors of 0, such as Gemma 3n's
+            weight.data.normal_(std=0.1)
+    freeze_unreached(model)
     learned = {path: weight for path, weight in model.named_parameters() if weight.requires_grad}
-    for weight in learned.values():
-        weight.data.normal_(std=0.1)
     ids = torch.arange(3, 35)[None]
     logits = model.train()(input_ids=ids, use_cache=False).logits
     logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum().backward()
     assert [path for path, weight in learned.items() if weight.grad is None or not weight.grad.any()] == []
+    head = next(path for path, layer in model.named_modules() if layer is model.get_output_embeddings())
     left_out = {path.rpartition(".")[2] for path in linear if f"{path}.lora_A.default.weight" not in learned}
     assert all(any(f"{path}." in name for name in learned) for path in experts)
-    assert left_out - {"lm_head"} == READ.get(name, set()) | ROUTERS.get(name, set())
+    expected = (kind.get(name, set()) for kind in (READ, ROUTERS, FROZEN))
+    assert left_out - {head} == set().union(*expected)
     told = [str(warning.message) for warning in recwarn if "the adapter leaves" in str(warning.message)]
     assert len(told) == (name in READ)
     if told:
