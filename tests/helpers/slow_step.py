@@ -11,6 +11,7 @@ import reference_losses as reference
 import torch
 from fake_vocabularies import dense
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from xtoken_pl import ULD, MultiTeacherDistillModule, ProjectionKL, TokenKL, build_projection
@@ -23,10 +24,16 @@ def slow_step(
     windows: Sequence[dict[str, Any]],
     temperature: float,
     running: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    batches: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """Window by window, the models' own logits, loops over tokens: nothing of the package but windows, W and C.
 
-    ``running`` is the context in which the models run.
+    Args:
+        module: The module.
+        windows: The windows of the step.
+        temperature: Of the teacher ``other``.
+        running: Context in which the models run.
+        batches: Windows that the student reads as one padded batch; by default each window is read alone.
     """
     size = len(module.student_vocabulary)
     models = {
@@ -35,10 +42,11 @@ def slow_step(
     }
     nats: list[Tensor] = []
     kd: dict[str, list[Tensor]] = {"other": [], "same": []}
-    for window in windows:
-        ids = torch.as_tensor(np.asarray(window["student_ids"]))
-        with running():
-            logits = module.student(ids[None]).logits[0, :-1, :size]
+    sequences = [torch.as_tensor(np.asarray(window["student_ids"])) for window in windows]
+    with running():
+        students = _logits(module.student, sequences, batches or [[i] for i in range(len(windows))])
+    for window, ids, student in zip(windows, sequences, students, strict=True):
+        logits = student[:-1, :size]
         nats.append(reference.cross_entropy(logits.log_softmax(-1), ids[1:]))
         for name, losses in kd.items():
             ids_column, spans_column = teacher_columns(name)
@@ -57,6 +65,17 @@ def slow_step(
             losses.append(tau**2 * _slow_spans(module, name, rows))
     other, same = (torch.cat(losses).mean() for losses in kd.values())
     return 0.9 * torch.cat(nats).mean() + 0.6 * (0.7 * other + 0.3 * same)
+
+
+def _logits(model: Any, sequences: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits ``[T, V]`` of each sequence."""
+    found: dict[int, Tensor] = {}
+    for batch in batches:
+        rows = [sequences[i] for i in batch]
+        mask = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True)
+        logits = model(pad_sequence(rows, batch_first=True), attention_mask=mask).logits
+        found |= {i: row[: len(ids)] for i, row, ids in zip(batch, logits, rows, strict=True)}
+    return [found[i] for i in range(len(sequences))]
 
 
 def _slow_spans(module: MultiTeacherDistillModule, name: str, rows: tuple[Any, ...]) -> Tensor:

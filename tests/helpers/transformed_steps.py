@@ -95,7 +95,7 @@ def comparable() -> Iterator[None]:
         generator = torch.Generator().manual_seed(5)
         for weight in model.parameters():
             if weight.requires_grad:
-                weight.data = torch.randn(weight.shape, generator=generator, dtype=weight.dtype) / 8
+                weight.data = torch.randn(weight.shape, generator=generator).to(weight.dtype) / 8
 
     with mock.patch.object(placement, "add_adapter", add), bodies_in_double():
         yield
