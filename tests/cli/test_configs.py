@@ -55,8 +55,8 @@ SHORT_ROLLOUTS = ["--model.rollouts.max_new_tokens", "12", "--model.rollouts.pro
     "name",
     [
         "quickstart",
-        "quickstart_byte_prefix_kl",
-        "quickstart_on_policy",
+        pytest.param("quickstart_byte_prefix_kl", marks=pytest.mark.slow),
+        pytest.param("quickstart_on_policy", marks=pytest.mark.slow),
         pytest.param("quickstart_two_teachers", marks=pytest.mark.slow),  # Gemma alone takes two minutes to prepare
     ],
 )

@@ -49,12 +49,13 @@ def is_accepted(config: dict[str, Any], path: Path) -> bool:
     return isinstance(stopped.value, SystemExit) and stopped.value.code == 0
 
 
-@pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Key, Job]:
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Key, Job]:
     """The jobs of all suites; neither files nor fingerprints are asked for."""
-    monkeypatch.setattr(jobs_module, "prepare", lambda folder: None)
-    monkeypatch.setattr(jobs_module, "write_lines", lambda lines, seed, folder: folder / "lines.jsonl")
-    return make_jobs(load_suites(), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs_module, "prepare", lambda folder: None)
+        patch.setattr(jobs_module, "write_lines", lambda lines, seed, folder: folder / "lines.jsonl")
+        return make_jobs(load_suites(), tmp_path_factory.mktemp("suites"))
 
 
 def test_configurations_with_every_setting_and_class_that_is_used_are_accepted_by_the_command_line(

@@ -68,15 +68,20 @@ def language_of(pair: str) -> Language:
     ("pair", "everywhere", "least"),
     [
         ("digits", True, {"boundary": 200, "boundary, refined": 500}),
-        ("three digits", True, {"boundary": 300, "boundary, refined": 500}),
+        pytest.param("three digits", True, {"boundary": 300, "boundary, refined": 500}, marks=pytest.mark.slow),
         ("same", True, {"boundary": 500}),
         ("same, with gaps", True, {"boundary": 500}),
-        ("digits from packed digits", True, {"boundary": 200, "inside": 200}),
-        ("characters", False, {"boundary": 1000, "inside": 100}),
+        pytest.param("digits from packed digits", True, {"boundary": 200, "inside": 200}, marks=pytest.mark.slow),
+        pytest.param("characters", False, {"boundary": 1000, "inside": 100}, marks=pytest.mark.slow),
         ("shorter", False, {"boundary": 1000, "inside": 100}),
         ("mixed", False, {"boundary": 150, "boundary, refined": 40, "inside, refined": 60}),
         ("mixed, long", False, {"boundary": 100, "boundary, refined": 30, "inside, refined": 40}),
-        ("mixed, three", False, {"boundary": 400, "boundary, refined": 60, "inside": 15, "inside, refined": 80}),
+        pytest.param(
+            "mixed, three",
+            False,
+            {"boundary": 400, "boundary, refined": 60, "inside": 15, "inside, refined": 80},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_masses_are_the_probabilities_of_the_students_next_token(

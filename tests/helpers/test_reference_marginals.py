@@ -74,7 +74,7 @@ def test_completion_sets_of_the_published_example() -> None:
 # Probabilities that are counted
 
 
-@pytest.mark.parametrize("pair", ["characters", "shorter"])
+@pytest.mark.parametrize("pair", ["characters", pytest.param("shorter", marks=pytest.mark.slow)])
 def test_masses_are_the_probabilities_of_the_students_next_token(pair: str) -> None:
     """Where no student token is longer than the teacher's, so that no path and no bound is needed."""
     language = language_of(pair)

@@ -192,8 +192,8 @@ REAL_TEXT = "  Ça coûte 1 234,50 € (中文: 數字)!\n\n\tif x >= 12345:\n  
     "names",
     [
         ("llama3", "qwen3"),
-        ("smollm2", "qwen3"),
-        ("llama3", "smollm2"),
+        pytest.param(("smollm2", "qwen3"), marks=pytest.mark.slow),
+        pytest.param(("llama3", "smollm2"), marks=pytest.mark.slow),
         ("smollm2", "llama2_style"),
         ("llama2_style", "smollm2"),
     ],

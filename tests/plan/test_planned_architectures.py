@@ -20,8 +20,8 @@ from xtoken_pl.plan.run import Run
 from xtoken_pl.plan.skeleton import Skeleton
 
 _BATCH_SIZE, _LENGTH = 8, 64
-#: One of each kind; the others are slow in sum.
-_FAST = {"gemma2", "granite", "llama4_text", "qwen3_moe", "qwen3_5_text", "mamba2", "deepseek_v3", "gpt2"}
+#: The others are slow in sum.
+_FAST = {"gemma2", "qwen3_moe"}
 EXPERTS = [name for name, settings in ARCHITECTURES.items() if "num_experts" in settings and name != "qwen3_moe"]
 #: (activation checkpointing, autocast) of the student's passes.
 _SETTINGS = [(False, False), (False, True), (True, False), (True, True)]
@@ -71,13 +71,13 @@ def test_planned_peak_of_every_architecture_is_an_upper_bound_of_a_real_step(tmp
     model = write_architecture(tmp_path, name, packing_tokenizer(), seed=1)
     student = Student(model=model, router_aux_loss_coef=0.1 if name in BALANCED else 0.0)
     run = Run(student, {"t": Teacher(model=model, loss=TokenKL())}, _BATCH_SIZE, _LENGTH, logits_memory=500_000)
-    measured = measured_step(run)
-    assert measured <= 1.005 * planned_step(run)  # token ids and masks are not planned
-    assert planned_step(run) <= 1.5 * measured
+    measured, planned = measured_step(run), planned_step(run)
+    assert measured <= 1.005 * planned  # token ids and masks are not planned
+    assert planned <= 1.5 * measured
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "qwen3_vl_moe" else pytest.mark.slow) for name in MULTIMODAL]
+    "name", [pytest.param(name, marks=() if name == "gemma3" else pytest.mark.slow) for name in MULTIMODAL]
 )
 def test_of_a_multimodal_checkpoint_the_text_model_alone_is_planned(tmp_path: Path, name: str) -> None:
     whole = write_multimodal(tmp_path, name, packing_tokenizer())

@@ -145,6 +145,7 @@ def test_grouped_product_of_unknown_shape_is_refused_rather_than_miscounted(tmp_
         replay(skeleton, 2, 8, autocast=torch.bfloat16, trains=False)
 
 
+@pytest.mark.slow
 def test_scans_are_planned_without_the_kernels_that_are_installed_for_them(tmp_path: Path) -> None:
     """A package of kernels that needs a GPU, as the process sees it that plans on a machine without one."""
     (tmp_path / "fla").mkdir()

@@ -134,7 +134,7 @@ def test_planned_memory_is_a_close_upper_bound_of_what_the_engine_allocates(
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in {"gemma2", "mamba2", "qwen3_moe"} else pytest.mark.slow)
+        pytest.param(name, marks=() if name in {"qwen3_moe"} else pytest.mark.slow)
         for name in ARCHITECTURES
         if name != "kimi_linear"  # its two layers have no attention, for which transformers does not write
     ],

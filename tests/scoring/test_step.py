@@ -19,7 +19,7 @@ from xtoken_pl.data import collate
         pytest.param(ProjectionKL(divergence="reverse"), 2.5, marks=pytest.mark.slow),
         pytest.param(ProjectionKL(merge="mean"), 1.0, marks=pytest.mark.slow),
         pytest.param(GOLD(), 1.0, marks=pytest.mark.slow),
-        (HybridKL(divergence="jensen_shannon", uld_weight=0.5), 2.5),
+        pytest.param(HybridKL(divergence="jensen_shannon", uld_weight=0.5), 2.5, marks=pytest.mark.slow),
         pytest.param(ULD(merge="mean"), 1.0, marks=pytest.mark.slow),
     ],
     ids=repr,

@@ -86,7 +86,12 @@ ALL_ROW_LOSSES: dict[str, tuple[str, Any, float]] = {
 
 @pytest.mark.parametrize(
     ("rows", "measure"),
-    [("span_starts", "cross_entropy"), ("all", "cross_entropy"), ("all", "entropy"), ("all", "max_probability")],
+    [
+        ("span_starts", "cross_entropy"),
+        ("all", "cross_entropy"),
+        pytest.param("all", "entropy", marks=pytest.mark.slow),
+        pytest.param("all", "max_probability", marks=pytest.mark.slow),
+    ],
 )
 def test_training_from_a_cache_of_everything_is_training_with_the_teachers(
     root: Path, stored: Callable[..., str], rows: RowKind, measure: Any

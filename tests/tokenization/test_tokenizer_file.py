@@ -82,9 +82,9 @@ def test_ids_are_those_of_the_file_under_every_class(
 @pytest.mark.parametrize(
     ("name", "model_type", "tokenizer_class"),
     [
-        ("llama3", "llama", "GPT2Tokenizer"),
-        ("qwen3", "qwen2", None),
-        ("o200k", "phi3", "GPT2Tokenizer"),
+        pytest.param("llama3", "llama", "GPT2Tokenizer", marks=pytest.mark.slow),
+        pytest.param("qwen3", "qwen2", None, marks=pytest.mark.slow),
+        pytest.param("o200k", "phi3", "GPT2Tokenizer", marks=pytest.mark.slow),
         ("smollm2", "llama", "GPT2Tokenizer"),
     ],
 )

@@ -48,7 +48,7 @@ def slow(*values: Any) -> Any:
     [
         ((4, 2), "float64"),
         ((1, 8), "float64"),
-        ((1, 8), "float32"),
+        slow((1, 8), "float32"),
         *(slow(cut, dtype) for cut in ((16, 2), (4, 8), (1, 32)) for dtype in ("float64", "float32")),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[1]} x {value[0]}",
