@@ -10,7 +10,7 @@ PAIRS = [
     ("llama3", "o200k"),
     ("llama2_style", "llama3"),
     ("llama3", "llama2_style"),
-    ("smollm2", "gemma3"),
+    pytest.param(("smollm2", "gemma3"), marks=pytest.mark.slow),  # Gemma 3 takes 20 seconds to read
 ]
 
 

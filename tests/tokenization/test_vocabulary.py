@@ -14,7 +14,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from xtoken_pl.tokenization import CanonicalVocabulary
 
 BYTE_LEVEL = ["llama3", "qwen3", "o200k", "smollm2"]
-METASPACE = ["llama2_style", "gemma3"]
+GEMMA3 = pytest.param("gemma3", marks=pytest.mark.slow)  # takes 20 seconds to read
+METASPACE = ["llama2_style", GEMMA3]
 # SmolLM2 has no token for these bytes of UTF-8 (six control characters, the planes 4 to 11).
 SMOLLM2_LACKS = frozenset(b"\x04\x06\x13\x14\x16\x1d\xf1\xf2")
 SPELLED_SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|begin_of_text|>", "<bos>", "<s>", "</s>", "<unk>", "<end_of_turn>"]
@@ -27,7 +28,7 @@ CHARACTERS = st.one_of(
 TEXTS = st.text(CHARACTERS, max_size=60)
 
 
-@pytest.fixture(scope="module", params=BYTE_LEVEL + METASPACE)
+@pytest.fixture(scope="module", params=[*BYTE_LEVEL, *METASPACE])
 def vocabulary(request: pytest.FixtureRequest) -> CanonicalVocabulary:
     return CanonicalVocabulary.from_tokenizer(request.getfixturevalue(request.param))
 
@@ -197,7 +198,7 @@ def test_no_texts_have_no_tokens(vocabulary: CanonicalVocabulary) -> None:
             },
         ),
         ("llama2_style", {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}),
-        (
+        pytest.param(
             "gemma3",
             {
                 "bos": "<bos>",
@@ -207,6 +208,7 @@ def test_no_texts_have_no_tokens(vocabulary: CanonicalVocabulary) -> None:
                 "unk": "<unk>",
                 "pad": "<pad>",
             },
+            marks=pytest.mark.slow,
         ),
     ],
 )
