@@ -151,6 +151,7 @@ def test_subclass_that_is_named_alone_runs(workspace: Path, run: Run, monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_learned_projection_is_trained_saved_exported_and_resumed(workspace: Path, run: Run) -> None:
     config = yaml.safe_load((workspace / "config.yaml").read_text())
     config["model"]["teachers"]["split"]["learn_projection"] = True

@@ -58,6 +58,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Key, Job]:
         return make_jobs(load_suites(), tmp_path_factory.mktemp("suites"))
 
 
+@pytest.mark.slow
 def test_configurations_with_every_setting_and_class_that_is_used_are_accepted_by_the_command_line(
     shipped: dict[Key, Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,7 +75,12 @@ def language_of(pair: str) -> Language:
         pytest.param("characters", False, {"boundary": 1000, "inside": 100}, marks=pytest.mark.slow),
         ("shorter", False, {"boundary": 1000, "inside": 100}),
         ("mixed", False, {"boundary": 150, "boundary, refined": 40, "inside, refined": 60}),
-        ("mixed, long", False, {"boundary": 100, "boundary, refined": 30, "inside, refined": 40}),
+        pytest.param(
+            "mixed, long",
+            False,
+            {"boundary": 100, "boundary, refined": 30, "inside, refined": 40},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "mixed, three",
             False,
@@ -105,7 +110,12 @@ def test_masses_are_the_probabilities_of_the_students_next_token(
 
 @pytest.mark.parametrize(
     ("pair", "reason", "least"),
-    [("mixed", "lead", 100), ("mixed", "ending", 100), ("mixed, long", "past", 20), ("mixed, three", "ending", 100)],
+    [
+        ("mixed", "lead", 100),
+        ("mixed", "ending", 100),
+        pytest.param("mixed, long", "past", 20, marks=pytest.mark.slow),
+        pytest.param("mixed, three", "ending", 100, marks=pytest.mark.slow),
+    ],
 )
 def test_each_approximation_is_one(pair: str, reason: str, least: int) -> None:
     alone = [position for position in positions(language_of(pair)) if position.approximations() == {reason}]

@@ -21,7 +21,7 @@ from xtoken_pl.plan.skeleton import Skeleton
 
 _BATCH_SIZE, _LENGTH = 8, 64
 #: The others are slow in sum.
-_FAST = {"gemma2", "qwen3_moe"}
+_FAST = {"qwen3_moe"}
 EXPERTS = [name for name, settings in ARCHITECTURES.items() if "num_experts" in settings and name != "qwen3_moe"]
 #: (activation checkpointing, autocast) of the student's passes.
 _SETTINGS = [(False, False), (False, True), (True, False), (True, True)]
