@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +14,7 @@ from adapted_students import student_of
 from lightning.pytorch.loggers import CSVLogger
 from small_models import packing_tokenizer, write_model
 from span_kind_runs import Recorder, fit, write_models_and_texts
+from started_helpers import run_helper
 
 from xtoken_pl import MultiTeacherDistillModule, SpanLoss, Student, Teacher
 from xtoken_pl.batch import SPAN_KINDS, DistillBatch
@@ -191,10 +189,7 @@ class Loss(pl.Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_log_what_one_does_and_train_as_without(folder: Path, strategy: str) -> None:
-    script = Path(__file__).parents[1] / "helpers/span_kind_runs.py"
-    subprocess.run(
-        [sys.executable, str(script), strategy, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True
-    )
+    run_helper("span_kind_runs", strategy, folder)
     found = torch.load(folder / f"{strategy}.pt")
     _, expected = fit(folder, DynamicLossScaling(), SpanKindMonitor(every_n_steps=1))
     for name, weights in found["plain"].items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from adapted_students import logits_of, student_of
 from peft import PeftModel
 from safetensors.torch import load_file
 from small_models import packing_tokenizer
+from started_helpers import run_helper
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xtoken_pl import Student
@@ -88,11 +87,9 @@ def test_a_bare_checkpoint_is_exported_with_the_given_adapter(
 @pytest.mark.slow
 def test_two_processes_train_save_and_export_the_adapter_of_one(workspace: Path) -> None:
     """Covers sharded and unsharded runs, and resuming from a checkpoint of one process."""
-    script, root = Path(__file__).parents[1] / "helpers/adapted_processes.py", workspace / "processes"
+    root = workspace / "processes"
     for name in ("one", "ddp", "fsdp2", "distributed"):
-        command = [sys.executable, str(script), name, str(workspace)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
+        run_helper("adapted_processes", name, workspace, timeout=400)
     found = {path.parent.name: json.loads(path.read_text()) for path in root.glob("*/losses.json")}
     one = found["one"]["whole"]
     assert len(one) == 4

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 from accumulated_runs import Cut, Recorder, fit, parameters, write_models_and_texts
 from lightning.pytorch.loggers import Logger
 from resumed_runs import Interrupting
+from started_helpers import run_helper
 
 from xtoken_pl import MultiTeacherDistillModule
 from xtoken_pl.callbacks import DynamicLossScaling
@@ -70,10 +68,7 @@ def test_losses_and_parameters_do_not_depend_on_the_cut(folder: Path, unsplit: A
 def test_losses_and_parameters_do_not_depend_on_the_processes_that_share_a_cut_step(
     folder: Path, unsplit: Any, strategy: str
 ) -> None:
-    script = Path(__file__).parents[1] / "helpers/accumulated_runs.py"
-    subprocess.run(
-        [sys.executable, str(script), strategy, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True
-    )
+    run_helper("accumulated_runs", strategy, folder)
     for dtype in ("float64", "float32"):
         whole, expected = unsplit(8, dtype)
         found = torch.load(folder / f"{strategy}-{dtype}.pt")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from architecture_steps import CASES, COEFFICIENT, EXPORTED, STEP_TEXTS, Case, make_module, write_all
 from safetensors.torch import load_file
+from started_helpers import run_helper
 from torch import Tensor
 from transformed_steps import comparable
 from transformers import AutoModelForCausalLM
@@ -30,17 +28,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `architecture_steps.py` wrote under each strategy."""
     folder = tmp_path_factory.mktemp("architectures")
     write_all(folder)
-    script = Path(__file__).parents[1] / "helpers/architecture_steps.py"
     for strategy in STRATEGIES:
-        done = subprocess.run(
-            [sys.executable, str(script), strategy, str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        run_helper("architecture_steps", strategy, folder, timeout=900)
     return folder
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 from accumulated_runs import Cut, parameters
 from on_policy_runs import NUM_WINDOWS, Recorder, fit, module_of, write_models_and_texts
 from resumed_runs import Interrupting
+from started_helpers import run_helper
 from torch import Tensor
 
 from xtoken_pl import MultiTeacherDistillModule
@@ -61,13 +59,7 @@ def test_texts_losses_and_parameters_do_not_depend_on_the_cut(folder: Path, unsp
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_write_and_learn_what_one_does(folder: Path, unsplit: Any, strategy: str) -> None:
     """In the last step of an epoch one of them has no prompt."""
-    script = Path(__file__).parents[1] / "helpers/on_policy_runs.py"
-    subprocess.run(
-        [sys.executable, str(script), strategy, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=240,
-    )
+    run_helper("on_policy_runs", strategy, folder, timeout=240)
     whole, expected = unsplit()
     found = torch.load(folder / f"{strategy}.pt", weights_only=False)
     for (step, texts), *of_processes in zip(expected.texts, *found["texts"], strict=True):
