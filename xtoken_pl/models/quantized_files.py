@@ -76,10 +76,11 @@ def quantized_files(
     if settings is None:
         return None
     method = method_of(settings)
-    check_use(source, settings, is_kept=False, role=role)
+    _check_option(source, settings, method, role=role)
     may_stay = torch.device(device).type != "cpu" and may_stay_quantized(source)
     is_kept = _is_kept(settings, method, source, may_stay=may_stay, role=role)
-    check_use(source, settings, is_kept=is_kept, role=role)
+    if is_kept:
+        _check_kept(method, source, role=role)
     block = settings.get("weight_block_size")
     return QuantizedFiles(method, is_kept, tuple(block) if block else None)
 
