@@ -5,6 +5,9 @@ In blocks, by an adapter, and in two processes, sharded or not.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +16,6 @@ from typing import Any, NamedTuple
 import pytest
 from safetensors.torch import load_file
 from slow_step import slow_step
-from started_helpers import run_helper
 from torch import Tensor
 from transformed_steps import (
     DTYPES,
@@ -149,8 +151,17 @@ def test_a_step_in_blocks_is_that_of_full_logits(root: Path, reference: Referenc
 @pytest.fixture(scope="module")
 def processes(root: Path) -> dict[str, Step]:
     """Steps of every case by strategy; two processes divide the texts."""
+    script = Path(__file__).parents[1] / "helpers/transformed_steps.py"
     for strategy in STRATEGIES:
-        run_helper("transformed_steps", strategy, root, timeout=1800)
+        done = subprocess.run(
+            [sys.executable, str(script), strategy, str(root)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
     return {strategy: load_file(root / f"{strategy}.safetensors") for strategy in STRATEGIES}
 
 

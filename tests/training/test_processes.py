@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,6 @@ import yaml
 from eval_tasks import WORDS, write_tasks
 from safetensors.torch import load_file
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, without_bos_and_eos, write_model
-from started_helpers import run_helper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -53,8 +55,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `strategies.py` wrote for one process, and for two under each strategy."""
     path = tmp_path_factory.mktemp("processes")
     prepare(path)
+    script = Path(__file__).parents[1] / "helpers/strategies.py"
     for name in ("one", *STRATEGIES):
-        run_helper("strategies", name, path, timeout=240)
+        done = subprocess.run(
+            [sys.executable, str(script), name, str(path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
     return path
 
 
