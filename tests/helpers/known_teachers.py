@@ -18,7 +18,7 @@ SERVER = Server(url="http://localhost:1/v1", top_k="all")
 
 def served_module(live: MultiTeacherDistillModule, patch: pytest.MonkeyPatch) -> MultiTeacherDistillModule:
     """The module with every teacher behind a server that is never asked, since batches hold the rows."""
-    patch.setattr("xtoken_pl.training.parts.check_server", lambda *_: None)
+    patch.setattr("xtoken_pl.teachers.served.checks.check_server", lambda *_: None)
     teachers: dict[str, Teacher] = {
         name: replace(teacher, server=SERVER, dtype="float32") for name, teacher in live.teachers.items()
     }

@@ -13,10 +13,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -24,6 +23,9 @@ from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, prompt_column, starts_column
 from xtoken_pl.specs import ModelSource, Teacher
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.words import reason_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 #: Size and number of the pieces that are read from each file, spread evenly over it.

@@ -26,7 +26,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from xtoken_pl.cli.usage import run_function
 from xtoken_pl.models.gguf import load_gguf
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
@@ -54,6 +53,8 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__p
 
 def run(arguments: list[str]) -> None:
     """Runs the verb."""
+    from xtoken_pl.cli.usage import run_function  # the functions below do not need the command line's packages
+
     run_function(prepare, arguments)
 
 

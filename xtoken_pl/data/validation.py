@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from xtoken_pl.data.module import DistillDataModule
+if TYPE_CHECKING:
+    from xtoken_pl.data.module import DistillDataModule
+
+
+def distill_data(trainer: pl.Trainer) -> DistillDataModule | None:
+    """Returns the data module of a run, if it is that of this package; other data do not need `datasets`."""
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        return None
+    from xtoken_pl.data.module import DistillDataModule
+
+    return data if isinstance(data, DistillDataModule) else None
 
 
 def validates(trainer: pl.Trainer) -> bool:
     """Whether there are texts to validate on and validation is not switched off."""
-    data = cast(Any, trainer).datamodule
-    has_texts = not isinstance(data, DistillDataModule) or data.sources["val"] is not None
+    data = distill_data(trainer)
+    has_texts = data is None or data.sources["val"] is not None
     return has_texts and trainer.enable_validation
 
 
 def warn_of_unread_sources(trainer: pl.Trainer, split: str) -> None:
     """Warns if a limit on the batches of ``val`` or ``test`` leaves out whole sources, which are read one by one."""
-    data = getattr(trainer, "datamodule", None)
-    if trainer.sanity_checking or not isinstance(data, DistillDataModule):
+    data = distill_data(trainer)
+    if trainer.sanity_checking or data is None:
         return
     num_batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches)
     num_processes = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)

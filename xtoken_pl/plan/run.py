@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from xtoken_pl.data import DistillDataModule, TextSource
 from xtoken_pl.losses import RowContent
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher
@@ -16,6 +15,9 @@ from xtoken_pl.teachers.source import needs_of
 from xtoken_pl.training.binding import possible_losses
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.errors import UserError
+
+if TYPE_CHECKING:
+    from xtoken_pl.data import DistillDataModule, TextSource
 
 #: ``buckets``: DDP with a second copy of the gradients; ``views``: DDP whose gradients are views of its buckets.
 Spread = Literal["alone", "buckets", "views", "sharded"]
@@ -54,7 +56,7 @@ class Writing:
             num_batches: Batches of an optimizer step.
         """
         prompts = rollouts.prompts
-        train = cast(TextSource | dict[str, TextSource], data.sources["train"])
+        train = cast("TextSource | dict[str, TextSource]", data.sources["train"])
         sources = train.values() if isinstance(train, dict) else [train]
         is_short = prompts.end is None and not any(source.holds_conversations for source in sources)
         return cls(

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from xtoken_pl.batch import LOSS_MASK, STUDENT_IDS, DistillBatch, Prompt, as_steps
-from xtoken_pl.data import DistillDataModule, collate
+from xtoken_pl.data import collate
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.data.row_servers import add_served_rows
 from xtoken_pl.rollouts import Request, Rollout
@@ -24,6 +24,9 @@ from xtoken_pl.scoring.tasks import RowScores
 from xtoken_pl.training.resumable import ResumableModule
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
+
+if TYPE_CHECKING:
+    from xtoken_pl.data import DistillDataModule
 
 # M teachers, N student rows, S spans
 

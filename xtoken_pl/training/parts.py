@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from xtoken_pl.batch import DistillBatch, Domain, Planner
 from xtoken_pl.checkpoints import Run, Stage, verify
-from xtoken_pl.data import DistillDataModule
-from xtoken_pl.data.validation import warn_of_unread_sources
+from xtoken_pl.data.validation import distill_data, warn_of_unread_sources
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models.adapters import check_adapter
 from xtoken_pl.models.placement import place_student
@@ -24,8 +23,6 @@ from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher, load_vocabulary
 from xtoken_pl.teachers.cache.reader import TeacherCache, open_caches
 from xtoken_pl.teachers.local import FrozenModel, place_teachers
-from xtoken_pl.teachers.served.checks import check_server, open_servers
-from xtoken_pl.teachers.served.teacher import ServedTeacher
 from xtoken_pl.teachers.source import GivenSource, TeacherSource, limit_tokens
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers, choose_loss
@@ -36,6 +33,10 @@ from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
 from xtoken_pl.utilities.processes import gather
 from xtoken_pl.weighting import Weighting
+
+if TYPE_CHECKING:
+    from xtoken_pl.data import DistillDataModule
+    from xtoken_pl.teachers.served.teacher import ServedTeacher
 
 
 class DistillParts(pl.LightningModule):
@@ -160,6 +161,10 @@ class DistillParts(pl.LightningModule):
     @cached_property
     def servers(self) -> dict[str, ServedTeacher]:
         """The server of every teacher that has one and no cache; nothing is asked before :meth:`connect`."""
+        if all(teacher.server is None for teacher in self.teachers.values()):
+            return {}
+        from xtoken_pl.teachers.served.checks import open_servers  # needs an HTTP client
+
         return open_servers(self.teachers_with_losses, self.weighting, self.teacher_vocabularies)
 
     @property
@@ -186,8 +191,7 @@ class DistillParts(pl.LightningModule):
         """Connects the data module. This is the only hook of a module that runs before those of the data module."""
         check_strategy(self.trainer)
         check_callbacks(self.trainer)
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, DistillDataModule):
+        if (data := distill_data(self.trainer)) is not None:
             self.connect(data)
         return super().configure_callbacks()
 
@@ -211,6 +215,8 @@ class DistillParts(pl.LightningModule):
     def _check_servers(self) -> None:
         for server in self.servers.values():
             if not server.is_checked:
+                from xtoken_pl.teachers.served.checks import check_server
+
                 check_server(server, self.sequence_length)
 
     def _make_metrics(self) -> None:

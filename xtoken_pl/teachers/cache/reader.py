@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_warn
 
 from xtoken_pl.batch import NO_WINDOW, RowArrays, TeacherBatch
@@ -31,6 +30,9 @@ from xtoken_pl.teachers.source import GivenSource, check_source
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.weighting import Weighting
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _MAX_OPEN_SHARDS = 32
 #: What to do where a loss or a weighting reads more rows than a cache has.
