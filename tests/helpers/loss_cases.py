@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal, get_args
@@ -89,23 +89,35 @@ class LossRows:
     ) -> RowScores:
         """The scores of a whole training step's path, whose hidden states are the logits; ``options`` of the task."""
         sides = [
-            HiddenRows(rows, labels, _identity_head(rows.shape[1], num_padded))
+            HiddenRows(rows, labels, _identity_head(rows, num_padded))
             for rows, labels in zip((student, self.teacher), self.labels, strict=True)
         ]
         task = TeacherTask(sides[1], self.spans, loss, plan=self.plan, **options)
         return evaluate_rows(sides[0], {"t": task}, self.cuts, LogitMemory(memory))
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> LossRows:
+        """The same rows on a device, in a precision."""
+        return replace(
+            self,
+            student=self.student.to(device, dtype),
+            teacher=self.teacher.to(device, dtype),
+            labels=(self.labels[0].to(device), self.labels[1].to(device)),
+            spans=self.spans.to(device),
+            plan=None if self.plan is None else self.plan.to(device),
+        )
+
     @property
     def cuts(self) -> RowCuts:
         """Where these rows may be cut into blocks."""
         plans = {} if self.plan is None else {"t": self.plan}
-        return RowCuts.from_spans(len(self.student), {"t": self.spans}, plans)
+        return RowCuts.from_spans(len(self.student), {"t": self.spans.to("cpu")}, plans)
 
 
-def _identity_head(size: int, num_padded: int) -> Head:
+def _identity_head(hidden: Tensor, num_padded: int) -> Head:
     """A head that gives its hidden states, with rows beyond the vocabulary that give large logits."""
-    layer = nn.Linear(size, size + num_padded, bias=False, dtype=torch.float64).requires_grad_(False)
-    layer.weight.copy_(torch.cat([torch.eye(size), 9 * torch.ones(num_padded, size)]))
+    size = hidden.shape[1]
+    layer = nn.Linear(size, size + num_padded, bias=False, dtype=hidden.dtype, device=hidden.device)
+    layer.requires_grad_(False).weight.copy_(torch.cat([torch.eye(size), 9 * torch.ones(num_padded, size)]))
     return Head(layer, size, None)
 
 
