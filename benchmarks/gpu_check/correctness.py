@@ -32,16 +32,24 @@ _Result = tuple[Tensor, Tensor]
 #: Largest error of a loss and of a gradient, relative to its largest entry. Under autocast the rows of a loss are
 #: logits that bfloat16 can hold, so that only the gradient is rounded, once: to half of 2^-7.
 _LOSS_BOUNDS: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-4), "bf16 autocast": (1e-5, 5e-3)}
-#: Those of whole steps, whose models are rounded, too.
+#: Those of whole steps, whose models are rounded, too; the error of the gradient is that of its 2-norm.
 _STEP_BOUNDS: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-4), "bf16 autocast": (5e-3, 0.05)}
 #: Memory for logits in bytes: blocks of one row, of some rows, all rows at once with the gradients kept.
 _MEMORIES = (1.0, 1e5, 1e9)
 
 
 def figures(setting: Setting) -> Iterator[Figure]:
-    """The largest error of each loss over its options, and of a step with it."""
-    yield from _losses(setting)
+    """The largest error of each loss, of a step with it, and of the loss over all of its options."""
+    by_kind: dict[str, list[loss_cases.LossCase]] = defaultdict(list)
+    for case in loss_cases.CASES:
+        by_kind[case.kind.__name__].append(case)
+    for kind, cases in by_kind.items():
+        yield from _losses(setting, kind, cases[:1], _MEMORIES)
     yield from _steps(setting)
+    if setting.is_full:
+        for kind, cases in by_kind.items():
+            if others := cases[1:]:
+                yield from _losses(setting, f"{kind}, {len(others)} other options", others, _MEMORIES[1:2])
 
 
 def _autocast(setting: Setting, precision: Precision) -> AbstractContextManager[Any]:
@@ -56,21 +64,23 @@ def _error(ours: Tensor, exact: Tensor) -> float:
 # Losses by themselves --------------------------------------------------------------------------------------------
 
 
-def _losses(setting: Setting) -> Iterator[Figure]:
-    by_kind: dict[str, list[loss_cases.LossCase]] = defaultdict(list)
-    for case in loss_cases.CASES:
-        by_kind[case.kind.__name__].append(case)
-    for kind, cases in by_kind.items():
-        for precision in get_args(Precision):
-            errors = [
-                _errors_of_case(setting, case, precision, _MEMORIES if place == 0 else _MEMORIES[1:])
-                for place, case in enumerate(cases if setting.is_full else cases[:1])
-            ]
-            note = f"{len(errors)} of {len(cases)} combinations of options, {len(_MEMORIES)} sizes of blocks"
-            for what, values, bound in zip(
-                ("loss", "gradient"), zip(*errors, strict=True), _LOSS_BOUNDS[precision], strict=True
-            ):
-                yield Figure(f"{kind}, {precision}: {what}", max(values), "", bound, note=note)
+def _losses(
+    setting: Setting, what: str, cases: Sequence[loss_cases.LossCase], memories: Sequence[float]
+) -> Iterator[Figure]:
+    for precision in get_args(Precision):
+        errors = [_errors_of_case(setting, case, precision, memories) for case in cases]
+        yield from _figures_of(f"{what}, {precision}", errors, _LOSS_BOUNDS[precision])
+
+
+def _figures_of(what: str, errors: Sequence[tuple[float, float]], bounds: tuple[float, float]) -> Iterator[Figure]:
+    """The largest errors of loss and gradient."""
+    for side, values, bound in zip(("loss", "gradient"), zip(*errors, strict=True), bounds, strict=True):
+        yield Figure(f"{what}: error of the {side}", _largest(values), "", bound)
+
+
+def _largest(errors: Sequence[float]) -> float:
+    """The largest of some errors, and NaN if one is, which the built-in function may leave out."""
+    return float(torch.tensor(errors, dtype=torch.float64).max())
 
 
 def _errors_of_case(
@@ -86,7 +96,7 @@ def _errors_of_case(
     for memory in memories:
         with _autocast(setting, precision):
             found.append(_scored(loss, there, memory))
-    losses, gradients = (max(_error(ours[place], exact[place]) for ours in found) for place in (0, 1))
+    losses, gradients = (_largest([_error(ours[place], exact[place]) for ours in found]) for place in (0, 1))
     return losses, gradients
 
 
@@ -129,10 +139,7 @@ def _steps(setting: Setting) -> Iterator[Figure]:
                         loss, gradient = _step(module, kind(), memory)
                     of_gradient = (gradient.double().cpu() - exact[1]).norm() / exact[1].norm()
                     errors.append((_error(loss, exact[0]), float(of_gradient)))
-                for what, values, bound in zip(
-                    ("loss", "gradient (2-norm)"), zip(*errors, strict=True), _STEP_BOUNDS[precision], strict=True
-                ):
-                    yield Figure(f"step with {name} and TokenKL, {precision}: {what}", max(values), "", bound)
+                yield from _figures_of(f"step with {name} and TokenKL, {precision}", errors, _STEP_BOUNDS[precision])
 
 
 def _write_models(folder: Path, hidden_size: int) -> dict[str, str]:

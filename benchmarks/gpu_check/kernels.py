@@ -46,10 +46,12 @@ def figures(setting: Setting) -> Iterator[Figure]:
             step.set_memory(memory)
             step.train(optimizer)  # what libraries set up at their first use
             yield from _synchronizations(step, optimizer, f"CE + {name}, logits_memory {memory:g}")
+            step.set_memory(memory)  # frees what the step has kept, before that of the next loss is needed
         for memory, (name, step) in product(_MEMORIES, steps.items()):
             if memory == _MEMORIES[0] or name == next(iter(steps)):  # the many small kernels take long to count
                 step.set_memory(memory)
                 yield from _slowest(step, optimizer, f"CE + {name}, logits_memory {memory:g}")
+                step.set_memory(memory)
 
 
 class _Step:

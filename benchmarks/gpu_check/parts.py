@@ -31,11 +31,11 @@ class Part:
 
 
 PARTS = (
-    Part("correctness", "Losses and steps against float64 on the CPU", 80),
-    Part("speed", "A step of a 1-billion student with a 4-billion teacher", 160),
+    Part("correctness", "Losses and steps against float64 on the CPU", 100),
+    Part("speed", "A step of a 1-billion student with a 4-billion teacher", 150),
     Part("kernels", "Slowest kernels, and synchronizations", 90),
     Part("sharded", "FSDP2 on one process", 30),
-    Part("rollouts", "On-policy steps", 70),
+    Part("rollouts", "On-policy steps", 60),
     Part("qlora", "QLoRA", 30),
 )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import parts
+from benchmarks.gpu_check import correctness, kernels, parts
 from benchmarks.gpu_check.marks import Marks
 from benchmarks.gpu_check.one_part import run
 from benchmarks.gpu_check.parts import PARTS, Part, PartResult, run_part
@@ -148,6 +150,32 @@ def test_wheels_are_unpacked_for_the_parts(tmp_path: Path) -> None:
     assert (tmp_path / "packages/some/data/numbers.txt").read_text() == "1 2 3"
     with pytest.raises(SystemExit, match="there are no wheels"):
         command.unpack(tmp_path / "packages", tmp_path / "other")
+
+
+def test_an_error_that_is_no_number_misses_its_bound() -> None:
+    errors = [(0.1, 0.2), (math.nan, 0.1)]
+    loss, gradient = correctness._figures_of("a loss", errors, (1.0, 1.0))
+    assert loss.verdict.startswith("missed")
+    assert (gradient.value, gradient.verdict) == (0.2, "met")
+
+
+def test_logits_of_bf16_rows_are_exact_and_differ() -> None:
+    rows = torch.randn(3, 900, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = correctness._without_ties(rows)
+    assert torch.equal(found.bfloat16().double(), found)
+    assert torch.equal(found.argsort(-1), rows.argsort(-1))
+    assert all(len(row.unique()) == 900 for row in found)
+
+
+def test_warnings_of_synchronizations_are_noted_with_their_places() -> None:
+    noted = kernels._Warnings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = noted
+        for message in ("called a synchronizing CUDA operation", "another warning"):
+            warnings.warn(message, stacklevel=1)
+    (place,) = noted.asked
+    assert place.startswith("benchmarks/test_gpu_check_parts.py:")
 
 
 def test_marks_add_up_the_time_of_parts_with_one_name() -> None:
