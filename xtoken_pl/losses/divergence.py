@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from xtoken_pl.losses.top_columns import top_columns
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
@@ -73,13 +76,34 @@ def keep_top_k(teacher_log_probs: Tensor, student_log_probs: Tensor, top_k: int 
     """
     if top_k is None or top_k >= teacher_log_probs.shape[-1]:
         return teacher_log_probs, student_log_probs
-    places = teacher_log_probs.topk(top_k, dim=-1, sorted=False).indices
+    kept = top_columns(teacher_log_probs.detach(), top_k)
+    return merge_others(teacher_log_probs, kept), merge_others(student_log_probs, kept)
 
-    def coarsen(log_probs: Tensor) -> Tensor:
-        tail = log_probs.exp().scatter(-1, places, 0.0).sum(-1, keepdim=True)
-        return torch.cat((log_probs.gather(-1, places), log_clamped(tail)), dim=-1)
 
-    return coarsen(teacher_log_probs), coarsen(student_log_probs)
+def merge_others(log_probs: Tensor, kept: Tensor) -> Tensor:
+    """Log-probabilities of some columns of each row, and behind them of all others together.
+
+    Shape:
+        log_probs: ``[S, V]``, finite; kept: ``[S, k]`` columns, each at most once in a row; returns ``[S, k + 1]``.
+    """
+    columns, others = _MergedOthers.apply(log_probs, kept)
+    return torch.cat((columns, log_clamped(others)), dim=-1)
+
+
+class _MergedOthers(torch.autograd.Function):
+    """``[S, k]`` log-probabilities of kept columns, and ``[S, 1]`` the probability of the others."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        probs = log_probs.exp().scatter_(-1, kept, 0.0)
+        ctx.save_for_backward(probs, kept)
+        return log_probs.gather(-1, kept), probs.sum(-1, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_columns: Tensor, of_others: Tensor) -> tuple[Tensor, None]:
+        probs, kept = ctx.saved_tensors
+        return (probs * of_others).scatter_(-1, kept, of_columns), None
 
 
 def finite(log_probs: Tensor) -> Tensor:

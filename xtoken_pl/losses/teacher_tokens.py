@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xtoken_pl.losses.base import SideRows, SpanLoss
 from xtoken_pl.losses.row_content import RowContent
+from xtoken_pl.losses.top_columns import top_columns
 from xtoken_pl.utilities.checks import check_at_least_one
 
 # Q teacher rows, V_t teacher's vocabulary size, L levels, G branches
@@ -87,7 +88,7 @@ def keep_tokens(teacher: SideRows, top_k: int | None) -> tuple[SideRows, KeptTok
         return teacher, None
     observed, known = teacher.labels[:, None], teacher.top_ids
     if known is None or known.shape[1] > top_k:
-        ids = log_probs.topk(top_k, dim=-1, sorted=False).indices
+        ids = top_columns(log_probs, top_k)
     else:
         # Not found by their probabilities: the observed token may be as probable as the last of them.
         ids = torch.where(known < log_probs.shape[1], known, observed)
