@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Self, cast
 
+import torch
 from torch import Tensor
 
 from xtoken_pl.losses.base import SpanBlock, SpanScores
 from xtoken_pl.losses.counterparts import LossCounterparts, counterparts_in_projection
-from xtoken_pl.losses.divergence import Divergence, generalized_divergence, log_clamped
+from xtoken_pl.losses.divergence import Divergence, generalized_divergence, log_clamped, merge_others
 from xtoken_pl.losses.matched_rows import DivergenceLoss, Merge
+from xtoken_pl.losses.top_columns import top_columns
 from xtoken_pl.projection import LearnedProjection, Projection
+from xtoken_pl.projection.kept_columns import KeptColumns
 from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -75,6 +78,7 @@ class ProjectionKL(DivergenceLoss):
 
     # R teacher tokens that W reaches
     product: SparseProduct  # rows [S, V_s] times W, the columns that it reaches
+    kept_columns: KeptColumns  # the same for some of the columns, and the sum of the others
     reached: Tensor  # [R], teacher ids
 
     def __init__(
@@ -99,7 +103,8 @@ class ProjectionKL(DivergenceLoss):
             raise UserError("a projection must map at least one token, got only zero rows")
         reached, columns = teacher_ids.unique(return_inverse=True)
         # W is no state: it is built from the tokenizers, or read from its own file.
-        self.product = SparseProduct(student_ids, columns, projection.num_student, len(reached), weights)
+        entries = student_ids, columns, projection.num_student, len(reached), weights
+        self.product, self.kept_columns = SparseProduct(*entries), KeptColumns(*entries)
         self.register_buffer("reached", reached, persistent=False)
         self.initial_projection = projection
 
@@ -120,6 +125,10 @@ class ProjectionKL(DivergenceLoss):
     def counterparts(self, student_ids: Iterable[int]) -> LossCounterparts:
         return counterparts_in_projection(self.projection, student_ids)
 
+    def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
+        """Those of W, and ``68 V_s + 28 V_t`` for the places of its entries in kept columns."""
+        return super().state_bytes(student_size, teacher_size, learned=learned) + 68 * student_size + 28 * teacher_size
+
     def extra_repr(self) -> str:
         if self.initial_projection is None:
             return super().extra_repr()
@@ -139,21 +148,48 @@ class ProjectionKL(DivergenceLoss):
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
-        projected = self.project(student_log_probs.exp())
-        reached = teacher_log_probs.index_select(1, self.reached)
-        loss = projection_kl(projected, reached, student_log_c, teacher_log_c, **self.options)
-        return self._scores(loss, projected, teacher_log_probs)
+        probs = student_log_probs.exp()
+        projected, teacher = self._compared(probs, teacher_log_probs.index_select(1, self.reached))
+        loss = projection_kl(projected, teacher, student_log_c, teacher_log_c, divergence=self.divergence)
+        return self._scores(loss, probs, projected, teacher_log_probs)
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
         # W is linear, so that the average is projected once instead of every row.
-        projected = self.project(block.student.mean_rows(block.student.log_probs.exp()))
-        student = log_clamped(projected) - log_clamped(projected.sum(-1, keepdim=True))
+        probs = block.student.mean_rows(block.student.log_probs.exp())
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
-        teacher = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
+        reached = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
+        projected, teacher = self._compared(probs, reached)
+        student = log_clamped(projected) - log_clamped(projected.sum(-1, keepdim=True))
         no_continuation = teacher.new_zeros(len(teacher))
-        loss = generalized_divergence(teacher, student, no_continuation, no_continuation, **self.options)
-        return self._scores(loss, projected, teacher_log_probs)
+        loss = generalized_divergence(teacher, student, no_continuation, no_continuation, divergence=self.divergence)
+        return self._scores(loss, probs, projected, teacher_log_probs)
 
-    def _scores(self, loss: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:
+    def _compared(self, probs: Tensor, teacher_log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Projects the student's probabilities, and merges what ``teacher_top_k`` does not keep, on both sides.
+
+        Args:
+            probs: ``[S, V_s]`` the student's.
+            teacher_log_probs: ``[S, R]`` of the tokens that W reaches.
+
+        Returns:
+            Projected probabilities and the teacher's log-probabilities: ``[S, R]``, or ``[S, k + 1]``, all others last.
+        """
+        if self.teacher_top_k is None or self._keeps_all:
+            return self.project(probs), teacher_log_probs
+        kept = top_columns(teacher_log_probs, self.teacher_top_k)
+        if self.learned is None and probs.device.type == "cpu":
+            projected: Tensor = self.kept_columns(probs, kept)
+        else:
+            whole = self.project(probs)
+            projected = torch.cat((whole.gather(1, kept), whole.scatter(1, kept, 0.0).sum(-1, keepdim=True)), dim=1)
+        return projected, merge_others(teacher_log_probs, kept)
+
+    @property
+    def _keeps_all(self) -> bool:
+        return self.teacher_top_k is None or self.teacher_top_k >= len(self.reached)
+
+    def _scores(self, loss: Tensor, probs: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:
         unmapped_mass = (1 - projected.detach().sum(-1)).clamp(0, 1)
+        if not self.training and not self._keeps_all:
+            projected = self.project(probs.detach())
         return SpanScores(loss, unmapped_mass, self.agreement(projected, teacher_log_probs, self.reached))

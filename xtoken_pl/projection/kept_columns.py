@@ -1,0 +1,128 @@
+"""Product of rows with a sparse matrix: some columns, other ones for each row, and the sum of the rest."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# N rows, I/J rows and columns of the matrix, k kept columns, E entries of the matrix, M mixed rows of the matrix
+
+
+class KeptColumns(nn.Module):
+    r"""Some columns of ``rows @ matrix``, other ones for each row, and the sum over all that are left out.
+
+    .. math:: y_c = \sum_s x_s W_{s,c} \text{ for kept } c, \qquad y_{\text{others}} = \sum_s x_s r_s, \quad
+              r_s = \sum_{c \text{ not kept}} W_{s,c}
+
+    Nearly all rows of W have one entry, and nearly all columns have such a row: its *lone* entry, which is gathered.
+    All other rows are *mixed*; of these only the entries of kept columns are read. The work is proportional to k and to
+    I, not to J or E, and no sum is the difference of two nearly equal ones. For a CPU: the number of entries that are
+    read depends on the kept columns, for which a GPU would have to wait.
+
+    Args:
+        source: ``[E]`` row of each entry, below ``num_sources``.
+        target: ``[E]`` column of each entry; every column below ``num_targets`` has one.
+        num_sources: Number of rows, I.
+        num_targets: Number of columns, J.
+        weights: ``[E]`` weights; they get no gradient.
+
+    Shape:
+        rows: ``[N, I]``; kept: ``[N, k]`` columns, each at most once in a row; returns ``[N, k + 1]``, the sum of the
+        others last.
+    """
+
+    lone_source: Tensor  # [J], a mixed row where a column has no lone entry
+    lone_weights: Tensor  # [J], 0 where a column has no lone entry
+    lone_row_weights: Tensor  # [I], the same by row
+    mixed: Tensor  # [M], rows
+    mixed_mass: Tensor  # [M], sum of each row's weights, in double precision
+    first: Tensor  # [J], the first entry of a column among those of mixed rows, which are sorted by column
+    count: Tensor  # [J], their number
+    entry_row: Tensor  # [E'], place among the mixed rows
+    entry_weights: Tensor  # [E']
+
+    def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int, weights: Tensor) -> None:
+        super().__init__()
+        weights = weights.detach()
+        by_target = target.argsort(stable=True)
+        source, target, weights = source[by_target], target[by_target], weights[by_target]
+        alone = source.bincount(minlength=num_sources)[source] == 1
+        # Of several such rows of a column, the first one is gathered.
+        candidates = alone.nonzero().squeeze(1)
+        is_first = torch.ones_like(candidates, dtype=torch.bool)
+        is_first[1:] = target[candidates[1:]] != target[candidates[:-1]]
+        lone = candidates[is_first]
+        is_mixed = torch.ones_like(alone).index_fill_(0, lone, value=False)
+        mixed, entry_row = source[is_mixed].unique(return_inverse=True)
+        count = target[is_mixed].bincount(minlength=num_targets)
+        anywhere = int(mixed[0]) if len(mixed) else 0
+        double = weights[is_mixed].double()
+        buffers = {
+            "lone_source": torch.full((num_targets,), anywhere).index_copy(0, target[lone], source[lone]),
+            "lone_weights": weights.new_zeros(num_targets).index_copy(0, target[lone], weights[lone]),
+            "lone_row_weights": weights.new_zeros(num_sources).index_copy(0, source[lone], weights[lone]),
+            "mixed": mixed,
+            "mixed_mass": double.new_zeros(len(mixed)).index_add(0, entry_row, double),
+            "first": count.cumsum(0) - count,
+            "count": count,
+            "entry_row": entry_row,
+            "entry_weights": weights[is_mixed],
+        }
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, rows: Tensor, kept: Tensor) -> Tensor:
+        return cast(Tensor, _KeptColumns.apply(rows, kept, self))
+
+    def entries(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Lists the entries of mixed rows in kept columns.
+
+        Returns:
+            ``[X]`` places in ``kept`` and in ``[N, M]``, both flattened, and weights.
+        """
+        num_kept = kept.shape[1]
+        count = self.count.index_select(0, kept.flatten())
+        place = count.nonzero().squeeze(1)
+        count = count[place]
+        row, first = place // num_kept, self.first[kept.flatten()[place]]
+        # The entries of a column follow one another.
+        before = count.cumsum(0) - count
+        each = torch.repeat_interleave(count)
+        entry = (first - before)[each] + torch.arange(len(each), device=kept.device)
+        of_row = row[each] * len(self.mixed) + self.entry_row[entry]
+        return place[each], of_row, self.entry_weights[entry]
+
+
+class _KeptColumns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, kept: Tensor, matrix: KeptColumns) -> Tensor:
+        source = matrix.lone_source.index_select(0, kept.flatten()).view_as(kept)
+        lone_weights = matrix.lone_weights.index_select(0, kept.flatten()).view_as(kept).to(rows.dtype)
+        place, of_row, weights = matrix.entries(kept)
+        mixed = rows.index_select(1, matrix.mixed)  # [N, M]
+        columns = rows.gather(1, source).mul_(lone_weights)  # [N, k]
+        columns.view(-1).index_add_(0, place, mixed.view(-1)[of_row].mul_(weights.to(rows.dtype)))
+        # In double precision: a row all whose columns are kept leaves exactly nothing to the others.
+        left = matrix.mixed_mass.expand_as(mixed).clone()
+        left.view(-1).index_add_(0, of_row, weights.double(), alpha=-1)
+        left = left.to(rows.dtype)
+        lone = (rows * matrix.lone_row_weights.to(rows.dtype)).scatter_(1, source, 0.0)
+        others = lone.sum(-1, keepdim=True) + mixed.mul_(left).sum(-1, keepdim=True)
+        ctx.matrix = matrix
+        ctx.save_for_backward(source, lone_weights, left, place, of_row, weights)
+        return torch.cat((columns, others), dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        source, lone_weights, left, place, of_row, weights = ctx.saved_tensors
+        of_columns, of_others = grad[:, :-1].contiguous(), grad[:, -1:]
+        result = of_others * ctx.matrix.lone_row_weights.to(grad.dtype)  # [N, I]
+        result.scatter_(1, source, of_columns * lone_weights)
+        mixed = of_others * left
+        mixed.view(-1).index_add_(0, of_row, of_columns.view(-1)[place].mul_(weights.to(grad.dtype)))
+        # Behind the scatter, which writes to one of these rows where a column has no lone entry.
+        return result.index_copy_(1, ctx.matrix.mixed, mixed), None, None
