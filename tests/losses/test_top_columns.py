@@ -12,6 +12,12 @@ V = 20_000  # so many that a sample is looked at first
 K = 1_500
 
 
+@pytest.fixture(autouse=True)
+def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many threads there is nothing but torch.topk."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
 def rows(kind: str) -> Tensor:
     """``[3, V]`` values."""
     generator = torch.Generator().manual_seed(1)

@@ -95,7 +95,8 @@ class _MergedOthers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        probs = log_probs.exp().scatter_(-1, kept, 0.0)
+        # On a CPU twice as fast as exp; exact but for the rounding that log_probs have, too.
+        probs = (log_probs * math.log2(math.e)).exp2_().scatter_(-1, kept, 0.0)
         ctx.save_for_backward(probs, kept)
         return log_probs.gather(-1, kept), probs.sum(-1, keepdim=True)
 

@@ -148,48 +148,40 @@ class ProjectionKL(DivergenceLoss):
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
-        probs = student_log_probs.exp()
-        projected, teacher = self._compared(probs, teacher_log_probs.index_select(1, self.reached))
+        teacher = teacher_log_probs.index_select(1, self.reached)
+        if self._keeps_all or self.learned is not None or student_log_probs.device.type != "cpu":
+            projected, teacher = self._compared(self.project(student_log_probs.exp()), teacher)
+        else:
+            kept = top_columns(teacher, cast(int, self.teacher_top_k))
+            projected, teacher = self.kept_columns(student_log_probs, kept), merge_others(teacher, kept)
         loss = projection_kl(projected, teacher, student_log_c, teacher_log_c, divergence=self.divergence)
-        return self._scores(loss, probs, projected, teacher_log_probs)
+        return self._scores(loss, projected, lambda: self.project(student_log_probs.exp()), teacher_log_probs)
 
     def score_mean(self, block: SpanBlock) -> SpanScores:
         # W is linear, so that the average is projected once instead of every row.
-        probs = block.student.mean_rows(block.student.log_probs.exp())
+        whole = self.project(block.student.mean_rows(block.student.log_probs.exp()))
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
-        reached = teacher_log_probs.index_select(1, self.reached).log_softmax(-1)
-        projected, teacher = self._compared(probs, reached)
+        projected, teacher = self._compared(whole, teacher_log_probs.index_select(1, self.reached).log_softmax(-1))
         student = log_clamped(projected) - log_clamped(projected.sum(-1, keepdim=True))
         no_continuation = teacher.new_zeros(len(teacher))
         loss = generalized_divergence(teacher, student, no_continuation, no_continuation, divergence=self.divergence)
-        return self._scores(loss, probs, projected, teacher_log_probs)
+        return self._scores(loss, projected, lambda: whole, teacher_log_probs)
 
-    def _compared(self, probs: Tensor, teacher_log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Projects the student's probabilities, and merges what ``teacher_top_k`` does not keep, on both sides.
-
-        Args:
-            probs: ``[S, V_s]`` the student's.
-            teacher_log_probs: ``[S, R]`` of the tokens that W reaches.
-
-        Returns:
-            Projected probabilities and the teacher's log-probabilities: ``[S, R]``, or ``[S, k + 1]``, all others last.
-        """
-        if self.teacher_top_k is None or self._keeps_all:
-            return self.project(probs), teacher_log_probs
-        kept = top_columns(teacher_log_probs, self.teacher_top_k)
-        if self.learned is None and probs.device.type == "cpu":
-            projected: Tensor = self.kept_columns(probs, kept)
-        else:
-            whole = self.project(probs)
-            projected = torch.cat((whole.gather(1, kept), whole.scatter(1, kept, 0.0).sum(-1, keepdim=True)), dim=1)
-        return projected, merge_others(teacher_log_probs, kept)
+    def _compared(self, projected: Tensor, teacher_log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Merges what ``teacher_top_k`` does not keep: ``[S, R]`` of both sides -> ``[S, k + 1]``, all others last."""
+        if self._keeps_all:
+            return projected, teacher_log_probs
+        kept = top_columns(teacher_log_probs, cast(int, self.teacher_top_k))
+        others = projected.scatter(1, kept, 0.0).sum(-1, keepdim=True)
+        return torch.cat((projected.gather(1, kept), others), dim=1), merge_others(teacher_log_probs, kept)
 
     @property
     def _keeps_all(self) -> bool:
         return self.teacher_top_k is None or self.teacher_top_k >= len(self.reached)
 
-    def _scores(self, loss: Tensor, probs: Tensor, projected: Tensor, teacher_log_probs: Tensor) -> SpanScores:
+    def _scores(
+        self, loss: Tensor, projected: Tensor, whole: Callable[[], Tensor], teacher_log_probs: Tensor
+    ) -> SpanScores:
         unmapped_mass = (1 - projected.detach().sum(-1)).clamp(0, 1)
-        if not self.training and not self._keeps_all:
-            projected = self.project(probs.detach())
-        return SpanScores(loss, unmapped_mass, self.agreement(projected, teacher_log_probs, self.reached))
+        agreement = None if self.training else self.agreement(whole().detach(), teacher_log_probs, self.reached)
+        return SpanScores(loss, unmapped_mass, agreement)
