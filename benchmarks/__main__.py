@@ -27,6 +27,7 @@ NAMES = (
     "quickstart_step",
     "on_policy",
     "top_k",
+    "top_k_steps",
     "cache",
     "accumulation",
     "domains",

@@ -47,11 +47,11 @@ class Figure:
         return [self.what, f"{self.value:.3g} {self.unit}", target, self.verdict, self.note]
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """The time of one call."""
-    start = time.perf_counter()
+def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """The time of one call, by a clock in seconds."""
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratios(
@@ -60,6 +60,7 @@ def ratios(
     rounds: int,
     *,
     warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Times everything in turn, ``rounds`` times after a first one that does not count (``warm_up``).
 
@@ -68,7 +69,7 @@ def ratios(
     times: dict[str, list[float]] = {"": [], **{name: [] for name in candidates}}
     for round_ in range(0 if warm_up else 1, rounds + 1):
         for name, function in {"": baseline, **candidates}.items():
-            taken = seconds(function)
+            taken = seconds(function, clock)
             if round_:
                 times[name].append(taken)
     return Times(times.pop(""), times)
