@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -31,7 +31,7 @@ def figures() -> Iterator[Figure]:
     exact, kept = (pair.bound(ProjectionKL(teacher_top_k=k)) for k in (None, _K))
     for hidden_size, num_tokens in _SIZES:
         case, memory = Case(pair, num_tokens, hidden_size), LogitMemory(KEPT * num_tokens / 512)
-        steps = {
+        steps: dict[str, Callable[[], object]] = {
             "P-KL": partial(case.distil, exact, memory),
             f"P-KL, k = {_K:,}": partial(case.distil, kept, memory),
             f"P-KL, k = {_K:,}, plain program": partial(plain_step, case, pair.projection),

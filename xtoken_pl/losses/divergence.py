@@ -76,7 +76,7 @@ def keep_top_k(teacher_log_probs: Tensor, student_log_probs: Tensor, top_k: int 
     """
     if top_k is None or top_k >= teacher_log_probs.shape[-1]:
         return teacher_log_probs, student_log_probs
-    kept = top_columns(teacher_log_probs.detach(), top_k)
+    kept = top_columns(teacher_log_probs, top_k)
     return merge_others(teacher_log_probs, kept), merge_others(student_log_probs, kept)
 
 

@@ -38,7 +38,7 @@ def top_columns(scores: Tensor, k: int) -> Tensor:
     step = num_columns // _SAMPLE
     expected = k / step
     rank = int(expected + _MARGIN * expected**0.5) + 1
-    values = scores.numpy()
+    values = scores.detach().numpy()
     lowest = np.partition(values[:, ::step], -rank, axis=-1)[:, -rank]
     is_high = values >= lowest[:, None]
     places = torch.empty(len(scores), k, dtype=torch.int64)
