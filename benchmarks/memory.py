@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from benchmarks.measure import Figure, run
+from benchmarks.measure import Figure, peak_memory, restart_peak_memory, run
 from benchmarks.pair import FLAT, LOSSES, WAYS, Case, Pair
 from xtoken_pl import SpanLoss
 from xtoken_pl.scoring.memory import LogitMemory
@@ -49,18 +46,10 @@ def peaks(name: str, way: str, *sizes: str) -> Iterator[float]:
 
 def _peak(case: Case, loss: SpanLoss, budget: float) -> float:
     """GB of resident memory at most, during forward and backward, above what was there before and the gradients."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that is free, but resident, would not count
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
+    before = restart_peak_memory()
     case.distil(loss, LogitMemory(budget))
     gradients = case.hidden.numel() * 4 + case.head.weight.numel() * 4
-    return (_status("VmHWM") - before - gradients) / 1e9
-
-
-def _status(field: str) -> int:
-    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return 1024 * int(match[1])
+    return (peak_memory() - before - gradients) / 1e9
 
 
 if __name__ == "__main__":
