@@ -55,8 +55,8 @@ def test_rows_of_this_package_have_its_own_alignment_and_no_ratio() -> None:
     assert row == [
         "2.50",
         "",
+        "5.00",
         "2.00 GB",
-        "0.50 GB",
         "5 of 2,000 (0.2%)",
         "0 of 2,000 (0.0%)",
         "0 of 800 (0.0%)",
