@@ -88,8 +88,10 @@ class Comparison:
     def judged(self, name: str) -> tuple[Alignment, Alignment]:
         """Judges the groups that the last run wrote."""
         job = json.loads((self.folder / "job" / "job.json").read_text())
-        sides = (CanonicalVocabulary.from_tokenizer(load_tokenizer(job[side])) for side in ("student", "teacher"))
-        return compare(*sides, json.loads((self.folder / "groups.json").read_text()), RUNS[name].merge)
+        student, teacher = (
+            CanonicalVocabulary.from_tokenizer(load_tokenizer(job[side])) for side in ("student", "teacher")
+        )
+        return compare(student, teacher, json.loads((self.folder / "groups.json").read_text()), RUNS[name].merge)
 
     def scripts(self) -> dict[str, dict[str, Any]]:
         """Judges the alignment of sentences in many scripts."""
@@ -124,7 +126,7 @@ def main() -> None:
     results = collect(runs, comparison.scripts(), vars(options))
     print(f"\n{render(results)}")
     if options.store:
-        store(results)
+        store(results, RESULTS, README)
 
 
 def collect(runs: dict[str, Any], scripts: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def collect(runs: dict[str, Any], scripts: dict[str, Any], options: dict[str, An
     return {"settings": settings, "runs": runs, "own_alignment": own, "scripts": scripts}
 
 
-def store(results: dict[str, Any], path: Path = RESULTS, readme: Path = README) -> None:
+def store(results: dict[str, Any], path: Path, readme: Path) -> None:
     """Writes the results, and the tables into the page between their marks."""
     path.write_text(json.dumps(results, indent=1) + "\n")
     before, rest = readme.read_text().split(BEGIN)
