@@ -87,6 +87,30 @@ class RowCuts:
         read_before = frozenset(name for name, plan in (plans or {}).items() if plan.reads_row_before)
         return cls(cuts[~reads_on], kept(before), kept(rows_before), read_before)
 
+    def share(self, place: int, num_shares: int) -> RowCuts:
+        """Divides the rows evenly, each span as a whole, and returns the cuts of one share.
+
+        A share may have no row.
+
+        Args:
+            place: Number of the share, from 0.
+            num_shares: Number of shares.
+        """
+        num_rows = self.student + sum(self.teacher.values())  # [C], all sides have products of the same kind
+        aims = num_rows[0] + (num_rows[-1] - num_rows[0]) * np.arange(1, num_shares) / num_shares
+        edges = [0, *np.searchsorted(num_rows, aims), len(num_rows) - 1]
+        own = slice(edges[place], edges[place + 1] + 1)
+
+        def kept(counts: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+            return {name: count[own] for name, count in counts.items()}
+
+        return replace(self, student=self.student[own], spans=kept(self.spans), teacher=kept(self.teacher))
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows between the first and the last cut, on the side that has most."""
+        return max(int(count[-1] - count[0]) for count in (self.student, *self.teacher.values()))
+
     def blocks(self, max_rows: int, piece_rows: int) -> list[Block]:
         """Divides the batch into blocks of whole spans, each with at most ``max_rows`` rows of each side in spans.
 

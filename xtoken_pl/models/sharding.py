@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from xtoken_pl.models.causal_lm import GATHERING_STATES, states_of_body
+from xtoken_pl.models.tensor_parallel import split, tensor_mesh
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -31,15 +32,28 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, *, cpu_offload: bool = False
     A layer is gathered while it runs. The rest is gathered when the hidden states are computed, and until the end of
     the backward pass, so that the losses have the whole head; without a backward pass, :func:`release` frees it.
 
+    With tensor parallelism, the matrices of the layers are split over a group of processes first, and each layer is
+    sharded over the processes that have the same part of it. The rest is sharded over all processes.
+
     Args:
         model: Model to shard, in place.
-        mesh: Processes to shard it over.
+        mesh: Processes to shard it over, in one dimension, or all processes in Lightning's two dimensions
+            ``data_parallel`` and ``tensor_parallel``.
         cpu_offload: Whether to hold the shards in CPU memory.
+
+    Raises:
+        UserError: If the model does not name its layers, or cannot be split.
     """
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
-    for layer in layers(model):
-        fully_shard(layer, mesh=mesh, offload_policy=offload)
-    fully_shard(model, mesh=mesh, offload_policy=offload)
+    found = layers(model)
+    group = tensor_mesh(mesh)
+    if group is not None:
+        split(model, group)
+    of_layers = mesh if mesh.ndim == 1 else mesh["data_parallel"]
+    of_rest = of_layers if group is None else init_device_mesh(mesh.device_type, (mesh.size(),))
+    for layer in found:
+        fully_shard(layer, mesh=of_layers, offload_policy=offload)
+    fully_shard(model, mesh=of_rest, offload_policy=offload)
     # The head is applied outside the model's own forward, so FSDP has to treat this method as the forward pass.
     setattr(model, GATHERING_STATES, MethodType(states_of_body, model))
     register_fsdp_forward_method(model, GATHERING_STATES)

@@ -14,15 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
 from xtoken_pl.batch import RowCuts
 from xtoken_pl.scoring.evaluation import Evaluation
 from xtoken_pl.scoring.memory import LogitMemory
+from xtoken_pl.scoring.shares import Shares
 from xtoken_pl.scoring.tasks import HiddenRows, RowScores, TeacherTask
 
 
 def evaluate_rows(
-    student: HiddenRows, teachers: Mapping[str, TeacherTask], cuts: RowCuts, memory: LogitMemory
+    student: HiddenRows,
+    teachers: Mapping[str, TeacherTask],
+    cuts: RowCuts,
+    memory: LogitMemory,
+    group: ProcessGroup | None = None,
 ) -> RowScores:
     """Scores all rows and spans of a batch.
 
@@ -31,11 +37,12 @@ def evaluate_rows(
         teachers: Tasks by teacher name.
         cuts: Places at which the rows may be cut; the results do not depend on them.
         memory: Memory for logits and what losses derive from them; see :class:`xtoken_pl.scoring.memory.BlockSizes`.
+        group: Processes that have the same rows, and share the work; see :mod:`xtoken_pl.scoring.shares`.
 
     Returns:
         Vectors, so that weights and scales are applied, and gradients stopped, outside.
     """
-    evaluation = Evaluation(student, teachers, cuts, memory)
+    evaluation = Evaluation(student, teachers, cuts, memory, Shares(group))
     if not evaluation.is_differentiable:
         return evaluation.score()
     results: list[RowScores] = []

@@ -14,6 +14,7 @@ from xtoken_pl.models.head import accumulate_product, logits
 from xtoken_pl.scoring.kept import KeptGradients, subtract_at
 from xtoken_pl.scoring.memory import BlockSizes, LogitMemory
 from xtoken_pl.scoring.pieces import StudentLeaves
+from xtoken_pl.scoring.shares import Shares
 from xtoken_pl.scoring.tasks import GivenRows, HiddenRows, RowScores, TeacherTask
 
 # N/Q student/teacher rows, P rows of a block or piece, S spans, H hidden size, V_s/V_t vocabulary sizes
@@ -26,9 +27,14 @@ class Evaluation:
     """One batch: the first pass scores it, the second computes the gradients."""
 
     def __init__(
-        self, student: HiddenRows, teachers: Mapping[str, TeacherTask], cuts: RowCuts, memory: LogitMemory
+        self,
+        student: HiddenRows,
+        teachers: Mapping[str, TeacherTask],
+        cuts: RowCuts,
+        memory: LogitMemory,
+        shares: Shares,
     ) -> None:
-        self.student, self.teachers, self.memory = student, teachers, memory
+        self.student, self.teachers, self.memory, self.shares = student, teachers, memory, shares
         layer = student.head.layer
         # Several teachers may share a loss.
         losses = nn.ModuleList(task.loss for task in teachers.values())
@@ -49,9 +55,11 @@ class Evaluation:
         #: Precision of the heads' products, by side.
         self.dtypes = {name: autocast or rows.head.layer.weight.dtype for name, rows in self.sides.items()}
         self.loss_dtype = torch.promote_types(self.dtypes[""], torch.float32)
+        num_rows = max(len(side.labels) for side in self.sides.values())
+        cuts = shares.own(cuts)
         sizes = BlockSizes.from_budget(
             memory.budget,
-            num_rows=max(len(side.labels) for side in self.sides.values()),
+            num_rows=num_rows if shares.number == 1 else min(num_rows, cuts.num_rows),
             student_size=student.head.vocabulary_size,
             teacher_sizes=[rows.head.vocabulary_size for rows in heads.values()],
             dtype=self.loss_dtype,
@@ -92,6 +100,7 @@ class Evaluation:
                         scores = scores or RowScores.room_for(part, len(self.student.labels), num_spans)
                         scores.write(piece, part)
         assert scores is not None, "every block has a piece"
+        self.shares.add_up(scores.vectors())
         return scores
 
     def _score_piece(
@@ -146,7 +155,8 @@ class Evaluation:
         hidden, weight, bias, *of_parameters = grads
         if weight is not None:
             weight[size:].zero_()
-        for grad in (bias, *of_parameters):
+        rows_elsewhere = hidden if self.shares.number > 1 else None
+        for grad in (rows_elsewhere, bias, *of_parameters):
             if grad is not None:
                 grad.zero_()
         span_weights = dict(zip(self.teachers, losses, strict=True))
@@ -162,10 +172,12 @@ class Evaluation:
                     hidden[block.student_rows] = (logit_grad @ head_weight + of_losses).to(hidden.dtype)  # [P, H]
                 if weight is not None:
                     rows = self.student.hidden[block.student_rows].to(head_weight.dtype)
-                    accumulate_product(weight[:size], logit_grad, rows, is_first=index == last)
+                    accumulate_product(weight[:size], logit_grad, self.shares.scaled(rows), is_first=index == last)
                 if bias is not None:
-                    bias[:size] += logit_grad.sum(0)
-        return tuple(grads)
+                    bias[:size] += self.shares.scaled(logit_grad.sum(0))
+        self.shares.add_up([] if hidden is None else [hidden])
+        of_parameters = [None if grad is None else self.shares.scaled(grad) for grad in of_parameters]
+        return hidden, weight, bias, *of_parameters
 
     def _gradients_of(
         self,

@@ -192,18 +192,23 @@ class RowScores:
             spans[name] = scores._replace(loss=loss, unmapped_mass=mass)
         return replace(self, spans=spans)
 
+    def vectors(self) -> list[Tensor]:
+        """Lists all vectors, in a fixed order."""
+        of_spans = [values for scores in self.spans.values() for values in scores if values is not None]
+        return [self.token_nats, *of_spans, *self.confidence.values(), *self.teacher_nats.values()]
+
     @classmethod
     def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:
-        """Allocates scores of a batch, of the same types as ``part``, to be filled by :meth:`write`."""
+        """Allocates scores of a batch, of the same types as ``part``: zeros, to be filled by :meth:`write`."""
 
         def room(scores: SpanScores, num: int) -> SpanScores:
-            return SpanScores._make(None if values is None else values.new_empty(num) for values in scores)
+            return SpanScores._make(None if values is None else values.new_zeros(num) for values in scores)
 
         return cls(
-            part.token_nats.new_empty(num_rows),
+            part.token_nats.new_zeros(num_rows),
             {name: room(scores, num_spans[name]) for name, scores in part.spans.items()},
             *(
-                {name: values.new_empty(num_spans[name]) for name, values in measured.items()}
+                {name: values.new_zeros(num_spans[name]) for name, values in measured.items()}
                 for measured in (part.confidence, part.teacher_nats)
             ),
         )

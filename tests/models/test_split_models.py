@@ -1,0 +1,50 @@
+"""Models that are split over processes have the loss and the gradient of whole ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import split_models
+
+#: Plain; norms of heads; fused projections that are gathered; biases; a layer of another kind beside attention; norms
+#: behind projections; soft caps and norms on both sides of a layer.
+ARCHITECTURES = ["llama", "qwen3", "phi3", "gpt_neox", "qwen3_5_text", "olmo2", "gemma3_text"]
+
+
+def compared(folder: Path, num_processes: int, size: int, names: list[str]) -> list[dict[str, Any]]:
+    """What each process found."""
+    script = str(Path(split_models.__file__))
+    arguments = [str(num_processes), str(size), str(folder), *names]
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank), *arguments], stdout=subprocess.DEVNULL)
+        for rank in range(num_processes)
+    ]
+    try:
+        assert [process.wait() for process in processes] == [0] * num_processes
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_processes", "size", "names"), [(2, 2, ARCHITECTURES), (4, 2, ["llama", "qwen3", "gpt_neox"])]
+)
+def test_split_models_have_the_loss_and_gradient_of_whole_ones(
+    tmp_path: Path, num_processes: int, size: int, names: list[str]
+) -> None:
+    found = compared(tmp_path, num_processes, size, names)
+    for name in names:
+        assert found[0][name]["state"] == 0  # gathered again, weights are bit for bit the same
+        for of_process in found:
+            differences = of_process[name]
+            assert differences.pop("is split") >= 4
+            assert len(differences) > 10
+            # In double precision, but for Gemma's norms.
+            assert max(differences.values()) < 1e-6, differences
