@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from xtoken_pl.training.module import MultiTeacherDistillModule
-from xtoken_pl.utilities.processes import gather
+from xtoken_pl.utilities.processes import data_share, gather
 
 # Otherwise lm-eval forks a process per core to estimate some standard errors, next to the training processes.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
@@ -22,7 +22,7 @@ class DividedLM(HFLM):
     """lm-eval's Hugging Face model, with requests divided among the processes of the run.
 
     lm-eval sees a single process: each process builds all requests and receives all answers, so all compute the same
-    results as a run of one process.
+    results as a run of one process. The processes of a tensor-parallel group run their passes together.
 
     Args:
         module: Module whose student is evaluated.
@@ -39,8 +39,8 @@ class DividedLM(HFLM):
             mixed_precision_dtype=autocast,  # otherwise lm-eval disables mixed precision
             softmax_dtype=torch.float32,
         )
-        self._num_processes = module.trainer.world_size
-        self._process = module.global_rank
+        self._process, self._num_processes = data_share(module.trainer)
+        self._is_first = module.global_rank == 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return self._divided(super().loglikelihood, requests, disable_tqdm)
@@ -63,6 +63,7 @@ class DividedLM(HFLM):
         numbers: dict[str, int] = {}
         owners = [numbers.setdefault(request.args[0], len(numbers)) % self._num_processes for request in requests]
         mine = [request for request, owner in zip(requests, owners, strict=True) if owner == self._process]
-        answers = answer(mine, disable_tqdm=disable_tqdm or self._process > 0) if mine else []
-        shares = [iter(share) for share in gather(answers)]
+        answers = answer(mine, disable_tqdm=disable_tqdm or not self._is_first) if mine else []
+        gathered = gather(answers)
+        shares = [iter(share) for share in gathered[:: len(gathered) // self._num_processes]]
         return [next(shares[owner]) for owner in owners]

@@ -25,6 +25,7 @@ from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import forget_logged
+from xtoken_pl.utilities.processes import data_share
 from xtoken_pl.utilities.words import did_you_mean
 
 # M teachers, S spans of a teacher
@@ -80,6 +81,11 @@ class SpanKindMonitor(Monitor):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.check_module(pl_module)
+        if stage == "fit" and data_share(trainer)[1] != trainer.world_size:
+            raise UserError(
+                "SpanKindMonitor does not add up gradients of matrices that are split over processes "
+                "(tensor_parallel_size > 1); remove the callback, or set trainer.strategy to ddp or fsdp2"
+            )
         if stage == "fit" and not isinstance(trainer.strategy, _STRATEGIES):
             raise UserError(
                 "SpanKindMonitor adds up gradients of one device, DDP, or FSDP2, and the strategy is "

@@ -19,6 +19,7 @@ from xtoken_pl.callbacks.clocks import PassClock, WaitingClock
 from xtoken_pl.callbacks.shared import distill_module, step_kind, step_kinds, written_step
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.lightning_internals import is_accumulating
+from xtoken_pl.utilities.processes import data_share
 
 # Names beside those of the teachers, which have no spaces.
 _WRITING, _ASKING = "the student's writing", "the teachers' servers"
@@ -107,6 +108,8 @@ class ThroughputMonitor(Monitor):
         counted = torch.cat((self._num_tokens[None].to(here.dtype), here[:-1]))
         sums = cast(Tensor, trainer.strategy.reduce(counted, reduce_op="sum"))
         num_tokens, total, waited, wrote, asked, *of_teachers = sums
+        _, num_shares = data_share(trainer)
+        num_tokens = num_tokens * (num_shares / trainer.world_size)  # a tensor-parallel group reads the same ones
         mean = total / trainer.world_size
         shares = zip(self._teachers, of_teachers, strict=True)
         of_step = {"writing": wrote, "scoring": sum(of_teachers, asked)}

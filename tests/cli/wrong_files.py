@@ -234,8 +234,8 @@ CASES = [
     case("devices: spawned", "--trainer.strategy ddp_spawn", "'ddp_spawn'", "ends with them", "--trainer.strategy ddp"),
     case(
         "devices: tensor parallel",
-        "--trainer.devices 2 --trainer.strategy.class_path lightning.pytorch.strategies.ModelParallelStrategy",
-        *("every process for data parallelism", "tensor_parallel_size=2", "--trainer.strategy fsdp2"),
+        "--trainer.devices 3 --trainer.strategy.class_path lightning.pytorch.strategies.ModelParallelStrategy",
+        *("tensor_parallel_size must divide", "got 3 for the", "of the student", "tensor_parallel_size: 1"),
     ),
     case(
         "devices: FSDP2 in float64",

@@ -1,6 +1,6 @@
 """Trains small students under a strategy, and writes what came out; started as a script by test_processes.py.
 
-python strategies.py STRATEGY FOLDER, with the folder of `test_processes.prepare`.
+python strategies.py STRATEGY FOLDER RECIPE..., with the folder of `test_processes.prepare`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from own_losses import hidden_cosine
 
 from xtoken_pl import (
@@ -100,19 +101,29 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
 
 
 def strategy(name: str) -> dict[str, Any]:
-    """The Trainer's arguments; one process sees the windows that two share."""
+    """The Trainer's arguments; one process sees the windows that several share."""
+
+    def model_parallel(data: int, tensor: int) -> dict[str, Any]:
+        split = ModelParallelStrategy(data, tensor, save_distributed_checkpoint=False)
+        return {"devices": data * tensor, "strategy": split}
+
     choices: dict[str, dict[str, Any]] = {
         "one": {"devices": 1},
         "ddp": {"devices": 2, "strategy": "ddp"},
         "fsdp2": {"devices": 2, "strategy": "fsdp2"},
+        "tensor": model_parallel(1, 2),
+        "grid": model_parallel(2, 2),
     }
     return choices[name]
 
 
-def main(name: str, folder: Path) -> None:
-    """Runs every recipe, one after the other."""
+def main(name: str, folder: Path, chosen: list[str]) -> None:
+    """Runs the chosen recipes, one after the other."""
     results: dict[str, Any] = {}
+    num_shares = 1 if name in ("one", "tensor") else 2  # processes that read different windows
     for recipe, (teachers, options) in recipes(folder).items():
+        if recipe not in chosen:
+            continue
         pl.seed_everything(1, verbose=False)
         student = Student(model=str(folder / "student"), activation_checkpointing=recipe == "offloaded")
         optimizer = OptimizerRecipe(learning_rate=1e-3, warmup_fraction=0.0)
@@ -120,8 +131,8 @@ def main(name: str, folder: Path) -> None:
         arguments = strategy(name)
         source = TextSource(path=str(folder / "texts.jsonl"))
         # One process takes a step at once; two may cut it into two batches each, of one window.
-        num_batches = arguments["devices"] if recipe == "accumulated" else 1
-        batch_size = NUM_WINDOWS // arguments["devices"] // num_batches
+        num_batches = 1 if recipe != "accumulated" or name == "one" else 2
+        batch_size = NUM_WINDOWS // num_shares // num_batches
         data = DistillDataModule(source, source, sequence_length=64, batch_size=batch_size, num_workers=0)
         recorder, output = Recorder(), folder / name / recipe
         monitors = [TeacherMonitor(), AlignmentMonitor(), ProjectionMonitor(), ThroughputMonitor(), NumeralMonitor()]
@@ -160,4 +171,4 @@ def main(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

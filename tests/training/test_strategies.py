@@ -69,14 +69,20 @@ def test_a_strategy_that_leaves_the_student_in_another_process_is_refused(name: 
         check_strategy_choice(name)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"data_parallel_size": 1}, {"data_parallel_size": 4, "tensor_parallel_size": 1}])
+@pytest.mark.parametrize("sizes", [{"tensor_parallel_size": 1}, {"data_parallel_size": 2}, {"data_parallel_size": 4}])
 def test_sizes_that_do_not_fit_the_processes_are_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=r"for 2 processes .*--trainer\.strategy fsdp2"):
+    with pytest.raises(UserError, match=r"for 2 processes.*--trainer\.strategy fsdp2"):
         check_strategy(trainer_of(devices=2, strategy=ModelParallelStrategy(**sizes)))  # type: ignore[arg-type]
 
 
-def test_sizes_that_fit_are_accepted() -> None:
-    check_strategy(trainer_of(devices=2, strategy=ModelParallelStrategy(2, 1)))
+def test_a_model_is_not_split_over_nodes() -> None:
+    with pytest.raises(UserError, match=r"at most the devices of a node; got 1 and 4 for 4 processes"):
+        check_strategy(trainer_of(devices=2, num_nodes=2, strategy=ModelParallelStrategy(1, 4)))
+
+
+@pytest.mark.parametrize("sizes", [(), (2, 1), (1, 2)])
+def test_sizes_that_fit_are_accepted(sizes: tuple[int, ...]) -> None:
+    check_strategy(trainer_of(devices=2, strategy=ModelParallelStrategy(*sizes)))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true"])

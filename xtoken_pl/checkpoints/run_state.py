@@ -61,11 +61,12 @@ class RunState:
         settle_epoch(checkpoint)
         self._random_states = checkpoint.get(RUN_KEY, {}).get("random_states", [])
 
-    def restore(self, *, rank: int, num_processes: int, step: int) -> None:
+    def restore(self, *, rank: int, num_processes: int, step: int, group_size: int = 1) -> None:
         """Restores the random states of this process; called when nothing more is drawn before the first batch.
 
         The states of another number of processes cannot be used: each process is then seeded from the run's seed, the
-        step and its rank, with a warning.
+        step and its rank, with a warning. The processes of a tensor-parallel group get the state of its first process,
+        since dropout of the states that all of them have must be the same. Then every process has to call this method.
         """
         states, self._random_states = self._random_states, []
         if len(states) == num_processes:
@@ -81,6 +82,8 @@ class RunState:
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
+        if group_size > 1:
+            set_random_state(gather(random_state())[rank - rank % group_size])
 
 
 def drop_unused_projections(state: dict[str, Any], module: nn.Module) -> None:

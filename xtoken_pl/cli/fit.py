@@ -154,7 +154,7 @@ class DistillCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Checks the strategy, the callbacks, the settings and the checkpoint before texts are read."""
-        check_strategy(self.trainer)  # before it starts other processes
+        self._check_strategy()
         for callback in cast(Any, self.trainer).callbacks:
             if check := getattr(callback, "check_module", None):
                 check(self.model)
@@ -163,7 +163,7 @@ class DistillCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Checks the strategy, the length of windows, the number of batches and the checkpoint."""
-        check_strategy(self.trainer)
+        self._check_strategy()
         check_positions(self.model, self.datamodule)
         name = "limit_test_batches" if self.subcommand == "test" else "limit_val_batches"
         if getattr(self.trainer, name) == 0:
@@ -180,6 +180,12 @@ class DistillCLI(LightningCLI):
             text = self.summary.text(self.trainer, cast(MultiTeacherDistillModule, self.model))
             if self.trainer.is_global_zero:
                 print(f"\n{text}")
+
+    def _check_strategy(self) -> None:
+        """Checks the strategy before it starts other processes."""
+        check_strategy(self.trainer)
+        if isinstance(self.model, MultiTeacherDistillModule):
+            self.model.check_split(self.trainer)
 
     def _find_checkpoint(self) -> None:
         """Replaces ``last`` by the path of the last checkpoint, the same one in every process.

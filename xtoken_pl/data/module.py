@@ -40,7 +40,7 @@ from xtoken_pl.utilities.lightning_internals import (
     num_batches_of_steps,
     step_sizes,
 )
-from xtoken_pl.utilities.processes import gather
+from xtoken_pl.utilities.processes import data_share, gather
 from xtoken_pl.utilities.seeds import run_seed
 
 
@@ -222,7 +222,9 @@ class DistillDataModule(pl.LightningDataModule):
         state: dict[str, Any] = {"identity": self._identity()}
         state |= {"settings": alphas} if (alphas := changeable_settings(self.parts("train"))) else {}
         if self._stream is not None:
-            state |= {"num_batches": self._num_done(), "streams": gather(self._stream.state())}
+            states = gather(self._stream.state())
+            states = states[:: len(states) // self._processes["num_processes"]]  # one of each tensor-parallel group
+            state |= {"num_batches": self._num_done(), "streams": states}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -232,7 +234,7 @@ class DistillDataModule(pl.LightningDataModule):
         run = Run(data=self._identity(), data_settings=changeable_settings(self.parts("train")))
         verify({DATA_KEY: state_dict}, run, "fit")
         if "streams" in state_dict:
-            self._begin = state_dict["num_batches"], state_dict["streams"][self.trainer.global_rank]
+            self._begin = state_dict["num_batches"], state_dict["streams"][self._processes["rank"]]
             discard_train_loader(self.trainer)
 
     def _identity(self) -> DataIdentity:
@@ -296,5 +298,5 @@ class DistillDataModule(pl.LightningDataModule):
     @property
     def _processes(self) -> dict[str, Any]:
         """Number of processes that train together, and the rank of this one."""
-        shared = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
-        return {"num_processes": shared.get("num_replicas", 1), "rank": shared.get("rank", 0)}
+        rank, num_processes = data_share(self.trainer)
+        return {"num_processes": num_processes, "rank": rank}

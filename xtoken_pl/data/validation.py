@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from xtoken_pl.utilities.processes import data_share
+
 if TYPE_CHECKING:
     from xtoken_pl.data.module import DistillDataModule
 
@@ -35,7 +37,7 @@ def warn_of_unread_sources(trainer: pl.Trainer, split: str) -> None:
     if trainer.sanity_checking or data is None:
         return
     num_batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches)
-    num_processes = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    _, num_processes = data_share(trainer)
     num_read = num_batches * data.batch_size * num_processes
     parts = data.parts(split)
     firsts = accumulate((part.size for part in parts), initial=0)

@@ -215,8 +215,8 @@ def _spread(strategy: Any, num_gpus: int, num_nodes: int) -> tuple[Spread, int |
         tensor_parallel = options.get("tensor_parallel_size", "auto")
         if tensor_parallel != 1 and (tensor_parallel != "auto" or num_gpus > num_nodes):
             raise UserError(
-                "the models are sharded over data-parallel GPUs only: tensor_parallel_size must be 1, got "
-                f"{tensor_parallel!r}; use the strategy fsdp2, whose sizes fit"
+                "the plan does not know the memory of split matrices: tensor_parallel_size must be 1, got "
+                f"{tensor_parallel!r}; plan with --trainer.strategy fsdp2, which needs as much for weights"
             )
         size = options.get("data_parallel_size", "auto")
         return "sharded", num_nodes if size == "auto" else int(size)

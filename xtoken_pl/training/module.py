@@ -185,7 +185,7 @@ class MultiTeacherDistillModule(WritingModule):
         batch = batch.only(names).planned(self.planners())  # unless the data module did
         student = self.student_rows(batch.student)
         tasks = self.teacher_tasks(batch)
-        scores = evaluate_rows(student, tasks, batch.only(tasks).cuts, self.logit_memory)
+        scores = evaluate_rows(student, tasks, batch.only(tasks).cuts, self.logit_memory, self.tensor_group)
         has_confidence = self.training and self.weighting.row_confidence is not None
         scores = scores.with_silent(batch.teachers, has_confidence=has_confidence, has_nats=batch.is_rollout)
         # DDP waits for the gradient of every parameter, also of a W that nothing is learned from.
@@ -258,7 +258,10 @@ class MultiTeacherDistillModule(WritingModule):
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         trainer = attached_trainer(self)
-        return values if trainer is None else cast(Tensor, trainer.strategy.reduce(values, reduce_op="sum"))
+        if trainer is None:
+            return values
+        group = None if (mesh := self.device_mesh) is None else mesh["data_parallel"].get_group()
+        return cast(Tensor, trainer.strategy.reduce(values, group=group, reduce_op="sum"))
 
     def on_after_backward(self) -> None:
         """Frees gathered weights of the teachers; averages the gradients that no strategy averages."""

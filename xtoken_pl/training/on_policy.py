@@ -24,6 +24,7 @@ from xtoken_pl.scoring.tasks import RowScores
 from xtoken_pl.training.resumable import ResumableModule
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
+from xtoken_pl.utilities.processes import data_share
 
 if TYPE_CHECKING:
     from xtoken_pl.data import DistillDataModule
@@ -147,7 +148,7 @@ class WritingModule(ResumableModule):
         row by row: it is the same however they are distributed and cut into batches.
         """
         assert self.rollouts is not None
-        place = self.global_rank
+        place = self._process
         for number, of_batch in enumerate(prompts):
             for prompt in of_batch:
                 if prompt is not None:
@@ -158,9 +159,14 @@ class WritingModule(ResumableModule):
                 place += self._num_processes
 
     @property
+    def _process(self) -> int:
+        """Number of this process, from 0, among those that read different batches."""
+        return data_share(attached_trainer(self))[0]
+
+    @property
     def _num_processes(self) -> int:
-        trainer = attached_trainer(self)
-        return 1 if trainer is None else trainer.world_size
+        """Number of processes that read different batches."""
+        return data_share(attached_trainer(self))[1]
 
     @property
     def _rollout_reader(self) -> RolloutReader:

@@ -18,6 +18,7 @@ from xtoken_pl.data.validation import distill_data, warn_of_unread_sources
 from xtoken_pl.losses import SpanLoss
 from xtoken_pl.models.adapters import check_adapter
 from xtoken_pl.models.placement import place_student
+from xtoken_pl.models.tensor_parallel import sharding_mesh
 from xtoken_pl.projection import LearnedProjection, Projection
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import Student, Teacher, load_vocabulary
@@ -28,6 +29,7 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers, choose_loss
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.refused_callbacks import check_callbacks
+from xtoken_pl.training.split_runs import check_split_run
 from xtoken_pl.training.strategies import check_strategy
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
@@ -173,6 +175,11 @@ class DistillParts(pl.LightningModule):
         return {**self.caches, **self.servers}
 
     @property
+    def _live_teachers(self) -> dict[str, Teacher]:
+        """The teachers that run in this process."""
+        return {name: teacher for name, teacher in self.teachers.items() if not (teacher.cache or teacher.server)}
+
+    @property
     def sources(self) -> dict[str, TeacherSource]:
         """Where the rows of each teacher come from, once the models are loaded."""
         return {**self.loaded_teachers, **self.given_sources}
@@ -191,9 +198,14 @@ class DistillParts(pl.LightningModule):
         """Connects the data module. This is the only hook of a module that runs before those of the data module."""
         check_strategy(self.trainer)
         check_callbacks(self.trainer)
+        self.check_split(self.trainer)
         if (data := distill_data(self.trainer)) is not None:
             self.connect(data)
         return super().configure_callbacks()
+
+    def check_split(self, trainer: pl.Trainer) -> None:
+        """Refuses what tensor parallelism does not support, if the strategy splits matrices over processes."""
+        check_split_run(trainer, self.student_source, self._live_teachers, self.rollouts)
 
     def connect(self, data: DistillDataModule) -> None:
         """Passes tokenizers, planners and caches to a data module, and sets :attr:`separates_documents` from it.
@@ -271,13 +283,13 @@ class DistillParts(pl.LightningModule):
         if hasattr(self, "student"):
             return
         self._bind_losses()  # load_from_checkpoint calls no setup
-        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        mesh = sharding_mesh(self.device_mesh)
         trainer = attached_trainer(self)
         device = "cpu" if trainer is None else trainer.strategy.root_device
         separates = self.separates_documents
         student = place_student(self.student_source, self.student_vocabulary, mesh, device, separates=separates)
-        live = {name: teacher for name, teacher in self.teachers.items() if name not in self.given_sources}
-        self.loaded_teachers = place_teachers(live, self.teacher_vocabularies, mesh, device, separates=separates)
+        live, vocabularies = self._live_teachers, self.teacher_vocabularies
+        self.loaded_teachers = place_teachers(live, vocabularies, mesh, device, separates=separates)
         self.student_head = student.head
         self.student, self.router_loss = student.model, student.router_loss
 

@@ -9,8 +9,7 @@ from typing import Any, cast
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
+from torch.distributed import ProcessGroup
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,7 +17,9 @@ from xtoken_pl.batch import DistillBatch
 from xtoken_pl.checkpoints import Run, Stage, verify
 from xtoken_pl.checkpoints.identity import RUN_KEY, RunIdentity, describe_student
 from xtoken_pl.checkpoints.run_state import RunState, drop_unused_projections
+from xtoken_pl.models.tensor_parallel import tensor_mesh
 from xtoken_pl.training.finite import FiniteWatch
+from xtoken_pl.training.gradients import average_copies, clip, gradients_of, total_norm
 from xtoken_pl.training.optimization import OptimizerRecipe
 from xtoken_pl.training.parts import DistillParts
 from xtoken_pl.training.totals import StepSums
@@ -53,6 +54,12 @@ class ResumableModule(DistillParts):
         self._run_state = RunState()
         self._step_sums = StepSums()
 
+    @property
+    def tensor_group(self) -> ProcessGroup | None:
+        """The processes that matrices are split over, this one among them; None without tensor parallelism."""
+        mesh = tensor_mesh(self.device_mesh)
+        return None if mesh is None else mesh.get_group()
+
     # Optimization --------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: DistillBatch, batch_idx: int) -> None:
@@ -76,11 +83,11 @@ class ResumableModule(DistillParts):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Watches the student's gradient, unless a gradient scaler skips the steps that overflow."""
+        if self.tensor_group is not None:
+            average_copies(self.student.parameters(), self.tensor_group)
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
-            norm = get_total_norm(gradients)
-            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            self._finite.note(self.global_step, {"student's gradient": whole})
+            norm = total_norm(gradients_of(self.student.parameters()))
+            self._finite.note(self.global_step, {"student's gradient": norm})
 
     def configure_gradient_clipping(
         self,
@@ -92,7 +99,10 @@ class ResumableModule(DistillParts):
         held = [(parameter, parameter.grad) for parameter in self.losses.parameters()]
         for parameter, _ in held:
             parameter.grad = None
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.tensor_group is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip(gradients_of(self.student.parameters()), gradient_clip_val, gradient_clip_algorithm or "norm")
         for parameter, gradient in held:
             parameter.grad = gradient
 
@@ -178,4 +188,9 @@ class ResumableModule(DistillParts):
                 f"{trainer.accumulate_grad_batches}: every optimizer step takes the {trainer.num_training_batches} "
                 "batches of one epoch. Set accumulate_grad_batches to at most that, or data.batch_size lower"
             )
-        self._run_state.restore(rank=trainer.global_rank, num_processes=trainer.world_size, step=trainer.global_step)
+        self._run_state.restore(
+            rank=trainer.global_rank,
+            num_processes=trainer.world_size,
+            step=trainer.global_step,
+            group_size=1 if self.tensor_group is None else self.tensor_group.size(),
+        )

@@ -100,11 +100,11 @@ def _described(strategy: Any) -> tuple[Any, str, Mapping[str, Any]]:
 def _check_sizes(strategy: ModelParallelStrategy) -> None:
     data, tensor = parallel_sizes(strategy)
     num_processes = strategy.num_processes * strategy.num_nodes
-    if (data, tensor) != (num_processes, 1):
+    if data * tensor != num_processes or tensor > strategy.num_processes:
         raise UserError(
-            "ModelParallelStrategy must use every process for data parallelism, since models are sharded layer by "
-            f"layer and their matrices are not split; got tensor_parallel_size={tensor} and data_parallel_size={data} "
-            f"for {num_processes} processes (devices x nodes). {_SHARDED}, with the sizes that fit"
+            "ModelParallelStrategy must have a data_parallel_size times a tensor_parallel_size of all processes "
+            f"(devices x nodes), and a tensor_parallel_size of at most the devices of a node; got {data} and {tensor} "
+            f"for {num_processes} processes. {_SHARDED}, with the sizes that fit"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import lightning.pytorch as pl
 import torch
 
 T = TypeVar("T")
@@ -16,3 +17,12 @@ def gather(own: T) -> list[T]:
     values: list[T | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, own)
     return values  # type: ignore[return-value]
+
+
+def data_share(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """Returns the number of this process, from 0, among those that read different batches, and how many these are.
+
+    The processes of a tensor-parallel group read the same batches, and count as one.
+    """
+    shared = (None if trainer is None else trainer.distributed_sampler_kwargs) or {}
+    return shared.get("rank", 0), shared.get("num_replicas", 1)

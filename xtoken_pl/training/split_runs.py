@@ -1,0 +1,55 @@
+"""Refuses settings that tensor parallelism does not support, before texts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from xtoken_pl.models.tensor_parallel import check_source
+from xtoken_pl.rollouts import Rollouts
+from xtoken_pl.specs import ModelSource, Student, Teacher
+from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.lightning_internals import parallel_sizes
+
+_FSDP2 = "--trainer.strategy fsdp2, which shards the models without splitting their matrices"
+
+
+def check_split_run(
+    trainer: pl.Trainer, student: Student, teachers: Mapping[str, Teacher], rollouts: Rollouts | None
+) -> None:
+    """Checks the models of a run under tensor parallelism, without their weights; does nothing for other runs.
+
+    Args:
+        trainer: The trainer.
+        student: Specification of the student.
+        teachers: Specifications of the teachers that run in this process, by name.
+        rollouts: Settings of on-policy training.
+
+    Raises:
+        UserError: With what is not supported, and the way out.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy) or (size := parallel_sizes(strategy)[1]) == 1:
+        return
+    if rollouts is not None:
+        raise UserError(
+            "with tensor_parallel_size > 1 a student does not write, since all processes of a group would have to draw "
+            f"the same tokens; leave model.rollouts out, or use {_FSDP2}"
+        )
+    for role, source in _roles(student, teachers).items():
+        adapter = source.adapter if isinstance(source, Student | Teacher) else None
+        if isinstance(source, Teacher) and source.quantization is not None:
+            continue  # whole in every process
+        for option, value in {"an adapter": adapter, "compile": source.compile or None}.items():
+            if value is not None:
+                raise UserError(
+                    f"with tensor_parallel_size > 1 a model cannot have {option}, and the {role} has; leave it out, or "
+                    f"use {_FSDP2}"
+                )
+        check_source(source, size, role=role)
+
+
+def _roles(student: Student, teachers: Mapping[str, Teacher]) -> dict[str, ModelSource]:
+    return {"student": student, **{f"teacher {name!r}": teacher for name, teacher in teachers.items()}}
