@@ -35,11 +35,13 @@ NUM_STEPS = 4
 def strategy(name: str) -> dict[str, Any]:
     """The Trainer's arguments; one process sees the windows that two share."""
     sizes: dict[str, Any] = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+    split = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2, save_distributed_checkpoint=False)
     choices: dict[str, dict[str, Any]] = {
         "one": {"devices": 1},
         "ddp": {"devices": 2, "strategy": "ddp"},
         "fsdp2": {"devices": 2, "strategy": ModelParallelStrategy(**sizes, save_distributed_checkpoint=False)},
         "distributed": {"devices": 2, "strategy": ModelParallelStrategy(**sizes, save_distributed_checkpoint=True)},
+        "tensor": {"devices": 2, "strategy": split},
     }
     return choices[name]
 
@@ -61,7 +63,7 @@ def train(name: str, folder: Path, *callbacks: pl.Callback, ckpt_path: Path | No
     data = DistillDataModule(
         TextSource(path=str(folder / "texts.jsonl")),
         sequence_length=64,
-        batch_size=4 // arguments["devices"],
+        batch_size=4 // (1 if name == "tensor" else arguments["devices"]),
         num_workers=0,
     )
     trainer = pl.Trainer(
@@ -87,7 +89,7 @@ def main(name: str, folder: Path) -> None:
     exports = [HFExport(str(output / form), form=form) for form in ("merged", "adapter")]
     results = {"whole": train(name, folder, checkpoints, *exports, ckpt_path=None)}
     results["resumed"] = train(name, folder, ckpt_path=output / "step=2.ckpt")
-    if name == "fsdp2":
+    if name in ("fsdp2", "tensor"):
         one = folder / "processes/one/step=2.ckpt"
         results["after one"] = train(name, folder, ckpt_path=one)
     if rank_zero_only.rank == 0:

@@ -21,12 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from xtoken_pl.batch import RowCuts
 from xtoken_pl.models import hidden_states
+from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.head import Head
 from xtoken_pl.models.sharding import full_state, shard
 from xtoken_pl.models.tensor_parallel import check_split, tensor_mesh
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows
+from xtoken_pl.specs import LoRA
 from xtoken_pl.training.gradients import average_copies, total_norm
 
 VOCABULARY = 150
@@ -40,11 +42,14 @@ SIZES = {
 
 
 def random_model(name: str) -> PreTrainedModel:
-    """A random model of an architecture in double precision, the same in each process."""
+    """A random model of an architecture, or ``ARCHITECTURE+LoRA``, in double precision, the same in each process."""
     torch.manual_seed(1)
+    name, _, adapter = name.partition("+")
     settings = {**SIZES, **ARCHITECTURES[name]}
     config = AutoConfig.for_model(name, **{key: value for key, value in settings.items() if value is not None})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+    if adapter:
+        add_adapter(model, LoRA(rank=3))
     for weight in model.parameters():  # norms and biases, too, which begin at 1 and 0
         with torch.no_grad():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -69,7 +74,7 @@ def compare(name: str, mesh: Any) -> dict[str, float]:
     expected = nats(whole, None, block_rows=100)
     expected.backward()
     group = None if (of_group := tensor_mesh(mesh)) is None else of_group.get_group()
-    if of_group is not None:
+    if of_group is not None and "+" not in name:
         check_split(split, of_group.size(), role="student")
     shard(split, mesh)
     loss = nats(split, group, block_rows=3)

@@ -86,9 +86,9 @@ def test_a_bare_checkpoint_is_exported_with_the_given_adapter(
 
 @pytest.mark.slow
 def test_two_processes_train_save_and_export_the_adapter_of_one(workspace: Path) -> None:
-    """Covers sharded and unsharded runs, and resuming from a checkpoint of one process."""
+    """Covers sharded, split and whole models, and resuming from a checkpoint of one process."""
     root = workspace / "processes"
-    for name in ("one", "ddp", "fsdp2", "distributed"):
+    for name in ("one", "ddp", "fsdp2", "distributed", "tensor"):
         run_helper("adapted_processes", name, workspace, timeout=400)
     found = {path.parent.name: json.loads(path.read_text()) for path in root.glob("*/losses.json")}
     one = found["one"]["whole"]
@@ -99,8 +99,8 @@ def test_two_processes_train_save_and_export_the_adapter_of_one(workspace: Path)
             for mine, theirs in zip(one[-len(steps) :], steps, strict=True):
                 assert theirs == pytest.approx(mine, rel=tolerance), (name, run)
         assert runs["resumed"] == runs["whole"][2:]
-    assert "after one" in found["fsdp2"]
-    for name in ("ddp", "fsdp2"):
+    assert "after one" in found["fsdp2"].keys() & found["tensor"].keys()
+    for name in ("ddp", "fsdp2", "tensor"):
         state = torch.load(root / name / "step=4.ckpt", weights_only=True)["state_dict"]
         assert state.keys() == torch.load(root / "one/step=4.ckpt", weights_only=True)["state_dict"].keys()
         for file in ("merged/model.safetensors", "adapter/adapter_model.safetensors"):

@@ -14,6 +14,8 @@ import split_models
 #: Plain; norms of heads; fused projections that are gathered; biases; a layer of another kind beside attention; norms
 #: behind projections; soft caps and norms on both sides of a layer.
 ARCHITECTURES = ["llama", "qwen3", "phi3", "gpt_neox", "qwen3_5_text", "olmo2", "gemma3_text"]
+#: Adapters on layers that are split along outputs, inputs, and on those whose outputs are gathered.
+ADAPTED = ["llama+LoRA", "phi3+LoRA"]
 
 
 def compared(folder: Path, num_processes: int, size: int, names: list[str]) -> list[dict[str, Any]]:
@@ -34,7 +36,7 @@ def compared(folder: Path, num_processes: int, size: int, names: list[str]) -> l
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_processes", "size", "names"), [(2, 2, ARCHITECTURES), (4, 2, ["llama", "qwen3", "gpt_neox"])]
+    ("num_processes", "size", "names"), [(2, 2, ARCHITECTURES + ADAPTED), (4, 2, ["llama", "qwen3", "gpt_neox"])]
 )
 def test_split_models_have_the_loss_and_gradient_of_whole_ones(
     tmp_path: Path, num_processes: int, size: int, names: list[str]

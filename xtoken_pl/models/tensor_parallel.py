@@ -159,7 +159,7 @@ def split(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     The model moves to the device of the mesh, and is run on a short input before and after.
 
     Args:
-        model: A model that passes :func:`check_split`, not sharded yet.
+        model: A model that passes :func:`check_split`, not sharded yet; it may have got a LoRA since.
         mesh: The processes of the group, in one dimension.
 
     Raises:
@@ -171,7 +171,8 @@ def split(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         if style == _SUMMED:
             _sum_gradients(modules[name], mesh.get_group())
         else:
-            parallelize_module(modules[name], mesh, _LINEAR[style](), src_data_rank=None)
+            for layer in _layers_to_split(modules[name], style):
+                parallelize_module(layer, mesh, _LINEAR[style](), src_data_rank=None)
     model.to(mesh.device_type)
     found = _states(model).to(expected.device)
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
@@ -180,6 +181,17 @@ def split(model: PreTrainedModel, mesh: DeviceMesh) -> None:
             f"a model must have the same hidden states when its layers are split, but those of {type(model).__name__} "
             f"differ by {difference:.4g} of the largest (allowed {relative_tolerance(model.dtype):.2g}); {_WAY_OUT}"
         )
+
+
+def _layers_to_split(module: Any, style: str) -> list[nn.Module]:
+    """The linear layers that a style is for: the module, or the one below a new LoRA and one factor of its product.
+
+    Of ``B A x``, B is split where the output is, A where the input is, and neither where both are whole.
+    """
+    if not hasattr(module, "base_layer"):
+        return [module]
+    factors = {"colwise": module.lora_B, "rowwise": module.lora_A}.get(style, {})
+    return [module.base_layer, *factors.values()]
 
 
 @torch.no_grad()

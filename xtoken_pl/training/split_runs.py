@@ -39,7 +39,7 @@ def check_split_run(
             f"the same tokens; leave model.rollouts out, or use {_FSDP2}"
         )
     for role, source in _roles(student, teachers).items():
-        adapter = source.adapter if isinstance(source, Student | Teacher) else None
+        adapter = source.adapter if isinstance(source, Teacher) else None
         if isinstance(source, Teacher) and source.quantization is not None:
             continue  # whole in every process
         for option, value in {"an adapter": adapter, "compile": source.compile or None}.items():
