@@ -81,15 +81,15 @@ class SpanKindMonitor(Monitor):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.check_module(pl_module)
-        if stage == "fit" and data_share(trainer)[1] != trainer.world_size:
-            raise UserError(
-                "SpanKindMonitor does not add up gradients of matrices that are split over processes "
-                "(tensor_parallel_size > 1); remove the callback, or set trainer.strategy to ddp or fsdp2"
-            )
         if stage == "fit" and not isinstance(trainer.strategy, _STRATEGIES):
             raise UserError(
                 "SpanKindMonitor adds up gradients of one device, DDP, or FSDP2, and the strategy is "
                 f"{type(trainer.strategy).__name__}; remove the callback, or set trainer.strategy to ddp or fsdp2"
+            )
+        if stage == "fit" and data_share(trainer)[1] != trainer.world_size:
+            raise UserError(
+                "SpanKindMonitor does not add up gradients of matrices that are split over processes "
+                "(tensor_parallel_size > 1); remove the callback, or set trainer.strategy to ddp or fsdp2"
             )
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:

@@ -154,6 +154,7 @@ def test_monitors_never_synchronize_with_the_device_in_a_step(
         loggers=[],
         fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
         world_size=1,
+        distributed_sampler_kwargs=None,
         strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
     )
     for name in ("log", "log_dict"):

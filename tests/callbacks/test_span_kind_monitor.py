@@ -12,6 +12,7 @@ import pytest
 import torch
 from adapted_students import student_of
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from small_models import packing_tokenizer, write_model
 from span_kind_runs import Recorder, fit, write_models_and_texts
 from started_helpers import run_helper
@@ -212,6 +213,11 @@ def test_options_that_measure_nothing_are_refused(folder: Path, tmp_path: Path) 
     trainer = cast(Any, SimpleNamespace(strategy=object()))
     with pytest.raises(UserError, match="of one device, DDP, or FSDP2, and the strategy is object; remove"):
         SpanKindMonitor().setup(trainer, module, "fit")
+    # Two processes that read the same batches.
+    shared = {"rank": 0, "num_replicas": 1}
+    trainer = SimpleNamespace(strategy=ModelParallelStrategy(1, 2), distributed_sampler_kwargs=shared, world_size=2)
+    with pytest.raises(UserError, match=r"split over processes \(tensor_parallel_size > 1\); remove"):
+        SpanKindMonitor().setup(cast(Any, trainer), module, "fit")
 
 
 def test_charts_name_the_tags_that_are_logged(folder: Path) -> None:

@@ -156,6 +156,18 @@ def test_states_of_another_number_of_processes_are_seeded_anew_with_a_warning() 
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_tensor_parallel_group_draws_what_its_first_process_draws(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise dropout would drop other parts of the states that all processes of a group have."""
+    states = []
+    for process in range(4):
+        torch.manual_seed(process)
+        states.append(random_state())
+    monkeypatch.setattr("xtoken_pl.checkpoints.run_state.gather", lambda own: states)
+    restore([], rank=rank, num_processes=4, step=0, group_size=2)
+    assert float(torch.rand(())) == float(torch.rand((), generator=torch.Generator().manual_seed(2)))
+
+
 # Who teaches whom ---------------------------------------------------------------------------------------------------
 
 

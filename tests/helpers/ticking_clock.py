@@ -25,6 +25,7 @@ def trainer_without_a_run(*, log_every_n_steps: int) -> Any:
         log_every_n_steps=log_every_n_steps,
         fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
         world_size=1,
+        distributed_sampler_kwargs=None,
         sanity_checking=False,
         state=SimpleNamespace(fn="fit"),
         strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),

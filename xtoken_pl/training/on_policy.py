@@ -148,7 +148,7 @@ class WritingModule(ResumableModule):
         row by row: it is the same however they are distributed and cut into batches.
         """
         assert self.rollouts is not None
-        place = self._process
+        place = self.global_rank
         for number, of_batch in enumerate(prompts):
             for prompt in of_batch:
                 if prompt is not None:
@@ -157,11 +157,6 @@ class WritingModule(ResumableModule):
                         seed = (self.rollouts.draw_seed, self.global_step, place, sample)
                         yield number, prompt, Request(prompt.ids[""], stop_ids, seed)
                 place += self._num_processes
-
-    @property
-    def _process(self) -> int:
-        """Number of this process, from 0, among those that read different batches."""
-        return data_share(attached_trainer(self))[0]
 
     @property
     def _num_processes(self) -> int:
