@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from xtoken_pl.training.module import MultiTeacherDistillModule
-from xtoken_pl.utilities.processes import data_share, gather
+from xtoken_pl.utilities.processes import data_share, gather_shares
 
 # Otherwise lm-eval forks a process per core to estimate some standard errors, next to the training processes.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
@@ -39,6 +39,7 @@ class DividedLM(HFLM):
             mixed_precision_dtype=autocast,  # otherwise lm-eval disables mixed precision
             softmax_dtype=torch.float32,
         )
+        self._trainer = module.trainer
         self._process, self._num_processes = data_share(module.trainer)
         self._is_first = module.global_rank == 0
 
@@ -64,6 +65,5 @@ class DividedLM(HFLM):
         owners = [numbers.setdefault(request.args[0], len(numbers)) % self._num_processes for request in requests]
         mine = [request for request, owner in zip(requests, owners, strict=True) if owner == self._process]
         answers = answer(mine, disable_tqdm=disable_tqdm or not self._is_first) if mine else []
-        gathered = gather(answers)
-        shares = [iter(share) for share in gathered[:: len(gathered) // self._num_processes]]
+        shares = [iter(share) for share in gather_shares(answers, self._trainer)]
         return [next(shares[owner]) for owner in owners]

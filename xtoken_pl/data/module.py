@@ -40,7 +40,7 @@ from xtoken_pl.utilities.lightning_internals import (
     num_batches_of_steps,
     step_sizes,
 )
-from xtoken_pl.utilities.processes import data_share, gather
+from xtoken_pl.utilities.processes import data_share, gather_shares
 from xtoken_pl.utilities.seeds import run_seed
 
 
@@ -222,9 +222,8 @@ class DistillDataModule(pl.LightningDataModule):
         state: dict[str, Any] = {"identity": self._identity()}
         state |= {"settings": alphas} if (alphas := changeable_settings(self.parts("train"))) else {}
         if self._stream is not None:
-            states = gather(self._stream.state())
-            states = states[:: len(states) // self._processes["num_processes"]]  # one of each tensor-parallel group
-            state |= {"num_batches": self._num_done(), "streams": states}
+            streams = gather_shares(self._stream.state(), self.trainer)
+            state |= {"num_batches": self._num_done(), "streams": streams}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -298,5 +297,4 @@ class DistillDataModule(pl.LightningDataModule):
     @property
     def _processes(self) -> dict[str, Any]:
         """Number of processes that train together, and the rank of this one."""
-        rank, num_processes = data_share(self.trainer)
-        return {"num_processes": num_processes, "rank": rank}
+        return dict(zip(("rank", "num_processes"), data_share(self.trainer), strict=True))

@@ -26,3 +26,13 @@ def data_share(trainer: pl.Trainer | None) -> tuple[int, int]:
     """
     shared = (None if trainer is None else trainer.distributed_sampler_kwargs) or {}
     return shared.get("rank", 0), shared.get("num_replicas", 1)
+
+
+def gather_shares(own: T, trainer: pl.Trainer | None) -> list[T]:
+    """Gathers the values of the processes that read different batches; every process has to call it.
+
+    Of each tensor-parallel group it is the value of the first process.
+    """
+    values = gather(own)
+    _, num_shares = data_share(trainer)
+    return values[:: len(values) // num_shares]
