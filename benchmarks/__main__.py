@@ -24,6 +24,7 @@ NAMES = (
     "own_work",
     "memory",
     "text",
+    "loader",
     "quickstart_step",
     "on_policy",
     "top_k",

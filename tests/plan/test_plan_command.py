@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from planned import write_models
+from published_configs import write_configs
 
 from xtoken_pl import Student
 from xtoken_pl.cli import main
@@ -26,45 +27,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-_LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "intermediate_size": 8192,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": True,
-    "dtype": "bfloat16",
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 32.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
-#: Public architectures by their names on the hub.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "meta-llama/Llama-3.2-1B": _LLAMA
-    | {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "head_dim": 64},
-    "meta-llama/Llama-3.2-3B": _LLAMA
-    | {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128},
-    "microsoft/Phi-4-mini-instruct": {
-        "model_type": "phi3",
-        "vocab_size": 200064,
-        "hidden_size": 3072,
-        "num_hidden_layers": 32,
-        "intermediate_size": 8192,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": True,
-        "partial_rotary_factor": 0.75,
-        "max_position_embeddings": 131072,
-        "original_max_position_embeddings": 4096,
-        "pad_token_id": 199999,
-        "dtype": "bfloat16",
-    },
-}
 PAPER = ["configs/paper/base.yaml", "configs/paper/llama1b_from_phi4mini_llama3b.yaml"]
 
 
@@ -73,9 +35,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with the paper's configurations and its models' config.json, without weights."""
     folder = tmp_path_factory.mktemp("paper")
     (folder / "configs").symlink_to(ROOT / "configs")
-    for name, config in CONFIGS.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / "config.json").write_text(json.dumps(config))
+    write_configs(folder)
     return folder
 
 
