@@ -40,6 +40,8 @@ class Figure:
             return ""
         if self.value >= self.target if self.at_least else self.value <= self.target:
             return "met"
+        if self.target == 0:
+            return f"missed by {abs(self.value):.3g}"
         return f"missed by {abs(self.value / self.target - 1):.0%}"
 
     def row(self) -> list[str]:

@@ -159,6 +159,11 @@ def test_an_error_that_is_no_number_misses_its_bound() -> None:
     assert (gradient.value, gradient.verdict) == (0.2, "met")
 
 
+def test_a_missed_target_of_zero_says_by_how_many() -> None:
+    assert Figure("synchronizations", 3, "", 0).verdict == "missed by 3"
+    assert Figure("synchronizations", 0, "", 0).verdict == "met"
+
+
 def test_logits_of_bf16_rows_are_exact_and_differ() -> None:
     rows = torch.randn(3, 900, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = correctness._without_ties(rows)
@@ -172,7 +177,8 @@ def test_warnings_of_synchronizations_are_noted_with_their_places() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = noted
-        for message in ("called a synchronizing CUDA operation", "another warning"):
+        turned_on = "Synchronization debug mode does not yet detect all synchronizing operations"
+        for message in (turned_on, "called a synchronizing CUDA operation", "another warning"):
             warnings.warn(message, stacklevel=1)
     (place,) = noted.asked
     assert place.startswith("benchmarks/test_gpu_check_parts.py:")

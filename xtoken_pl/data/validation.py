@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
 def distill_data(trainer: pl.Trainer) -> DistillDataModule | None:
     """Returns the data module of a run, if it is that of this package; other data do not need `datasets`."""
     data = getattr(trainer, "datamodule", None)
-    if data is None:
-        return None
-    from xtoken_pl.data.module import DistillDataModule
-
-    return data if isinstance(data, DistillDataModule) else None
+    ours = sys.modules.get("xtoken_pl.data.module")  # imported, if there is an instance
+    return data if ours is not None and isinstance(data, ours.DistillDataModule) else None
 
 
 def validates(trainer: pl.Trainer) -> bool:
