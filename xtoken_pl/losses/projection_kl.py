@@ -78,7 +78,6 @@ class ProjectionKL(DivergenceLoss):
 
     # R teacher tokens that W reaches
     product: SparseProduct  # rows [S, V_s] times W, the columns that it reaches
-    kept_columns: KeptColumns  # the same for some of the columns, and the sum of the others
     reached: Tensor  # [R], teacher ids
 
     def __init__(
@@ -87,6 +86,8 @@ class ProjectionKL(DivergenceLoss):
         super().__init__(merge=merge, divergence=divergence, teacher_top_k=teacher_top_k)
         #: W with weights that are learned, or None.
         self.learned: LearnedProjection | None = None
+        #: Sums of W's columns that ``teacher_top_k`` keeps, on a CPU; None before :meth:`bind`, or if it keeps all.
+        self.kept_columns: KeptColumns | None = None
         #: W at the start, or None before :meth:`bind`.
         self.initial_projection: Projection | None = None
 
@@ -104,8 +105,9 @@ class ProjectionKL(DivergenceLoss):
         reached, columns = teacher_ids.unique(return_inverse=True)
         # W is no state: it is built from the tokenizers, or read from its own file.
         entries = student_ids, columns, projection.num_student, len(reached), weights
-        self.product, self.kept_columns = SparseProduct(*entries), KeptColumns(*entries)
+        self.product = SparseProduct(*entries)
         self.register_buffer("reached", reached, persistent=False)
+        self.kept_columns = None if self._keeps_all else KeptColumns(*entries)
         self.initial_projection = projection
 
     def learn_projection(self) -> None:
@@ -124,10 +126,6 @@ class ProjectionKL(DivergenceLoss):
 
     def counterparts(self, student_ids: Iterable[int]) -> LossCounterparts:
         return counterparts_in_projection(self.projection, student_ids)
-
-    def state_bytes(self, student_size: int, teacher_size: int, *, learned: bool = False) -> int:
-        """Those of W, and ``68 V_s + 28 V_t`` for the places of its entries in kept columns."""
-        return super().state_bytes(student_size, teacher_size, learned=learned) + 68 * student_size + 28 * teacher_size
 
     def extra_repr(self) -> str:
         if self.initial_projection is None:
@@ -149,7 +147,7 @@ class ProjectionKL(DivergenceLoss):
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
         teacher = teacher_log_probs.index_select(1, self.reached)
-        if self._keeps_all or self.learned is not None or student_log_probs.device.type != "cpu":
+        if self.kept_columns is None or self.learned is not None or student_log_probs.device.type != "cpu":
             projected, teacher = self._compared(self.project(student_log_probs.exp()), teacher)
         else:
             kept = top_columns(teacher, cast(int, self.teacher_top_k))

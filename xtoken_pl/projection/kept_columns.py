@@ -6,13 +6,13 @@ import math
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # N rows, I/J rows and columns of the matrix, k kept columns, E entries of the matrix, M mixed rows of the matrix
 
 
-class KeptColumns(nn.Module):
+class KeptColumns:
     r"""Some columns of ``log_rows.exp() @ matrix``, other ones for each row, and the sum over all that are left out.
 
     .. math:: y_c = \sum_s e^{x_s} W_{s,c} \text{ for kept } c, \qquad y_{\text{others}} = \sum_s e^{x_s} r_s, \quad
@@ -21,7 +21,7 @@ class KeptColumns(nn.Module):
     Nearly all rows of W have one entry, and nearly all columns have such a row: its *lone* entry, which is gathered.
     All other rows are *mixed*; of these only the entries of kept columns are read. The work is proportional to k and to
     I, not to J or E, and no sum is the difference of two nearly equal ones. For a CPU: the number of entries that are
-    read depends on the kept columns, for which a GPU would have to wait.
+    read depends on the kept columns, for which a GPU would have to wait. It is therefore no module, and stays there.
 
     Args:
         source: ``[E]`` row of each entry, below ``num_sources``.
@@ -35,18 +35,7 @@ class KeptColumns(nn.Module):
         the others last.
     """
 
-    lone_source: Tensor  # [J], a mixed row where a column has no lone entry
-    lone_weights: Tensor  # [J], 0 where a column has no lone entry
-    lone_row_weights: Tensor  # [I], the same by row
-    mixed: Tensor  # [M], rows
-    mixed_mass: Tensor  # [M], sum of each row's weights, in double precision
-    first: Tensor  # [J], the first entry of a column among those of mixed rows, which are sorted by column
-    count: Tensor  # [J], their number
-    entry_row: Tensor  # [E'], place among the mixed rows
-    entry_weights: Tensor  # [E']
-
     def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int, weights: Tensor) -> None:
-        super().__init__()
         weights = weights.detach()
         by_target = target.argsort(stable=True)
         source, target, weights = source[by_target], target[by_target], weights[by_target]
@@ -57,25 +46,28 @@ class KeptColumns(nn.Module):
         is_first[1:] = target[candidates[1:]] != target[candidates[:-1]]
         lone = candidates[is_first]
         is_mixed = torch.ones_like(alone).index_fill_(0, lone, value=False)
-        mixed, entry_row = source[is_mixed].unique(return_inverse=True)
-        count = target[is_mixed].bincount(minlength=num_targets)
-        anywhere = int(mixed[0]) if len(mixed) else 0
-        double = weights[is_mixed].double()
-        buffers = {
-            "lone_source": torch.full((num_targets,), anywhere).index_copy(0, target[lone], source[lone]),
-            "lone_weights": weights.new_zeros(num_targets).index_copy(0, target[lone], weights[lone]),
-            "lone_row_weights": weights.new_zeros(num_sources).index_copy(0, source[lone], weights[lone]),
-            "mixed": mixed,
-            "mixed_mass": double.new_zeros(len(mixed)).index_add(0, entry_row, double),
-            "first": count.cumsum(0) - count,
-            "count": count,
-            "entry_row": entry_row,
-            "entry_weights": weights[is_mixed],
-        }
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor, persistent=False)
+        #: ``[M]`` mixed rows.
+        self.mixed: Tensor
+        #: ``[E']`` the mixed rows' entries, sorted by column: place of the row in ``mixed``, and weight.
+        self.entry_row: Tensor
+        self.mixed, self.entry_row = source[is_mixed].unique(return_inverse=True)
+        self.entry_weights = weights[is_mixed]
+        double = self.entry_weights.double()
+        #: ``[M]`` sum of each mixed row's weights, in double precision.
+        self.mixed_mass = double.new_zeros(len(self.mixed)).index_add(0, self.entry_row, double)
+        #: ``[J]`` number of such entries in a column, and the first of them.
+        self.count = target[is_mixed].bincount(minlength=num_targets)
+        self.first = self.count.cumsum(0) - self.count
+        anywhere = int(self.mixed[0]) if len(self.mixed) else 0
+        #: ``[J]`` row of a column's lone entry, a mixed row where there is none.
+        self.lone_source = torch.full((num_targets,), anywhere).index_copy(0, target[lone], source[lone])
+        #: ``[J]`` weight of a column's lone entry, 0 where there is none.
+        self.lone_weights = weights.new_zeros(num_targets).index_copy(0, target[lone], weights[lone])
+        #: ``[I]`` the same by row.
+        self.lone_row_weights = weights.new_zeros(num_sources).index_copy(0, source[lone], weights[lone])
 
-    def forward(self, log_rows: Tensor, kept: Tensor) -> Tensor:
+    def __call__(self, log_rows: Tensor, kept: Tensor) -> Tensor:
+        """Sums by column."""
         return cast(Tensor, _KeptColumns.apply(log_rows, kept, self))
 
     def entries(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
