@@ -76,7 +76,7 @@ def test_sizes_that_do_not_fit_the_processes_are_refused(sizes: dict[str, int]) 
 
 
 def test_a_model_is_not_split_over_nodes() -> None:
-    with pytest.raises(UserError, match=r"at most the devices of a node; got 1 and 4 for 4 processes"):
+    with pytest.raises(UserError, match=r"that divides the devices of a node; got 1 and 4 for 4 processes"):
         check_strategy(trainer_of(devices=2, num_nodes=2, strategy=ModelParallelStrategy(1, 4)))
 
 

@@ -100,11 +100,11 @@ def _described(strategy: Any) -> tuple[Any, str, Mapping[str, Any]]:
 def _check_sizes(strategy: ModelParallelStrategy) -> None:
     data, tensor = parallel_sizes(strategy)
     num_processes = strategy.num_processes * strategy.num_nodes
-    if data * tensor != num_processes or tensor > strategy.num_processes:
+    if data * tensor != num_processes or strategy.num_processes % tensor != 0:  # a group lies within a node
         raise UserError(
             "ModelParallelStrategy must have a data_parallel_size times a tensor_parallel_size of all processes "
-            f"(devices x nodes), and a tensor_parallel_size of at most the devices of a node; got {data} and {tensor} "
-            f"for {num_processes} processes. {_SHARDED}, with the sizes that fit"
+            "(devices x nodes), and a tensor_parallel_size that divides the devices of a node; got "
+            f"{data} and {tensor} for {num_processes} processes. {_SHARDED}, with the sizes that fit"
         )
 
 
