@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +66,7 @@ class Comparison:
                 for key in ("seconds", "cpu_seconds"):
                     runs[name][key].append(record[key][warm_up:])
                 runs[name]["peak_bytes"].append(record["peak_bytes"])
+                self.keep(runs)
                 median = statistics.median(record["seconds"][warm_up:])
                 peak = record["peak_bytes"] / 1e9
                 print(f"round {round_ + 1}, {RUNS[name].label}: {median:.2f} s per step, {peak:.2f} GB", flush=True)
@@ -77,13 +77,17 @@ class Comparison:
         student, groups = self.folder / "students" / name, RUNS[name].side != "ours"
         record = self.run(name, "job", num_steps, student=student, groups=groups)
         add_tokenizer(student, self.folder / "job" / "student")
-        found = {"bits_per_byte": bits_per_byte(student), "losses": record["losses"], "threads": record["threads"]}
-        found |= {"num_tokens": record["num_tokens"]}
+        found = {key: record[key] for key in ("losses", "num_tokens", "threads", "packages")}
+        found["bits_per_byte"] = bits_per_byte(student)
         if groups:
             theirs, ours = self.judged(name)
             found |= {"alignment": asdict(theirs), "own_alignment": asdict(ours)}
         print(f"{RUNS[name].label}: {found['bits_per_byte']:.3f} bits per byte", flush=True)
         return found
+
+    def keep(self, runs: dict[str, Any]) -> None:
+        """Writes what is measured so far, which takes an hour or more, into ``runs.json``."""
+        (self.folder / "runs.json").write_text(json.dumps(runs))
 
     def judged(self, name: str) -> tuple[Alignment, Alignment]:
         """Judges the groups that the last run wrote."""
@@ -109,7 +113,7 @@ def main() -> None:
     """Makes all runs, prints the tables, and stores them if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="which runs")
-    parser.add_argument("--steps", type=int, default=100, help="steps before the students are evaluated")
+    parser.add_argument("--steps", type=int, default=60, help="steps before the students are evaluated")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of short runs in turn")
     parser.add_argument("--timed-steps", type=int, default=8, help="timed steps of a short run")
     parser.add_argument("--warm-up", type=int, default=3, help="steps of a short run that do not count")
@@ -123,6 +127,7 @@ def main() -> None:
     runs = comparison.time(options.rounds, options.warm_up, options.timed_steps)
     for name in options.only:
         runs[name] |= comparison.train(name, options.steps)
+        comparison.keep(runs)
     results = collect(runs, comparison.scripts(), vars(options))
     print(f"\n{render(results)}")
     if options.store:
@@ -133,17 +138,21 @@ def collect(runs: dict[str, Any], scripts: dict[str, Any], options: dict[str, An
     """Puts the results together, once all runs have read the same number of tokens in every step.
 
     Raises:
-        RuntimeError: If runs have read different numbers.
+        RuntimeError: If runs have read different numbers, or had different numbers of threads.
     """
     tokens = {name: run.pop("num_tokens") for name, run in runs.items()}
     first = next(iter(tokens.values()))
     if other := [name for name, own in tokens.items() if own != first]:
         raise RuntimeError(f"{', '.join(other)} read other numbers of tokens in a step than {next(iter(tokens))}")
+    threads = {name: run.pop("threads") for name, run in runs.items()}
+    if len(set(threads.values())) > 1:
+        raise RuntimeError(f"runs have different numbers of threads: {threads}; set OMP_NUM_THREADS for all of them")
+    packages = {RUNS[name].side: run.pop("packages") for name, run in runs.items()}
     aligned = [run.pop("own_alignment") for run in runs.values() if "own_alignment" in run]
     settings = {
         "machine": processor(),
-        "threads": max(run.pop("threads") for run in runs.values()),
-        "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning", "trl")),
+        "threads": next(iter(threads.values())),
+        "packages": packages,
         "tokens_per_step": sum(first) / len(first),
         **{name: options[name] for name in ("steps", "rounds", "timed_steps", "warm_up")},
     }

@@ -55,7 +55,7 @@ def main() -> None:
     callback = RecordSteps(recorder)
     with tempfile.TemporaryDirectory() as folder:
         fit(["quickstart"], arguments.steps, folder, *options, callback=callback)
-    recorder.write(arguments.output, threads=torch.get_num_threads())
+    recorder.write(arguments.output, torch.get_num_threads(), "torch", "transformers", "lightning")
     if arguments.student is not None:
         callback.student.save_pretrained(arguments.student)
 

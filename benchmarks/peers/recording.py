@@ -6,8 +6,8 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measure import peak_memory, restart_peak_memory
 
@@ -41,16 +41,19 @@ class Recorder:
         self.cpu_seconds.append(now[1] - self._last[1])
         self._last = now
 
-    def write(self, path: Path, **more: Any) -> None:
+    def write(self, path: Path, threads: int, *packages: str) -> None:
         """Writes the record as JSON.
 
         Args:
             path: Output file.
-            more: Further values.
+            threads: Number of threads that the run had.
+            packages: Packages that the run used, whose versions are written.
         """
         names = ("seconds", "cpu_seconds", "num_tokens", "losses")
         values = {name: getattr(self, name) for name in names}
-        path.write_text(json.dumps({**values, "peak_bytes": peak_memory(), **more}))
+        versions = {name: version(name) for name in packages}
+        record = {**values, "peak_bytes": peak_memory(), "threads": threads, "packages": versions}
+        path.write_text(json.dumps(record))
 
 
 def _clocks() -> tuple[float, float]:

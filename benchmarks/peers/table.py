@@ -28,8 +28,14 @@ def render(results: Mapping[str, Any]) -> str:
         results: ``settings``, ``runs`` and ``scripts``, as :mod:`benchmarks.peers` writes them.
     """
     settings = results["settings"]
+    sides = {"ours": "this package", "trl": "TRL"}
+    packages = "; ".join(
+        f"{sides[side]} with " + ", ".join(f"{name} {number}" for name, number in versions.items())
+        for side, versions in settings["packages"].items()
+    )
+    threads = settings["threads"]
     parts = [
-        f"{settings['machine']}. {settings['threads']} threads, {settings['packages']}. Times and memory: "
+        f"{settings['machine']}, {threads} thread{'s' * (threads > 1)}; {packages}. Times and memory: "
         f"{settings['rounds']} rounds of {settings['timed_steps']} steps after {settings['warm_up']}; bits per byte "
         f"after {settings['steps']} steps of {settings['tokens_per_step']:.0f} student tokens on average.",
         _table([_COLUMNS, *(_row(name, results) for name in RUNS if name in results["runs"])]),

@@ -26,7 +26,18 @@ from benchmarks.peers.runs import RUNS, Run
 
 
 class WindowTrainer(GOLDTrainer):
-    """GOLDTrainer on windows that are tokenized, in their order."""
+    """GOLDTrainer on windows that are tokenized, in their order.
+
+    Attributes:
+        num_tokens: Student tokens of every batch that the loss has read, padding not included.
+    """
+
+    num_tokens: list[int]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Counts the tokens of a batch."""
+        self.num_tokens.append(int(inputs["attention_mask"].sum()))
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
@@ -189,12 +200,10 @@ def main() -> None:
             processing_class=tokenizer,
             callbacks=[RecordSteps(recorder)],
         )
+        trainer.num_tokens = recorder.num_tokens
         groups = None if arguments.groups is None else RecordGroups(trainer.uld_loss_fn)
         trainer.train()
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    size = job["batch_size"]
-    recorder.num_tokens += [sum(lengths[step * size : (step + 1) * size]) for step in range(arguments.steps)]
-    recorder.write(arguments.output, threads=torch.get_num_threads())
+    recorder.write(arguments.output, torch.get_num_threads(), "torch", "transformers", "trl")
     if groups is not None:
         arguments.groups.write_text(json.dumps(groups.windows))
     if arguments.student is not None:

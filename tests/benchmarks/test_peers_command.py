@@ -48,7 +48,8 @@ class RecordedRuns:
             (self.folder / "peers" / "groups.json").write_text(json.dumps([WINDOW] * num_steps))
         seconds = [50.0] + [4.0 if RUNS[name].side == "trl" else 2.0] * (num_steps - 1)
         record = {"seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 10**9, "losses": seconds}
-        return {**record, "num_tokens": [400] * num_steps, "threads": 2}
+        versions = {"trl": "1.2"} if RUNS[name].side == "trl" else {"lightning": "3.4"}
+        return {**record, "num_tokens": [400] * num_steps, "threads": 2, "packages": versions}
 
 
 def test_command_times_trains_judges_and_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +70,10 @@ def test_command_times_trains_judges_and_stores(tmp_path: Path, monkeypatch: pyt
     theirs, ours = found["runs"]["trl_uld"]["alignment"], found["own_alignment"]
     assert (theirs["num_tokens"], theirs["num_lost"], theirs["num_unequal_rows"]) == (6 * 20, 0, 20)
     assert (ours["num_lost"], ours["num_unequal_rows"]) == (4 * 20, 0)
+    kept = json.loads((tmp_path / "peers" / "runs.json").read_text())
+    assert kept["ce"]["seconds"] == found["runs"]["ce"]["seconds"]
     page = (tmp_path / "README.md").read_text()
+    assert "2 threads; TRL with trl 1.2; this package with lightning 3.4." in page
     assert page.startswith("before\n")
     assert page.endswith("\nafter\n")
     assert "old" not in page.splitlines()

@@ -27,7 +27,7 @@ def results() -> dict[str, Any]:
     """A peer and this package; the second round is disturbed."""
     theirs = {**timed([4.0, 4.0], [40.0, 44.0], [4.0, 6.0]), "bits_per_byte": 2.5, "alignment": COUNTS}
     runs = {"trl_uld": theirs, "uld": {**timed([2.0, 2.0], [20.0, 22.0], [2.5, 2.5]), "bits_per_byte": 2.0}}
-    settings = {"machine": "a machine", "threads": 2, "packages": "torch 1", "tokens_per_step": 500.4}
+    settings = {"machine": "a machine", "threads": 2, "packages": {"ours": {"torch": "1"}}, "tokens_per_step": 500.4}
     settings |= {"rounds": 3, "timed_steps": 2, "warm_up": 1, "steps": 100}
     scripts = {name: {"theirs": COUNTS, "ours": OWN} for name in ALIGNED}
     return {"settings": settings, "runs": runs, "own_alignment": OWN, "scripts": scripts}
@@ -95,7 +95,7 @@ def test_stored_table_is_that_of_the_stored_results() -> None:
 
 
 def recorded(tokens: list[int], **more: Any) -> dict[str, Any]:
-    return {"num_tokens": tokens, "threads": 2, **more}
+    return {"num_tokens": tokens, "threads": 2, "packages": {"torch": "1"}} | more
 
 
 def test_collected_results_have_the_tokens_of_a_step_and_one_alignment_of_this_package() -> None:
@@ -110,4 +110,10 @@ def test_collected_results_have_the_tokens_of_a_step_and_one_alignment_of_this_p
 def test_runs_that_read_other_tokens_are_not_compared() -> None:
     runs = {"trl_uld": recorded([500, 400]), "uld": recorded([500, 401])}
     with pytest.raises(RuntimeError, match="uld read other numbers of tokens in a step than trl_uld"):
+        collect(runs, {}, {})
+
+
+def test_runs_with_other_numbers_of_threads_are_not_compared() -> None:
+    runs = {"trl_uld": recorded([500]), "uld": recorded([500], threads=4)}
+    with pytest.raises(RuntimeError, match=r"different numbers of threads: .'trl_uld': 2, 'uld': 4"):
         collect(runs, {}, {})
