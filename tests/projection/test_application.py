@@ -106,6 +106,19 @@ def test_a_product_with_default_weights_equals_one_with_the_same_weights_given(
     assert torch.equal(own_gradient, given_gradient)
 
 
+def test_only_learned_entries_get_a_gradient(small: Projection) -> None:
+    student_ids, teacher_ids, weights = small.entries()
+    product = SparseProduct(student_ids, teacher_ids, small.num_student, small.num_teacher, weights)
+    rows = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    given, learned = weights.double().requires_grad_(), torch.tensor([3, 1])
+    (to_rows, of_all), (to_rows_again, of_learned) = (
+        torch.autograd.grad(product(rows, given, entries).square().sum(), (rows, given)) for entries in (None, learned)
+    )
+    assert torch.equal(to_rows, to_rows_again)
+    assert of_all.all()
+    assert torch.equal(of_learned, torch.zeros_like(of_all).index_copy(0, learned, of_all[learned]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_application_keeps_the_dtype_and_the_leading_shape(small: Projection, dtype: torch.dtype) -> None:
     projected = small.to_teacher(torch.full((2, 1, 5), 0.2, dtype=dtype))

@@ -30,9 +30,10 @@ def made(projection: Projection) -> KeptColumns:
     return KeptColumns(source, target, projection.num_student, projection.num_teacher, weights)
 
 
-def slow(projection: Projection, rows: Tensor, kept: Tensor) -> Tensor:
+def slow(projection: Projection, rows: Tensor, kept: Tensor, weights: Tensor | None = None) -> Tensor:
     """Entry by entry, in the precision of the rows."""
-    source, target, weights = (values.tolist() for values in projection.entries())
+    source, target, own = projection.entries()
+    source, target, weights = source.tolist(), target.tolist(), own if weights is None else weights
     results = []
     for row, columns in zip(rows, kept.tolist(), strict=True):
         values = [rows.new_zeros(()) for _ in range(len(columns) + 1)]
@@ -56,6 +57,25 @@ def test_columns_and_the_sum_of_the_others(rows_of: list[dict[int, float]], k: i
     weights = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
     gradients = [torch.autograd.grad((weights * each).sum(), rows)[0] for each in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("k", range(1, NUM_COLUMNS + 1))
+def test_given_weights_and_their_gradient(k: int) -> None:
+    """Those of rows with several entries; all others are as they were."""
+    projection, generator = sparse(ROWS, NUM_COLUMNS), torch.Generator().manual_seed(k)
+    source, _, own = projection.entries()
+    is_learned = source.bincount()[source] > 1
+    given = torch.rand(len(own), dtype=torch.float64, generator=generator).where(is_learned, own).requires_grad_()
+    rows = torch.rand(4, len(ROWS), dtype=torch.float64, generator=generator, requires_grad=True)
+    kept = torch.stack([torch.randperm(NUM_COLUMNS, generator=generator)[:k] for _ in range(4)])
+    ours, theirs = made(projection)(rows.log(), kept, given), slow(projection, rows, kept, given)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+    of_each = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    (to_rows, to_given), (rows_expected, given_expected) = (
+        torch.autograd.grad((of_each * each).sum(), (rows, given)) for each in (ours, theirs)
+    )
+    torch.testing.assert_close(to_rows, rows_expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(to_given[is_learned], given_expected[is_learned], rtol=1e-12, atol=1e-15)
 
 
 def test_columns_of_whole_vocabularies(small_pair: Built) -> None:

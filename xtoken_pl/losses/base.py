@@ -140,14 +140,14 @@ def projection_bytes(student_size: int, teacher_size: int, *, learned: bool = Fa
     """Upper bound of the bytes that a loss holds to project by W.
 
     The places of W's ``E <= 4 V_s`` entries for the product and its gradient,
-    ``2 (40 E + 4 E) + 20 (V_s + V_t) + 8 V_t``; learned, also W, its support and its entries: ``80 V_s + 16 E``.
+    ``2 (40 E + 4 E) + 20 (V_s + V_t) + 8 V_t``; learned, also W, its support and its entries: ``80 V_s + 20 E``.
     """
     entries = _PLACES * student_size
     product = 2 * (5 * _INDEX + _FLOAT) * entries
     product += (2 * _INDEX + _FLOAT) * (student_size + teacher_size) + _INDEX * teacher_size
     if not learned:
         return product
-    return product + (_PLACES * (_FLOAT + _INDEX) + _INDEX) * student_size + 2 * _INDEX * entries
+    return product + (_PLACES * (_FLOAT + _INDEX) + _INDEX) * student_size + (2 * _INDEX + _FLOAT) * entries
 
 
 class SpanLoss(nn.Module, ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Self, cast
 
 import torch
@@ -28,7 +29,6 @@ def projection_kl(
     teacher_log_c: Tensor,
     *,
     divergence: Divergence = "forward",
-    top_k: int | None = None,
 ) -> Tensor:
     r"""Projected KL (P-KL) of a span between a teacher and a student of another vocabulary.
 
@@ -42,7 +42,6 @@ def projection_kl(
     Args:
         projected_probs: Projected probabilities :math:`W^\top p_S` of the tokens that W reaches.
         teacher_log_probs: The teacher's log-probabilities of the same tokens, not renormalized.
-        top_k: Teacher tokens that are compared one by one; see :func:`xtoken_pl.losses.divergence.keep_top_k`.
 
     Shape:
         projected_probs, teacher_log_probs: ``[S, R]``; student_log_c, teacher_log_c: ``[S]``; returns ``[S]``, nats.
@@ -57,7 +56,6 @@ def projection_kl(
         student_log_c,
         divergence=divergence,
         student_mass=projected_probs.sum(-1),
-        top_k=top_k,
     )
 
 
@@ -86,8 +84,6 @@ class ProjectionKL(DivergenceLoss):
         super().__init__(merge=merge, divergence=divergence, teacher_top_k=teacher_top_k)
         #: W with weights that are learned, or None.
         self.learned: LearnedProjection | None = None
-        #: Sums of W's columns that ``teacher_top_k`` keeps, on a CPU; None before :meth:`bind`, or if it keeps all.
-        self.kept_columns: KeptColumns | None = None
         #: W at the start, or None before :meth:`bind`.
         self.initial_projection: Projection | None = None
 
@@ -104,11 +100,10 @@ class ProjectionKL(DivergenceLoss):
             raise UserError("a projection must map at least one token, got only zero rows")
         reached, columns = teacher_ids.unique(return_inverse=True)
         # W is no state: it is built from the tokenizers, or read from its own file.
-        entries = student_ids, columns, projection.num_student, len(reached), weights
-        self.product = SparseProduct(*entries)
+        self.product = SparseProduct(student_ids, columns, projection.num_student, len(reached), weights)
         self.register_buffer("reached", reached, persistent=False)
-        self.kept_columns = None if self._keeps_all else KeptColumns(*entries)
         self.initial_projection = projection
+        self.__dict__.pop("kept_columns", None)
 
     def learn_projection(self) -> None:
         """Makes the weights of W parameters; see :class:`xtoken_pl.projection.LearnedProjection`."""
@@ -139,19 +134,28 @@ class ProjectionKL(DivergenceLoss):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(fn), recurse)
 
+    @cached_property
+    def kept_columns(self) -> KeptColumns:
+        """W's columns that ``teacher_top_k`` keeps, on a CPU; made when a step first needs them."""
+        assert self.initial_projection is not None, "bind comes first"
+        with torch.inference_mode(mode=False):  # or training could not use what a validation before it made
+            student_ids, teacher_ids, weights = self.initial_projection.entries()
+            reached, columns = teacher_ids.unique(return_inverse=True)
+            return KeptColumns(student_ids, columns, self.initial_projection.num_student, len(reached), weights)
+
     def project(self, probs: Tensor) -> Tensor:
         """``[S, V_s] -> [S, R]``: Wᵀ applied to rows, the teacher tokens that it reaches."""
-        return cast(Tensor, self.product(probs, None if self.learned is None else self.learned()))
+        learned = self.learned
+        return cast(Tensor, self.product(probs) if learned is None else self.product(probs, learned(), learned.learned))
 
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor
     ) -> SpanScores:
-        teacher = teacher_log_probs.index_select(1, self.reached)
-        if self.kept_columns is None or self.learned is not None or student_log_probs.device.type != "cpu":
-            projected, teacher = self._compared(self.project(student_log_probs.exp()), teacher)
+        kept, teacher = self._kept(teacher_log_probs.index_select(1, self.reached))
+        if kept is not None and self._reads_columns(student_log_probs.device):
+            projected = self.kept_columns(student_log_probs, kept, None if self.learned is None else self.learned())
         else:
-            kept = top_columns(teacher, cast(int, self.teacher_top_k))
-            projected, teacher = self.kept_columns(student_log_probs, kept), merge_others(teacher, kept)
+            projected = _merged(self.project(student_log_probs.exp()), kept)
         loss = projection_kl(projected, teacher, student_log_c, teacher_log_c, divergence=self.divergence)
         return self._scores(loss, projected, lambda: self.project(student_log_probs.exp()), teacher_log_probs)
 
@@ -159,23 +163,27 @@ class ProjectionKL(DivergenceLoss):
         # W is linear, so that the average is projected once instead of every row.
         whole = self.project(block.student.mean_rows(block.student.log_probs.exp()))
         teacher_log_probs = block.teacher.mean_rows(block.teacher.log_probs)
-        projected, teacher = self._compared(whole, teacher_log_probs.index_select(1, self.reached).log_softmax(-1))
+        kept, teacher = self._kept(teacher_log_probs.index_select(1, self.reached).log_softmax(-1))
+        projected = _merged(whole, kept)
         student = log_clamped(projected) - log_clamped(projected.sum(-1, keepdim=True))
         no_continuation = teacher.new_zeros(len(teacher))
         loss = generalized_divergence(teacher, student, no_continuation, no_continuation, divergence=self.divergence)
         return self._scores(loss, projected, lambda: whole, teacher_log_probs)
 
-    def _compared(self, projected: Tensor, teacher_log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Merges what ``teacher_top_k`` does not keep: ``[S, R]`` of both sides -> ``[S, k + 1]``, all others last."""
-        if self._keeps_all:
-            return projected, teacher_log_probs
-        kept = top_columns(teacher_log_probs, cast(int, self.teacher_top_k))
-        others = projected.scatter(1, kept, 0.0).sum(-1, keepdim=True)
-        return torch.cat((projected.gather(1, kept), others), dim=1), merge_others(teacher_log_probs, kept)
+    @staticmethod
+    def _reads_columns(device: torch.device) -> bool:
+        """Whether only kept columns of W are read: not on a GPU, which would wait for the number of their entries."""
+        return device.type == "cpu"
 
-    @property
-    def _keeps_all(self) -> bool:
-        return self.teacher_top_k is None or self.teacher_top_k >= len(self.reached)
+    def _kept(self, teacher_log_probs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """``[S, R]`` -> ``[S, k]`` columns that ``teacher_top_k`` keeps, ``[S, k + 1]`` with all others merged, last.
+
+        None and the whole rows where it keeps all.
+        """
+        if self.teacher_top_k is None or self.teacher_top_k >= len(self.reached):
+            return None, teacher_log_probs
+        kept = top_columns(teacher_log_probs, self.teacher_top_k)
+        return kept, merge_others(teacher_log_probs, kept)
 
     def _scores(
         self, loss: Tensor, projected: Tensor, whole: Callable[[], Tensor], teacher_log_probs: Tensor
@@ -183,3 +191,11 @@ class ProjectionKL(DivergenceLoss):
         unmapped_mass = (1 - projected.detach().sum(-1)).clamp(0, 1)
         agreement = None if self.training else self.agreement(whole().detach(), teacher_log_probs, self.reached)
         return SpanScores(loss, unmapped_mass, agreement)
+
+
+def _merged(projected: Tensor, kept: Tensor | None) -> Tensor:
+    """``[S, R], [S, k] -> [S, k + 1]``: kept columns and the sum of the others, last; whole rows if none is given."""
+    if kept is None:
+        return projected
+    others = projected.scatter(1, kept, 0.0).sum(-1, keepdim=True)
+    return torch.cat((projected.gather(1, kept), others), dim=1)

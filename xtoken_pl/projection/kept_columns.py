@@ -28,11 +28,11 @@ class KeptColumns:
         target: ``[E]`` column of each entry; every column below ``num_targets`` has one.
         num_sources: Number of rows, I.
         num_targets: Number of columns, J.
-        weights: ``[E]`` weights; they get no gradient.
+        weights: ``[E]`` default weights.
 
     Shape:
-        log_rows: ``[N, I]``; kept: ``[N, k]`` columns, each at most once in a row; returns ``[N, k + 1]``, the sum of
-        the others last.
+        log_rows: ``[N, I]``; kept: ``[N, k]`` columns, each at most once in a row; weights: ``[E]``, of which those of
+        mixed rows are read, and get a gradient; returns ``[N, k + 1]``, the sum of the others last.
     """
 
     def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int, weights: Tensor) -> None:
@@ -48,13 +48,14 @@ class KeptColumns:
         is_mixed = torch.ones_like(alone).index_fill_(0, lone, value=False)
         #: ``[M]`` mixed rows.
         self.mixed: Tensor
-        #: ``[E']`` the mixed rows' entries, sorted by column: place of the row in ``mixed``, and weight.
+        #: ``[E']`` the mixed rows' entries, sorted by column: place among all entries, place of the row in ``mixed``,
+        #: default weight.
+        self.entry = by_target[is_mixed]
         self.entry_row: Tensor
         self.mixed, self.entry_row = source[is_mixed].unique(return_inverse=True)
         self.entry_weights = weights[is_mixed]
-        double = self.entry_weights.double()
-        #: ``[M]`` sum of each mixed row's weights, in double precision.
-        self.mixed_mass = double.new_zeros(len(self.mixed)).index_add(0, self.entry_row, double)
+        #: ``[M]`` sum of each mixed row's default weights, in double precision.
+        self.mixed_mass = self._sum_by_row(self.entry_weights)
         #: ``[J]`` number of such entries in a column, and the first of them.
         self.count = target[is_mixed].bincount(minlength=num_targets)
         self.first = self.count.cumsum(0) - self.count
@@ -66,15 +67,23 @@ class KeptColumns:
         #: ``[I]`` the same by row.
         self.lone_row_weights = weights.new_zeros(num_sources).index_copy(0, source[lone], weights[lone])
 
-    def __call__(self, log_rows: Tensor, kept: Tensor) -> Tensor:
-        """Sums by column."""
-        return cast(Tensor, _KeptColumns.apply(log_rows, kept, self))
+    def __call__(self, log_rows: Tensor, kept: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sums by column; ``weights=None`` uses the default ones."""
+        if weights is None:
+            return cast(Tensor, _KeptColumns.apply(log_rows, kept, self.entry_weights, self.mixed_mass, self))
+        weights = weights.index_select(0, self.entry)
+        return cast(Tensor, _KeptColumns.apply(log_rows, kept, weights, self._sum_by_row(weights.detach()), self))
+
+    def _sum_by_row(self, weights: Tensor) -> Tensor:
+        """``[E'] -> [M]``: the sum of each mixed row's weights, in double precision."""
+        double = weights.double()
+        return double.new_zeros(len(self.mixed)).index_add(0, self.entry_row, double)
 
     def entries(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Lists the entries of mixed rows in kept columns.
+        """Lists the entries of mixed rows in kept columns, ``X`` of them.
 
         Returns:
-            ``[X]`` places in ``kept`` and in ``[N, M]``, both flattened, and weights.
+            ``[X]`` places in ``kept``, in ``[N, M]``, both flattened, and in ``[E']``.
         """
         num_kept, kept = kept.shape[1], kept.flatten()
         count = self.count.index_select(0, kept)
@@ -85,15 +94,18 @@ class KeptColumns:
         each = torch.repeat_interleave(count)
         entry = shift.index_select(0, each) + torch.arange(len(each), device=kept.device)
         of_row = first_of_row.index_select(0, each) + self.entry_row.index_select(0, entry)
-        return place.index_select(0, each), of_row, self.entry_weights.index_select(0, entry)
+        return place.index_select(0, each), of_row, entry
 
 
 class _KeptColumns(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, log_rows: Tensor, kept: Tensor, matrix: KeptColumns) -> Tensor:
+    def forward(
+        ctx: Any, log_rows: Tensor, kept: Tensor, weights: Tensor, mixed_mass: Tensor, matrix: KeptColumns
+    ) -> Tensor:
         source = matrix.lone_source.index_select(0, kept.flatten()).view_as(kept)
         lone_weights = matrix.lone_weights.index_select(0, kept.flatten()).view_as(kept).to(log_rows.dtype)
-        place, of_row, weights = matrix.entries(kept)
+        place, of_row, entry = matrix.entries(kept)
+        weights = weights.index_select(0, entry)
         # On a CPU twice as fast as exp; exact but for the rounding that log_rows have, too.
         rows = (log_rows * math.log2(math.e)).exp2_()
         mixed = rows.index_select(1, matrix.mixed)  # [N, M]
@@ -101,22 +113,32 @@ class _KeptColumns(torch.autograd.Function):
         of_mixed = mixed.view(-1).index_select(0, of_row).mul_(weights.to(rows.dtype))
         columns = lone.view(-1).index_add(0, place, of_mixed)
         # In double precision: a row all whose columns are kept leaves exactly nothing to the others.
-        left = matrix.mixed_mass.expand_as(mixed).clone()
+        left = mixed_mass.expand_as(mixed).clone()
         left.view(-1).index_add_(0, of_row, weights.double(), alpha=-1)
         left = left.to(rows.dtype)
         others = rows.mul_(matrix.lone_row_weights.to(rows.dtype)).scatter_(1, source, 0.0)  # [N, I]
         sum_of_others = others.sum(-1, keepdim=True) + (mixed * left).sum(-1, keepdim=True)
         ctx.matrix = matrix
-        ctx.save_for_backward(others, lone, mixed, left, source, place, of_row, weights)
+        ctx.save_for_backward(others, lone, mixed, left, source, place, of_row, entry, weights)
         return torch.cat((columns.view_as(kept), sum_of_others), dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        others, lone, mixed, left, source, place, of_row, weights = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
+        others, lone, mixed, left, source, place, of_row, entry, weights = ctx.saved_tensors
         of_columns, of_others = grad[:, :-1].contiguous(), grad[:, -1:]
+        of_kept = of_columns.view(-1).index_select(0, place)  # [X]
+        to_weights = None
+        if ctx.needs_input_grad[2]:
+            # As if all entries were among the others, and then what is different for the kept ones.
+            to_weights = (of_others.T @ mixed).squeeze(0).index_select(0, ctx.matrix.entry_row)
+            difference = of_kept - of_others.squeeze(1).index_select(0, place.div(lone.shape[1], rounding_mode="floor"))
+            difference.mul_(mixed.view(-1).index_select(0, of_row))
+            to_weights.index_add_(0, entry, difference)
+            to_weights = to_weights.to(weights.dtype)
         result = (others * of_others).scatter_(1, source, lone * of_columns)
         of_mixed = of_others * left
-        of_mixed.view(-1).index_add_(0, of_row, of_columns.view(-1).index_select(0, place).mul_(weights.to(grad.dtype)))
+        of_mixed.view(-1).index_add_(0, of_row, of_kept.mul_(weights.to(grad.dtype)))
         # Behind the scatter, which writes to one of these rows where a column has no lone entry.
-        return result.index_copy_(1, ctx.matrix.mixed, of_mixed.mul_(mixed)), None, None
+        result.index_copy_(1, ctx.matrix.mixed, of_mixed.mul_(mixed))
+        return result, None, to_weights, None, None

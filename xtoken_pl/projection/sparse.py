@@ -24,8 +24,8 @@ class SparseProduct(nn.Module):
         weights: ``[E]`` default weights.
 
     Shape:
-        rows: ``[..., I]``; weights: ``[E]``; returns ``[..., J]``. It is differentiable in the rows, and in weights
-        that are passed with them.
+        rows: ``[..., I]``; weights: ``[E]``; learned: ``[E']``, the entries whose weights get a gradient; returns
+        ``[..., J]``. It is differentiable in the rows, and in weights that are passed with them.
     """
 
     def __init__(self, source: Tensor, target: Tensor, num_sources: int, num_targets: int, weights: Tensor) -> None:
@@ -33,10 +33,11 @@ class SparseProduct(nn.Module):
         self.forward_plan = _GatherPlan(source, target, num_targets, weights)
         self.backward_plan = _GatherPlan(target, source, num_sources, weights)
 
-    def forward(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, rows: Tensor, weights: Tensor | None = None, learned: Tensor | None = None) -> Tensor:
+        """Multiplies; ``weights=None`` uses the default ones, and with ``learned=None`` all entries get a gradient."""
         flat = rows.reshape(-1, rows.shape[-1])
         weights = None if weights is None else weights.to(rows.dtype)
-        out: Tensor = _SparseProduct.apply(flat, weights, self.forward_plan, self.backward_plan)
+        out: Tensor = _SparseProduct.apply(flat, weights, learned, self.forward_plan, self.backward_plan)
         return out.reshape(*rows.shape[:-1], out.shape[-1])
 
 
@@ -89,17 +90,29 @@ class _GatherPlan(nn.Module):
 
 class _SparseProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weights: Tensor | None, plan: _GatherPlan, transposed: _GatherPlan) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weights: Tensor | None,
+        learned: Tensor | None,
+        plan: _GatherPlan,
+        transposed: _GatherPlan,
+    ) -> Tensor:
         ctx.plans = plan, transposed
-        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weights)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weights, learned)
         return plan(rows, weights)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        rows, weights = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        rows, weights, learned = ctx.saved_tensors
         plan, transposed = ctx.plans
-        to_rows = _SparseProduct.apply(grad, weights, transposed, plan) if ctx.needs_input_grad[0] else None
+        to_rows = _SparseProduct.apply(grad, weights, learned, transposed, plan) if ctx.needs_input_grad[0] else None
         to_weights = None
         if rows is not None:
-            to_weights = (grad.index_select(1, plan.target) * rows.index_select(1, plan.source)).sum(0)
-        return to_rows, to_weights, None, None
+            source, target = plan.source, plan.target
+            if learned is not None:
+                source, target = source.index_select(0, learned), target.index_select(0, learned)
+            to_weights = (grad.index_select(1, target) * rows.index_select(1, source)).sum(0)
+            if learned is not None:
+                to_weights = to_weights.new_zeros(len(plan.source)).index_copy(0, learned, to_weights)
+        return to_rows, to_weights, None, None, None
