@@ -123,5 +123,5 @@ def run(figures: Callable[[], Iterator[Figure]]) -> None:
     for figure in figures():
         print(" | ".join(cell for cell in figure.row() if cell), flush=True)
         found.append(figure)
-    if path:
-        path.write_text(json.dumps([asdict(figure) for figure in found], indent=1))
+        if path:
+            path.write_text(json.dumps([asdict(figure) for figure in found], indent=1))

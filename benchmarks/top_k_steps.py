@@ -28,22 +28,51 @@ def figures() -> Iterator[Figure]:
     """One thread; the time that the processor works, of which other programs on the machine take nothing."""
     torch.set_num_threads(1)
     pair = Pair()
-    exact, kept = (pair.bound(ProjectionKL(teacher_top_k=k)) for k in (None, _K))
     for hidden_size, num_tokens in _SIZES:
-        case, memory = Case(pair, num_tokens, hidden_size), LogitMemory(KEPT * num_tokens / 512)
-        steps: dict[str, Callable[[], object]] = {
-            "P-KL": partial(case.distil, exact, memory),
-            f"P-KL, k = {_K:,}": partial(case.distil, kept, memory),
-            f"P-KL, k = {_K:,}, plain program": partial(plain_step, case, pair.projection),
-        }
-        times = ratios(case.cross_entropy, steps, _ROUNDS, clock=time.process_time)
-        size = f"hidden size {hidden_size:,}, {num_tokens:,} tokens"
-        for name, target in zip(steps, (None, 1.3, None), strict=True):
-            yield Figure(f"{size}: CE + {name}, kept", times.ratio(name), "x", target, note=times.note(name))
-        of_exact, ours, plain = (times.candidates[name] for name in steps)
-        for what, theirs, target in (("exact loss", of_exact, 1.0), ("plain program", plain, 1.2)):
-            ratio = statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
-            yield Figure(f"{size}: {what} against k = {_K:,}", ratio, "x", target, at_least=True)
+        yield from _of_size(pair, hidden_size, num_tokens)
+
+
+def _of_size(pair: Pair, hidden_size: int, num_tokens: int) -> Iterator[Figure]:
+    """Holds the memory of one size only."""
+    case, memory = Case(pair, num_tokens, hidden_size), LogitMemory(KEPT * num_tokens / 512)
+    fixed, learned = ([_bound(pair, k, learns=learns) for k in (None, _K)] for learns in (False, True))
+    names = "P-KL", f"P-KL, k = {_K:,}", "P-KL, learned W", f"P-KL, learned W, k = {_K:,}"
+    steps: dict[str, Callable[[], object]] = {
+        name: partial(_step, case, loss, memory) for name, loss in zip(names, (*fixed, *learned), strict=True)
+    }
+    plain = f"P-KL, k = {_K:,}, plain program"
+    steps[plain] = partial(plain_step, case, pair.projection)
+    times = ratios(case.cross_entropy, steps, _ROUNDS, clock=time.process_time)
+    size = f"hidden size {hidden_size:,}, {num_tokens:,} tokens"
+    for name in steps:
+        # The gradient of W is no sum over rows: with it, nothing can be kept.
+        way = "" if "learned" in name else ", kept"
+        yield Figure(
+            f"{size}: CE + {name}{way}",
+            times.ratio(name),
+            "x",
+            1.3 if name == names[1] else None,
+            note=times.note(name),
+        )
+    for what, name, ours, target in (
+        ("exact loss against", names[0], names[1], 1.0),
+        ("plain program against", plain, names[1], 1.2),
+        ("learned W, exact loss against", names[2], names[3], 1.0),
+    ):
+        ratio = statistics.median(a / b for a, b in zip(times.candidates[name], times.candidates[ours], strict=True))
+        yield Figure(f"{size}: {what} k = {_K:,}", ratio, "x", target, at_least=True)
+
+
+def _bound(pair: Pair, k: int | None, *, learns: bool) -> ProjectionKL:
+    loss = pair.bound(ProjectionKL(teacher_top_k=k))
+    if learns:
+        loss.learn_projection()
+    return loss
+
+
+def _step(case: Case, loss: ProjectionKL, memory: LogitMemory) -> None:
+    loss.zero_grad()
+    case.distil(loss, memory)
 
 
 def plain_step(case: Case, projection: Projection) -> None:
