@@ -24,8 +24,7 @@ from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.lightning_internals import forget_logged
-from xtoken_pl.utilities.processes import data_share
+from xtoken_pl.utilities.lightning_internals import forget_logged, parallel_sizes
 from xtoken_pl.utilities.words import did_you_mean
 
 # M teachers, S spans of a teacher
@@ -79,18 +78,22 @@ class SpanKindMonitor(Monitor):
                     f"{did_you_mean(name, known, 'leave it out for all of them')}"
                 )
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.check_module(pl_module)
-        if stage == "fit" and not isinstance(trainer.strategy, _STRATEGIES):
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        """Checks the strategy. The module calls this before it reads any data for training."""
+        strategy = trainer.strategy
+        if not isinstance(strategy, _STRATEGIES):
             raise UserError(
                 "SpanKindMonitor adds up gradients of one device, DDP, or FSDP2, and the strategy is "
-                f"{type(trainer.strategy).__name__}; remove the callback, or set trainer.strategy to ddp or fsdp2"
+                f"{type(strategy).__name__}; remove the callback, or set trainer.strategy to ddp or fsdp2"
             )
-        if stage == "fit" and data_share(trainer)[1] != trainer.world_size:
+        if isinstance(strategy, ModelParallelStrategy) and parallel_sizes(strategy)[1] > 1:
             raise UserError(
                 "SpanKindMonitor does not add up gradients of matrices that are split over processes "
                 "(tensor_parallel_size > 1); remove the callback, or set trainer.strategy to ddp or fsdp2"
             )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.check_module(pl_module)
 
     def charts(self, module: MultiTeacherDistillModule) -> Charts:
         charts: dict[str, list[str]] = {}

@@ -22,6 +22,7 @@ from xtoken_pl.batch import SPAN_KINDS, DistillBatch
 from xtoken_pl.callbacks import DynamicLossScaling, SpanKindMonitor
 from xtoken_pl.losses import RowContent, SpanBlock, SpanScores
 from xtoken_pl.rollouts import Rollouts
+from xtoken_pl.training.refused_callbacks import check_callbacks
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -210,14 +211,18 @@ def test_options_that_measure_nothing_are_refused(folder: Path, tmp_path: Path) 
     module = MultiTeacherDistillModule(Student(model=model), {"phi": Teacher(model=model)})
     with pytest.raises(UserError, match=r"must be teachers of the run, got 'phy'; did you mean phi\?"):
         SpanKindMonitor(teachers=["phy"]).check_module(module)
-    trainer = cast(Any, SimpleNamespace(strategy=object()))
+
+
+def test_strategies_whose_gradients_it_cannot_add_up_are_refused_before_texts_are_read() -> None:
     with pytest.raises(UserError, match="of one device, DDP, or FSDP2, and the strategy is object; remove"):
-        SpanKindMonitor().setup(trainer, module, "fit")
-    # Two processes that read the same batches.
-    shared = {"rank": 0, "num_replicas": 1}
-    trainer = SimpleNamespace(strategy=ModelParallelStrategy(1, 2), distributed_sampler_kwargs=shared, world_size=2)
+        SpanKindMonitor().check_trainer(cast(Any, SimpleNamespace(strategy=object())))
+    # By the module's first hook of a run, when the processes are not connected yet.
+    split = cast(Any, SimpleNamespace(strategy=ModelParallelStrategy(1, 2), callbacks=[SpanKindMonitor()]))
+    split.state = SimpleNamespace(fn="validate")
+    check_callbacks(split)
+    split.state.fn = "fit"
     with pytest.raises(UserError, match=r"split over processes \(tensor_parallel_size > 1\); remove"):
-        SpanKindMonitor().setup(cast(Any, trainer), module, "fit")
+        check_callbacks(split)
 
 
 def test_charts_name_the_tags_that_are_logged(folder: Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.trainer.states import TrainerFn
 
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import sets_learning_rate
@@ -33,10 +34,14 @@ _REFUSED: dict[type[pl.Callback], str] = {
 def check_callbacks(trainer: pl.Trainer) -> None:
     """Refuses callbacks that would fail, or whose work would be lost.
 
+    Before training it also calls ``check_trainer(trainer)`` of every callback that defines it.
+
     Raises:
         UserError: With the reason and the way out.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if trainer.state.fn == TrainerFn.FITTING and (check := getattr(callback, "check_trainer", None)):
+            check(trainer)
         if isinstance(callback, GradientAccumulationScheduler) and trainer.max_steps == -1:
             raise UserError(
                 "with GradientAccumulationScheduler the learning rate schedule does not know the number of steps; set "
