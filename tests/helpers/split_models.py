@@ -10,12 +10,14 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from architectures import ARCHITECTURES
 from torch import Tensor
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -23,8 +25,9 @@ from xtoken_pl.batch import RowCuts
 from xtoken_pl.models import hidden_states
 from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.head import Head
-from xtoken_pl.models.sharding import full_state, shard
-from xtoken_pl.models.tensor_parallel import check_split, tensor_mesh
+from xtoken_pl.models.sharding import full_state, layers, shard
+from xtoken_pl.models.tensor_parallel import tensor_mesh
+from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows
@@ -67,6 +70,21 @@ def nats(model: PreTrainedModel, group: Any, *, block_rows: int) -> Tensor:
     return (scores.token_nats * torch.linspace(0.5, 2.0, len(hidden), dtype=torch.float64)).sum()
 
 
+def shard_and_watch(model: PreTrainedModel, mesh: Any) -> int:
+    """Shards a model; returns the largest number of layers with split matrices that were not sharded at a time."""
+    found, most = layers(model), 0
+
+    def watching(part: Any, **options: Any) -> Any:
+        nonlocal most
+        waiting = [layer for layer in found if not isinstance(layer, FSDPModule)]
+        most = max(most, sum(any(isinstance(w, DTensor) for w in layer.parameters()) for layer in waiting))
+        return fully_shard(part, **options)
+
+    with patch("xtoken_pl.models.sharding.fully_shard", watching):
+        shard(model, mesh)
+    return most
+
+
 def compare(name: str, mesh: Any) -> dict[str, float]:
     """Largest differences of the loss, its gradients (relative to the largest of each weight), norm and full state."""
     whole = random_model(name)
@@ -75,8 +93,8 @@ def compare(name: str, mesh: Any) -> dict[str, float]:
     expected.backward()
     group = None if (of_group := tensor_mesh(mesh)) is None else of_group.get_group()
     if of_group is not None and "+" not in name:
-        check_split(split, of_group.size(), role="student")
-    shard(split, mesh)
+        check_tensor_parallel(split, of_group.size(), role="student")
+    num_ahead = shard_and_watch(split, mesh)
     loss = nats(split, group, block_rows=3)
     loss.backward()
     if group is not None:
@@ -88,6 +106,7 @@ def compare(name: str, mesh: Any) -> dict[str, float]:
     result = {
         "loss": ((loss - expected) / expected).abs().item(),
         "norm": (norm / total_norm(list(grads.values())) - 1).abs().item(),
+        "split ahead": float(num_ahead),
         "is split": float(sum(isinstance(w, DTensor) and w.device_mesh.ndim == 2 for w in split.parameters())),
     }
     for key, grad in grads.items():

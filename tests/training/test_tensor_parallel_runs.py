@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.strategies import ModelParallelStrategy
 from small_models import packing_tokenizer, write_model
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from xtoken_pl import LoRA, Rollouts, Student, Teacher, TokenKL
-from xtoken_pl.training.split_runs import check_split_run
+from xtoken_pl.models.placement import place_student
+from xtoken_pl.specs import load_vocabulary
+from xtoken_pl.teachers.local import place_teachers
+from xtoken_pl.training.tensor_parallel_runs import check_tensor_parallel_run
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -28,7 +34,7 @@ def trainer_of(data: int, tensor: int) -> pl.Trainer:
 
 
 def check(student: Student, tensor: int = 2, rollouts: Rollouts | None = None, **teachers: Teacher) -> None:
-    check_split_run(trainer_of(6 // tensor, tensor), student, teachers, rollouts)
+    check_tensor_parallel_run(trainer_of(6 // tensor, tensor), student, teachers, rollouts)
 
 
 def test_plain_models_and_new_adapters_are_accepted(model: str) -> None:
@@ -61,3 +67,46 @@ def test_a_teacher_is_checked_from_its_configuration_alone(model: str, tmp_path:
     AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"that of the teacher 'other' \(GPT2LMHeadModel\) has no plan"):
         check(Student(model=model), other=Teacher(model=str(tmp_path), loss=TokenKL()))
+
+
+def test_files_that_are_dequantized_are_checked_as_what_they_become(tmp_path: Path) -> None:
+    """The layers of the loaded student are not quantized any more, and would be split."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_experts": 4, "num_attention_heads": 4}
+    AutoConfig.for_model("qwen3_moe", **sizes, num_key_value_heads=2).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fp8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": fp8}))
+    with pytest.raises(UserError, match=r"that of the student \(Qwen3Moe\w+\) has the style '\w+' for layers\.0"):
+        check(Student(model=str(tmp_path)))
+
+
+def test_a_teacher_that_stays_quantized_is_not_split(model: str, tmp_path: Path) -> None:
+    AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    settings = {**json.loads(file.read_text()), "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    file.write_text(json.dumps(settings))
+    check(Student(model=model), other=Teacher(model=str(tmp_path), loss=TokenKL()))
+
+
+def test_a_teacher_that_is_an_adapter_is_refused(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": model}))
+    with pytest.raises(UserError, match=r"of the teacher 'adapted' holds one \(adapter_config\.json\); merge it"):
+        check(Student(model=model), adapted=Teacher(model=str(tmp_path), loss=TokenKL()))
+
+
+def test_loaded_models_are_checked_before_they_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that cannot be judged by their configuration alone become known here."""
+    tokenizer = packing_tokenizer()
+    config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    mesh = cast(Any, SimpleNamespace(size=lambda: 2))
+    for place in ("models.placement", "teachers.local"):
+        monkeypatch.setattr(f"xtoken_pl.{place}.tensor_mesh", lambda _: mesh)
+    student, teacher = Student(model=str(tmp_path)), Teacher(model=str(tmp_path), loss=TokenKL())
+    vocabulary = load_vocabulary(student)
+    with pytest.raises(UserError, match=r"that of the student \(GPT2LMHeadModel\) has no plan"):
+        place_student(student, vocabulary, mesh, "cpu")
+    with pytest.raises(UserError, match=r"that of the teacher 'other' \(GPT2LMHeadModel\) has no plan"):
+        place_teachers({"other": teacher}, {"other": vocabulary}, mesh, "cpu")

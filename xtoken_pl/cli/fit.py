@@ -185,7 +185,7 @@ class DistillCLI(LightningCLI):
         """Checks the strategy before it starts other processes."""
         check_strategy(self.trainer)
         if isinstance(self.model, MultiTeacherDistillModule):
-            self.model.check_split(self.trainer)
+            self.model.check_tensor_parallel(self.trainer)
 
     def _find_checkpoint(self) -> None:
         """Replaces ``last`` by the path of the last checkpoint, the same one in every process.

@@ -14,6 +14,8 @@ from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.models.reach import freeze_unreached
 from xtoken_pl.models.router_loss import RouterLoss
 from xtoken_pl.models.sharding import compile_layers, shard
+from xtoken_pl.models.tensor_parallel import tensor_mesh
+from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel
 from xtoken_pl.specs import Student
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -51,7 +53,8 @@ def place_student(
 
     Raises:
         UserError: If the model cannot be loaded, its head cannot be used, its adapter does not fit, a library is not
-            installed, a quantized student would be sharded, or processes would start from different weights.
+            installed, a quantized student would be sharded, the model cannot be split, or processes would start from
+            different weights.
     """
     if mesh is not None and source.quantization is not None:
         raise UserError(
@@ -70,6 +73,8 @@ def place_student(
             f"a quantized student cannot be sharded, and the files of {source.model!r} are quantized; use strategy "
             "ddp, or give a model that is not quantized"
         )
+    if (group := tensor_mesh(mesh)) is not None:
+        check_tensor_parallel(loaded.model, group.size(), role="student")
     coefficient = source.router_aux_loss_coef
     router_loss = RouterLoss(loaded.model, coefficient) if coefficient else None
     if source.adapter is not None:

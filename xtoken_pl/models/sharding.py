@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from xtoken_pl.models.causal_lm import GATHERING_STATES, states_of_body
-from xtoken_pl.models.tensor_parallel import split, tensor_mesh
+from xtoken_pl.models.tensor_parallel import TensorParallelSplit, tensor_mesh
 from xtoken_pl.utilities.errors import UserError
 
 
@@ -42,21 +42,27 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, *, cpu_offload: bool = False
         cpu_offload: Whether to hold the shards in CPU memory.
 
     Raises:
-        UserError: If the model does not name its layers, or cannot be split.
+        UserError: If the model does not name its layers, or has other hidden states when it is split.
     """
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
     found = layers(model)
     group = tensor_mesh(mesh)
-    if group is not None:
-        split(model, group)
+    splitting = None if group is None else TensorParallelSplit(model, group)
     of_layers = mesh if mesh.ndim == 1 else mesh["data_parallel"]
     of_rest = of_layers if group is None else init_device_mesh(mesh.device_type, (mesh.size(),))
-    for layer in found:
+    for layer in found:  # one after the other: a GPU holds one that is not sharded at a time
+        if splitting is not None:
+            splitting.split(layer)
         fully_shard(layer, mesh=of_layers, offload_policy=offload)
+    if splitting is not None:
+        splitting.split(model)
     fully_shard(model, mesh=of_rest, offload_policy=offload)
     # The head is applied outside the model's own forward, so FSDP has to treat this method as the forward pass.
     setattr(model, GATHERING_STATES, MethodType(states_of_body, model))
     register_fsdp_forward_method(model, GATHERING_STATES)
+    if splitting is not None:
+        splitting.check()
+        release(model)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -6,34 +6,18 @@ group make the states behind every layer whole again. What is outside of the lay
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch.distributed.tensor.parallel import parallelize_module
+from transformers import PreTrainedModel
 
 from xtoken_pl.models.causal_lm import body_of, hidden_states, relative_tolerance
-from xtoken_pl.models.text_model import read_config
-from xtoken_pl.specs import ModelSource
+from xtoken_pl.models.tensor_parallel_plan import LINEAR, SUMMED, WAY_OUT, planned_styles
 from xtoken_pl.utilities.errors import UserError
-from xtoken_pl.utilities.words import first_of
 
-_WAY_OUT = "set tensor_parallel_size: 1, as --trainer.strategy fsdp2 does, which shards every model"
-#: Style whose weights every process holds whole, behind a split layer: each has the gradient of its part alone.
-_SUMMED = "replicated_with_grad_allreduce"
-#: Style of a linear layer in a plan -> what torch makes of it.
-_LINEAR: dict[str, Callable[[], ParallelStyle]] = {
-    "colwise": ColwiseParallel,
-    "rowwise": RowwiseParallel,
-    **dict.fromkeys(("colwise_gather_output", "colwise_rep"), partial(ColwiseParallel, output_layouts=Replicate())),
-    **dict.fromkeys(("rowwise_split_input", "rowwise_rep"), partial(RowwiseParallel, input_layouts=Replicate())),
-}
 _NUM_CHECKED_TOKENS = 8
 
 
@@ -48,139 +32,49 @@ def sharding_mesh(mesh: DeviceMesh | None) -> DeviceMesh | None:
     return mesh if mesh is None or tensor_mesh(mesh) is not None else mesh["data_parallel"]
 
 
-def check_source(source: ModelSource, size: int, *, role: str) -> None:
-    """Checks the same as :func:`check_split` from a model's configuration alone.
+class TensorParallelSplit:
+    """Splits a model over the processes of a group, in place and part by part; all of them hold the same model before.
 
-    Does nothing where loading will tell: for a model that is quantized in its files, which is not split, or cannot be
-    read.
-    """
-    trusted = source.trust_remote_code
-    try:
-        config = read_config(source.model, revision=source.revision, trust_remote_code=trusted)
-        if getattr(config, "quantization_config", None) is not None:
-            return
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    except (OSError, ValueError):
-        return
-    check_split(model, size, role=role)
-
-
-def check_split(model: PreTrainedModel, size: int, *, role: str) -> None:
-    """Checks that the layers of a model can be split over ``size`` processes; its weights need not be there.
+    Each part moves to the device of the mesh when it is split, so that the device need not hold the whole model. The
+    model is run on a short input now, and once more by :meth:`check`.
 
     Args:
-        model: The model; it may be on the meta device.
-        size: Number of processes of a group, > 1.
-        role: Role of the model in messages.
-
-    Raises:
-        UserError: If the architecture has no plan, or one that is not supported here, or its heads or matrices cannot
-            be divided by ``size``.
+        model: A model that passes :func:`xtoken_pl.models.tensor_parallel_plan.check_tensor_parallel`, not sharded yet;
+            it may have got a LoRA since.
+        mesh: Processes of the group, in one dimension.
     """
-    kind = f"{role} ({type(model).__name__})"
-    planned = _planned(model)
-    if not planned:
-        raise UserError(
-            f"tensor parallelism needs an architecture whose layers transformers splits (base_model_tp_plan), and that "
-            f"of the {kind} has no plan; {_WAY_OUT}"
-        )
-    modules = dict(body_of(model).named_modules())
-    for name, style in planned.items():
-        module = modules.get(name)
-        if style not in _LINEAR and style != _SUMMED:
+
+    def __init__(self, model: PreTrainedModel, mesh: DeviceMesh) -> None:
+        self._model, self._mesh = model, mesh
+        modules = dict(body_of(model).named_modules())
+        self._left = {modules[name]: style for name, style in planned_styles(model).items()}
+        self._expected = _states(model, model.get_input_embeddings().weight.device)
+
+    def split(self, part: nn.Module) -> None:
+        """Splits the matrices of a part of the model that are not split yet."""
+        for module in [module for module in part.modules() if module in self._left]:
+            style = self._left.pop(module)
+            if style == SUMMED:
+                _sum_gradients(module, self._mesh.get_group())
+                continue
+            for layer in _layers_to_split(module, style):
+                parallelize_module(layer, self._mesh, LINEAR[style](), src_data_rank=None)
+
+    def check(self) -> None:
+        """Checks the states of the model, which is split and whose weights are all on the device, sharded or not.
+
+        Raises:
+            UserError: If the model has other hidden states than before.
+        """
+        model = self._model
+        found = _states(model, torch.device(self._mesh.device_type)).to(self._expected.device)
+        difference = ((found - self._expected).abs().max() / self._expected.abs().max()).item()
+        if not difference <= relative_tolerance(model.dtype):
             raise UserError(
-                f"tensor parallelism supports plans of linear layers, and that of the {kind} has the style {style!r} "
-                f"for {name} (mixtures of experts, latent attention); {_WAY_OUT}"
+                "a model must have the same hidden states when its layers are split, but those of "
+                f"{type(model).__name__} differ by {difference:.4g} of the largest (allowed "
+                f"{relative_tolerance(model.dtype):.2g}); {WAY_OUT}"
             )
-        if style in _LINEAR and not isinstance(module, nn.Linear):
-            raise UserError(
-                f"tensor parallelism splits linear layers that are not quantized, and {name} of the {kind} is "
-                f"{type(module).__name__}; {_WAY_OUT}"
-            )
-        if isinstance(module, nn.Linear):
-            owner = modules[name.rpartition(".")[0]]
-            _check_sizes(module, size, style, f"{name} of the {kind}", getattr(owner, "head_dim", None))
-    _check_heads(model, size, planned, kind)
-    if unplanned := sorted(_unplanned(model, planned)):
-        raise UserError(
-            f"tensor parallelism needs a plan for every weight between split layers, and that of the {kind} names none "
-            f"for {first_of(unplanned)}; {_WAY_OUT}"
-        )
-
-
-def _check_sizes(layer: nn.Linear, size: int, style: str, name: str, head_size: int | None) -> None:
-    width = layer.out_features if style.startswith("colwise") else layer.in_features
-    is_of_heads = style == "colwise" and isinstance(head_size, int) and width % head_size == 0
-    unit, number = ("heads", width // head_size) if is_of_heads and head_size else ("features", width)
-    if number % size:
-        raise UserError(
-            f"tensor_parallel_size must divide what it splits, got {size} for the {number:,} {unit} of {name}; set one "
-            f"that does, or {_WAY_OUT}"
-        )
-
-
-def _check_heads(model: PreTrainedModel, size: int, planned: dict[str, str], kind: str) -> None:
-    """Checks the numbers of heads; fused projections do not show them."""
-    if not any(style == "colwise" and re.search("attn|attention", name) for name, style in planned.items()):
-        return
-    config = model.config.get_text_config()
-    for setting in ("num_attention_heads", "num_key_value_heads"):
-        number = getattr(config, setting, None)
-        if isinstance(number, int) and number % size:
-            raise UserError(
-                f"tensor_parallel_size must divide the heads of a model, got {size} for {setting}={number} of the "
-                f"{kind}; set one that does, or {_WAY_OUT}"
-            )
-
-
-def _planned(model: PreTrainedModel) -> dict[str, str]:
-    """Names of the modules and weights of the body that the architecture's plan is for, with their styles."""
-    plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
-    body = body_of(model)
-    names = [name for name, _ in body.named_modules()] + [name for name, _ in body.named_parameters()]
-    styles = ((name, plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))) for name in names)
-    return {name: style for name, style in styles if style is not None}
-
-
-def _unplanned(model: PreTrainedModel, planned: dict[str, str]) -> Iterator[str]:
-    """Names of weights beside layers with split outputs that have no plan: their gradients would be partial."""
-    parameters = [name for name, _ in body_of(model).named_parameters()]
-    for owner in {name.rpartition(".")[0] for name, style in planned.items() if style == "colwise"}:
-        for name in parameters:
-            module = name.rpartition(".")[0]
-            if name.startswith(f"{owner}.") and name not in planned and module not in planned:
-                yield name
-
-
-def split(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Splits a model's layers over the processes of ``mesh``, in place; all of them hold the same whole model before.
-
-    The model moves to the device of the mesh, and is run on a short input before and after.
-
-    Args:
-        model: A model that passes :func:`check_split`, not sharded yet; it may have got a LoRA since.
-        mesh: The processes of the group, in one dimension.
-
-    Raises:
-        UserError: If the split model has other hidden states.
-    """
-    expected = _states(model)
-    modules = dict(body_of(model).named_modules())
-    for name, style in _planned(model).items():
-        if style == _SUMMED:
-            _sum_gradients(modules[name], mesh.get_group())
-        else:
-            for layer in _layers_to_split(modules[name], style):
-                parallelize_module(layer, mesh, _LINEAR[style](), src_data_rank=None)
-    model.to(mesh.device_type)
-    found = _states(model).to(expected.device)
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= relative_tolerance(model.dtype):
-        raise UserError(
-            f"a model must have the same hidden states when its layers are split, but those of {type(model).__name__} "
-            f"differ by {difference:.4g} of the largest (allowed {relative_tolerance(model.dtype):.2g}); {_WAY_OUT}"
-        )
 
 
 def _layers_to_split(module: Any, style: str) -> list[nn.Module]:
@@ -195,9 +89,8 @@ def _layers_to_split(module: Any, style: str) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _states(model: PreTrainedModel) -> Tensor:
-    size = model.config.get_text_config().vocab_size
-    ids = torch.arange(_NUM_CHECKED_TOKENS, device=model.get_input_embeddings().weight.device)[None] % size
+def _states(model: PreTrainedModel, device: torch.device) -> Tensor:
+    ids = torch.arange(_NUM_CHECKED_TOKENS, device=device)[None] % model.config.get_text_config().vocab_size
     return hidden_states(model, ids, torch.ones_like(ids))
 
 

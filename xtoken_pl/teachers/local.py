@@ -19,6 +19,8 @@ from xtoken_pl.models.head import Head
 from xtoken_pl.models.loading import base_model, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
+from xtoken_pl.models.tensor_parallel import tensor_mesh
+from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel
 from xtoken_pl.scoring.tasks import HiddenRows, rows_of
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.branches import CachedBranches, check_branches
@@ -140,13 +142,17 @@ def place_teachers(
         separates: Whether the models must keep packed documents separate.
 
     Raises:
-        UserError: If a model or adapter does not exist, its head cannot be used, or a package is missing.
+        UserError: If a model or adapter does not exist, its head cannot be used, or it cannot be split, or a package is
+            missing.
     """
     placed: dict[str, FrozenModel] = {}
+    group = tensor_mesh(mesh)
     for names in groups_of(teachers):
         sources = {name: teachers[name] for name in names}
         first = sources[names[0]]
         model, adapters = _load(sources, device)
+        if group is not None and not is_quantized(model):
+            check_tensor_parallel(model, group.size(), role=_role(sources))
         loaded: dict[str, LoadedModel] = {}
         for name, source in sources.items():
             role = f"teacher {name!r}"

@@ -29,8 +29,8 @@ from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.binding import bind_loss, check_judges, check_teachers, choose_loss
 from xtoken_pl.training.metrics import EvaluationMetrics
 from xtoken_pl.training.refused_callbacks import check_callbacks
-from xtoken_pl.training.split_runs import check_split_run
 from xtoken_pl.training.strategies import check_strategy
+from xtoken_pl.training.tensor_parallel_runs import check_tensor_parallel_run
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
 from xtoken_pl.utilities.processes import gather
@@ -198,14 +198,14 @@ class DistillParts(pl.LightningModule):
         """Connects the data module. This is the only hook of a module that runs before those of the data module."""
         check_strategy(self.trainer)
         check_callbacks(self.trainer)
-        self.check_split(self.trainer)
+        self.check_tensor_parallel(self.trainer)
         if (data := distill_data(self.trainer)) is not None:
             self.connect(data)
         return super().configure_callbacks()
 
-    def check_split(self, trainer: pl.Trainer) -> None:
+    def check_tensor_parallel(self, trainer: pl.Trainer) -> None:
         """Refuses what tensor parallelism does not support, if the strategy splits matrices over processes."""
-        check_split_run(trainer, self.student_source, self._live_teachers, self.rollouts)
+        check_tensor_parallel_run(trainer, self.student_source, self._live_teachers, self.rollouts)
 
     def connect(self, data: DistillDataModule) -> None:
         """Passes tokenizers, planners and caches to a data module, and sets :attr:`separates_documents` from it.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import lightning.pytorch as pl
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from xtoken_pl.models.tensor_parallel import check_source
+from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel_source
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.specs import ModelSource, Student, Teacher
 from xtoken_pl.utilities.errors import UserError
@@ -16,7 +17,7 @@ from xtoken_pl.utilities.lightning_internals import parallel_sizes
 _FSDP2 = "--trainer.strategy fsdp2, which shards the models without splitting their matrices"
 
 
-def check_split_run(
+def check_tensor_parallel_run(
     trainer: pl.Trainer, student: Student, teachers: Mapping[str, Teacher], rollouts: Rollouts | None
 ) -> None:
     """Checks the models of a run under tensor parallelism, without their weights; does nothing for other runs.
@@ -38,6 +39,7 @@ def check_split_run(
             "with tensor_parallel_size > 1 a student does not write, since all processes of a group would have to draw "
             f"the same tokens; leave model.rollouts out, or use {_FSDP2}"
         )
+    on_gpu = not isinstance(trainer.accelerator, CPUAccelerator)
     for role, source in _roles(student, teachers).items():
         adapter = source.adapter if isinstance(source, Teacher) else None
         if isinstance(source, Teacher) and source.quantization is not None:
@@ -48,7 +50,7 @@ def check_split_run(
                     f"with tensor_parallel_size > 1 a model cannot have {option}, and the {role} has; leave it out, or "
                     f"use {_FSDP2}"
                 )
-        check_source(source, size, role=role)
+        check_tensor_parallel_source(source, size, role=role, on_gpu=on_gpu)
 
 
 def _roles(student: Student, teachers: Mapping[str, Teacher]) -> dict[str, ModelSource]:
