@@ -40,7 +40,7 @@ class DividedLM(HFLM):
             softmax_dtype=torch.float32,
         )
         self._trainer = module.trainer
-        self._process, self._num_processes = data_share(module.trainer)
+        self._share, self._num_shares = data_share(module.trainer)
         self._is_first = module.global_rank == 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -62,8 +62,8 @@ class DividedLM(HFLM):
         Requests with the same context stay together, since one pass may answer them all.
         """
         numbers: dict[str, int] = {}
-        owners = [numbers.setdefault(request.args[0], len(numbers)) % self._num_processes for request in requests]
-        mine = [request for request, owner in zip(requests, owners, strict=True) if owner == self._process]
+        owners = [numbers.setdefault(request.args[0], len(numbers)) % self._num_shares for request in requests]
+        mine = [request for request, owner in zip(requests, owners, strict=True) if owner == self._share]
         answers = answer(mine, disable_tqdm=disable_tqdm or not self._is_first) if mine else []
         shares = [iter(share) for share in gather_shares(answers, self._trainer)]
         return [next(shares[owner]) for owner in owners]

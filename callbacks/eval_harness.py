@@ -26,7 +26,6 @@ from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.files import atomic_path
 from xtoken_pl.utilities.lightning_internals import is_accumulating
-from xtoken_pl.utilities.processes import data_share
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +203,7 @@ class EvalHarness(pl.Callback):
         report = {
             "step": trainer.global_step,
             "seconds": round(seconds, 1),
-            "num_processes": data_share(trainer)[1],
+            "num_processes": trainer.world_size,
             "precision": str(trainer.precision),
             "tasks": self.tasks,
             "limit": self.limit,

@@ -108,7 +108,7 @@ class ThroughputMonitor(Monitor):
         counted = torch.cat((self._num_tokens[None].to(here.dtype), here[:-1]))
         sums = cast(Tensor, trainer.strategy.reduce(counted, reduce_op="sum"))
         num_tokens, total, waited, wrote, asked, *of_teachers = sums
-        _, num_shares = data_share(trainer)
+        num_shares = data_share(trainer).number
         num_tokens = num_tokens * (num_shares / trainer.world_size)  # a tensor-parallel group reads the same ones
         mean = total / trainer.world_size
         shares = zip(self._teachers, of_teachers, strict=True)

@@ -85,7 +85,14 @@ class LossRows:
         )
 
     def evaluate(
-        self, loss: SpanLoss, student: Tensor, *, memory: float = 1e9, num_padded: int = 0, **options: Any
+        self,
+        loss: SpanLoss,
+        student: Tensor,
+        *,
+        memory: float = 1e9,
+        num_padded: int = 0,
+        group: Any = None,
+        **options: Any,
     ) -> RowScores:
         """The scores of a whole training step's path, whose hidden states are the logits; ``options`` of the task."""
         sides = [
@@ -93,7 +100,7 @@ class LossRows:
             for rows, labels in zip((student, self.teacher), self.labels, strict=True)
         ]
         task = TeacherTask(sides[1], self.spans, loss, plan=self.plan, **options)
-        return evaluate_rows(sides[0], {"t": task}, self.cuts, LogitMemory(memory))
+        return evaluate_rows(sides[0], {"t": task}, self.cuts, LogitMemory(memory), group)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> LossRows:
         """The same rows on a device, in a precision."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from loss_cases import LossCase, LossRows, Size
+from places import Place, alone_in_groups
 from torch import Tensor
 
 SIZES: tuple[Size, ...] = ("many", "one")
@@ -125,6 +126,17 @@ class LossTester:
         assert scores.loss.shape == scores.unmapped_mass.shape == (0,)
         scores.loss.sum().backward()
         assert torch.equal(cast(Tensor, student.grad), torch.zeros_like(student))
+
+    @pytest.mark.slow  # all cases together
+    def test_shares_of_the_rows_add_up_to_all_of_them(self, case: LossCase, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As the processes of a tensor-parallel group score them; only one of these three has the span."""
+        rows = case.rows("one")
+        expected = evaluated(case, rows)
+        alone_in_groups(monkeypatch)
+        shares = [evaluated(case, rows, group=Place(rank, 3)) for rank in range(3)]
+        for place, whole in enumerate(expected):
+            close(torch.stack([share[place] for share in shares]).sum(0), whole)
+        assert sum(bool(gradient.any()) for _, gradient in shares) == 1
 
     def test_loss_is_not_negative_unless_it_says_so(self, case: LossCase) -> None:
         for seed in range(3 if case.is_of_text else 20):

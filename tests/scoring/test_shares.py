@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_cases import LetterRows
+from places import Place, alone_in_groups
 
+from xtoken_pl import TokenKL
 from xtoken_pl.batch import RowCuts
+from xtoken_pl.losses import SpanBlock, SpanScores
+from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.processes import data_share, gather_shares
 
 
 def cuts_of(lengths: list[int], teacher: list[int]) -> RowCuts:
@@ -49,3 +58,37 @@ def test_blocks_of_a_share_have_the_rows_of_the_batch() -> None:
     rows = np.concatenate([np.arange(10)[block.student_rows] for block in blocks])
     assert rows.tolist() == [5, 6, 7, 8, 9]
     assert [block.teacher_rows["t"] for block in blocks][-1].stop == 20
+
+
+class SilentWithoutSpans(TokenKL):
+    """Leaves a score out where there is nothing to score."""
+
+    def forward(self, block: SpanBlock) -> SpanScores:
+        scores = super().forward(block)
+        return scores if len(scores.loss) else scores._replace(agreement=None)
+
+
+def test_a_loss_that_scores_an_empty_share_otherwise_is_refused_in_all_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The vectors that processes add up would differ in length. Known from the first batch on, with spans in each."""
+    alone_in_groups(monkeypatch)
+    make = LetterRows(same_vocabulary=True)
+    loss = SilentWithoutSpans()
+    make.bind(loss)
+    rows = make(loss, "many", 0)
+    rows.evaluate(loss.train(), rows.student, group=Place(0, 2))  # in training it has no such score anyway
+    for rank in (0, 1):
+        with pytest.raises(UserError, match=r"'t' returns .*agreement torch\.\w+ and [^;]*mass torch\.float64; re"):
+            rows.evaluate(loss.eval(), rows.student, group=Place(rank, 2))
+
+
+def test_values_of_one_process_of_each_group_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four processes, two by two in groups: those of the second are the values 2 and 3."""
+    monkeypatch.setattr("xtoken_pl.utilities.processes.gather", lambda own: [0, 1, 2, 3])
+    shared = {"rank": 1, "num_replicas": 2}
+    trainer = cast(Any, SimpleNamespace(distributed_sampler_kwargs=shared))
+    assert gather_shares(3, trainer) == [0, 2]
+    assert gather_shares(3, cast(Any, SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 4}))) == [0, 1, 2, 3]
+    assert data_share(trainer) == (1, 2)
+    assert data_share(None) == (0, 1)

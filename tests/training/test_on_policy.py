@@ -18,6 +18,7 @@ from xtoken_pl.callbacks import DynamicLossScaling
 from xtoken_pl.data import whole_steps
 from xtoken_pl.rollouts import Rollouts
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.processes import DataShare
 
 LETTERS = tiny_tokenizer("abcdefgh")
 PAIRS = tiny_tokenizer("hgfedcba", ("a", "b"), ("c", "d"))
@@ -157,8 +158,8 @@ def test_draws_depend_on_the_seed_the_step_the_place_and_the_sample(make: MakeWr
 def test_draws_differ_between_steps_and_processes(make: MakeWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make("same", seed=7)
     prompts = [prompt_of(module, "ab")] * 2
-    for name, value in {"global_step": 5, "global_rank": 1, "_num_processes": 3}.items():
-        monkeypatch.setattr(MultiTeacherDistillModule, name, value)
+    monkeypatch.setattr(MultiTeacherDistillModule, "global_step", 5)
+    monkeypatch.setattr("xtoken_pl.training.on_policy.data_share", lambda _: DataShare(rank=1, number=3))
     assert [request.seed for _, _, request in module._requests([prompts, prompts])] == [
         (7, 5, place, 0) for place in (1, 4, 7, 10)
     ]

@@ -159,8 +159,7 @@ def test_processes_share_an_evaluation_and_find_what_one_finds(folder: Path, str
     one, two = (
         json.loads((folder / name / f"same/evaluation/step={step}.json").read_text()) for name in ("one", strategy)
     )
-    # Processes with split matrices run every pass together.
-    assert (one["num_processes"], two["num_processes"]) == (1, 1 if strategy == "tensor" else 2)
+    assert (one["num_processes"], two["num_processes"]) == (1, 4 if strategy == "grid" else 2)
     assert two["n-samples"] == one["n-samples"]
     assert two["n-samples"]["words"]["effective"] == len(WORDS)
     for name in ("words", "sums", "stories"):

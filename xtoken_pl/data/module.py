@@ -296,5 +296,5 @@ class DistillDataModule(pl.LightningDataModule):
 
     @property
     def _processes(self) -> dict[str, Any]:
-        """Number of processes that train together, and the rank of this one."""
-        return dict(zip(("rank", "num_processes"), data_share(self.trainer), strict=True))
+        """Number of processes that read different batches, and the rank of this one among them."""
+        return {"rank": (share := data_share(self.trainer)).rank, "num_processes": share.number}

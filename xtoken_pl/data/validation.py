@@ -35,8 +35,7 @@ def warn_of_unread_sources(trainer: pl.Trainer, split: str) -> None:
     if trainer.sanity_checking or data is None:
         return
     num_batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches)
-    _, num_processes = data_share(trainer)
-    num_read = num_batches * data.batch_size * num_processes
+    num_read = num_batches * data.batch_size * data_share(trainer).number
     parts = data.parts(split)
     firsts = accumulate((part.size for part in parts), initial=0)
     if unread := [part.part.name for part, first in zip(parts, firsts, strict=False) if first >= num_read > 0]:

@@ -99,8 +99,18 @@ class Evaluation:
                         part = self._score_piece(block, piece, rows, kept)
                         scores = scores or RowScores.room_for(part, len(self.student.labels), num_spans)
                         scores.write(piece, part)
-        assert scores is not None, "every block has a piece"
+            assert scores is not None, "every block has a piece"
+            if self.shares.has_unchecked(self.teachers):
+                self.shares.check_alike(self.teachers, scores, self._score_nothing(heads))
         self.shares.add_up(scores.vectors())
+        return scores
+
+    def _score_nothing(self, heads: _Heads) -> RowScores:
+        nothing = Block.empty(self.teachers)
+        rows = self._compute_logits(nothing, heads)
+        none = {name: matrix[:0] for name, matrix in rows.items()}
+        scores = self._score_piece(nothing, nothing.pieces[0], none, None)
+        self.memory.give(*rows.values())
         return scores
 
     def _score_piece(

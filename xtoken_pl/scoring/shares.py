@@ -7,13 +7,21 @@ states, but no logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from xtoken_pl.batch import RowCuts
+from xtoken_pl.losses import SpanLoss
+from xtoken_pl.scoring.tasks import RowScores, TeacherTask
+from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.processes import gather
+
+#: Losses whose scores all processes were found to have alike, and whether in training, or otherwise.
+_ALIKE: WeakKeyDictionary[SpanLoss, set[bool]] = WeakKeyDictionary()
 
 
 class Shares:
@@ -44,6 +52,37 @@ class Shares:
             for vector, part in zip(alike, total.split([len(vector) for vector in alike]), strict=True):
                 if part.data_ptr() != vector.data_ptr():
                     vector.copy_(part)
+
+    def has_unchecked(self, tasks: Mapping[str, TeacherTask]) -> bool:
+        """Whether the rows are shared, and :meth:`check_alike` has not seen one of the losses in its mode."""
+        return self.number > 1 and any(
+            task.loss.training not in _ALIKE.get(task.loss, set()) for task in tasks.values()
+        )
+
+    def check_alike(self, tasks: Mapping[str, TeacherTask], own: RowScores, of_nothing: RowScores) -> None:
+        """Checks that losses score a share with spans and one without alike, since processes add up their scores.
+
+        Every process has to call it.
+
+        Args:
+            tasks: Tasks by teacher name.
+            own: Scores of this process's share.
+            of_nothing: Scores of no rows and no spans.
+
+        Raises:
+            UserError: In all processes, if a loss does not.
+        """
+        kinds = [{name: scores.kinds(name) for name in tasks} for scores in (own, of_nothing)]
+        of_all = [found for of_process in gather(kinds, self._group) for found in of_process]
+        for name, task in tasks.items():
+            first, *others = dict.fromkeys(found[name] for found in of_all)
+            if others:
+                raise UserError(
+                    "with tensor_parallel_size > 1 a loss must score every share of the rows alike, also one without "
+                    f"spans, but {name!r} returns {first} and {others[0]}; return vectors of length 0 of the same "
+                    "types where there is no span"
+                )
+            _ALIKE.setdefault(task.loss, set()).add(task.loss.training)
 
     def scaled(self, gradient: Tensor) -> Tensor:
         """Returns the gradient of this share in weights that all processes hold, times the number of shares.

@@ -197,6 +197,12 @@ class RowScores:
         of_spans = [values for scores in self.spans.values() for values in scores if values is not None]
         return [self.token_nats, *of_spans, *self.confidence.values(), *self.teacher_nats.values()]
 
+    def kinds(self, name: str) -> str:
+        """Names the scores that there are of a teacher's spans, with their types."""
+        measured = {"confidence": self.confidence.get(name), "teacher_nats": self.teacher_nats.get(name)}
+        found = {**self.spans[name]._asdict(), **measured}
+        return ", ".join(f"{score} {values.dtype}" for score, values in found.items() if values is not None)
+
     @classmethod
     def room_for(cls, part: RowScores, num_rows: int, num_spans: Mapping[str, int]) -> RowScores:
         """Allocates scores of a batch, of the same types as ``part``: zeros, to be filled by :meth:`write`."""

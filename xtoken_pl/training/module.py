@@ -29,6 +29,7 @@ from xtoken_pl.training.totals import or_one
 from xtoken_pl.utilities.checks import check_not_negative
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.lightning_internals import attached_trainer
+from xtoken_pl.utilities.processes import data_share
 from xtoken_pl.weighting import StaticWeighting, Weighting, kind_weights, span_alphas, span_weights, teacher_scores
 
 #: Returns the factor of L_KD, given the mean L_CE and L_KD of the optimizer step over all processes (both detached
@@ -126,7 +127,7 @@ class MultiTeacherDistillModule(WritingModule):
         for name in self.trained_teachers:
             if step.is_first and step.num_spans[name] == 0 and None not in alphas[name]:
                 which = "an on-policy step" if batch.is_rollout else "a step"
-                where = " on the first process" if self._num_processes > 1 else ""
+                where = " on the first process" if data_share(attached_trainer(self)).number > 1 else ""
                 rank_zero_warn(f"{which} has no span in common with teacher {name!r}{where}: nothing to learn from it")
         scores = self.score(batch)
         routed = self.router_sum(batch, scores.token_nats)
@@ -254,11 +255,10 @@ class MultiTeacherDistillModule(WritingModule):
         Strategies average over processes, and Lightning over the batches of an optimizer step.
         """
         trainer = attached_trainer(self)
-        return self._num_processes * (1 if trainer is None else trainer.accumulate_grad_batches)
+        return data_share(trainer).number * (1 if trainer is None else trainer.accumulate_grad_batches)
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
-        trainer = attached_trainer(self)
-        if trainer is None:
+        if (trainer := attached_trainer(self)) is None:
             return values
         group = None if (mesh := self.device_mesh) is None else mesh["data_parallel"].get_group()
         return cast(Tensor, trainer.strategy.reduce(values, group=group, reduce_op="sum"))

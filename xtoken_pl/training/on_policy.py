@@ -148,7 +148,7 @@ class WritingModule(ResumableModule):
         row by row: it is the same however they are distributed and cut into batches.
         """
         assert self.rollouts is not None
-        place = self.global_rank
+        place, num_shares = data_share(attached_trainer(self))
         for number, of_batch in enumerate(prompts):
             for prompt in of_batch:
                 if prompt is not None:
@@ -156,12 +156,7 @@ class WritingModule(ResumableModule):
                     for sample in range(self.rollouts.num_samples):
                         seed = (self.rollouts.draw_seed, self.global_step, place, sample)
                         yield number, prompt, Request(prompt.ids[""], stop_ids, seed)
-                place += self._num_processes
-
-    @property
-    def _num_processes(self) -> int:
-        """Number of processes that read different batches."""
-        return data_share(attached_trainer(self))[1]
+                place += num_shares
 
     @property
     def _rollout_reader(self) -> RolloutReader:

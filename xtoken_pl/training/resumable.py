@@ -141,7 +141,7 @@ class ResumableModule(DistillParts):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state from which a run resumes exactly, in one layout for any number of processes."""
         self._finite.check()
-        self._run_state.save(checkpoint, self.run_identity, self)
+        self._run_state.save(checkpoint, self.run_identity, self, group_size=self._group_size)
         checkpoint[RUN_KEY]["step_losses"] = self._step_sums.state_dict()
         if self.student_source.chat_template is not None:  # to be exported; the file may change
             checkpoint[RUN_KEY]["chat_template"] = self.student_vocabulary.tokenizer.chat_template
@@ -159,6 +159,10 @@ class ResumableModule(DistillParts):
         if resumes:
             self._run_state.load(checkpoint)
             self._step_sums.load_state_dict(checkpoint.get(RUN_KEY, {}).get("step_losses", []))
+
+    @property
+    def _group_size(self) -> int:
+        return 1 if self.tensor_group is None else self.tensor_group.size()
 
     @property
     def _stage(self) -> str | None:
@@ -192,5 +196,5 @@ class ResumableModule(DistillParts):
             rank=trainer.global_rank,
             num_processes=trainer.world_size,
             step=trainer.global_step,
-            group_size=1 if self.tensor_group is None else self.tensor_group.size(),
+            group_size=self._group_size,
         )

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
 
-def gather(own: T) -> list[T]:
-    """Gathers the values of all processes, in the order of ranks; every process has to call it."""
+class DataShare(NamedTuple):
+    """The share of the data that a process reads."""
+
+    #: Number of the share, from 0.
+    rank: int
+    #: Number of all shares.
+    number: int
+
+
+def gather(own: T, group: ProcessGroup | None = None) -> list[T]:
+    """Gathers the values of all processes, or of a group, in the order of ranks; each of them has to call it."""
     if not torch.distributed.is_initialized():
         return [own]
-    values: list[T | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, own)
+    values: list[T | None] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(values, own, group=group)
     return values  # type: ignore[return-value]
 
 
-def data_share(trainer: pl.Trainer | None) -> tuple[int, int]:
-    """Returns the number of this process, from 0, among those that read different batches, and how many these are.
+def data_share(trainer: pl.Trainer | None) -> DataShare:
+    """Returns which of the different batches of a run this process reads.
 
-    The processes of a tensor-parallel group read the same batches, and count as one.
+    The processes of a tensor-parallel group read the same batches, and have the same share.
     """
     shared = (None if trainer is None else trainer.distributed_sampler_kwargs) or {}
-    return shared.get("rank", 0), shared.get("num_replicas", 1)
+    return DataShare(shared.get("rank", 0), shared.get("num_replicas", 1))
 
 
 def gather_shares(own: T, trainer: pl.Trainer | None) -> list[T]:
@@ -34,5 +44,4 @@ def gather_shares(own: T, trainer: pl.Trainer | None) -> list[T]:
     Of each tensor-parallel group it is the value of the first process.
     """
     values = gather(own)
-    _, num_shares = data_share(trainer)
-    return values[:: len(values) // num_shares]
+    return values[:: len(values) // data_share(trainer).number]
