@@ -130,10 +130,10 @@ def draw() -> list[Any]:
     return [random.random(), float(np.random.rand()), float(torch.rand(()))]
 
 
-def restore(states: list[Any], **process: int) -> None:
+def restore(states: list[Any], *, stored_size: int = 1, group_size: int = 1, **process: int) -> None:
     state = RunState()
-    state.load({"xtoken_pl": {"random_states": states}})
-    state.restore(**process)
+    state.load({"xtoken_pl": {"random_states": states, "group_size": stored_size}})
+    state.restore(**process, group_size=group_size)
 
 
 def test_random_states_continue_where_they_were(tmp_path: Path) -> None:
@@ -149,11 +149,24 @@ def test_states_of_another_number_of_processes_are_seeded_anew_with_a_warning() 
     drawn = []
     for rank in (0, 1):
         with pytest.warns(
-            UserWarning, match="random states of 2 processes, and 3 resume from it: they are seeded anew"
+            UserWarning, match="random states of 2 processes, and 3 processes resume from it: they are seeded anew"
         ):
             restore(states, rank=rank, num_processes=3, step=5)
         drawn.append(draw())
     assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [((1, 2), "2 processes, and 2 processes in groups of 2"), ((2, 1), "2 processes in groups of 2, and 2 processes")],
+)
+def test_states_of_other_groups_are_not_taken(sizes: tuple[int, int], said: str) -> None:
+    """As many processes, but other ones share their draws."""
+    states = gather(random_state()) * 2
+    before = float(torch.rand(()))
+    with pytest.warns(UserWarning, match=f"random states of {said} resume from it: they are seeded anew"):
+        restore(states, stored_size=sizes[0], group_size=sizes[1], rank=0, num_processes=2, step=5)
+    assert float(torch.rand(())) != before
 
 
 @pytest.mark.parametrize("rank", [2, 3])

@@ -32,17 +32,26 @@ class RunState:
 
     def __init__(self) -> None:
         self._random_states: list[RandomState] = []
+        self._group_size = 1
         self._before_step: RandomState | None = None
 
     def begin_step(self) -> None:
         """Notes the random state at the beginning of an optimizer step of several batches."""
         self._before_step = random_state()
 
-    def save(self, checkpoint: dict[str, Any], identity: RunIdentity, module: pl.LightningModule) -> None:
+    def save(
+        self, checkpoint: dict[str, Any], identity: RunIdentity, module: pl.LightningModule, *, group_size: int
+    ) -> None:
         """Adds the state to a checkpoint, and makes the layout independent of the number of processes.
 
         A checkpoint that is saved within an optimizer step holds the progress at the beginning of the step, because it
         holds no gradients. Every process has to call this method.
+
+        Args:
+            checkpoint: Checkpoint that Lightning has made, to be changed.
+            identity: Student, teachers and settings of the run.
+            module: The module that is trained.
+            group_size: Number of processes of a tensor-parallel group; 1 if matrices are not split.
         """
         trainer = module.trainer
         randomness = random_state()
@@ -50,6 +59,8 @@ class RunState:
             rewind_open_step(checkpoint, num_batches)
             randomness = self._before_step or randomness
         checkpoint[RUN_KEY] = {"identity": asdict(identity), "random_states": gather(randomness)}
+        if group_size > 1:
+            checkpoint[RUN_KEY]["group_size"] = group_size
         share_tied_weights(checkpoint["state_dict"], module)
         # There are no optimizer states if only weights are saved, and on all processes but the first one.
         for state, optimizer in zip(checkpoint.get("optimizer_states", []), trainer.optimizers, strict=False):
@@ -59,23 +70,25 @@ class RunState:
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Reads the state from the checkpoint that training resumes from, which has been verified."""
         settle_epoch(checkpoint)
-        self._random_states = checkpoint.get(RUN_KEY, {}).get("random_states", [])
+        stored = checkpoint.get(RUN_KEY, {})
+        self._random_states, self._group_size = stored.get("random_states", []), stored.get("group_size", 1)
 
-    def restore(self, *, rank: int, num_processes: int, step: int, group_size: int = 1) -> None:
+    def restore(self, *, rank: int, num_processes: int, step: int, group_size: int) -> None:
         """Restores the random states of this process; called when nothing more is drawn before the first batch.
 
-        The states of another number of processes cannot be used: each process is then seeded from the run's seed, the
-        step and its rank, with a warning. The processes of a tensor-parallel group get the state of its first process,
-        since dropout of the states that all of them have must be the same. Then every process has to call this method.
+        The states of another number of processes, or of groups of another size, cannot be used: each process is then
+        seeded from the run's seed, the step and its rank, with a warning. The processes of a tensor-parallel group get
+        the state of its first process, since dropout of the states that all of them have must be the same. Then every
+        process has to call this method.
         """
         states, self._random_states = self._random_states, []
-        if len(states) == num_processes:
+        if len(states) == num_processes and self._group_size == group_size:
             set_random_state(states[rank])
         elif states:
             rank_zero_warn(
-                f"the checkpoint holds the random states of {len(states)} processes, and {num_processes} resume from "
-                "it: they are seeded anew, so that random draws of training (dropout) differ from those of an "
-                "uninterrupted run"
+                f"the checkpoint holds the random states of {_counted(len(states), self._group_size)}, and "
+                f"{_counted(num_processes, group_size)} resume from it: they are seeded anew, so that random draws of "
+                "training (dropout) differ from those of an uninterrupted run"
             )
             sequence = np.random.SeedSequence((run_seed(), step, rank))
             seed = int(sequence.generate_state(1)[0])
@@ -84,6 +97,10 @@ class RunState:
             torch.manual_seed(seed)
         if group_size > 1:
             set_random_state(gather(random_state())[rank - rank % group_size])
+
+
+def _counted(num_processes: int, group_size: int) -> str:
+    return f"{num_processes} processes" + (f" in groups of {group_size}" if group_size > 1 else "")
 
 
 def drop_unused_projections(state: dict[str, Any], module: nn.Module) -> None:
