@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 import split_models
 
-#: Plain; norms of heads; fused projections that are gathered; biases; a layer of another kind beside attention; norms
-#: behind projections; soft caps and norms on both sides of a layer.
-ARCHITECTURES = ["llama", "qwen3", "phi3", "gpt_neox", "qwen3_5_text", "olmo2", "gemma3_text"]
+#: All with a plan that is supported. Among them: norms of heads (Qwen 3); fused projections that are gathered (Phi-3);
+#: biases (GPT-NeoX); layers of another kind beside attention (Qwen 3.5); norms behind projections (OLMo 2); soft caps.
+ARCHITECTURES = [
+    *("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "phi", "phi3", "olmo", "olmo2"),
+    *("olmo3", "smollm3", "glm", "glm4", "starcoder2", "gpt_neox", "arcee", "cwm", "ernie4_5", "exaone4", "helium"),
+    *("nemotron", "seed_oss", "internlm3", "iquestcoder", "jais2", "hrm_text", "gemma4_unified_text", "gemma2"),
+    *("gemma3_text", "vaultgemma", "gemma3n_text", "nanochat", "granite", "cohere", "cohere2", "hyperclovax"),
+    *("qwen3_5_text", "olmo_hybrid"),
+]
 #: Adapters on layers that are split along outputs, inputs, and on those whose outputs are gathered.
 ADAPTED = ["llama+LoRA", "phi3+LoRA"]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from split_models import SIZES
+from split_models import settings_of
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from xtoken_pl.models.adapters import add_adapter
@@ -17,8 +16,7 @@ from xtoken_pl.utilities.errors import UserError
 
 
 def bare(name: str, **changes: Any) -> PreTrainedModel:
-    settings = {**SIZES, **ARCHITECTURES[name], **changes}
-    config = AutoConfig.for_model(name, **{key: value for key, value in settings.items() if value is not None})
+    config = AutoConfig.for_model(name, **settings_of(name, **changes))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
