@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from strategies import Recorder
+from torch.distributed.tensor import DTensor
 
 from xtoken_pl import (
     DistillDataModule,
@@ -28,6 +30,7 @@ from xtoken_pl import (
     TextSource,
 )
 from xtoken_pl.callbacks import HFExport, TeacherMonitor
+from xtoken_pl.utilities.processes import gather
 
 NUM_STEPS = 4
 
@@ -46,13 +49,40 @@ def strategy(name: str) -> dict[str, Any]:
     return choices[name]
 
 
-def train(name: str, folder: Path, *callbacks: pl.Callback, ckpt_path: Path | None) -> Any:
+class Copies(pl.Callback):
+    """Compares what both processes of a group hold whole, and draw."""
+
+    def __init__(self) -> None:
+        #: ``of_gradients`` is the largest difference, of the largest entry, before anything is averaged.
+        self.found: dict[str, float] = {"of_gradients": 0.0}
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for weight in self._copied(pl_module):
+            if weight.grad is not None:
+                first, second = gather(weight.grad.to_local())
+                difference = (first - second).abs().max() / first.abs().max().clamp_min(1e-30)
+                self.found["of_gradients"] = max(self.found["of_gradients"], difference.item())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        states = gather(torch.get_rng_state())
+        self.found["draw_alike"] = torch.equal(states[0], states[1])
+        pairs = [gather(weight.detach().to_local()) for weight in self._copied(pl_module)]
+        self.found["number"] = len(pairs)
+        self.found["are_equal"] = all(torch.equal(first, second) for first, second in pairs)
+
+    def _copied(self, module: pl.LightningModule) -> list[DTensor]:
+        """Trained weights that are sharded over one process, and not split: those that are whole in both."""
+        weights = [weight for weight in module.parameters() if isinstance(weight, DTensor) and weight.requires_grad]
+        return [weight for weight in weights if weight.device_mesh.ndim == weight.device_mesh.size() == 1]
+
+
+def train(name: str, folder: Path, *callbacks: pl.Callback, ckpt_path: Path | None, dropout: float = 0.0) -> Any:
     """The scalars of every step."""
     pl.seed_everything(1, verbose=False)
     # Weights in half precision below an adapter in single: sharding has to gather both at a time.
     student = Student(
         model=str(folder / "student"),
-        adapter=LoRA(rank=4),
+        adapter=LoRA(rank=4, dropout=dropout),
         activation_checkpointing=True,
         dtype="bfloat16" if name == "distributed" else "float32",
     )
@@ -72,7 +102,7 @@ def train(name: str, folder: Path, *callbacks: pl.Callback, ckpt_path: Path | No
         gradient_clip_val=1.0,
         log_every_n_steps=1,
         logger=False,
-        enable_checkpointing=bool(callbacks),
+        enable_checkpointing=bool(callbacks) and not dropout,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[TeacherMonitor(), recorder, *callbacks],
@@ -84,6 +114,12 @@ def train(name: str, folder: Path, *callbacks: pl.Callback, ckpt_path: Path | No
 
 def main(name: str, folder: Path) -> None:
     """A whole run, and runs that go on from its checkpoint and from that of one process."""
+    if name == "dropout":
+        copies = Copies()
+        train("tensor", folder, copies, ckpt_path=None, dropout=0.5)
+        if rank_zero_only.rank == 0:
+            (folder / "copies.json").write_text(json.dumps(copies.found))
+        return
     output = folder / "processes" / name
     checkpoints = ModelCheckpoint(output, filename="{step}", every_n_train_steps=2, save_top_k=-1)
     exports = [HFExport(str(output / form), form=form) for form in ("merged", "adapter")]

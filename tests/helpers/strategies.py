@@ -97,6 +97,7 @@ def recipes(folder: Path) -> dict[str, tuple[dict[str, Teacher], dict[str, Any]]
         "cached": ({"split": split(cache=str(folder / "cache"))}, {}),
         "accumulated": ({"split": split(), "same": same()}, {}),
         "offloaded": ({"split": split(cpu_offload=True), "same": same(cpu_offload=True)}, {}),
+        "single": ({"packing": Teacher(model=str(folder / "packing"), loss=ProjectionKL())}, {}),
     }
 
 
@@ -125,14 +126,16 @@ def main(name: str, folder: Path, chosen: list[str]) -> None:
         if recipe not in chosen:
             continue
         pl.seed_everything(1, verbose=False)
-        student = Student(model=str(folder / "student"), activation_checkpointing=recipe == "offloaded")
+        is_single = recipe == "single"  # steps of one row, which is a span of one token or none
+        path = str(folder / ("splitting" if is_single else "student"))
+        student = Student(model=path, activation_checkpointing=recipe == "offloaded")
         optimizer = OptimizerRecipe(learning_rate=1e-3, warmup_fraction=0.0)
         module = MultiTeacherDistillModule(student, teachers, optimizer=optimizer, **options)
         arguments = strategy(name)
-        source = TextSource(path=str(folder / "texts.jsonl"))
+        source = TextSource(path=str(folder / ("singles.jsonl" if is_single else "texts.jsonl")))
         # One process takes a step at once; two may cut it into two batches each, of one window.
         num_batches = 1 if recipe != "accumulated" or name == "one" else 2
-        batch_size = NUM_WINDOWS // num_shares // num_batches
+        batch_size = 1 if is_single else NUM_WINDOWS // num_shares // num_batches
         data = DistillDataModule(source, source, sequence_length=64, batch_size=batch_size, num_workers=0)
         recorder, output = Recorder(), folder / name / recipe
         monitors = [TeacherMonitor(), AlignmentMonitor(), ProjectionMonitor(), ThroughputMonitor(), NumeralMonitor()]
@@ -143,6 +146,8 @@ def main(name: str, folder: Path, chosen: list[str]) -> None:
         if recipe == "same":
             tasks: dict[str, int | None] = {"words": 2, "sums": 1, "stories": 0}
             callbacks += [EvalHarness(tasks, every_n_steps=10, include_path=str(folder / "tasks"), batch_size=2)]
+        if is_single:  # has no numerals of several digits
+            callbacks = [callback for callback in callbacks if not isinstance(callback, NumeralMonitor)]
         draws = recipe == "both"
         callbacks += [PictureMonitor(num_spans=2)] if draws else []
         trainer = pl.Trainer(

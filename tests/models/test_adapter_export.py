@@ -108,3 +108,14 @@ def test_two_processes_train_save_and_export_the_adapter_of_one(workspace: Path)
             assert mine.keys() == theirs.keys()
             for weight in mine:
                 torch.testing.assert_close(theirs[weight], mine[weight], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_batch_drop_the_same_states(workspace: Path) -> None:
+    """Else the gradients of the weights that both of them hold whole would differ, and averaging would hide it."""
+    run_helper("adapted_processes", "dropout", workspace, timeout=400)
+    found = json.loads((workspace / "copies.json").read_text())
+    assert found["draw_alike"]
+    assert found["number"] >= 4
+    assert found["are_equal"]
+    assert found["of_gradients"] < 1e-4

@@ -29,7 +29,7 @@ RECIPES = ["cross", "same", "both", "adaptive", "others", "learned", "features",
 STRATEGIES = ["ddp", "fsdp2", "tensor", "grid"]
 #: Every recipe under the strategies of two processes; four on two cores are slow.
 RUNS = [(name, recipe) for name in STRATEGIES for recipe in RECIPES if name != "grid"]
-RUNS += [("grid", recipe) for recipe in ("both", "same", "learned", "accumulated")]
+RUNS += [("grid", recipe) for recipe in ("both", "same", "learned", "accumulated", "adaptive")]
 EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -42,6 +42,10 @@ def prepare(folder: Path) -> None:
     # They are the whole epoch, so that every step sees all of them, in whatever order.
     texts = [f"{TEXTS[0][:60]} 12 and 345", f"{TEXTS[1][:25]} 67", "a", "b"]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    # Of two tokens the second is learned. It is a span, but where the teacher has one token for both.
+    write_model(folder / "splitting", without_bos_and_eos(splitting_tokenizer()), seed=4)
+    write_model(folder / "packing", without_bos_and_eos(packing_tokenizer()), seed=5)
+    (folder / "singles.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("ab", "12", "xy")))
     write_tasks(folder / "tasks")
     source = {"path": str(folder / "texts.jsonl")}
     teacher = {"model": str(folder / "split"), "loss": "xtoken_pl.ProjectionKL"}
@@ -62,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(__file__).parents[1] / "helpers/strategies.py"
     for name in ("one", *STRATEGIES):
         chosen = RECIPES if name == "one" else [recipe for run, recipe in RUNS if run == name]
+        chosen = [*chosen, "single"] if name in ("one", "tensor") else chosen
         done = subprocess.run(
             [sys.executable, str(script), name, str(path), *chosen],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -131,6 +136,16 @@ def test_a_process_without_a_span_takes_part(folder: Path) -> None:
     """Otherwise the texts would not test what they are for."""
     steps = results(folder, "one")["cross"]["steps"]
     assert 0.5 < steps[0]["train/span_coverage/split"] < 1
+
+
+def test_matrices_are_split_where_a_batch_is_one_row(folder: Path) -> None:
+    """One of the processes has no row and no span of it; in every third batch both have no span."""
+    one, two = (results(folder, name)["single"]["steps"] for name in ("one", "tensor"))
+    assert len(one) == len(two) == 20
+    coverage = [step["train/span_coverage/packing"] for step in one]
+    assert {*coverage} == {0.0, 1.0}
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5)
 
 
 def test_weights_between_teachers_are_those_of_all_processes(folder: Path) -> None:
