@@ -67,6 +67,7 @@ def test_a_model_with_an_adapter_is_refused() -> None:
 
 def test_a_plan_for_a_weight_alone_is_refused() -> None:
     model = bare("llama")
-    model.config.base_model_tp_plan |= {"layers.*.mlp.up_proj.weight": "replicated_with_grad_allreduce"}
+    plan = model.config.base_model_tp_plan  # the class's own
+    model.config.base_model_tp_plan = {**plan, "layers.*.mlp.up_proj.weight": "replicated_with_grad_allreduce"}
     with pytest.raises(UserError, match=r"style 'replicated_with_grad_allreduce' for layers\.0\.mlp\.up_proj\.weight"):
         check_tensor_parallel(model, 2, role="student")
