@@ -23,6 +23,7 @@ from xtoken_pl.models.head import Head
 from xtoken_pl.projection.sparse import SparseProduct
 from xtoken_pl.scoring.evaluation import Evaluation
 from xtoken_pl.scoring.memory import BlockSizes, LogitMemory
+from xtoken_pl.scoring.shares import Shares
 from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 
 # N rows of a batch, the same number on every side
@@ -104,6 +105,7 @@ def head_work(
         [side.vocabulary_size for side, _, _ in teachers.values()],
         torch.float32,
         _DEVICE,
+        logits_dtype=dtype,
     )
     num_blocks = math.ceil(num_rows / sizes.block_rows)
     if num_blocks <= 2 or sizes.kept_rows >= math.ceil(num_rows / num_blocks):  # or some are kept
@@ -134,7 +136,7 @@ def _record(
         loss = losses[name].train().to(_DEVICE)
         tasks[name] = TeacherTask(_rows(side, num_rows, dtype, trains=False), spans, loss)
     with patch("torch.is_autocast_enabled", return_value=False), Recorder() as recorder:
-        evaluation = _ShapesOnly(rows, tasks, cuts, LogitMemory(logits_memory))
+        evaluation = _ShapesOnly(rows, tasks, cuts, LogitMemory(logits_memory), Shares(None))
         evaluation.dtypes = dict.fromkeys(evaluation.sides, dtype)  # as under autocast
         scores = evaluation.score()
         losses_of_spans = [part.loss for part in scores.spans.values()]

@@ -11,6 +11,7 @@ from head_rows import ALL_KEPT, NOTHING_KEPT, H, N, Rows, Unlearnable, WatchedMe
 from span_rows import random_labels
 from torch import Tensor, nn
 
+import xtoken_pl.scoring.memory as memory_limits
 from xtoken_pl.batch import RowCuts, SpanBatch
 from xtoken_pl.models import Head
 from xtoken_pl.models.head import logits
@@ -141,6 +142,45 @@ def test_a_plan_spends_no_more_than_its_budget(
         assert block + kept <= budget
     more = BlockSizes.from_budget(2 * budget, num_rows, 128_256, teachers, torch.float32, kind)
     assert more.block_rows >= plan.block_rows
+
+
+_BEST_RUN: Any = (32_760, 128_256, [200_019, 128_256], torch.float32)
+
+
+@pytest.mark.parametrize("budget", [None, 4e9, 2e10])
+def test_blocks_and_pieces_are_large_on_a_gpu(budget: float | None) -> None:
+    """Products of heads are limited by FLOP from 350 rows on; an H100 reads and writes 60 MB in 36 microseconds."""
+    budget = LogitMemory(budget).budget_on("cuda")
+    sizes = BlockSizes.from_budget(budget, *_BEST_RUN, "cuda", logits_dtype=torch.bfloat16)
+    piece = 4 * sizes.piece_rows * 200_019
+    assert 350 <= sizes.block_rows <= 4096
+    assert 6e7 <= piece < 2**27
+    assert 2 * sizes.block_rows * sum((128_256, 200_019, 128_256)) + 16 * piece <= budget
+
+
+def test_defaults_depend_on_the_type_of_the_device_alone() -> None:
+    memory = LogitMemory(None)
+    assert (memory.budget_on("cpu"), memory.budget_on("cuda"), memory.budget_on("mps")) == (0.5e9, 2e9, 2e9)
+    assert LogitMemory(3e9).budget_on("cpu") == LogitMemory(3e9).budget_on("cuda") == 3e9
+
+
+def test_more_rows_of_logits_in_half_precision_are_a_block() -> None:
+    whole, half = (
+        BlockSizes.from_budget(1e9, *_BEST_RUN, "cuda", logits_dtype=dtype) for dtype in (None, torch.bfloat16)
+    )
+    assert half.block_rows in (2 * whole.block_rows, 2 * whole.block_rows + 1)
+    assert half.piece_rows == whole.piece_rows
+
+
+@pytest.mark.parametrize("budget", [3 * NOTHING_KEPT, ALL_KEPT])
+def test_sizes_of_a_gpu_give_the_same_numbers(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(torch.float64, num_rows=70)
+    results = []
+    for limits in (memory_limits._CPU, memory_limits._GPU):
+        monkeypatch.setattr(memory_limits, "_CPU", limits)
+        scores = rows.evaluate(LogitMemory(budget))
+        results.append((scores.token_nats, scores.spans["t"].loss, *rows.gradients(scores)))
+    assert_equal(results[1], results[0])
 
 
 def test_half_a_gigabyte_keeps_nothing_of_a_long_sequence_and_two_keep_a_short_one() -> None:

@@ -145,7 +145,7 @@ class Run:
             teachers=module.teachers,
             batch_size=data.batch_size,
             sequence_length=data.sequence_length,
-            logits_memory=int(module.logit_memory.budget),
+            logits_memory=int(module.logit_memory.budget_on("cuda")),
             precision=_precision(trainer.get("precision")),
             num_gpus=given,
             spread=spread,

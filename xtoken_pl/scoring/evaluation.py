@@ -58,7 +58,7 @@ class Evaluation:
         num_rows = max(len(side.labels) for side in self.sides.values())
         cuts = shares.own(cuts)
         sizes = BlockSizes.from_budget(
-            memory.budget,
+            memory.budget_on(kind),
             num_rows=num_rows if shares.number == 1 else min(num_rows, cuts.num_rows),
             student_size=student.head.vocabulary_size,
             teacher_sizes=[rows.head.vocabulary_size for rows in heads.values()],
@@ -66,6 +66,7 @@ class Evaluation:
             kind=kind,
             known_sizes=[len(task.rows.holes) for task in teachers.values() if isinstance(task.rows, GivenRows)],
             hidden_sizes=[student.hidden.shape[1] for task in teachers.values() if task.loss.needs_hidden_states],
+            logits_dtype=max(self.dtypes.values(), key=lambda dtype: dtype.itemsize),
         )
         # Without any row, an empty block connects the zero loss to the parameters.
         self.blocks = cuts.blocks(sizes.block_rows, sizes.piece_rows) or [Block.empty(teachers)]

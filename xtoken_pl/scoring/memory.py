@@ -11,23 +11,31 @@ from torch import Tensor
 
 #: Tensors of a piece's size that exist at the same time, for the hungriest loss (measured).
 _PIECE_TENSORS = 16
-#: Largest share of the budget for pieces, so that something is left to be kept.
-_PIECE_SHARE = 0.25
 
 
 class _Limits(NamedTuple):
-    """Sizes beyond which a kind of device gains nothing."""
+    """Shares of the budget for blocks and pieces, sizes beyond which a kind of device gains nothing, and a budget."""
 
-    block_share: float  # of the budget
+    block_share: float
     block_rows: int
-    piece_bytes: int
+    piece_share: float  # so that something is left to be kept
+    piece_bytes: int  # of one tensor
+    default_budget: float
 
 
 #: A CPU multiplies hardly faster with more rows than that. A little above 256: 512 rows, cut between spans, are two
 #: blocks. Larger pieces leave its cache, and get fresh pages for every tensor; small ones cost it little.
-_CPU = _Limits(block_share=0.9, block_rows=272, piece_bytes=2**23)
-#: Others need large pieces, or starting a kernel takes longer than the kernel.
-_OTHERS = _Limits(block_share=0.75, block_rows=2**16, piece_bytes=2**27)
+_CPU = _Limits(block_share=0.9, block_rows=272, piece_share=0.25, piece_bytes=2**23, default_budget=0.5e9)
+#: A GPU needs large pieces, or starting a kernel takes longer than the kernel: reading and writing 64 MiB takes an H100
+#: 40 microseconds. A head's products are limited by FLOP from some 350 rows on, those of the head's gradient, which is
+#: added in float32, from some 2,100; larger blocks gain nothing, but leave less to be kept. The default budget has room
+#: for both with a vocabulary of 200,000 tokens.
+_GPU = _Limits(block_share=0.5, block_rows=2**12, piece_share=0.5, piece_bytes=2**27, default_budget=2e9)
+
+
+def _limits(kind: str) -> _Limits:
+    """Limits of a type of device; any that is not a CPU is taken for a GPU."""
+    return _CPU if kind == "cpu" else _GPU
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class BlockSizes:
         kind: str,
         known_sizes: Sequence[int] = (),
         hidden_sizes: Sequence[int] = (),
+        logits_dtype: torch.dtype | None = None,
     ) -> BlockSizes:
         """Divides ``budget`` bytes among blocks, pieces, and what is kept.
 
@@ -70,13 +79,14 @@ class BlockSizes:
             kind: Type of the device, such as ``cpu`` or ``cuda``.
             known_sizes: Vocabulary sizes of teachers with known rows, which have no logits.
             hidden_sizes: The student's hidden size, once for each loss that reads hidden states.
+            logits_dtype: Dtype of a block's logits; None for ``dtype``.
         """
-        limits = _CPU if kind == "cpu" else _OTHERS
-        row = dtype.itemsize * (student_size + sum(teacher_sizes))
+        limits = _limits(kind)
+        row = (logits_dtype or dtype).itemsize * (student_size + sum(teacher_sizes))
         block_rows = min(_at_least_one(budget * limits.block_share / row), limits.block_rows)
         left = budget - min(block_rows, num_rows) * row
         piece_row = dtype.itemsize * max(student_size, *teacher_sizes, *known_sizes, 1)
-        piece = min(min(left, budget * _PIECE_SHARE) / _PIECE_TENSORS, limits.piece_bytes)
+        piece = min(min(left, budget * limits.piece_share) / _PIECE_TENSORS, limits.piece_bytes)
         piece_rows = min(block_rows, _at_least_one(piece / piece_row))
         left -= _PIECE_TENSORS * piece_rows * piece_row
         # Of each kept row: the probabilities, and the gradients of each teacher's loss.
@@ -91,12 +101,16 @@ class LogitMemory:
     Fresh pages cost a CPU as much as a quarter of a head's product.
 
     Args:
-        budget: Memory budget in bytes.
+        budget: Memory budget in bytes; None for a default that depends on the type of the device.
     """
 
-    def __init__(self, budget: float) -> None:
+    def __init__(self, budget: float | None) -> None:
         self.budget = budget
         self._free: list[Tensor] = []
+
+    def budget_on(self, kind: str) -> float:
+        """Returns the budget in bytes on a type of device, such as ``cpu`` or ``cuda``; 2 GB on a GPU by default."""
+        return _limits(kind).default_budget if self.budget is None else self.budget
 
     def take(self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Lends a matrix ``[num_rows, width]``, or with more rows, not initialized, until it is given back."""
@@ -112,7 +126,7 @@ class LogitMemory:
     def give(self, *matrices: Tensor) -> None:
         """Takes matrices back, as many as the budget allows."""
         for matrix in matrices:
-            if sum(free.nbytes for free in self._free) + matrix.nbytes <= self.budget:
+            if sum(free.nbytes for free in self._free) + matrix.nbytes <= self.budget_on(matrix.device.type):
                 self._free.append(matrix)
 
     def __deepcopy__(self, _: object) -> LogitMemory:

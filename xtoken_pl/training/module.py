@@ -66,8 +66,8 @@ class MultiTeacherDistillModule(WritingModule):
         ce_weight: Fixed weight of the cross-entropy.
         kd_weight: Fixed weight of the distillation loss; at 0 no teacher is needed, and those that are given run for
             validation and monitors only.
-        logits_memory: Memory in GB for logits and for what the losses compute from them. If all of a batch fits, the
-            second pass over the products of the heads is avoided; the results are the same.
+        logits_memory: Memory in GB for logits and what the losses compute from them; None is 0.5 on a CPU, 2 on a GPU.
+            If all of a batch fits, the second pass over the products of the heads is avoided; the results are the same.
         rollouts: On-policy training: in a share of the optimizer steps the student writes the text that it learns from,
             at :math:`L = \lambda_{KD} L_{KD}`, since its own text has no cross-entropy to learn or to scale by.
 
@@ -84,7 +84,7 @@ class MultiTeacherDistillModule(WritingModule):
         *,
         ce_weight: float = 1.0,
         kd_weight: float = 1.0,
-        logits_memory: float = 0.5,
+        logits_memory: float | None = None,
         rollouts: Rollouts | None = None,
     ) -> None:
         check_not_negative("ce_weight", ce_weight, "0 leaves the cross-entropy out")
@@ -96,7 +96,7 @@ class MultiTeacherDistillModule(WritingModule):
                 "the student learns from its own text by the distillation loss alone, so that kd_weight must be > 0 "
                 f"with rollouts, got {kd_weight}; raise it, or leave rollouts out"
             )
-        if not 0 < logits_memory < math.inf:
+        if logits_memory is not None and not 0 < logits_memory < math.inf:
             raise UserError(
                 f"logits_memory must be a finite number > 0 of GB, got {logits_memory}; 0.5 is enough for any batch"
             )
@@ -106,7 +106,7 @@ class MultiTeacherDistillModule(WritingModule):
         self.optimizer_recipe = optimizer or OptimizerRecipe()
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
-        self.logit_memory = LogitMemory(logits_memory * 1e9)
+        self.logit_memory = LogitMemory(None if logits_memory is None else logits_memory * 1e9)
         self.kd_scale: KDScale = self.fixed_kd_scale
 
     # One step ------------------------------------------------------------------------------------------------------
