@@ -24,7 +24,7 @@ def computed() -> dict[str, str]:
         name: Side(VOCABULARIES[name], skeleton.head.shape[1])
         for name, skeleton in {"": one.memory.student, **one.memory.teachers}.items()
     }
-    row_bytes = 4 * sum(side.vocabulary_size for side in sides.values())
+    row_bytes = 2 * sum(side.vocabulary_size for side in sides.values())
     sizes, num_blocks = one.heads.sizes, one.heads.num_blocks
     return {
         "throughput": tables.throughput(steps),
@@ -32,6 +32,7 @@ def computed() -> dict[str, str]:
         "parts of P-KL": tables.parts(projected),
         "links": tables.links(steps),
         "block rows": tables.block_rows(sides, row_bytes),
+        "budgets": tables.budgets(one, [side.vocabulary_size for side in sides.values()]),
         "blocks": f"With {one.run.logits_memory / 1e9:g} GB, a batch of {num_rows:,} rows has {num_blocks} blocks "
         f"of at most {sizes.block_rows:,} rows, and losses see {sizes.piece_rows} rows at a time.",
         "passes": tables.passes(works, num_rows),

@@ -135,9 +135,9 @@ def _record(
     for name, (side, _, _) in teachers.items():
         loss = losses[name].train().to(_DEVICE)
         tasks[name] = TeacherTask(_rows(side, num_rows, dtype, trains=False), spans, loss)
-    with patch("torch.is_autocast_enabled", return_value=False), Recorder() as recorder:
+    with patch("torch.is_autocast_enabled", return_value=True), patch("torch.get_autocast_dtype", return_value=dtype):
         evaluation = _ShapesOnly(rows, tasks, cuts, LogitMemory(logits_memory), Shares(None))
-        evaluation.dtypes = dict.fromkeys(evaluation.sides, dtype)  # as under autocast
+    with patch("torch.is_autocast_enabled", return_value=False), Recorder() as recorder:
         scores = evaluation.score()
         losses_of_spans = [part.loss for part in scores.spans.values()]
         evaluation.gradients(scores.token_nats, losses_of_spans, [x is not None for x in evaluation.inputs])

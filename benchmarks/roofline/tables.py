@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
+
 from benchmarks.roofline.devices import ATTAINABLE, H100, H200, Device
 from benchmarks.roofline.heads import HeadWork, Side
 from benchmarks.roofline.step import Step, part_of
 from xtoken_pl.plan.terms import usable_bytes
+from xtoken_pl.scoring.memory import BlockSizes
 
 _DAY = 24 * 3600
 #: Bytes per second of a disk that checkpoints are written to. Assumed.
 DISK = 2e9
+#: Seconds that a process needs to start one kernel. Assumed.
+LAUNCH = 5e-6
 
 
 def throughput(steps: Sequence[Step], num_steps: int = 30_000) -> str:
@@ -106,7 +111,7 @@ def passes(works: Mapping[str, tuple[HeadWork, Side]], num_rows: int) -> str:
     return _table(["run", "part", "function", "kernels per piece, both passes", "matrices read and written"], rows)
 
 
-def block_rows(sides: Mapping[str, Side], row_bytes: float, block_share: float = 0.75) -> str:
+def block_rows(sides: Mapping[str, Side], row_bytes: float, block_share: float = 0.5) -> str:
     """Rows of a block from which on the products of a head are limited by FLOP, and the ``logits_memory`` for them."""
     rows = []
     for name, side in sides.items():
@@ -119,6 +124,44 @@ def block_rows(sides: Mapping[str, Side], row_bytes: float, block_share: float =
             label = f"{name or 'student'}: {kind}"
             rows.append([label, *(f"{value:,.0f}" for value in needed.values()), f"{memory / 1e9:.2f}"])
     return _table(["product", "rows, H100", "rows, H200", "logits_memory on an H100, GB"], rows)
+
+
+def budgets(step: Step, vocabulary_sizes: Sequence[int], sizes_in_gb: Sequence[float] = (0.5, 1, 2, 4, 8)) -> str:
+    """Rows of blocks and pieces, and the kernels of heads and losses in a step, by ``logits_memory``.
+
+    The number of kernels is that of the step's own budget, in proportion to the number of pieces.
+
+    Args:
+        step: The step.
+        vocabulary_sizes: Tokens of the student, and of each teacher.
+        sizes_in_gb: Budgets in GB.
+    """
+    num_rows = step.run.batch_size * (step.run.sequence_length - 1)
+    per_piece = sum(step.heads.counts.values()) / (num_rows / step.heads.sizes.piece_rows)
+    student, *teachers = vocabulary_sizes
+    rows = []
+    for budget in sizes_in_gb:
+        sizes = BlockSizes.from_budget(
+            budget * 1e9, num_rows, student, teachers, torch.float32, "cuda", logits_dtype=torch.bfloat16
+        )
+        piece = 4 * sizes.piece_rows * max(vocabulary_sizes)
+        kernels = per_piece * num_rows / sizes.piece_rows * step.num_batches
+        rows.append(
+            [
+                f"{budget:g}",
+                f"{sizes.block_rows:,}",
+                f"{sizes.piece_rows:,}",
+                f"{piece / 1e6:.0f}",
+                f"{2 * piece / H100.memory * 1e6:.0f}",
+                f"{kernels / 1e6:.1f}",
+                f"{kernels * LAUNCH:.0f}",
+            ]
+        )
+    header = ["logits_memory, GB", "rows of a block", "rows of a piece", "MB of its largest tensor"]
+    return _table(
+        [*header, "µs to read and write it, H100", "million kernels a step", f"s to start them at {LAUNCH * 1e6:g} µs"],
+        rows,
+    )
 
 
 def rows_of_product(side: Side, device: Device) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import real_tokenizers
 import torch
@@ -15,9 +17,16 @@ from benchmarks.roofline.recorder import Recorder
 from benchmarks.roofline.step import part_of
 from benchmarks.roofline.tables import rows_of_head_gradient, rows_of_product
 from xtoken_pl import CanonicalVocabulary, HybridKL, ProjectionKL, SpanLoss, TokenKL, build_projection
+from xtoken_pl.batch import RowCuts, SpanBatch
+from xtoken_pl.models import Head
 from xtoken_pl.projection import VocabularyPartition
+from xtoken_pl.scoring import memory
+from xtoken_pl.scoring.blockwise import evaluate_rows
+from xtoken_pl.scoring.memory import LogitMemory
+from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 
 
+@pytest.mark.slow
 def test_tables_of_the_page_are_computed() -> None:
     page = PAGE.read_text()
     found = computed()
@@ -68,6 +77,7 @@ def test_attention_counts_half_of_all_pairs() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "tables"),
     [(HybridKL(), Tables(common=600)), (ProjectionKL(), Tables(0, 1200, 700)), (TokenKL(), Tables())],
@@ -76,9 +86,9 @@ def test_products_of_the_heads_are_those_of_the_formula(loss: SpanLoss, tables: 
     """With n blocks: n student and n teacher products, n - 1 of each again, and two products for gradients."""
     size, teacher_size = 1000, 1000 if isinstance(loss, TokenKL) else 1500
     student, teacher = Side(size, 64), Side(teacher_size, 96)
-    memory, rows_in_block = 10_000_000, 7_500_000 // (4 * (size + teacher_size))
+    budget, rows_in_block = 4_000_000, 2_000_000 // (2 * (size + teacher_size))
     num_rows = 23 * rows_in_block // 5  # five blocks with room, since they end at whole pieces
-    work = head_work(num_rows, student, {"t": (teacher, loss, tables)}, memory)
+    work = head_work(num_rows, student, {"t": (teacher, loss, tables)}, budget)
     assert (work.num_blocks, work.sizes.block_rows) == (5, rows_in_block)
     flop: dict[str, float] = {}
     for op, count in work.counts.items():
@@ -94,6 +104,31 @@ def test_products_of_the_heads_are_those_of_the_formula(loss: SpanLoss, tables: 
     }
     # A piece is up to 6% of a block.
     assert {name: value for name, value in flop.items() if value} == pytest.approx(expected, rel=0.06)
+
+
+def test_operations_are_run_for_each_piece_and_none_for_each_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real step with ten times the rows in as many pieces of ten times the size runs the same operations."""
+    monkeypatch.setattr(memory, "_CPU", memory._GPU)
+    size, num_hidden = 64, 8
+    counts = []
+    for num_rows in (40, 400):
+        rows = torch.arange(num_rows)
+        of_span, pairs = rows // 2, torch.full((num_rows // 2,), 2)
+        spans = SpanBatch(rows[::2], pairs, rows[::2], pairs, of_span, of_span)
+        layers = [nn.Linear(num_hidden, size, bias=False).requires_grad_(trains) for trains in (True, False)]
+        student, teacher = (
+            HiddenRows(torch.randn(num_rows, num_hidden), rows % size, Head(layer, size, None)) for layer in layers
+        )
+        cuts = RowCuts.from_spans(num_rows, {"t": spans})
+        with Recorder() as recorder:
+            scores = evaluate_rows(
+                student, {"t": TeacherTask(teacher, spans, TokenKL())}, cuts, LogitMemory(820 * num_rows)
+            )
+            (scores.token_nats.sum() + scores.spans["t"].loss.sum()).backward()
+        counts.append(Counter(op.name for op in recorder.operations))
+    assert counts[0] == counts[1]
+    assert counts[0]["mm"] > 2  # several blocks
+    assert counts[0]["_log_softmax"] > counts[0]["mm"]  # of several pieces
 
 
 def test_rows_from_which_products_are_limited_by_flop() -> None:

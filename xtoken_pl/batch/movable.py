@@ -14,8 +14,11 @@ class Movable:
     """Base of dataclasses whose tensors move together, including those of nested dataclasses and dicts."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """Returns a copy on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Returns a copy on ``device``.
+
+        Tensors in page-locked memory are copied as with ``non_blocking``, which Lightning passes to tensors only.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
 
     def pin_memory(self) -> Self:
         """Returns a copy in page-locked memory, for a DataLoader with ``pin_memory``."""

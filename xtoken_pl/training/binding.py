@@ -120,8 +120,8 @@ def bind_loss(
         teacher_vocabulary: Vocabulary of the teacher.
 
     Raises:
-        UserError: If the loss does not fit the vocabularies, W belongs to others, an option has no effect, or the
-            teacher has no span whose kind has a weight.
+        UserError: If the loss does not fit the vocabularies, W belongs to others, an option has no effect, the loss
+            cannot be compiled, or the teacher has no span whose kind has a weight.
     """
     if teacher.spans.get("one_to_one") == 0 and student_vocabulary.fingerprint == teacher_vocabulary.fingerprint:
         raise UserError(
@@ -133,8 +133,21 @@ def bind_loss(
     loss.bind(student_vocabulary, teacher_vocabulary, projection)
     if teacher.learn_projection:
         loss.learn_projection()
+    if teacher.compile_loss:
+        _compile(name, loss)
     rank_zero_info(f"teacher {name!r}: {type(loss).__name__}({loss.extra_repr()})")
     return loss
+
+
+def _compile(name: str, loss: SpanLoss) -> None:
+    """Compiles a bound loss, once for any number of rows."""
+    if loss.planner is not None:
+        raise UserError(
+            f"compile_loss needs a loss without a plan, whose operations are the same for every text, but "
+            f"{type(loss).__name__} of teacher {name!r} plans each batch; leave compile_loss out, or use ProjectionKL, "
+            "HybridKL or TokenKL"
+        )
+    loss.compile(dynamic=True)
 
 
 def _projection(teacher: Teacher, student: CanonicalVocabulary, other: CanonicalVocabulary) -> Projection:
