@@ -11,18 +11,23 @@ import os
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.measure import Figure, run
-from benchmarks.pair import TEXT, real_tokenizers
+from benchmarks.pair import TEXT
 from xtoken_pl import BytePrefixKL, CanonicalVocabulary
 from xtoken_pl.batch import DistillBatch, Planner
 from xtoken_pl.data import Windower, collate
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))  # the tokenizers are those of the tests
+import real_tokenizers
 
 _LENGTH, _WINDOWS = 4096, 4
 #: Characters of a text; about 8,000 tokens.
