@@ -1,4 +1,4 @@
-"""Watches for operations whose result the CPU has to wait for."""
+"""Watches for operations that the CPU has to wait for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class AsksTheDevice(TorchDispatchMode):
-    """Notes operations whose result the CPU has to wait for."""
+    """Notes operations whose result the CPU has to wait for, and tensors that are made of a list of numbers.
+
+    On a GPU such a tensor (``lift_fresh``, of ``new_tensor``) is copied from the host, which waits for the copy.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,6 +22,7 @@ class AsksTheDevice(TorchDispatchMode):
         waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
         name = function.overloadpacket.__name__
         by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
-        if name in waits or name.startswith("_unique") or by_mask:
+        is_copied = name == "lift_fresh" and args[0].dim() > 0  # a scalar that is assigned is filled on the device
+        if name in waits or name.startswith("_unique") or by_mask or is_copied:
             self.asked.append(name)
         return function(*args, **(kwargs or {}))

@@ -123,7 +123,7 @@ class PrefixPartitionKL(CommonTokensLoss):
             columns = finite(log_probs.index_select(1, common))  # [K, C]
             left = log_probs.index_select(1, rest).exp().sum(-1)
             left = left.index_add(0, excluded[0], columns[excluded].exp())
-            columns = columns.index_put(excluded, columns.new_tensor(torch.finfo(columns.dtype).min))
+            columns = columns.index_put(excluded, columns.new_full((), torch.finfo(columns.dtype).min))
             sides.append(torch.cat((columns, log_clamped(left)[:, None]), dim=1))
         of_student, of_teacher = sides
         none = of_student.new_zeros(len(of_student))

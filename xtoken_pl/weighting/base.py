@@ -80,8 +80,8 @@ def teacher_scores(
     for name, span_scores in scores.spans.items():
         spans = batch.teachers[name].spans
         views[name] = TeacherScores(
-            domain_alpha=span_scores.loss.new_tensor([alpha or 0.0 for alpha in alphas[name]]),
-            takes_part=sequence.new_tensor([alpha is not None for alpha in alphas[name]], dtype=torch.bool),
+            domain_alpha=_filled([alpha or 0.0 for alpha in alphas[name]], span_scores.loss),
+            takes_part=_filled([alpha is not None for alpha in alphas[name]], sequence).bool(),
             scores=span_scores,
             spans=spans,
             confidence=scores.confidence.get(name),
@@ -91,6 +91,11 @@ def teacher_scores(
             row_domain=row_domain,
         )
     return views
+
+
+def _filled(values: Sequence[float], like: Tensor) -> Tensor:
+    """The values as a tensor, filled on the device: the host would wait for a copy."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 class Weighting(nn.Module, ABC):

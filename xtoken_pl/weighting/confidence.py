@@ -101,7 +101,7 @@ class _ByConfidence(Weighting):
         """``[N]`` score of the span that each student row is in, -inf for a row in no span."""
         assert view.confidence is not None
         score = self._score(view.confidence, self._units(view))
-        return torch.cat((score, score.new_tensor([-torch.inf])))[view.spans.student_span]
+        return torch.cat((score, score.new_full((1,), -torch.inf)))[view.spans.student_span]
 
     def _sums(self, view: TeacherScores, num_places: int) -> Tensor:
         """``[2, R]`` confidence in each domain or sequence, and the number of units that it is divided by."""
