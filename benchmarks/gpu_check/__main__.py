@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu_check.parts import PARTS, PartResult, run_part
+from benchmarks.gpu_check.parts import PARTS, Part, PartResult, run_part
 from benchmarks.gpu_check.report import TABLE_FILE, describe_machine, markdown, new_folder, write_results
 from benchmarks.gpu_check.setting import Setting
 
@@ -53,15 +54,20 @@ def main() -> None:
         if arguments.wheels is not None:
             unpack(arguments.wheels, Path(scratch) / "packages")
             options += ["--packages", str(Path(scratch) / "packages")]
-        for part in parts:
+        for place, part in enumerate(parts):
             print(f"\n{part.title}", flush=True)
             left = _LIMIT - (time.perf_counter() - begin)
-            limit = min(part.seconds, left) if setting.is_full else None
+            limit = time_limit(part, parts[place + 1 :], left) if setting.is_full else None
             results.append(run_part(part, Path(scratch) / f"{part.name}.jsonl", options, limit))
             write_results(folder, setting, results, time.perf_counter() - begin)
     print("\n" + markdown(describe_machine(setting), setting, results, time.perf_counter() - begin))
     print(f"written to {folder / TABLE_FILE}")
     sys.exit(int(any(result.is_failed for result in results)))
+
+
+def time_limit(part: Part, later: Sequence[Part], left: float) -> float:
+    """Seconds that a part may take: all that is left, but what is set aside for later parts."""
+    return min(left, max(part.seconds, left - sum(other.seconds for other in later)))
 
 
 def unpack(wheels: Path, folder: Path) -> None:

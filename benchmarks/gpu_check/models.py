@@ -23,14 +23,13 @@ from transformers import (
 )
 
 from benchmarks.gpu_check.marks import Marks
-from benchmarks.gpu_check.setting import NotRunError, Setting
+from benchmarks.gpu_check.setting import Setting
 from benchmarks.pair import TEXT
 from xtoken_pl import CanonicalVocabulary, MultiTeacherDistillModule, SpanLoss, Student, Teacher
 from xtoken_pl.batch import DistillBatch, TeacherBatch, TokenBatch
 from xtoken_pl.data import Windower, collate
 from xtoken_pl.models.causal_lm import LoadedModel, check_model
 from xtoken_pl.scoring.tasks import GivenRows, HiddenRows
-from xtoken_pl.specs import load_vocabulary
 from xtoken_pl.teachers.local import FrozenModel, SharedWeights
 
 #: Name of the teacher.
@@ -96,7 +95,7 @@ def _small(kind: type[PreTrainedConfig], tokenizer: PreTrainedTokenizerFast) -> 
 
 @dataclass(frozen=True)
 class Side:
-    """One of both sides: its directory with a configuration and a tokenizer, and its model of random weights."""
+    """One of both sides: its directory with a configuration, its vocabulary, and its model of random weights."""
 
     folder: str
     vocabulary: CanonicalVocabulary
@@ -127,16 +126,16 @@ class Pair:
 
         Args:
             setting: Where they run.
-            folder: Directory for the configurations and tokenizers.
+            folder: Directory for the configurations.
 
         Raises:
-            NotRunError: If the package with the real vocabularies is not installed.
+            ModuleNotFoundError: If the package with the real vocabularies is not installed.
         """
         if setting.is_full:
             try:
                 tokenizers = real_tokenizers.llama3(), real_tokenizers.qwen3()
-            except ModuleNotFoundError as error:
-                raise NotRunError(f"{error}, or give its wheel (--wheels)") from error
+            except ModuleNotFoundError as error:  # without it there is nothing to measure: that is a failure
+                raise ModuleNotFoundError(f"{error}, or give its wheel (--wheels)", name=error.name) from error
             configs: tuple[Any, Any] = _llama_1b(), _qwen_4b()
         else:
             tokenizers = packing_tokenizer(), splitting_tokenizer()
@@ -161,11 +160,10 @@ class Pair:
 def _build_side(
     setting: Setting, folder: Path, tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig, dtype: torch.dtype
 ) -> Side:
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    config.save_pretrained(folder)  # the plan of the memory reads it
     with setting.device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    vocabulary = load_vocabulary(Student(model=str(folder)))
+    vocabulary = CanonicalVocabulary.from_tokenizer(tokenizer)
     return Side(str(folder), vocabulary, check_model(model, vocabulary, role=folder.name))
 
 

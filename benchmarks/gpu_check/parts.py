@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
 from benchmarks.measure import Figure
@@ -22,7 +23,8 @@ class Part:
     Attributes:
         name: Name of the module.
         title: Title of its figures.
-        seconds: Time limit at full size; all limits together stay below 8 minutes.
+        seconds: Time that is set aside for it at full size, all together below 8 minutes; what earlier parts have left
+            is added to its time limit.
     """
 
     name: str
@@ -58,9 +60,9 @@ class PartResult:
 
     @property
     def is_failed(self) -> bool:
-        """Whether the part failed, or missed a target."""
+        """Whether the part failed, missed a target, or has a figure that is no number."""
         missed = any(figure.verdict.startswith("missed") for figure in self.figures)
-        return self.status.startswith("failed") or missed
+        return self.status.startswith("failed") or missed or not all(isfinite(figure.value) for figure in self.figures)
 
     def to_dict(self) -> dict[str, object]:
         """Content for the JSON file."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import correctness, kernels, parts
+from benchmarks.gpu_check import correctness, kernels, parts, speed
 from benchmarks.gpu_check.marks import Marks
 from benchmarks.gpu_check.one_part import run
 from benchmarks.gpu_check.parts import PARTS, Part, PartResult, run_part
@@ -90,6 +90,29 @@ def test_a_process_that_ends_without_a_result_has_failed(
     python.chmod(0o755)
     monkeypatch.setattr(parts.sys, "executable", str(python))
     assert run_part(PARTS[0], tmp_path / "lines", [], None).status == status
+
+
+def test_time_that_earlier_parts_have_left_is_added_to_a_limit() -> None:
+    one, two, three = (Part(name, name, seconds) for name, seconds in (("one", 100), ("two", 30), ("three", 60)))
+    assert command.time_limit(one, [two, three], 200) == 110
+    assert command.time_limit(two, [three], 190) == 130  # the first took 10 s
+    assert command.time_limit(three, [], 60) == 60
+    assert command.time_limit(two, [three], 70) == 30  # never below its own
+    assert command.time_limit(three, [], 5) == 5  # but for the end of the whole check
+
+
+def test_a_figure_that_is_no_number_fails_its_part() -> None:
+    for value, fails in ((1.0, False), (math.nan, True), (math.inf, True)):
+        assert PartResult(PARTS[0], "done", 1.0, [Figure("speed", value, "tokens/s")]).is_failed is fails
+
+
+def test_a_loss_that_needs_too_much_memory_misses_a_target_and_says_why() -> None:
+    figure = speed.out_of_memory(
+        "CE, logits_memory 8", torch.OutOfMemoryError("CUDA out of memory.\nTried " + 999 * "x")
+    )
+    assert (figure.what, figure.verdict) == ("CE, logits_memory 8: out of memory", "missed by 1")
+    assert figure.note.startswith("CUDA out of memory. Tried xx")
+    assert len(figure.note) < 300
 
 
 def test_all_time_limits_together_stay_below_eight_minutes() -> None:

@@ -13,10 +13,10 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 import reference_losses as reference
+import slow_losses as slow
 import torch
 from fake_vocabularies import STUDENT, TEACHER, V_S, V_T, dense, random_projection, slow_pairs
 from prefix_pairs import TEXT, Pair
-from slow_losses import slow_alm, slow_marginal, slow_prefix_partition, slow_simct, slow_strict_top_k, spans_of
 from small_models import packing_tokenizer, reversing_tokenizer, splitting_tokenizer
 from span_rows import LABELS, NUM_STUDENT_ROWS, NUM_TEACHER_ROWS, SPANS, Span, Spans, block_of, random_rows
 from torch import Tensor, nn
@@ -240,15 +240,15 @@ def text_cases(kind: type[SpanLoss], reference: Reference, **options: Any) -> It
 
 
 def slow_uld(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
-    return reference.uld(student, teacher, *rows.labels, spans_of(rows), loss.merge)
+    return reference.uld(student, teacher, *rows.labels, slow.spans_of(rows), loss.merge)
 
 
 def slow_token_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
-    return reference.token_divergence(student, teacher, *rows.labels, spans_of(rows), loss.merge, loss.divergence)
+    return reference.token_divergence(student, teacher, *rows.labels, slow.spans_of(rows), loss.merge, loss.divergence)
 
 
 def slow_projection_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
-    sides, matrix = (student, teacher, *rows.labels, spans_of(rows)), dense(random_projection())
+    sides, matrix = (student, teacher, *rows.labels, slow.spans_of(rows)), dense(random_projection())
     return reference.projection_divergence(*sides, matrix, loss.merge, loss.divergence)
 
 
@@ -256,7 +256,7 @@ def slow_partitioned(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any
     """GOLD over the pairs of equal text; H-KL over those that W adds, too."""
     pairs = slow_pairs(random_projection() if isinstance(loss, HybridKL) else None)
     rest = [[i for i in range(n) if i not in {pair[side] for pair in pairs}] for side, n in ((0, V_S), (1, V_T))]
-    sides = student, teacher, *rows.labels, spans_of(rows)
+    sides = student, teacher, *rows.labels, slow.spans_of(rows)
     options = loss.kl_weight, loss.uld_weight, loss.merge, loss.divergence
     return reference.hybrid(*sides, pairs, rest[0], rest[1], *options)
 
@@ -282,15 +282,20 @@ CASES: list[LossCase] = [
     *cases(BytePrefixKL, slow_byte_prefix_kl, TextRows()),
     *cases(BytePrefixKL, slow_byte_prefix_kl, TextRows(splitting_tokenizer, packing_tokenizer), weigh_inside=True),
     LossCase(BytePrefixKL, slow_byte_prefix_kl, {"weigh_inside": True, "teacher_top_k": 8}, TextRows()),
-    *text_cases(BPM, slow_marginal),
-    LossCase(BPM, slow_marginal, {"teacher_top_k": 8}, TextRows()),
-    *text_cases(ESCD, slow_marginal),
-    LossCase(ESCD, slow_marginal, {"teacher_top_k": 8}, TextRows()),
-    *text_cases(PrefixPartitionKL, slow_prefix_partition, first_weight=0.5),
-    LossCase(PrefixPartitionKL, slow_prefix_partition, {"teacher_top_k": 8}, TextRows()),
-    *text_cases(SimCT, slow_simct),
-    LossCase(SimCT, slow_simct, {"units": "observed", "teacher_top_k": 8}, TextRows()),
-    *cases(StrictTopK, slow_strict_top_k, _ONE_TO_ONE),
-    *cases(StrictTopK, slow_strict_top_k, _ONE_TO_ONE, student_top_k=3),
-    *cases(ALM, slow_alm, tau=5.0),
+    *text_cases(BPM, slow.slow_marginal),
+    LossCase(BPM, slow.slow_marginal, {"teacher_top_k": 8}, TextRows()),
+    *text_cases(ESCD, slow.slow_marginal),
+    LossCase(ESCD, slow.slow_marginal, {"teacher_top_k": 8}, TextRows()),
+    *text_cases(PrefixPartitionKL, slow.slow_prefix_partition, first_weight=0.5),
+    LossCase(PrefixPartitionKL, slow.slow_prefix_partition, {"teacher_top_k": 8}, TextRows()),
+    *text_cases(SimCT, slow.slow_simct),
+    LossCase(SimCT, slow.slow_simct, {"units": "observed", "teacher_top_k": 8}, TextRows()),
+    *cases(StrictTopK, slow.slow_strict_top_k, _ONE_TO_ONE),
+    *cases(StrictTopK, slow.slow_strict_top_k, _ONE_TO_ONE, student_top_k=3),
+    *cases(ALM, slow.slow_alm, tau=5.0),
+]
+#: Losses of matched rows over few teacher tokens.
+TOP_K_CASES: list[LossCase] = [
+    LossCase(kind, slow.slow_top_k, {"teacher_top_k": 3}, LetterRows(same_vocabulary=kind is TokenKL))
+    for kind in (TokenKL, ProjectionKL, HybridKL)
 ]
