@@ -63,7 +63,7 @@ docs: $(VENV)/.installed-dev  ## the documentation as a site: build/docs/index.h
 benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
-gpu-check: $(VENV)/.installed-dev  ## check and measure on a GPU, in 8 minutes; without one, in miniature on the CPU
+gpu-check: $(VENV)/.installed-dev  ## check and measure on a GPU, 8 minutes at most; without one, in miniature on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
 # An hour or two on two free cores. MORE='--store' writes the results and the table.
