@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import pkgutil, sys
 import xtoken_pl, xtoken_pl.callbacks
@@ -31,6 +33,7 @@ print("imported")
 """
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_module_needs_no_library_of_data_sets_command_line_and_servers() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT_WITHOUT], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("imported\n", 0), done.stderr

@@ -23,8 +23,8 @@ from xtoken_pl import BytePrefixKL, HybridKL, ProjectionKL, SpanLoss
 from xtoken_pl.scoring.memory import LogitMemory
 
 _LOSSES: dict[str, type[SpanLoss]] = {"P-KL": ProjectionKL, "H-KL": HybridKL, "byte-prefix KL": BytePrefixKL}
-#: GB of logits: all blocks kept, and every block but the last computed again.
-_MEMORIES = (8.0, 0.5)
+#: GB of logits: the default on a GPU, all blocks kept, and every block but the last computed again.
+_MEMORIES = (2.0, 8.0, 0.5)
 _MINIATURE = 1e-3
 _NUM_KERNELS, _LONGEST_NAME = 5, 100
 

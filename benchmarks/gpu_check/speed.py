@@ -23,7 +23,7 @@ from xtoken_pl.plan.run import Run
 from xtoken_pl.scoring.memory import LogitMemory
 
 #: Memory for logits in GB, the default first and what differs most from it next, should the time not be enough.
-_MEMORIES = (0.5, 8.0, 2.0, 1.0, 4.0)
+_MEMORIES = (2.0, 0.5, 8.0, 1.0, 4.0)
 #: Memory in miniature, in proportion to the vocabularies.
 _MINIATURE = 1e-3
 #: Teacher tokens that the paper's runs keep, and in miniature.

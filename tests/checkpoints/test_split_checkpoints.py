@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-4000:]

@@ -172,11 +172,16 @@ def test_strategy_keeps_the_papers_batch_over_all_its_gpus(strategy: Path) -> No
     config = merge(base, yaml.safe_load(strategy.read_text()))
     trainer, data = config["trainer"], config["data"]
     num_gpus = trainer["devices"] * trainer.get("num_nodes", 1)
-    assert data["batch_size"] * trainer["accumulate_grad_batches"] * num_gpus == 768
+    strategy_given = trainer.get("strategy", "auto")
+    options = strategy_given["init_args"] if isinstance(strategy_given, dict) else {}
+    group = options.get("tensor_parallel_size", 1)  # its GPUs read the same windows
+    assert data["batch_size"] * trainer["accumulate_grad_batches"] * num_gpus == 768 * group
     assert data["sequence_length"] == 4096
     assert trainer["val_check_interval"] == 500 * trainer["accumulate_grad_batches"]  # micro-batches
-    if num_gpus > 1:
-        assert trainer["strategy"] == "fsdp2"  # over all of them
+    if options:
+        assert options["data_parallel_size"] * group == num_gpus
+    elif num_gpus > 1:
+        assert strategy_given == "fsdp2"  # over all of them
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda path: path.stem)

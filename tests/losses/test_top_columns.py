@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -61,8 +63,11 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, dtype) for kind in KINDS for dtype in (torch.float64, torch.float32)), ("random", torch.bfloat16)],
+    ids=str,
+)
 def test_the_columns_are_those_of_topk(kind: str, dtype: torch.dtype) -> None:
     values = rows(kind).to(dtype)
     found = top_columns(values, K).sort(-1).values
@@ -89,6 +94,23 @@ def test_rows_of_any_length_and_layout(num_columns: int) -> None:
     k = max(1, num_columns // 8)
     expected = values.topk(k, sorted=False).indices.sort(-1).values
     torch.testing.assert_close(top_columns(values, k).sort(-1).values, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("num_threads", "sorts"), [(1, False), (3, False), (4, True)])
+def test_whole_rows_are_sorted_only_where_threads_share_them(
+    num_threads: int, monkeypatch: pytest.MonkeyPatch, *, sorts: bool
+) -> None:
+    num_calls = []
+    topk = Tensor.topk
+
+    def watched(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        num_calls.append(1)
+        return topk(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    monkeypatch.setattr(Tensor, "topk", watched)
+    top_columns(rows("random"), K)
+    assert len(num_calls) == sorts
 
 
 def test_no_row_has_no_columns() -> None:

@@ -33,7 +33,7 @@ def compared(folder: Path, num_processes: int, size: int, names: list[str]) -> l
         for rank in range(num_processes)
     ]
     try:
-        assert [process.wait() for process in processes] == [0] * num_processes
+        assert [process.wait(timeout=600) for process in processes] == [0] * num_processes
     finally:
         for process in processes:
             process.kill()
@@ -56,4 +56,4 @@ def test_split_models_have_the_loss_and_gradient_of_whole_ones(
             assert differences.pop("split ahead") == 1  # a GPU never holds the parts of several layers whole
             assert len(differences) > 10
             # In double precision, but for Gemma's norms.
-            assert all(difference < 1e-6 for difference in differences.values()), differences
+            assert all(difference < 1e-6 for difference in differences.values()), (name, differences)

@@ -47,6 +47,11 @@ def test_a_compiled_student_is_refused(model: str) -> None:
     check(Student(model=model, compile=True), tensor=1)  # matrices are not split
 
 
+def test_a_quantized_student_is_refused(model: str) -> None:
+    with pytest.raises(UserError, match=r"quantization, and the student has.*--trainer\.strategy fsdp2"):
+        check(Student(model=model, adapter=LoRA(rank=2), quantization="4bit"))
+
+
 def test_an_adapter_of_a_teacher_is_refused(model: str) -> None:
     with pytest.raises(UserError, match=r"an adapter, and the teacher 'adapted' has.*--trainer\.strategy fsdp2"):
         check(Student(model=model), adapted=Teacher(model=model, loss=TokenKL(), adapter="anywhere"))

@@ -44,7 +44,9 @@ def check_tensor_parallel_run(
         adapter = source.adapter if isinstance(source, Teacher) else None
         if isinstance(source, Teacher) and source.quantization is not None:
             continue  # whole in every process
-        for option, value in {"an adapter": adapter, "compile": source.compile or None}.items():
+        quantization = source.quantization if isinstance(source, Student) else None
+        refused = {"an adapter": adapter, "quantization": quantization, "compile": source.compile or None}
+        for option, value in refused.items():
             if value is not None:
                 raise UserError(
                     f"with tensor_parallel_size > 1 a model cannot have {option}, and the {role} has; leave it out, or "
