@@ -15,6 +15,7 @@ from xtoken_pl.callbacks.shared import distill_module, step_kind, step_kinds, wr
 from xtoken_pl.data import collate
 from xtoken_pl.data.cutting import Window
 from xtoken_pl.training.module import MultiTeacherDistillModule
+from xtoken_pl.utilities.tensors import filled
 
 # M teachers
 
@@ -69,8 +70,8 @@ def _count(module: MultiTeacherDistillModule, batch: DistillBatch) -> Tensor:
     """Returns ``[M, 5]`` counts of a batch: tokens that the teacher teaches, then those of :func:`count_spans`."""
     names = list(module.teachers)
     spans = torch.stack([count_spans(batch.teachers[name].spans) for name in names])  # [M, 4]
-    teaches = [[alpha is not None for alpha in module.domain_alphas[name]] for name in names]  # [M, D]
-    num_taught = spans.new_tensor(teaches)[:, batch.row_domain].sum(1, keepdim=True)
+    teaches = [filled([alpha is not None for alpha in module.domain_alphas[name]], spans) for name in names]  # [D]
+    num_taught = torch.stack(teaches)[:, batch.row_domain].sum(1, keepdim=True)
     return torch.cat((num_taught, spans), dim=1)
 
 

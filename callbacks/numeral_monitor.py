@@ -16,7 +16,6 @@ from xtoken_pl.batch import DistillBatch, TokenBatch
 from xtoken_pl.callbacks.shared import distill_module
 from xtoken_pl.models.head import logits
 from xtoken_pl.scoring.logit_gradients import LogitGradients, rows_in_spans
-from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
 from xtoken_pl.utilities.errors import UserError
@@ -138,7 +137,7 @@ class NumeralMonitor(pl.Callback):
         student = module.student_rows(batch.student)
         tasks = module.teacher_tasks(batch)
         row_logits = logits(student.hidden[rows], *student.head.parameters())  # [K, V_s]
-        memory = LogitMemory(module.logit_memory.budget)  # training's own is sized for its batches
+        memory = module.logit_memory.beside()
         at = LogitGradients(rows, row_logits, student, batch.cuts, memory)
         is_numeral = self._is_numeral.to(rows.device)
         of_label = batch.student.labels[is_wanted, None]  # [R, 1]

@@ -19,7 +19,6 @@ from xtoken_pl.callbacks.clocks import pause_clock
 from xtoken_pl.callbacks.shared import distill_module, step_kind
 from xtoken_pl.checkpoints.run_state import random_state, set_random_state
 from xtoken_pl.scoring.blockwise import evaluate_rows
-from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.checks import check_at_least_one
@@ -172,7 +171,7 @@ def _span_losses(
 ) -> Tensor:
     """Returns the loss ``[S]`` of every span of a teacher; one zero that is connected to the student if it has none."""
     own = {name: tasks[name]} if name in tasks else {}
-    memory = LogitMemory(module.logit_memory.budget)  # training's own holds what fits its batches
+    memory = module.logit_memory.beside()
     scores = evaluate_rows(student, own, batch.only(own).cuts, memory)
     # Without a span here, other processes may have some: sharded weights need a gradient from all of them.
     return scores.spans[name].loss if own else 0 * scores.token_nats.sum()[None]

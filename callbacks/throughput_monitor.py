@@ -20,6 +20,7 @@ from xtoken_pl.callbacks.shared import distill_module, step_kind, step_kinds, wr
 from xtoken_pl.training.module import MultiTeacherDistillModule
 from xtoken_pl.utilities.lightning_internals import is_accumulating
 from xtoken_pl.utilities.processes import data_share
+from xtoken_pl.utilities.tensors import filled
 
 # Names beside those of the teachers, which have no spaces.
 _WRITING, _ASKING = "the student's writing", "the teachers' servers"
@@ -103,7 +104,8 @@ class ThroughputMonitor(Monitor):
         seconds = perf_counter() - self._since - self._waiting.take_pause()
         passes = self._passes.take()
         parts = [passes.get(name, 0.0) for name in (_WRITING, _ASKING, *self._teachers)]
-        here = torch.tensor([seconds, self._waiting.waited, *parts, peak_memory(device)], device=device)
+        like = torch.empty((), device=device)
+        here = filled([seconds, self._waiting.waited, *parts, peak_memory(device)], like)
         peak = cast(Tensor, trainer.strategy.reduce(here[-1], reduce_op="max"))
         counted = torch.cat((self._num_tokens[None].to(here.dtype), here[:-1]))
         sums = cast(Tensor, trainer.strategy.reduce(counted, reduce_op="sum"))

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def time_limit(part: Part, later: Sequence[Part], left: float) -> float:
-    """Seconds that a part may take: all that is left, but what is set aside for later parts."""
+    """Seconds that a part may take: all the time that is left, except what is set aside for later parts."""
     return min(left, max(part.seconds, left - sum(other.seconds for other in later)))
 
 

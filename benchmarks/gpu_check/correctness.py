@@ -34,7 +34,7 @@ _Result = tuple[Tensor, Tensor]
 _LOSS_BOUNDS: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-4), "bf16 autocast": (1e-5, 5e-3)}
 #: Those of whole steps, whose models are rounded, too; the error of the gradient is that of its 2-norm.
 _STEP_BOUNDS: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-4), "bf16 autocast": (5e-3, 0.05)}
-#: ULD compares ranks, and rounded logits have other ranks: the sign of a part of its gradient is another one.
+#: ULD compares sorted probabilities: rounding changes the order, and with it the sign of a part of the gradient.
 _ULD_BOUNDS: dict[Precision, tuple[float, float]] = _STEP_BOUNDS | {"bf16 autocast": (5e-3, 0.2)}
 #: Memory for logits in bytes: blocks of one row, of some rows, all rows at once with the gradients kept.
 _MEMORIES = (1.0, 1e5, 1e9)

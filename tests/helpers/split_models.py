@@ -27,7 +27,7 @@ from xtoken_pl.models.adapters import add_adapter
 from xtoken_pl.models.head import Head
 from xtoken_pl.models.sharding import full_state, layers, shard
 from xtoken_pl.models.tensor_parallel import tensor_mesh
-from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel
+from xtoken_pl.models.tensor_parallel_plan import check_can_be_split
 from xtoken_pl.scoring.blockwise import evaluate_rows
 from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows
@@ -99,7 +99,7 @@ def compare(name: str, mesh: Any) -> dict[str, float]:
     expected.backward()
     group = None if (of_group := tensor_mesh(mesh)) is None else of_group.get_group()
     if of_group is not None and "+" not in name:
-        check_tensor_parallel(split, of_group.size(), role="student")
+        check_can_be_split(split, of_group.size(), role="student")
     num_ahead = shard_and_watch(split, mesh)
     loss = nats(split, group, block_rows=3)
     loss.backward()

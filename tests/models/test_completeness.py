@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -156,7 +157,8 @@ def test_models_that_are_sharded_or_checked_without_accelerate_lack_nothing_eith
 ) -> None:
     monkeypatch.setattr("xtoken_pl.models.loading.find_spec", lambda name: None)
     folder = damaged(models / "llama", tmp_path / "damaged", without("layers.1."))
-    vocabulary, mesh = CanonicalVocabulary.from_tokenizer(packing_tokenizer()), cast(DeviceMesh, object())
+    vocabulary = CanonicalVocabulary.from_tokenizer(packing_tokenizer())
+    mesh = cast(DeviceMesh, SimpleNamespace(ndim=1))
     check_weights(Student(model=folder), role="student")
     with pytest.raises(UserError, match="weights of the student must be complete"):
         place_student(Student(model=folder), vocabulary, mesh, "cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -26,7 +27,7 @@ from xtoken_pl.utilities.errors import UserError
 
 _UNKNOWN = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 _NVFP4 = {"quant_method": "nvfp4"}
-_A_MESH: Any = object()  # nothing is sharded over it
+_A_MESH: Any = SimpleNamespace(ndim=1)  # nothing is sharded over it
 
 
 @pytest.fixture(scope="module")

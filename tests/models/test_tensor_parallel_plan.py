@@ -10,7 +10,7 @@ from split_models import settings_of
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from xtoken_pl.models.adapters import add_adapter
-from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel
+from xtoken_pl.models.tensor_parallel_plan import check_can_be_split
 from xtoken_pl.specs import LoRA
 from xtoken_pl.utilities.errors import UserError
 
@@ -23,7 +23,7 @@ def bare(name: str, **changes: Any) -> PreTrainedModel:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gemma3_text", "gpt_neox", "qwen3_5_text", "olmo2"])
 def test_dense_architectures_with_a_plan_can_be_split(name: str) -> None:
-    check_tensor_parallel(bare(name), 2, role="student")
+    check_can_be_split(bare(name), 2, role="student")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_dense_architectures_with_a_plan_can_be_split(name: str) -> None:
 )
 def test_others_are_refused_by_name_with_the_way_out(name: str, size: int, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=f"{said}.*tensor_parallel_size"):
-        check_tensor_parallel(bare(name, **changes), size, role="student")
+        check_can_be_split(bare(name, **changes), size, role="student")
 
 
 def test_a_weight_between_split_layers_needs_a_plan() -> None:
@@ -54,7 +54,7 @@ def test_a_weight_between_split_layers_needs_a_plan() -> None:
     plan = model.config.base_model_tp_plan
     model.config.base_model_tp_plan = {name: style for name, style in plan.items() if not name.endswith("q_norm")}
     with pytest.raises(UserError, match=r"names none for layers\.0\.self_attn\.q_norm\.weight"):
-        check_tensor_parallel(model, 2, role="teacher 'large'")
+        check_can_be_split(model, 2, role="teacher 'large'")
 
 
 @pytest.mark.slow  # imports PEFT
@@ -62,7 +62,7 @@ def test_a_model_with_an_adapter_is_refused() -> None:
     model = bare("llama")
     add_adapter(model, LoRA(rank=2))
     with pytest.raises(UserError, match=r"without adapters, and the teacher 'large' \(LlamaForCausalLM\) has one; set"):
-        check_tensor_parallel(model, 2, role="teacher 'large'")
+        check_can_be_split(model, 2, role="teacher 'large'")
 
 
 def test_a_plan_for_a_weight_alone_is_refused() -> None:
@@ -70,4 +70,4 @@ def test_a_plan_for_a_weight_alone_is_refused() -> None:
     plan = model.config.base_model_tp_plan  # the class's own
     model.config.base_model_tp_plan = {**plan, "layers.*.mlp.up_proj.weight": "replicated_with_grad_allreduce"}
     with pytest.raises(UserError, match=r"style 'replicated_with_grad_allreduce' for layers\.0\.mlp\.up_proj\.weight"):
-        check_tensor_parallel(model, 2, role="student")
+        check_can_be_split(model, 2, role="student")

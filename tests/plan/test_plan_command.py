@@ -68,6 +68,12 @@ def test_papers_best_run_is_planned_from_its_configs_alone(plan: Plan, paper: Pa
     shown = re.search(r"^```text\n(1 GPU .*?)^```", (ROOT / "docs/scaling.md").read_text(), re.MULTILINE | re.DOTALL)
     assert shown is not None
     assert shown[1] in printed
+    smaller = plan("--trainer.accelerator", "gpu", "--gpu_memory", "40")
+    needed = smaller.split("\nfits with ")[1]
+    for change in ("activation_checkpointing: true", "batch_size: 2 ", "logits_memory: 0.5"):  # as the page says
+        assert change in needed
+    assert "activation_checkpointing: true saves 36.94 GB" in smaller
+    assert "logits_memory: 0.5 saves 1.57 GB" in smaller
     with pytest.raises(UserError, match=r"plan\.json exists and is not overwritten"):
         plan("--json_output", "plan.json")
 

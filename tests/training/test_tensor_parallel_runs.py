@@ -57,6 +57,23 @@ def test_an_adapter_of_a_teacher_is_refused(model: str) -> None:
         check(Student(model=model), adapted=Teacher(model=model, loss=TokenKL(), adapter="anywhere"))
 
 
+def test_a_student_that_lightning_would_convert_is_refused(model: str) -> None:
+    strategy = ModelParallelStrategy(3, 2)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=6,
+        strategy=strategy,
+        precision="bf16-true",
+        logger=False,
+        enable_checkpointing=False,
+    )
+    with pytest.raises(UserError, match=r"precision=bf16-true, bfloat16, and no adapter, got float32; set"):
+        check_tensor_parallel_run(trainer, Student(model=model), {}, None)
+    with pytest.raises(UserError, match=r"got bfloat16 and an adapter; set.*bf16-mixed"):
+        check_tensor_parallel_run(trainer, Student(model=model, dtype="bfloat16", adapter=LoRA(rank=2)), {}, None)
+    check_tensor_parallel_run(trainer, Student(model=model, dtype="bfloat16"), {}, None)
+
+
 def test_rollouts_are_refused(model: str) -> None:
     rollouts = Rollouts(max_new_tokens=8)
     with pytest.raises(UserError, match=r"leave model\.rollouts out, or use --trainer\.strategy fsdp2"):

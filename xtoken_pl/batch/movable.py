@@ -16,7 +16,8 @@ class Movable:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Returns a copy on ``device``.
 
-        Tensors in page-locked memory are copied as with ``non_blocking``, which Lightning passes to tensors only.
+        Tensors in page-locked memory are copied without blocking: Lightning passes ``non_blocking`` to plain
+        tensors only.
         """
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
 

@@ -156,8 +156,9 @@ class DistillCLI(LightningCLI):
         """Checks the strategy, the callbacks, the settings and the checkpoint before texts are read."""
         self._check_strategy()
         for callback in cast(Any, self.trainer).callbacks:
-            if check := getattr(callback, "check_module", None):
-                check(self.model)
+            for name, checked in (("check_module", self.model), ("check_trainer", self.trainer)):
+                if check := getattr(callback, name, None):
+                    check(checked)
         check_fit(self.trainer, self.model, self.datamodule)
         self._find_checkpoint()
 

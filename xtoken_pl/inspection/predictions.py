@@ -12,7 +12,6 @@ from torch import Tensor
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.inspection.tokens import Token, tokens_of
 from xtoken_pl.scoring.blockwise import evaluate_rows
-from xtoken_pl.scoring.memory import LogitMemory
 from xtoken_pl.scoring.tasks import HiddenRows, TeacherTask
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.training.module import MultiTeacherDistillModule
@@ -74,7 +73,7 @@ def predict(
     batch = batch.planned(module.planners())
     student = module.student_rows(batch.student)
     tasks = module.teacher_tasks(batch)
-    memory = LogitMemory(module.logit_memory.budget)  # training's own holds what fits its batches
+    memory = module.logit_memory.beside()
     scores = evaluate_rows(student, tasks, batch.only(tasks).cuts, memory)
     results: dict[str, Predictions] = {}
     for name, task in tasks.items():

@@ -146,7 +146,7 @@ class ProjectionKL(DivergenceLoss):
     def project(self, probs: Tensor) -> Tensor:
         """``[S, V_s] -> [S, R]``: Wᵀ applied to rows, the teacher tokens that it reaches."""
         learned = self.learned
-        return cast(Tensor, self.product(probs) if learned is None else self.product(probs, learned(), learned.learned))
+        return cast(Tensor, self.product(probs) if learned is None else self.product(probs, learned(), learned.entries))
 
     def score_rows(
         self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_c: Tensor, teacher_log_c: Tensor

@@ -15,7 +15,7 @@ from xtoken_pl.models.reach import freeze_unreached
 from xtoken_pl.models.router_loss import RouterLoss
 from xtoken_pl.models.sharding import compile_layers, shard
 from xtoken_pl.models.tensor_parallel import tensor_mesh
-from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel
+from xtoken_pl.models.tensor_parallel_plan import check_can_be_split
 from xtoken_pl.specs import Student
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
@@ -74,7 +74,7 @@ def place_student(
             "ddp, or give a model that is not quantized"
         )
     if (group := tensor_mesh(mesh)) is not None:
-        check_tensor_parallel(loaded.model, group.size(), role="student")
+        check_can_be_split(loaded.model, group.size(), role="student")
     coefficient = source.router_aux_loss_coef
     router_loss = RouterLoss(loaded.model, coefficient) if coefficient else None
     if source.adapter is not None:

@@ -39,7 +39,7 @@ class TensorParallelSplit:
     model is run on a short input now, and once more by :meth:`check`.
 
     Args:
-        model: A model that passes :func:`xtoken_pl.models.tensor_parallel_plan.check_tensor_parallel`, not sharded yet;
+        model: A model that passes :func:`xtoken_pl.models.tensor_parallel_plan.check_can_be_split`, not sharded yet;
             it may have got a LoRA since.
         mesh: Processes of the group, in one dimension.
     """

@@ -33,7 +33,7 @@ LINEAR: dict[str, Callable[[], ParallelStyle]] = {
 
 
 def check_tensor_parallel_source(source: ModelSource, size: int, *, role: str, on_gpu: bool) -> None:
-    """Checks the same as :func:`check_tensor_parallel` from a model's configuration alone.
+    """Checks the same as :func:`check_can_be_split` from a model's configuration alone.
 
     Does nothing for a model that stays quantized, which is not split, and for one that cannot be read: loading reports
     the reason, and the loaded model is checked again.
@@ -45,7 +45,7 @@ def check_tensor_parallel_source(source: ModelSource, size: int, *, role: str, o
         on_gpu: Whether the model runs on GPUs, whose kernels may keep its files quantized.
 
     Raises:
-        UserError: As :func:`check_tensor_parallel`, or if ``source.model`` holds a PEFT adapter.
+        UserError: As :func:`check_can_be_split`, or if ``source.model`` holds a PEFT adapter.
     """
     trusted = source.trust_remote_code
     try:
@@ -66,10 +66,10 @@ def check_tensor_parallel_source(source: ModelSource, size: int, *, role: str, o
         raise
     except (OSError, ValueError):
         return
-    check_tensor_parallel(model, size, role=role)
+    check_can_be_split(model, size, role=role)
 
 
-def check_tensor_parallel(model: PreTrainedModel, size: int, *, role: str) -> None:
+def check_can_be_split(model: PreTrainedModel, size: int, *, role: str) -> None:
     """Checks that the layers of a model can be split over ``size`` processes; its weights need not be there.
 
     Args:

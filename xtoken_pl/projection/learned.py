@@ -13,7 +13,7 @@ from xtoken_pl.utilities.errors import UserError
 _LEAST_WEIGHT = 1e-12
 
 # V_s student's vocabulary size, K entries per row (4), E non-zero entries of W, M rows with several teacher tokens,
-# E' their entries
+# L their entries, whose weights are learned
 
 
 class LearnedProjection(nn.Module):
@@ -38,8 +38,8 @@ class LearnedProjection(nn.Module):
     support: Tensor  # [M, K], teacher ids, -1 for entries that a row does not use
     base: Tensor  # [V_s, K], initial W
     initial: Tensor  # [E], initial weights
-    learned: Tensor  # [E'], places in [E] of the weights that are learned
-    used: Tensor  # [E'], places in [M * K] of their logits
+    entries: Tensor  # [L], places in [E] of the weights that are learned
+    used: Tensor  # [L], places in [M * K] of their logits
 
     def __init__(self, projection: Projection) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class LearnedProjection(nn.Module):
         _, _, weights = projection.entries()
         places = torch.full_like(projection.indices, -1).masked_scatter(is_used, torch.arange(len(weights)))[rows]
         used = torch.nonzero(places.flatten() >= 0).squeeze(1)
-        buffers = {"base": projection.weights, "initial": weights, "learned": places.flatten()[used], "used": used}
+        buffers = {"base": projection.weights, "initial": weights, "entries": places.flatten()[used], "used": used}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
         # Saved in checkpoints together with the logits, to identify their entries.
@@ -69,7 +69,7 @@ class LearnedProjection(nn.Module):
     def forward(self) -> Tensor:
         """Returns the current weights of the entries, ``[E]``, in the order of :meth:`Projection.entries`."""
         learned = self._learned_rows().flatten().index_select(0, self.used)
-        return self.initial.to(learned.dtype).index_copy(0, self.learned, learned)
+        return self.initial.to(learned.dtype).index_copy(0, self.entries, learned)
 
     def _learned_rows(self) -> Tensor:
         """``[M, K]``, 0 outside the support."""

@@ -24,7 +24,7 @@ class SparseProduct(nn.Module):
         weights: ``[E]`` default weights.
 
     Shape:
-        rows: ``[..., I]``; weights: ``[E]``; learned: ``[E']``, the entries whose weights get a gradient; returns
+        rows: ``[..., I]``; weights: ``[E]``; learned: ``[L]``, the entries whose weights get a gradient; returns
         ``[..., J]``. It is differentiable in the rows, and in weights that are passed with them.
     """
 

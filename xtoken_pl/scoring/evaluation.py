@@ -108,11 +108,8 @@ class Evaluation:
 
     def _score_nothing(self, heads: _Heads) -> RowScores:
         nothing = Block.empty(self.teachers)
-        rows = self._compute_logits(nothing, heads)
-        none = {name: matrix[:0] for name, matrix in rows.items()}
-        scores = self._score_piece(nothing, nothing.pieces[0], none, None)
-        self.memory.give(*rows.values())
-        return scores
+        none = {name: weight.new_empty(0, len(weight)) for name, (weight, _) in heads.items()}
+        return self._score_piece(nothing, nothing.pieces[0], none, None)
 
     def _score_piece(
         self, block: Block, piece: Block, rows: Mapping[str, Tensor], kept: KeptGradients | None

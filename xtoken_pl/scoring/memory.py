@@ -29,7 +29,7 @@ _CPU = _Limits(block_share=0.9, block_rows=272, piece_share=0.25, piece_bytes=2*
 #: A GPU needs large pieces, or starting a kernel takes longer than the kernel: reading and writing 64 MiB takes an H100
 #: 40 microseconds. A head's products are limited by FLOP from some 350 rows on, those of the head's gradient, which is
 #: added in float32, from some 2,100; larger blocks gain nothing, but leave less to be kept. The default budget has room
-#: for both with a vocabulary of 200,000 tokens.
+#: for over 1,000 rows of logits, and pieces of 64 MB, with two teachers and vocabularies of up to 200,000 tokens.
 _GPU = _Limits(block_share=0.5, block_rows=2**12, piece_share=0.5, piece_bytes=2**27, default_budget=2e9)
 
 
@@ -111,6 +111,11 @@ class LogitMemory:
     def budget_on(self, kind: str) -> float:
         """Returns the budget in bytes on a type of device, such as ``cpu`` or ``cuda``; 2 GB on a GPU by default."""
         return _limits(kind).default_budget if self.budget is None else self.budget
+
+    def beside(self) -> LogitMemory:
+        """Returns memory of at most 0.5 GB for monitors: training's own holds matrices for its batches."""
+        default = _CPU.default_budget
+        return LogitMemory(default if self.budget is None else min(self.budget, default))
 
     def take(self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Lends a matrix ``[num_rows, width]``, or with more rows, not initialized, until it is given back."""

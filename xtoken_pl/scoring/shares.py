@@ -20,7 +20,7 @@ from xtoken_pl.scoring.tasks import RowScores, TeacherTask
 from xtoken_pl.utilities.errors import UserError
 from xtoken_pl.utilities.processes import gather
 
-#: Losses whose scores all processes were found to have alike, and whether in training, or otherwise.
+#: Losses that return the same kinds of scores in all processes, with the modes (training or not) that were checked.
 _ALIKE: WeakKeyDictionary[SpanLoss, set[bool]] = WeakKeyDictionary()
 
 

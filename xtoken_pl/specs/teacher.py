@@ -34,8 +34,8 @@ class Teacher(ModelSource):
         projection: File written by ``python -m xtoken_pl project``; None builds W from the two tokenizers.
         learn_projection: Whether to learn the weights of W together with the student; for ProjectionKL.
         compile_loss: Whether to compile the loss with ``torch.compile``, which fuses its elementwise passes over the
-            vocabulary; for losses without a plan. The results are the same but for rounding. Off by default, since no
-            gain has been measured on a GPU.
+            vocabulary; for losses that do not plan each batch. The results are the same but for rounding. Off by
+            default, since no gain has been measured on a GPU.
         cpu_offload: Whether to hold the weights in CPU memory except during the teacher's forward pass; a copy of its
             head stays on the device for the losses.
         adapter: PEFT adapter on top of ``model``, a directory or a hub id. Teachers that load the same ``model`` with

@@ -20,7 +20,7 @@ from xtoken_pl.models.loading import base_model, load_causal_lm
 from xtoken_pl.models.quantized_files import is_quantized
 from xtoken_pl.models.sharding import compile_layers, is_sharded, release, shard
 from xtoken_pl.models.tensor_parallel import tensor_mesh
-from xtoken_pl.models.tensor_parallel_plan import check_tensor_parallel
+from xtoken_pl.models.tensor_parallel_plan import check_can_be_split
 from xtoken_pl.scoring.tasks import HiddenRows, rows_of
 from xtoken_pl.specs import Teacher
 from xtoken_pl.teachers.branches import CachedBranches, check_branches
@@ -152,7 +152,7 @@ def place_teachers(
         first = sources[names[0]]
         model, adapters = _load(sources, device)
         if group is not None and not is_quantized(model):
-            check_tensor_parallel(model, group.size(), role=_role(sources))
+            check_can_be_split(model, group.size(), role=_role(sources))
         loaded: dict[str, LoadedModel] = {}
         for name, source in sources.items():
             role = f"teacher {name!r}"

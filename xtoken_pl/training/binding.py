@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -18,6 +19,8 @@ from xtoken_pl.specs import Teacher
 from xtoken_pl.tokenization import CanonicalVocabulary
 from xtoken_pl.utilities.errors import UserError
 
+#: Graphs of one function that torch keeps if losses are compiled.
+_MOST_GRAPHS = 64
 _RECOMMENDED: dict[str, type[SpanLoss]] = {
     kind.__name__: kind for kind in (TokenKL, ProjectionKL, HybridKL, BytePrefixKL)
 }
@@ -147,6 +150,8 @@ def _compile(name: str, loss: SpanLoss) -> None:
             f"{type(loss).__name__} of teacher {name!r} plans each batch; leave compile_loss out, or use ProjectionKL, "
             "HybridKL or TokenKL"
         )
+    # Compiled modules share one count of graphs, of which torch allows eight: a loss has three, its sizes of 1 others.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
     loss.compile(dynamic=True)
 
 

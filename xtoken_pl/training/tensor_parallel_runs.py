@@ -16,6 +16,9 @@ from xtoken_pl.utilities.lightning_internals import parallel_sizes
 
 _FSDP2 = "--trainer.strategy fsdp2, which shards the models without splitting their matrices"
 
+#: Precisions of Lightning that convert weights, with their dtype.
+_CONVERTED = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
+
 
 def check_tensor_parallel_run(
     trainer: pl.Trainer, student: Student, teachers: Mapping[str, Teacher], rollouts: Rollouts | None
@@ -39,6 +42,7 @@ def check_tensor_parallel_run(
             "with tensor_parallel_size > 1 a student does not write, since all processes of a group would have to draw "
             f"the same tokens; leave model.rollouts out, or use {_FSDP2}"
         )
+    _check_dtype(str(trainer.precision), student)
     on_gpu = not isinstance(trainer.accelerator, CPUAccelerator)
     for role, source in _roles(student, teachers).items():
         adapter = source.adapter if isinstance(source, Teacher) else None
@@ -53,6 +57,17 @@ def check_tensor_parallel_run(
                     f"use {_FSDP2}"
                 )
         check_tensor_parallel_source(source, size, role=role, on_gpu=on_gpu)
+
+
+def _check_dtype(precision: str, student: Student) -> None:
+    """Refuses a precision to which Lightning would convert the student, once it is split and sharded."""
+    wanted = _CONVERTED.get(precision)
+    if wanted is not None and (student.dtype != wanted or student.adapter is not None):
+        raise UserError(
+            f"with tensor_parallel_size > 1 the student must have the dtype of trainer.precision={precision}, "
+            f"{wanted}, and no adapter, got {student.dtype}{' and an adapter' * (student.adapter is not None)}; set "
+            f"model.student.dtype, use trainer.precision=bf16-mixed, or use {_FSDP2}"
+        )
 
 
 def _roles(student: Student, teachers: Mapping[str, Teacher]) -> dict[str, ModelSource]:

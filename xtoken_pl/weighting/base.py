@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from xtoken_pl.batch import DistillBatch, SpanBatch
 from xtoken_pl.losses import RowContent, SpanScores
 from xtoken_pl.scoring.tasks import RowConfidence, RowScores
 from xtoken_pl.utilities.errors import UserError
+from xtoken_pl.utilities.tensors import filled
 
 # B sequences, D domains, N student rows, S spans of a teacher, V_s student's vocabulary size
 
@@ -80,8 +80,8 @@ def teacher_scores(
     for name, span_scores in scores.spans.items():
         spans = batch.teachers[name].spans
         views[name] = TeacherScores(
-            domain_alpha=_filled([alpha or 0.0 for alpha in alphas[name]], span_scores.loss),
-            takes_part=_filled([alpha is not None for alpha in alphas[name]], sequence).bool(),
+            domain_alpha=filled([alpha or 0.0 for alpha in alphas[name]], span_scores.loss),
+            takes_part=filled([alpha is not None for alpha in alphas[name]], sequence).bool(),
             scores=span_scores,
             spans=spans,
             confidence=scores.confidence.get(name),
@@ -91,11 +91,6 @@ def teacher_scores(
             row_domain=row_domain,
         )
     return views
-
-
-def _filled(values: Sequence[float], like: Tensor) -> Tensor:
-    """The values as a tensor, filled on the device: the host would wait for a copy."""
-    return torch.stack([like.new_full((), value) for value in values])
 
 
 class Weighting(nn.Module, ABC):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from xtoken_pl.batch import DistillBatch
 from xtoken_pl.specs import Teacher
+from xtoken_pl.utilities.tensors import filled
 
 
 def kind_weights(teachers: Mapping[str, Teacher], like: Tensor) -> dict[str, Tensor]:
@@ -19,12 +19,7 @@ def kind_weights(teachers: Mapping[str, Teacher], like: Tensor) -> dict[str, Ten
         like: Tensor whose dtype and device the weights take.
     """
     given = {name: teacher.kind_weights for name, teacher in teachers.items()}
-    # Filled on the device: the host would wait for a copy.
-    return {
-        name: torch.stack([like.new_full((), weight) for weight in weights])
-        for name, weights in given.items()
-        if weights is not None
-    }
+    return {name: filled(weights, like) for name, weights in given.items() if weights is not None}
 
 
 def span_weights(weights: Mapping[str, Tensor], batch: DistillBatch) -> dict[str, Tensor]:
