@@ -66,7 +66,7 @@ benchmarks: $(VENV)/.installed-dev  ## measure, and compare with benchmarks/resu
 gpu-check: $(VENV)/.installed-dev  ## check and measure on a GPU, 8 minutes at most; without one, in miniature on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
-# An hour or two on two free cores. MORE='--store' writes the results and the table.
+# About an hour. MORE='--store' writes the results and the table.
 peers: $(VENV)/.installed-dev .venv-peers/.installed  ## whole training runs of other packages against this one
 	$(BIN)/python -m benchmarks.peers $(MORE)
 
