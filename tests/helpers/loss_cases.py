@@ -256,9 +256,8 @@ def slow_partitioned(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any
     """GOLD over the pairs of equal text; H-KL over those that W adds, too."""
     pairs = slow_pairs(random_projection() if isinstance(loss, HybridKL) else None)
     rest = [[i for i in range(n) if i not in {pair[side] for pair in pairs}] for side, n in ((0, V_S), (1, V_T))]
-    sides = student, teacher, *rows.labels, slow.spans_of(rows)
     options = loss.kl_weight, loss.uld_weight, loss.merge, loss.divergence
-    return reference.hybrid(*sides, pairs, rest[0], rest[1], *options)
+    return reference.hybrid(student, teacher, *rows.labels, slow.spans_of(rows), pairs, *rest, *options)
 
 
 def slow_byte_prefix_kl(rows: LossRows, student: Tensor, teacher: Tensor, loss: Any) -> Tensor:
