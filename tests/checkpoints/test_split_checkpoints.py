@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import split_checkpoints
 import torch
 from safetensors.torch import load_file
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, write_model
 from split_checkpoints import NUM_STEPS, OTHERS, RUNS
+from started_helpers import run_helper
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.slow
@@ -36,15 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints")
     prepare(path)
     for run in [*RUNS, "last"]:
-        done = subprocess.run(
-            [sys.executable, split_checkpoints.__file__, run, str(path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        run_helper("split_checkpoints", run, path, timeout=600)
     return path
 
 
