@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import yaml
 from eval_tasks import WORDS, write_tasks
 from safetensors.torch import load_file
 from small_models import TEXTS, packing_tokenizer, splitting_tokenizer, without_bos_and_eos, write_model
+from started_helpers import run_helper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -63,19 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `strategies.py` wrote for one process, and for several under each strategy."""
     path = tmp_path_factory.mktemp("processes")
     prepare(path)
-    script = Path(__file__).parents[1] / "helpers/strategies.py"
     for name in ("one", *STRATEGIES):
         chosen = RECIPES if name == "one" else [recipe for run, recipe in RUNS if run == name]
         chosen = [*chosen, "single"] if name in ("one", "tensor") else chosen
-        done = subprocess.run(
-            [sys.executable, str(script), name, str(path), *chosen],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        run_helper("strategies", name, path, *chosen, timeout=600)
     return path
 
 
